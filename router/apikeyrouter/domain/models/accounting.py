@@ -1,0 +1,341 @@
+"""What the ledger counts: limits, lanes, scopes, candidates, and its answers.
+
+Units are fixed here once: amounts are integers (requests, tokens, nano-dollars), times are integer
+microseconds of the ledger's own clock. Nothing in this file does I/O.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+AMOUNT_MAX = 2**53 - 1
+"""Largest integer a Lua number holds exactly; larger amounts are refused, never rounded."""
+
+CANDIDATES_MAX = 64
+LANES_PER_CANDIDATE_MAX = 4
+SHARED_SCOPES_MAX = 8
+SCOPES_PER_CANDIDATE_MAX = 4
+LIMITS_PER_LANE_MAX = 8
+UNPRICED = -1
+"""A cost that is not known. Never 0: a scope's `unpriced` rule says what happens."""
+
+
+class Metric(StrEnum):
+    """What a limit counts."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+    INPUT_TOKENS = "input_tokens"
+    OUTPUT_TOKENS = "output_tokens"
+    SPEND = "spend"
+    CONCURRENCY = "concurrency"
+
+
+class LimitKind(StrEnum):
+    """How a limit refills. `accounting.md` §2.5 says which provider has which."""
+
+    BUCKET = "bucket"
+    FIXED = "fixed"
+    CALENDAR = "calendar"
+    SLIDING = "sliding"
+    CONCURRENCY = "concurrency"
+
+
+class Period(StrEnum):
+    """A calendar period, in the time zone of whoever declares it."""
+
+    HOURLY = "hourly"
+    DAILY = "daily"
+    WEEKLY = "weekly"
+    MONTHLY = "monthly"
+    TOTAL = "total"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """One limit of a lane, e.g. 500 requests a minute as a bucket.
+
+    `name` is what a denial calls it: rpm, tpm, itpm, otpm, rpd, tpd, spend, concurrency (or any other short name).
+    `amount` per `period_us` (buckets, fixed, sliding) or per `calendar` period in `timezone` (calendar), or in flight
+    (concurrency). `burst` is the bucket's capacity (default `amount`); `headroom` (0 … 0.5) is taken off it.
+    """
+
+    name: str
+    metric: Metric
+    kind: LimitKind
+    amount: int
+    period_us: int = 60_000_000
+    burst: int | None = None
+    headroom: float = 0.0
+    calendar: Period = Period.DAILY
+    timezone: str = "UTC"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breaker:
+    """Circuit breaker of a lane: opens after `failures` within `window_us`, then one probe fleet-wide."""
+
+    failures: int = 5
+    window_us: int = 10_000_000
+    open_us: int = 5_000_000
+    open_max_us: int = 300_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneConfig:
+    """What a provider meters (or one key's own caps). No limits: *unlearned*, unlimited until a header reveals one."""
+
+    id: str
+    limits: tuple[Limit, ...] = ()
+    breaker: Breaker | None = None
+    fair: bool = False
+    """Whether principals share this lane fairly when its headroom is scarce."""
+
+
+class UnpricedRule(StrEnum):
+    """What a scope does with a request whose cost cannot be bounded or priced."""
+
+    DENY = "deny"
+    FLAT = "flat"
+    METER = "meter"
+
+
+class SuspenseRule(StrEnum):
+    """What becomes of the money of an expired reservation, after `suspense_after_us`."""
+
+    CHARGE = "charge"
+    REFUND = "refund"
+    HOLD = "hold"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScopeConfig:
+    """A budget. Under `hard`, settled + held + suspense ≤ limit after every admission."""
+
+    id: str
+    limit_nanousd: int
+    hard: bool
+    period: Period
+    timezone: str = "UTC"
+    unpriced: UnpricedRule = UnpricedRule.DENY
+    flat_nanousd: int = 0
+    suspense: SuspenseRule = SuspenseRule.CHARGE
+    suspense_after_us: int = 3_600_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """Amounts of one attempt. `expected` for ranking and lanes, `bound` for hard scopes; UNPRICED where unknown."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    expected_nanousd: int = 0
+    bound_nanousd: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One way to serve a request: the lanes it is metered in, its own scopes, and what it is expected to take."""
+
+    lanes: tuple[str, ...]
+    scopes: tuple[str, ...] = ()
+    charge: Charge = field(default_factory=Charge)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReserveRequest:
+    """Hold the first candidate that has room in every lane and every scope, or nothing.
+
+    `rid` is made by the caller, one per attempt, and makes every transition idempotent. `config_version` 0 means
+    "whatever is active"; otherwise a reserve made under another configuration is refused as STALE_CONFIG.
+    """
+
+    rid: bytes
+    candidates: tuple[Candidate, ...]
+    scopes: tuple[str, ...] = ()
+    lease_us: int = 30_000_000
+    config_version: int = 0
+    principal: str = ""
+    weight: int = 1
+    pool: str = ""
+
+
+class Reason(IntEnum):
+    """Why a candidate, or the whole request, was not admitted. Values are the scripts' codes."""
+
+    LIMIT = 1
+    COOLDOWN = 2
+    BREAKER_OPEN = 3
+    PROBE_IN_FLIGHT = 4
+    BUDGET = 5
+    UNPRICED = 6
+    FAIR_SHARE = 7
+    NEVER_FITS = 8
+    CLOCK_SUSPECT = 9
+
+
+class RetryKind(IntEnum):
+    """How far a retry time can be trusted."""
+
+    EXACT = 1
+    ESTIMATED = 2
+    NEVER = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """Where in the cell's history an answer stands. A `seq` that goes back proves lost writes (law 9)."""
+
+    epoch: int
+    seq: int
+    now_us: int
+    config_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """Why one candidate lost: `where` is the id of the binding lane or scope, `limit` the name of its binding limit."""
+
+    index: int
+    reason: Reason
+    where: str
+    limit: str
+    retry_at_us: int
+    retry_kind: RetryKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """Held: candidate `index` (into the request's candidates) until `deadline_us`, renewable."""
+
+    stamp: Stamp
+    rid: bytes
+    index: int
+    deadline_us: int
+    probe: bool
+    soft_exceeded: tuple[str, ...]
+    losses: tuple[Loss, ...]
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denial:
+    """Nothing was held. `binding` is the loss that ends soonest; `losses` has one entry per candidate."""
+
+    stamp: Stamp
+    binding: Loss
+    losses: tuple[Loss, ...]
+
+
+class State(IntEnum):
+    """States of a reservation. OPEN and SUSPENDED ones still count; the others are tombstones."""
+
+    OPEN = 1
+    SUSPENDED = 2
+    SETTLED = 3
+    RELEASED = 4
+    CANCELLED = 5
+    EXPIRED = 6
+
+
+class Outcome(IntEnum):
+    """What an attempt says about the health of its lanes."""
+
+    NEUTRAL = 0
+    SUCCESS = 1
+    FAILURE = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """What was really used. `cost_nanousd` UNPRICED when the price is unknown."""
+
+    rid: bytes
+    input_tokens: int
+    output_tokens: int
+    cost_nanousd: int
+    outcome: Outcome = Outcome.SUCCESS
+    latency_us: int = 0
+    estimated: bool = False
+
+
+class Result(IntEnum):
+    """How a transition after reserve ended. Values are the scripts' codes."""
+
+    OK = 1
+    REPLAYED = 2
+    CONFLICT = 3
+    UNMATCHED = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    """Answer to settle, release, cancel, reassert: the result and the state the reservation is in now."""
+
+    stamp: Stamp
+    result: Result
+    state: State | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitState:
+    """One limit as the snapshot shows it. `used` of `capacity`; `full_again_us` when all of it is free again."""
+
+    name: str
+    metric: Metric
+    kind: LimitKind
+    capacity: int
+    used: int
+    reset_at_us: int
+    learned: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneState:
+    """A lane as the snapshot shows it. Health counts decay (halved every minute); latency is an EWMA."""
+
+    id: str
+    seq: int
+    in_flight: int
+    blocked_until_us: int
+    breaker: str
+    breaker_until_us: int
+    successes: int
+    failures: int
+    latency_us: int
+    requests_total: int
+    failures_total: int
+    last_used_us: int
+    limits: tuple[LimitState, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScopeState:
+    """A budget as the snapshot shows it. All amounts in nano-dollars."""
+
+    id: str
+    seq: int
+    limit: int
+    hard: bool
+    settled: int
+    held: int
+    suspense: int
+    unpriced: int
+    late: int
+    starts_at_us: int
+    resets_at_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What a provider said about one limit of a lane in its headers (already parsed, units as in Limit).
+
+    `remaining` None: not told. `limit` 0: not told. `reset_us`: time until full (bucket) or until the window ends.
+    """
+
+    name: str
+    metric: Metric
+    kind: LimitKind
+    period_us: int
+    limit: int = 0
+    remaining: int | None = None
+    reset_us: int = 0
