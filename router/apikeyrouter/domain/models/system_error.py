@@ -1,7 +1,11 @@
 """Errors the library raises. One root; each class says its condition."""
 
-from enum import StrEnum
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
+
+from apikeyrouter.domain.models.case_folding import CaseFolding
 
 
 class ApiKeyRouterError(Exception):
@@ -9,17 +13,18 @@ class ApiKeyRouterError(Exception):
 
 
 class InvalidRequestError(ApiKeyRouterError, ValueError):
-    """The request itself is wrong; nothing was reserved. The message names the field."""
+    """The request itself is wrong; nothing was reserved. The message names the field.
+
+    `field` is its path, e.g. `messages[0].role` ("" when the request as a whole is meant), `reason` the rest.
+    """
+
+    def __init__(self, reason: str = "", *, field: str = "") -> None:
+        super().__init__(f"{field}: {reason}" if field else reason)
+        self.reason = reason
+        self.field = field
 
 
-class _CaseFolding(StrEnum):
-    @classmethod
-    def _missing_(cls, value: object) -> "_CaseFolding | None":
-        folded = value.casefold() if isinstance(value, str) else None
-        return next((m for m in cls if m.value == folded or m.name.casefold() == folded), None)
-
-
-class ErrorCategory(_CaseFolding):
+class ErrorCategory(CaseFolding):
     """The nine categories of the documents."""
 
     AuthenticationError = "authentication_error"
@@ -33,7 +38,7 @@ class ErrorCategory(_CaseFolding):
     UnknownError = "unknown_error"
 
 
-class SystemError(ApiKeyRouterError):
+class SystemError(ApiKeyRouterError):  # noqa: A001 (the documents name it so)
     """A request failed after everything was tried.
 
     `retry_after` in seconds (None: unknown); `details` never contains key material. When a stream broke, `details`
@@ -59,6 +64,95 @@ class SystemError(ApiKeyRouterError):
 
 class ProviderError(SystemError):
     """The provider failed, and no other candidate could serve the request."""
+
+
+class BudgetExceededError(SystemError):
+    """A hard budget has no room for the request. Nothing was reserved.
+
+    `details` has `scope` (the budget's id), `limit`, `settled`, `held` and `needed` (Decimal dollars; `held` includes
+    what is in suspense; `needed` None when the request cannot be priced) and `resets_at` (aware UTC, None: never).
+    """
+
+    def __init__(
+        self,
+        *,
+        scope: str,
+        limit: Decimal,
+        settled: Decimal,
+        held: Decimal,
+        needed: Decimal | None,
+        resets_at: datetime | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        price = "a request without a known price" if needed is None else f"{needed} more dollars"
+        super().__init__(
+            f"budget {scope!r} has no room for {price}: {settled} settled + {held} held of {limit}; "
+            "raise the budget, wait for its reset, or make it soft",
+            category=ErrorCategory.BudgetExceededError,
+            retryable=retry_after is not None,
+            retry_after=retry_after,
+            details={
+                "scope": scope, "limit": limit, "settled": settled, "held": held,
+                "needed": needed, "resets_at": resets_at,
+            },
+        )  # fmt: skip
+
+
+class NoEligibleKeysError(ApiKeyRouterError):
+    """No key can serve the request now. `reasons` tells per key id why not; `first_back_at` when the first returns.
+
+    `retry_after` in whole seconds, rounded up (None: no key returns by itself). `details` has both, for logs.
+    """
+
+    def __init__(
+        self,
+        message: str = "no eligible key",
+        *,
+        reasons: Mapping[str, str] | None = None,
+        first_back_at: datetime | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        self.reasons = dict(reasons or {})
+        self.first_back_at = first_back_at
+        self.retry_after = retry_after
+        super().__init__(message + _told(self.reasons, first_back_at))
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What is known, as one mapping."""
+        return {"reasons": self.reasons, "first_back_at": self.first_back_at}
+
+
+REASONS_SHOWN_MAX = 5
+"""How many keys an error message lists; `NoEligibleKeysError.reasons` has all."""
+
+
+def _told(reasons: Mapping[str, str], first_back_at: datetime | None) -> str:
+    shown = [f"{key}: {why}" for key, why in list(reasons.items())[:REASONS_SHOWN_MAX]]
+    if len(reasons) > REASONS_SHOWN_MAX:
+        shown.append(f"and {len(reasons) - REASONS_SHOWN_MAX} more")
+    back = f"; the first is back at {first_back_at.isoformat()}" if first_back_at else ""
+    return (f" ({'; '.join(shown)})" if shown else "") + back
+
+
+class KeyRegistrationError(ApiKeyRouterError):
+    """A key was not registered. The message says why and what to do; never the material."""
+
+
+class EncryptionError(ApiKeyRouterError):
+    """Key material cannot be encrypted or decrypted with the master keys at hand."""
+
+
+class StateStoreError(ApiKeyRouterError):
+    """The entity store could not answer."""
+
+
+class StateStoreUnavailableError(StateStoreError):
+    """The entity store cannot be reached. Nothing is known about whether the last write arrived."""
+
+
+class ConfigurationError(ApiKeyRouterError, ValueError):
+    """Settings or the configuration file are wrong. The message names the path in it; nothing was applied."""
 
 
 class LedgerError(ApiKeyRouterError):
