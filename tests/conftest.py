@@ -1,0 +1,56 @@
+"""Fixtures that every folder of tests may use."""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.servers import Server, default_flavour, describe, flavours, running
+
+
+def pytest_report_header() -> str:
+    """Say which servers the tests run against."""
+    return describe()
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[dict[str, Server]]:
+    """The servers that were asked for so far, started on first use (`any_server`, `valkey_server`)."""
+    with contextlib.ExitStack() as stack:
+        yield _Started(stack)
+
+
+class _Started(dict[str, Server]):
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        super().__init__()
+        self._stack = stack
+
+    def __missing__(self, flavour: str) -> Server:
+        self[flavour] = self._stack.enter_context(running(flavour))
+        return self[flavour]
+
+
+@pytest.fixture(scope="session")
+def valkey_server(servers: dict[str, Server]) -> Server:
+    """The server that most tests share. Not flushed; take `redis_url` for an empty one."""
+    return servers[default_flavour()]
+
+
+@pytest.fixture
+def redis_url(valkey_server: Server) -> Iterator[str]:
+    """URL of an empty server, emptied again afterwards."""
+    yield from _flushed(valkey_server)
+
+
+@pytest.fixture(params=flavours())
+def any_server(request: pytest.FixtureRequest, servers: dict[str, Server]) -> Iterator[Server]:
+    """Each kind of server that is installed, one after the other, empty."""
+    server = servers[request.param]
+    for _ in _flushed(server):
+        yield server
+
+
+def _flushed(server: Server) -> Iterator[str]:
+    server.flush()
+    yield server.url
+    server.flush()
