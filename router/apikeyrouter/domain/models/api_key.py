@@ -1,0 +1,188 @@
+"""Keys: what is known of one, the states it can be in, and its material in a type that prints redacted."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+from pydantic import AwareDatetime, ConfigDict, Field
+
+from apikeyrouter.domain.models.case_folding import CaseFolding
+from apikeyrouter.domain.models.edge import EdgeModel
+from apikeyrouter.domain.models.request_intent import NAME_LENGTH_MAX
+
+__all__ = ["LEGAL_TRANSITIONS", "APIKey", "KeyMaterial", "KeyRouting", "KeyState", "StateTransition"]
+
+
+class KeyState(CaseFolding):
+    """What may be done with a key now."""
+
+    Available = "available"
+    Throttled = "throttled"
+    Exhausted = "exhausted"
+    Recovering = "recovering"
+    Disabled = "disabled"
+    Invalid = "invalid"
+
+    @property
+    def eligible(self) -> bool:
+        """Whether requests may be routed to a key in this state."""
+        return self in (KeyState.Available, KeyState.Recovering)
+
+
+LEGAL_TRANSITIONS: Mapping[KeyState, frozenset[KeyState]] = MappingProxyType(
+    {
+        KeyState.Available: frozenset(
+            {KeyState.Throttled, KeyState.Exhausted, KeyState.Disabled, KeyState.Invalid},
+        ),
+        KeyState.Throttled: frozenset(
+            {KeyState.Available, KeyState.Exhausted, KeyState.Disabled, KeyState.Invalid},
+        ),
+        KeyState.Exhausted: frozenset(
+            {KeyState.Recovering, KeyState.Disabled, KeyState.Invalid},
+        ),
+        KeyState.Recovering: frozenset(
+            {KeyState.Available, KeyState.Throttled, KeyState.Exhausted, KeyState.Disabled, KeyState.Invalid},
+        ),
+        KeyState.Invalid: frozenset({KeyState.Available, KeyState.Disabled}),
+        KeyState.Disabled: frozenset({KeyState.Available}),
+    }
+)
+"""Every change of state there is. Invalid → Available takes new material (rotation) or an operator's word."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class APIKey(EdgeModel):
+    """A registered key. Never its material: `encrypted_material` is ciphertext, shown by no `repr` and no API.
+
+    `usage_count`, `failure_count` and `last_used_at` are the whole fleet's, at most a second old when the router
+    returned the object. `state_until`: when a throttled or exhausted key comes back (aware UTC, None: unknown).
+    """
+
+    id: str = Field(min_length=1, max_length=NAME_LENGTH_MAX)
+    provider_id: str = Field(min_length=1, max_length=NAME_LENGTH_MAX)
+    state: KeyState = KeyState.Available
+    state_reason: str = ""
+    state_until: AwareDatetime | None = None
+    usage_count: int = Field(default=0, ge=0)
+    failure_count: int = Field(default=0, ge=0)
+    last_used_at: AwareDatetime | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    created_at: AwareDatetime = Field(default_factory=_now)
+    updated_at: AwareDatetime = Field(default_factory=_now)
+    encrypted_material: str = Field(default="", repr=False)
+
+    def public(self) -> dict[str, Any]:
+        """What may be shown to an operator: everything but the ciphertext, in JSON types."""
+        return self.model_dump(mode="json", exclude={"encrypted_material"})
+
+    @property
+    def routing(self) -> "KeyRouting":
+        """What the metadata says about routing. Errors: InvalidRequestError naming the metadata field."""
+        return KeyRouting.parse(self.metadata)
+
+
+class StateTransition(EdgeModel):
+    """One entry of the audit trail. `actor` is who asked: "router", or an operator's name."""
+
+    entity_type: str = "APIKey"
+    entity_id: str
+    from_state: KeyState
+    to_state: KeyState
+    reason: str
+    actor: str = "router"
+    timestamp: AwareDatetime = Field(default_factory=_now)
+    until: AwareDatetime | None = None
+    context: dict[str, Any] = Field(default_factory=dict)
+
+
+class _RoutingFields(EdgeModel):
+    model_config = ConfigDict(extra="ignore")
+
+    account_tier: str | None = None
+    tier: str | None = None
+    region: str | None = None
+    team: str | None = None
+    cost_per_1k: Decimal | None = Field(default=None, ge=0, allow_inf_nan=False)
+    quota_group: str | None = Field(default=None, min_length=1, max_length=NAME_LENGTH_MAX)
+    models: list[str] | None = None
+    weight: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
+    quality: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    limits: list[dict[str, Any]] | dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRouting:
+    """The metadata that routes, read and checked. `models` None: all. `cost_per_1k` in dollars prices this key."""
+
+    tier: str | None = None
+    region: str | None = None
+    team: str | None = None
+    cost_per_1k: Decimal | None = None
+    quota_group: str | None = None
+    models: frozenset[str] | None = None
+    weight: float = 1.0
+    quality: float | None = None
+    limits: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def parse(cls, metadata: Mapping[str, Any]) -> "KeyRouting":
+        """Read a key's metadata; what does not route is left alone. Errors: InvalidRequestError naming the field."""
+        read = _RoutingFields.parse(metadata)
+        limits = read.limits or ()
+        return cls(
+            tier=read.account_tier if read.account_tier is not None else read.tier,
+            region=read.region,
+            team=read.team,
+            cost_per_1k=read.cost_per_1k,
+            quota_group=read.quota_group,
+            models=None if read.models is None else frozenset(read.models),
+            weight=read.weight,
+            quality=read.quality,
+            limits=(limits,) if isinstance(limits, Mapping) else tuple(limits),
+        )
+
+
+class KeyMaterial(str):
+    """A key as adapters get it: the material as a `str`, with `.id` and `.metadata`; it prints redacted.
+
+    What sends it works as with any string: `f"Bearer {key}"`, `"Bearer " + key`, header values, `==`, JSON bodies.
+    What shows it does not: `print(key)`, `str(key)`, `repr(key)`, `"%s" % key` and logging arguments give
+    `<key k1 •••>`; the dots cannot be encoded in a header, so a mistaken `str(key)` fails here and not as a 401 there.
+    Formatting into a log message by an f-string is the one way to leak it, and the redaction of our own logger knows
+    this type and the materials in use. It is not pickled; `copy` gives the same object.
+    """
+
+    __slots__ = ("id", "metadata")
+
+    id: str
+    metadata: Mapping[str, Any]
+
+    def __new__(cls, material: str, *, key_id: str, metadata: Mapping[str, Any] | None = None) -> "KeyMaterial":
+        made = super().__new__(cls, material)
+        made.id = key_id
+        made.metadata = dict(metadata or {})
+        return made
+
+    def __repr__(self) -> str:
+        return f"<key {self.id} \N{BULLET}\N{BULLET}\N{BULLET}>"
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def __format__(self, spec: str) -> str:
+        return format(str.__str__(self), spec)
+
+    def __copy__(self) -> "KeyMaterial":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "KeyMaterial":
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("key material is never pickled")

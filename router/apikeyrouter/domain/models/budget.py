@@ -1,0 +1,132 @@
+"""Budgets as people declare and read them; the ledger's `ScopeConfig` is what enforces them."""
+
+from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from pydantic import AwareDatetime, ConfigDict, Field, PrivateAttr, ValidationError
+
+from apikeyrouter.domain.models.accounting import SuspenseRule, UnpricedRule
+from apikeyrouter.domain.models.case_folding import CaseFolding
+from apikeyrouter.domain.models.edge import EdgeModel, invalid
+from apikeyrouter.domain.models.request_intent import NAME_LENGTH_MAX
+from apikeyrouter.domain.models.system_error import InvalidRequestError
+from apikeyrouter.domain.models.time_window import TimeWindow
+
+__all__ = ["Budget", "BudgetCheckResult", "BudgetScope", "BudgetStatus", "EnforcementMode", "TimeWindow"]
+
+LIMIT_DOLLARS_MAX = Decimal(9_007_199)
+"""Largest limit that is counted exactly: 2^53 nano-dollars, rounded down to whole dollars."""
+
+
+class BudgetScope(CaseFolding):
+    """Whose spending a budget bounds."""
+
+    Global = "global"
+    Provider = "provider"
+    Key = "key"
+    Team = "team"
+    Client = "client"
+    Policy = "policy"
+    PerProvider = "provider"
+    PerKey = "key"
+    PerTeam = "team"
+    PerClient = "client"
+
+
+class EnforcementMode(CaseFolding):
+    """Hard: nothing is admitted that could break the limit. Soft: served, marked, and told as an event."""
+
+    Hard = "hard"
+    Soft = "soft"
+
+
+class Budget(EdgeModel):
+    """A limit on spending in a period. Money is Decimal dollars.
+
+    `limit` and `enforcement_mode` may be assigned; on a budget that came from the router the change takes effect
+    before the next request. Everything else is read-only. `current_spending` is as of when the object was read.
+    """
+
+    model_config = ConfigDict(frozen=False, validate_assignment=True)
+
+    id: str = Field(min_length=1, max_length=NAME_LENGTH_MAX)
+    name: str = ""
+    scope: BudgetScope = BudgetScope.Global
+    scope_id: str | None = Field(default=None, min_length=1, max_length=NAME_LENGTH_MAX)
+    limit: Decimal = Field(gt=0, le=LIMIT_DOLLARS_MAX, allow_inf_nan=False)
+    period: TimeWindow = TimeWindow.Daily
+    enforcement_mode: EnforcementMode = EnforcementMode.Hard
+    current_spending: Decimal = Decimal(0)
+    timezone: str = "UTC"
+    unpriced: UnpricedRule = UnpricedRule.DENY
+    flat: Decimal = Field(default=Decimal(0), ge=0, allow_inf_nan=False)
+    suspense: SuspenseRule = SuspenseRule.CHARGE
+    resets_at: AwareDatetime | None = None
+
+    _on_change: "Callable[[Budget], None] | None" = PrivateAttr(default=None)
+
+    def watch(self, on_change: "Callable[[Budget], None]") -> None:
+        """Call `on_change(budget)` after each assignment (the router does this; one watcher per object)."""
+        self._on_change = on_change
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+            return
+        if name not in ("limit", "enforcement_mode"):
+            raise InvalidRequestError("cannot be assigned; use update_budget", field=name)
+        try:
+            super().__setattr__(name, value)
+        except ValidationError as exc:
+            raise invalid(exc) from exc
+        if self._on_change is not None:
+            self._on_change(self)
+
+    @property
+    def remaining(self) -> Decimal:
+        """The limit minus what is spent; never below 0."""
+        return max(Decimal(0), self.limit - self.current_spending)
+
+
+class BudgetStatus(EdgeModel):
+    """A budget's books at one moment, in dollars. `remaining` = limit − settled − held − suspense, never below 0."""
+
+    budget_id: str
+    scope: BudgetScope
+    scope_id: str | None = None
+    limit: Decimal
+    settled: Decimal
+    held: Decimal
+    suspense: Decimal = Decimal(0)
+    unpriced: Decimal = Decimal(0)
+    enforcement_mode: EnforcementMode
+    period: TimeWindow
+    resets_at: datetime | None = None
+
+    @property
+    def current_spending(self) -> Decimal:
+        """What is settled: the same as `settled`."""
+        return self.settled
+
+    @property
+    def remaining(self) -> Decimal:
+        """What is still free."""
+        return max(Decimal(0), self.limit - self.settled - self.held - self.suspense)
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether nothing is free any more."""
+        return self.remaining == 0
+
+
+class BudgetCheckResult(EdgeModel):
+    """Advice, not a gate: whether a request of this cost would be admitted now, and which budgets would refuse."""
+
+    allowed: bool
+    needed: Decimal | None = None
+    remaining: Decimal | None = None
+    violated: list[str] = Field(default_factory=list)
+    soft_exceeded: list[str] = Field(default_factory=list)
+    reason: str = ""

@@ -1,0 +1,165 @@
+"""What routing should optimise for, and what it decided."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from pydantic import AwareDatetime, Field, field_validator
+
+from apikeyrouter.domain.models.case_folding import CaseFolding
+from apikeyrouter.domain.models.edge import EdgeModel
+from apikeyrouter.domain.models.system_error import InvalidRequestError
+
+__all__ = ["CandidateVerdict", "ObjectiveType", "RoutingDecision", "RoutingObjective", "RoutingStrategy"]
+
+
+class ObjectiveType(CaseFolding):
+    """What can be optimised. `Speed` is another name for `Latency`."""
+
+    Cost = "cost"
+    Reliability = "reliability"
+    Fairness = "fairness"
+    Quality = "quality"
+    Latency = "latency"
+    Speed = "latency"
+
+
+_FRACTIONS = ("min_reliability", "min_quality")
+_AMOUNTS = ("max_cost_per_request", "max_latency_ms")
+CONSTRAINTS = frozenset((*_FRACTIONS, *_AMOUNTS))
+"""Hard limits an objective may set: fractions 0 … 1, dollars, milliseconds."""
+
+
+def _objective(name: object, *, field: str = "") -> ObjectiveType:
+    found = ObjectiveType.lookup(name) if isinstance(name, str) else None
+    if found is None:
+        raise InvalidRequestError(f"must be one of {', '.join(ObjectiveType)} (or speed)", field=field)
+    return found
+
+
+class RoutingObjective(EdgeModel):
+    """An objective with what breaks its ties and what it must not violate.
+
+    `primary` and `secondary` are ObjectiveTypes after construction; plain strings in any case are accepted, and one
+    string for `secondary`. `weights` are per objective, ≥ 0. `constraints` exclude candidates: `min_reliability` and
+    `min_quality` (0 … 1), `max_cost_per_request` (dollars), `max_latency_ms`. Unknown names are refused.
+    """
+
+    primary: str = ObjectiveType.Fairness
+    secondary: list[str] = Field(default_factory=list)
+    constraints: dict[str, Any] = Field(default_factory=dict)
+    weights: dict[str, float] = Field(default_factory=dict)
+
+    def __init__(
+        self,
+        primary: str = ObjectiveType.Fairness,
+        secondary: str | list[str] | None = None,
+        constraints: Mapping[str, Any] | None = None,
+        weights: Mapping[str, float] | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__(
+            primary=primary,
+            secondary=[] if secondary is None else secondary,
+            constraints={} if constraints is None else constraints,
+            weights={} if weights is None else weights,
+            **unknown,
+        )
+
+    @field_validator("primary", mode="plain")
+    @classmethod
+    def _known(cls, value: object) -> ObjectiveType:
+        return _objective(value)
+
+    @field_validator("secondary", mode="plain")
+    @classmethod
+    def _one_or_many(cls, value: object) -> list[ObjectiveType]:
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list | tuple):
+            raise InvalidRequestError("must be an objective or a list of objectives")
+        return [_objective(name) for name in names]
+
+    @field_validator("weights", mode="after")
+    @classmethod
+    def _known_weights(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, weight in value.items():
+            if not 0 <= weight < float("inf"):
+                raise InvalidRequestError("must be a finite number, 0 or more", field=name)
+        return {_objective(name, field=name).value: weight for name, weight in value.items()}
+
+    @field_validator("constraints", mode="after")
+    @classmethod
+    def _known_constraints(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return {name: _constraint(name, bound) for name, bound in value.items()}
+
+    @classmethod
+    def read(cls, value: "RoutingObjective | Mapping[str, Any] | str | None") -> "RoutingObjective":
+        """Whatever `route(objective=…)` takes; None is fairness. Errors: InvalidRequestError."""
+        if value is None:
+            return cls()
+        if isinstance(value, str):
+            return cls(primary=value)
+        return cls.parse(value)
+
+
+def _constraint(name: str, bound: object) -> Decimal | float:
+    if name not in CONSTRAINTS:
+        raise InvalidRequestError(f"is not a known constraint ({', '.join(sorted(CONSTRAINTS))})", field=name)
+    if isinstance(bound, bool) or not isinstance(bound, int | float | Decimal | str):
+        raise InvalidRequestError("must be a number", field=name)
+    try:
+        number = Decimal(str(bound))
+    except ArithmeticError:
+        raise InvalidRequestError("must be a number", field=name) from None
+    if not number.is_finite() or number < 0 or (name in _FRACTIONS and number > 1):
+        raise InvalidRequestError("must be between 0 and 1" if name in _FRACTIONS else "must be 0 or more", field=name)
+    return number if name == "max_cost_per_request" else float(number)
+
+
+class CandidateVerdict(EdgeModel):
+    """How one candidate fared: its score, the numbers that made it, and why it lost ("" for the winner)."""
+
+    key_id: str
+    provider_id: str
+    model: str = ""
+    score: float | None = None
+    parts: dict[str, float] = Field(default_factory=dict)
+    reason: str = ""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class RoutingDecision(EdgeModel):
+    """Why a request went where it went; its numbers suffice to recompute the choice.
+
+    `confidence` 0 … 1. `hold_ids` are the reservations (hex), one per attempt. `snapshot_age_ms` is how old the lane
+    states were that ranked the candidates.
+    """
+
+    id: str
+    request_id: str = ""
+    selected_key_id: str
+    selected_provider_id: str = ""
+    model: str = ""
+    objective: RoutingObjective = Field(default_factory=RoutingObjective)
+    explanation: str = ""
+    confidence: float = Field(default=1.0, ge=0, le=1, allow_inf_nan=False)
+    timestamp: AwareDatetime = Field(default_factory=_now)
+    candidates: list[CandidateVerdict] = Field(default_factory=list)
+    policy_ids: list[str] = Field(default_factory=list)
+    hold_ids: list[str] = Field(default_factory=list)
+    snapshot_age_ms: int = Field(default=0, ge=0)
+    attempts: int = Field(default=1, ge=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingStrategy:
+    """A way to rank candidates, under the name by which an objective asks for it."""
+
+    name: str
+    description: str
+    builtin: bool = True

@@ -1,0 +1,49 @@
+"""The state of the whole deployment in a few numbers."""
+
+from decimal import Decimal
+
+from pydantic import AwareDatetime, Field
+
+from apikeyrouter.domain.models.edge import EdgeModel
+
+__all__ = ["CostSummary", "KeySummary", "QuotaSummary", "StateSummary"]
+
+
+class KeySummary(EdgeModel):
+    """Keys by state."""
+
+    total: int = 0
+    available: int = 0
+    throttled: int = 0
+    exhausted: int = 0
+    recovering: int = 0
+    disabled: int = 0
+    invalid: int = 0
+
+
+class QuotaSummary(EdgeModel):
+    """Keys by what is left of their quota. A key without a known quota counts as abundant."""
+
+    abundant_keys: int = 0
+    constrained_keys: int = 0
+    critical_keys: int = 0
+    exhausted_keys: int = 0
+
+
+class CostSummary(EdgeModel):
+    """Money in dollars. `unpriced_requests` are those whose price is unknown: in no sum."""
+
+    total_spent: Decimal = Decimal(0)
+    held: Decimal = Decimal(0)
+    suspense: Decimal = Decimal(0)
+    unpriced_requests: int = 0
+
+
+class StateSummary(EdgeModel):
+    """What `get_state_summary()` returns, at most a second old."""
+
+    keys: KeySummary = Field(default_factory=KeySummary)
+    quotas: QuotaSummary = Field(default_factory=QuotaSummary)
+    costs: CostSummary = Field(default_factory=CostSummary)
+    providers: int = 0
+    as_of: AwareDatetime | None = None
