@@ -23,6 +23,9 @@ class ParsedRequest:
     `fields` holds the top-level members still encoded (name → JSON bytes), so that an edit splices, not re-serialises.
     `input_bytes` is the UTF-8 length of all text that the provider will count; `extra_tokens` a flat allowance for
     images and the like (upper bound); `unbounded` True when no upper bound on input exists (e.g. a file id or URL).
+    `text_bytes` is the tighter count of decoded text, the base of the expected (not the bound) estimate; `media` the
+    number of images, sounds and files; `extra_output_tokens` what may be billed as output beyond the token cap
+    (predicted outputs). `body` is the client's body as it came.
     """
 
     model: str
@@ -35,6 +38,11 @@ class ParsedRequest:
     unbounded: bool
     include_usage: bool
     fields: Mapping[str, bytes]
+    """Values are bytes-like (`msgspec.Raw`): `bytes(value)` gives the JSON text."""
+    text_bytes: int = 0
+    media: int = 0
+    extra_output_tokens: int = 0
+    body: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +67,17 @@ class StreamStep:
     substantive: bool = False
     failure: Failure | None = None
     done: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamDelta:
+    """What one event of a stream adds to the answer. `tool_calls` is the dialect's own JSON, still encoded."""
+
+    text: str = ""
+    reasoning: str = ""
+    refusal: str = ""
+    tool_calls: bytes = b""
+    finish_reason: str | None = None
 
 
 class StreamReader(Protocol):
@@ -102,8 +121,12 @@ class Wire(Protocol):
         """(text, finish_reason) of a complete answer."""
         ...
 
-    def stream(self, *, hide_usage: bool) -> StreamReader:
+    def stream(self, *, hide_usage: bool, operation: str = "chat") -> StreamReader:
         """A reader for one stream. `hide_usage`: the client did not ask for the usage chunk."""
+        ...
+
+    def read_deltas(self, events: bytes) -> list[StreamDelta]:
+        """What the whole events in a `StreamStep.out` add to the answer: for callers that want text, not bytes."""
         ...
 
     def classify(self, status: int, headers: Mapping[str, str], body: bytes) -> Failure:
@@ -122,7 +145,9 @@ class Wire(Protocol):
         """Our own error in this dialect."""
         ...
 
-    def error_event(self, *, type: str, code: str, message: str, request_id: str) -> bytes:
+    def error_event(
+        self, *, type: str, code: str, message: str, request_id: str, operation: str = "chat", status: int = 500
+    ) -> bytes:
         """Our own error inside a stream of this dialect, framed."""
         ...
 
