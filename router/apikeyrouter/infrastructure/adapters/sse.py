@@ -1,6 +1,6 @@
 """Server-sent events, read incrementally from bytes that may be cut anywhere.
 
-Source: WHATWG HTML, "Server-sent events", §9.2.5–9.2.6: lines end with CR, LF or CRLF; a blank line ends an event; `data`
+Source: WHATWG HTML, "Server-sent events", §9.2.5: lines end with CR, LF or CRLF; a blank line ends an event; `data`
 lines are joined by LF; comments start with a colon; one byte order mark may lead. Shapes seen at providers:
 `providers.md` §3.1.
 """

@@ -1,4 +1,4 @@
-"""Usage members of every shape, in one (`providers.md` §2.1). Totals come out inclusive: cache in input, reasoning in output."""
+"""Usage members of every shape (`providers.md` §2.1), as one: cache counts within input, reasoning within output."""
 
 import msgspec
 

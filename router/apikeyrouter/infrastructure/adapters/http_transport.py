@@ -1,0 +1,310 @@
+"""The upstream HTTP client behind a seam: one request out, status, headers and a body of chunks back.
+
+It never retries, follows no redirect and keeps no cookie: what happens after a failure is the router's decision. Foreign
+errors are mapped here and nowhere else, by the one question that decides retries and billing: may the provider have
+received the request?
+"""
+
+import ssl as ssl_module
+import urllib.request
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+import aiohttp
+from yarl import URL
+
+from apikeyrouter.domain.interfaces.wire import UpstreamRequest
+from apikeyrouter.domain.models.system_error import ApiKeyRouterError
+
+BODY_BYTES_MAX = 64 * 1024 * 1024
+"""Largest whole answer read, in bytes."""
+
+CONNECTIONS_MAX = 1000
+CONNECTIONS_PER_HOST_MAX = 0
+"""0: no limit per host below CONNECTIONS_MAX."""
+
+KEEPALIVE_SECONDS = 30.0
+DNS_TTL_SECONDS = 60
+LINE_BYTES_MAX = 32 * 1024
+"""Longest header line accepted from a provider."""
+
+_URLS_MAX = 256
+
+
+class TransportError(ApiKeyRouterError):
+    """The exchange with a provider failed below HTTP. `sent`: whether the provider may have received the request."""
+
+    sent = True
+
+
+class ConnectFailed(TransportError):
+    """No connection was made: certainly not sent."""
+
+    sent = False
+
+
+class SendFailed(TransportError):
+    """The connection broke while sending: the provider may have received the request."""
+
+
+class ResponseLost(TransportError):
+    """The connection broke after the request was sent: the provider may have answered and billed."""
+
+
+class ResponseTooLong(TransportError):
+    """A whole answer exceeds the bytes allowed for it."""
+
+
+class UpstreamTimeout(TransportError):
+    """A phase took too long. `phase`: connect, first_byte, idle or total."""
+
+    def __init__(self, phase: str, *, sent: bool) -> None:
+        super().__init__(f"the provider took too long: {phase}")
+        self.phase = phase
+        self.sent = sent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Seconds per phase; None: no limit. `idle`: between chunks. `total`: a deadline for the whole exchange."""
+
+    connect: float | None = 5.0
+    first_byte: float | None = 120.0
+    idle: float | None = 120.0
+    total: float | None = 600.0
+
+
+DEFAULT_TIMEOUTS = Timeouts()
+
+
+class Response(Protocol):
+    """An answer whose body has not been read yet."""
+
+    status: int
+    headers: Mapping[str, str]
+
+    async def read(self, max_bytes: int = BODY_BYTES_MAX) -> bytes:
+        """The whole body. Raises TransportError; ResponseTooLong beyond `max_bytes`."""
+        ...
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises TransportError."""
+        ...
+
+    async def close(self) -> None:
+        """Give up the rest: the connection is dropped unless the body was read to its end. Idempotent."""
+        ...
+
+
+class Transport(Protocol):
+    """What the router needs from an HTTP client."""
+
+    async def send(self, request: UpstreamRequest, *, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> Response:
+        """Send one request; returns once status and headers are there. Raises TransportError."""
+        ...
+
+    async def close(self) -> None:
+        """Close every connection. Idempotent."""
+        ...
+
+
+class AiohttpTransport:
+    """`Transport` over aiohttp, for one event loop: the first `send` binds it, another loop needs another transport.
+
+    TLS is verified, compressed answers are decompressed. Proxies come from the environment (`HTTPS_PROXY`, `NO_PROXY`),
+    looked up once per origin; aiohttp's own `trust_env` would read the environment per request, and `.netrc` too.
+    """
+
+    def __init__(
+        self,
+        *,
+        connections_max: int = CONNECTIONS_MAX,
+        connections_per_host_max: int = CONNECTIONS_PER_HOST_MAX,
+        trust_env: bool = True,
+        ssl: ssl_module.SSLContext | bool = True,
+    ) -> None:
+        self._connections_max = connections_max
+        self._connections_per_host_max = connections_per_host_max
+        self._trust_env = trust_env
+        self._ssl = ssl
+        self._session: aiohttp.ClientSession | None = None
+        self._targets: dict[str, tuple[URL, URL | None]] = {}
+        self._timeouts: tuple[Timeouts, aiohttp.ClientTimeout] | None = None
+
+    async def send(self, request: UpstreamRequest, *, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> "AiohttpResponse":
+        """Send one request; returns once status and headers are there. Raises TransportError."""
+        session = self._session or self._open()
+        url, proxy = self._targets.get(request.url) or self._target(request.url)
+        try:
+            response = await session.request(
+                request.method,
+                url,
+                data=request.body or None,
+                headers=request.headers,
+                timeout=self._client_timeout(timeouts),
+                allow_redirects=False,
+                proxy=proxy,
+            )
+        except Exception as exc:
+            raise _mapped(exc, answered=False) from exc
+        if timeouts.idle != timeouts.first_byte:
+            _set_idle(response, timeouts.idle)
+        return AiohttpResponse(response)
+
+    async def close(self) -> None:
+        """Close every connection. Idempotent."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(
+            limit=self._connections_max,
+            limit_per_host=self._connections_per_host_max,
+            ttl_dns_cache=DNS_TTL_SECONDS,
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            ssl=self._ssl,
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=True,
+            skip_auto_headers=("Accept",),
+            max_line_size=LINE_BYTES_MAX,
+            max_field_size=LINE_BYTES_MAX,
+        )
+        return self._session
+
+    def _target(self, text: str) -> tuple[URL, URL | None]:
+        """The parsed URL and its proxy, kept for the next call."""
+        url = URL(text)
+        if not url.host or url.scheme not in ("http", "https"):
+            raise ConnectFailed("the provider's URL is not an http(s) address")
+        if len(self._targets) >= _URLS_MAX:
+            self._targets.clear()
+        target = self._targets[text] = (url, _proxy_for(url) if self._trust_env else None)
+        return target
+
+    def _client_timeout(self, timeouts: Timeouts) -> aiohttp.ClientTimeout:
+        known = self._timeouts
+        if known is None or known[0] is not timeouts:
+            made = aiohttp.ClientTimeout(
+                total=timeouts.total,
+                connect=timeouts.connect,
+                sock_connect=timeouts.connect,
+                sock_read=timeouts.first_byte,
+            )
+            known = self._timeouts = (timeouts, made)
+        return known[1]
+
+
+class AiohttpResponse:
+    """`Response` over aiohttp's."""
+
+    __slots__ = ("_response", "headers", "status")
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status = response.status
+        self.headers: Mapping[str, str] = {
+            name.decode("latin-1").lower(): value.decode("utf-8", "surrogateescape")
+            for name, value in response.raw_headers
+        }
+
+    async def read(self, max_bytes: int = BODY_BYTES_MAX) -> bytes:
+        """The whole body. Raises TransportError; ResponseTooLong beyond `max_bytes`."""
+        length = self._response.content_length
+        if length is not None and length <= max_bytes and "content-encoding" not in self.headers:
+            try:
+                return await self._response.read()
+            except Exception as exc:
+                raise _mapped(exc, answered=True) from exc
+        return await self._read_counting(max_bytes)
+
+    async def _read_counting(self, max_bytes: int) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        async for chunk in self.chunks():
+            size += len(chunk)
+            if size > max_bytes:
+                self._response.close()
+                raise ResponseTooLong(f"the answer exceeds {max_bytes} bytes")
+            parts.append(chunk)
+        return b"".join(parts)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self.chunks()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises TransportError."""
+        content = self._response.content
+        while True:
+            try:
+                chunk = await content.readany()
+            except Exception as exc:
+                self._response.close()
+                raise _mapped(exc, answered=True) from exc
+            if not chunk:
+                return
+            yield chunk
+
+    async def close(self) -> None:
+        """Give up the rest: the connection is dropped unless the body was read to its end. Idempotent."""
+        self._response.close()
+
+
+_NOT_SENT = (
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.ClientConnectorError,
+    aiohttp.ClientHttpProxyError,
+    aiohttp.InvalidURL,
+)
+"""What aiohttp raises before a byte of the request is written; TLS failures are ClientConnectorErrors."""
+
+
+def _mapped(exc: Exception, *, answered: bool) -> TransportError:
+    """The one place where foreign errors become ours. Texts name the kind only: addresses may be internal."""
+    kind = type(exc).__name__
+    if isinstance(exc, TransportError):
+        return exc
+    if isinstance(exc, aiohttp.ConnectionTimeoutError):
+        return UpstreamTimeout("connect", sent=False)
+    if isinstance(exc, _NOT_SENT):
+        return ConnectFailed(f"no connection to the provider ({kind})")
+    if isinstance(exc, aiohttp.SocketTimeoutError):
+        return UpstreamTimeout("idle" if answered else "first_byte", sent=True)
+    if isinstance(exc, TimeoutError):
+        return UpstreamTimeout("total", sent=True)
+    if isinstance(exc, (ValueError, TypeError)) and not answered and not isinstance(exc, aiohttp.ClientError):
+        return ConnectFailed(f"the request cannot be sent ({kind})")
+    if isinstance(exc, aiohttp.ClientOSError) and not answered:
+        return SendFailed(f"the connection broke while sending ({kind})")
+    return ResponseLost(f"the connection broke before the answer was complete ({kind})")
+
+
+def _set_idle(response: aiohttp.ClientResponse, seconds: float | None) -> None:
+    """From now on the read timeout is the one between chunks; it restarts with every byte that arrives."""
+    connection = response.connection
+    protocol = connection.protocol if connection is not None else None
+    if protocol is not None:
+        protocol.read_timeout = seconds
+
+
+def _proxy_for(url: URL) -> URL | None:
+    host = url.host or ""
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass(f"{host}:{url.port}") or urllib.request.proxy_bypass(host):
+        return None
+    return URL(proxy if "://" in proxy else f"http://{proxy}")
