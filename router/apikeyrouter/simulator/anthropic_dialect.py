@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from apikeyrouter.simulator import anthropic_errors
@@ -125,7 +126,7 @@ class AnthropicDialect:
         for card in cards:
             if card["id"] == model_id:
                 return Reply(200, encode(card))
-        missing = anthropic_errors.failure_reply("not_found_error", context._replace(model=model_id), seconds=None)
+        missing = anthropic_errors.failure_reply("not_found_error", replace(context, model=model_id), seconds=None)
         assert missing is not None
         return missing
 

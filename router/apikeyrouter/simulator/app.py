@@ -77,11 +77,12 @@ class SimulatedProviders:
             self._respond(connection, dialect, context, reply._replace(status=404))
             return
         material = dialect.key_material(request)
+        context.material = material or ""
         key = self._authenticate(dialect, material)
         if key is None or key.disabled:
-            self._refuse_key(connection, dialect, context._replace(material=material or ""), key)
+            self._refuse_key(connection, dialect, context, key)
             return
-        context = context._replace(key=key, organisation=key.organisation, material=key.material)
+        context.key, context.organisation = key, key.organisation
         if is_models:
             model_id = request.path[len(_MODELS) + 1 :] or None
             self._respond(connection, dialect, context, dialect.models(key.organisation, model_id, context))
@@ -96,7 +97,7 @@ class SimulatedProviders:
             key.tally.reject("invalid")
             self._respond(connection, dialect, context, dialect.invalid(str(error), context))
             return
-        context = context._replace(model=call.model)
+        context.model = call.model
         if call.endpoint == "count_tokens":
             self._respond(connection, dialect, context, Reply(200, dialect.body(call, context)))
             return
@@ -133,7 +134,7 @@ class SimulatedProviders:
 
     def _context(self, dialect: Dialect) -> Context:
         self._serial += 1
-        return Context(make_id("req_", self._serial), self._serial, self.clock.now_ns(), "", None, None)
+        return Context(make_id("req_", self._serial), self._serial, self.clock.now_ns())
 
     def _respond(self, connection: Connection, dialect: Dialect, context: Context, reply: Reply) -> None:
         connection.respond(reply.status, reply.headers + dialect.headers(context, processing_ms=1), reply.body)

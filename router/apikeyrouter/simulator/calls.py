@@ -113,15 +113,16 @@ class Call:
             self.text = self.tool.arguments[: self.output_per_choice * BYTES_PER_TOKEN]
 
 
-class Context(NamedTuple):
+@dataclass(slots=True)
+class Context:
     """Facts of one exchange that answers and errors mention; ``material`` is the key as it was sent."""
 
     request_id: str
     serial: int
     now_ns: int
-    model: str
-    key: Key | None
-    organisation: Organisation | None
+    model: str = ""
+    key: Key | None = None
+    organisation: Organisation | None = None
     material: str = ""
 
 

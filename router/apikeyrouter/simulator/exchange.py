@@ -208,9 +208,10 @@ class Exchange:
         self._connection.respond(reply.status, reply.headers + self._headers(), reply.body)
 
     def _headers(self) -> str:
-        now_ns = self._clock.now_ns()
-        elapsed_ms = (now_ns - self._begun_ns) // 1_000_000
-        lines = self._dialect.headers(self._context._replace(now_ns=now_ns), processing_ms=elapsed_ms)
+        context = self._context
+        context.now_ns = self._clock.now_ns()
+        elapsed_ms = (context.now_ns - self._begun_ns) // 1_000_000
+        lines = self._dialect.headers(context, processing_ms=elapsed_ms)
         if self._failure is not None and self._failure.name == "retry_after_on_200":
             wait = RETRY_AFTER_ON_200_SECONDS if self._failure.seconds is None else self._failure.seconds
             lines += f"retry-after: {wait:g}\r\n"

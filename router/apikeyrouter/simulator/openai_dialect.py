@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
@@ -139,7 +140,7 @@ class OpenAIDialect:
         for card in cards:
             if card["id"] == model_id:
                 return Reply(200, encode(card))
-        missing = openai_errors.failure_reply("model_not_found", context._replace(model=model_id), seconds=None)
+        missing = openai_errors.failure_reply("model_not_found", replace(context, model=model_id), seconds=None)
         assert missing is not None
         return missing
 
