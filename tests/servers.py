@@ -195,7 +195,10 @@ def _ready(server: Server) -> bool:
     deadline = time.monotonic() + START_SECONDS_MAX
     with server.client() as client:
         while time.monotonic() < deadline and server.process.poll() is None:
-            with contextlib.suppress(redis.ConnectionError):
+            try:
                 return int(client.info("server")["process_id"]) == server.process.pid
-            time.sleep(0.01)
+            except redis.AuthenticationError:
+                return True
+            except redis.ConnectionError:
+                time.sleep(0.01)
     return False

@@ -1,0 +1,56 @@
+"""Entities as JSON text. What another version added is left out when read, so that versions can be mixed."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from apikeyrouter.domain.models.edge import EdgeModel
+from apikeyrouter.domain.models.system_error import InvalidRequestError, StateStoreError
+
+DOCUMENT_BYTES_MAX = 262_144
+"""Largest document; what is larger is no small entity."""
+KIND_LENGTH_MAX = 64
+
+M = TypeVar("M", bound=EdgeModel)
+
+
+def encode(entity: EdgeModel) -> str:
+    """One line of JSON."""
+    return entity.model_dump_json()
+
+
+def decode(model: type[M], text: str | bytes, *, where: str) -> M:
+    """The entity. Errors: StateStoreError naming `where` when the text is not one of ours."""
+    fields = decode_document(text, where=where)
+    try:
+        return model.parse({name: value for name, value in fields.items() if name in model.model_fields})
+    except InvalidRequestError as exc:
+        raise StateStoreError(f"{where} is not a {model.__name__} of ours: {exc}") from exc
+
+
+def encode_document(document: Mapping[str, Any]) -> str:
+    """A document as JSON. Errors: InvalidRequestError when it is no JSON object, or larger than DOCUMENT_BYTES_MAX."""
+    try:
+        text = msgspec.json.encode(dict(document))
+    except (TypeError, ValueError) as exc:
+        raise InvalidRequestError(f"is not JSON: {exc}", field="document") from exc
+    if len(text) > DOCUMENT_BYTES_MAX:
+        raise InvalidRequestError(f"is larger than {DOCUMENT_BYTES_MAX} bytes", field="document")
+    return text.decode()
+
+
+def decode_document(text: str | bytes, *, where: str) -> dict[str, Any]:
+    """The document. Errors: StateStoreError naming `where`."""
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError as exc:
+        raise StateStoreError(f"{where} holds something that is not ours") from exc
+
+
+def check_kind(kind: str) -> str:
+    """A document's kind: lower-case letters, digits, `_`, `-`, 1 … 64 of them. Errors: InvalidRequestError."""
+    plain = kind.replace("_", "").replace("-", "")
+    if not (plain.isascii() and plain.isalnum() and plain == plain.lower() and len(kind) <= KIND_LENGTH_MAX):
+        raise InvalidRequestError("must be 1 to 64 lower-case letters, digits, _ or -", field="kind")
+    return kind

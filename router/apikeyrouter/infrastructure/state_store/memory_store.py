@@ -1,0 +1,178 @@
+"""Entities in this process. Nothing survives it; nothing is shared with another."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from apikeyrouter.domain.interfaces.state_store import Change, StateQuery, StateStore
+from apikeyrouter.domain.models.api_key import APIKey, StateTransition
+from apikeyrouter.domain.models.policy import Policy
+from apikeyrouter.domain.models.quota_state import QuotaState, TimeWindow
+from apikeyrouter.domain.models.routing_decision import RoutingDecision
+from apikeyrouter.infrastructure.state_store.caps import Caps
+from apikeyrouter.infrastructure.state_store.codec import check_kind, decode_document, encode_document
+
+__all__ = ["InMemoryStateStore"]
+
+NOTICES_MAX = 10_000
+"""How many notices wait for a slow watcher; beyond it the oldest are dropped and it is told "anything changed"."""
+
+
+class InMemoryStateStore(StateStore):
+    """The default store. Safe to use from several threads and event loops."""
+
+    def __init__(self, *, max_decisions: int | None = None, max_transitions: int | None = None) -> None:
+        self.caps = Caps(max_decisions, max_transitions)
+        self._lock = threading.RLock()
+        self._keys: dict[str, APIKey] = {}
+        self._quotas: dict[tuple[str, TimeWindow], QuotaState] = {}
+        self._decisions: deque[RoutingDecision] = deque()
+        self._transitions: deque[StateTransition] = deque()
+        self._documents: dict[str, dict[str, str]] = {}
+        self._version = 0
+        self._watchers: set[_Watcher] = set()
+
+    async def save_key(self, key: APIKey) -> None:
+        """Save or update a key."""
+        with self._lock:
+            self._keys[key.id] = key.model_copy(deep=True)
+            self._changed("key", key.id)
+
+    async def get_key(self, key_id: str) -> APIKey | None:
+        """A copy of the key, or None."""
+        with self._lock:
+            found = self._keys.get(key_id)
+        return None if found is None else found.model_copy(deep=True)
+
+    async def delete_key(self, key_id: str) -> bool:
+        """Forget a key and its quota states."""
+        with self._lock:
+            for window in TimeWindow:
+                self._quotas.pop((key_id, window), None)
+            if self._keys.pop(key_id, None) is None:
+                return False
+            self._changed("key", key_id)
+            return True
+
+    async def save_quota_state(self, state: QuotaState) -> None:
+        """Save a key's quota state for its window."""
+        with self._lock:
+            self._quotas.pop((state.key_id, state.time_window), None)
+            self._quotas[state.key_id, state.time_window] = state
+
+    async def get_quota_state(self, key_id: str, time_window: TimeWindow | None = None) -> QuotaState | None:
+        """A key's quota state: of that window, else the one saved last."""
+        with self._lock:
+            if time_window is not None:
+                return self._quotas.get((key_id, time_window))
+            return next((state for (of, _), state in reversed(self._quotas.items()) if of == key_id), None)
+
+    async def save_routing_decision(self, decision: RoutingDecision) -> None:
+        """Append a decision; the oldest beyond `max_decisions` go."""
+        with self._lock:
+            _append(self._decisions, decision, self.caps.decisions)
+
+    async def save_state_transition(self, transition: StateTransition) -> None:
+        """Append a transition; the oldest beyond `max_transitions` go."""
+        with self._lock:
+            _append(self._transitions, transition, self.caps.transitions)
+
+    async def query_state(self, query: StateQuery) -> list[Any]:
+        """Entities that match, oldest first."""
+        with self._lock:
+            found = [entity for entity in self._all(query.entity_type) if query.matches(entity)]
+        return [entity.model_copy(deep=True) for entity in found[-query.limit :]]
+
+    async def save_document(self, kind: str, document_id: str, document: Mapping[str, Any]) -> None:
+        """Save a small JSON document."""
+        text = encode_document(document)
+        with self._lock:
+            self._documents.setdefault(check_kind(kind), {})[document_id] = text
+            self._changed(kind, document_id)
+
+    async def get_document(self, kind: str, document_id: str) -> dict[str, Any] | None:
+        """A document, or None."""
+        with self._lock:
+            text = self._documents.get(check_kind(kind), {}).get(document_id)
+        return None if text is None else decode_document(text, where=f"{kind} {document_id}")
+
+    async def list_documents(self, kind: str) -> dict[str, dict[str, Any]]:
+        """All documents of a kind, by id."""
+        with self._lock:
+            texts = dict(self._documents.get(check_kind(kind), {}))
+        return {name: decode_document(text, where=f"{kind} {name}") for name, text in texts.items()}
+
+    async def delete_document(self, kind: str, document_id: str) -> bool:
+        """Forget a document; whether there was one."""
+        with self._lock:
+            if self._documents.get(check_kind(kind), {}).pop(document_id, None) is None:
+                return False
+            self._changed(kind, document_id)
+            return True
+
+    async def version(self) -> int:
+        """How many changes there were."""
+        return self._version
+
+    async def watch(self) -> AsyncIterator[Change]:
+        """Changes from now on; ends when the generator is closed."""
+        watcher = _Watcher(asyncio.get_running_loop())
+        with self._lock:
+            self._watchers.add(watcher)
+        try:
+            while True:
+                yield await watcher.notices.get()
+        finally:
+            with self._lock:
+                self._watchers.discard(watcher)
+
+    def _all(self, entity_type: str) -> list[Any]:
+        match entity_type:
+            case "APIKey":
+                return sorted(self._keys.values(), key=lambda key: key.created_at)
+            case "QuotaState":
+                return list(self._quotas.values())
+            case "RoutingDecision":
+                return list(self._decisions)
+            case "StateTransition":
+                return list(self._transitions)
+        texts = self._documents.get("policy", {})
+        return [Policy.parse(decode_document(text, where=f"policy {name}")) for name, text in texts.items()]
+
+    def _changed(self, kind: str, changed_id: str) -> None:
+        self._version += 1
+        change = Change(version=self._version, kind=kind, id=changed_id)
+        for watcher in tuple(self._watchers):
+            if not watcher.tell(change):
+                self._watchers.discard(watcher)
+
+
+def _append(entities: "deque[Any]", entity: object, kept: int) -> None:
+    entities.append(entity)
+    while len(entities) > kept:
+        entities.popleft()
+
+
+class _Watcher:
+    """One `watch()` and the loop that it runs on."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.notices: asyncio.Queue[Change] = asyncio.Queue()
+
+    def tell(self, change: Change) -> bool:
+        """Pass a change on, from any thread. False when the watcher's loop is closed."""
+        try:
+            self._loop.call_soon_threadsafe(self._put, change)
+        except RuntimeError:
+            return False
+        return True
+
+    def _put(self, change: Change) -> None:
+        if self.notices.qsize() >= NOTICES_MAX:
+            while not self.notices.empty():
+                self.notices.get_nowait()
+            change = Change(version=change.version)
+        self.notices.put_nowait(change)

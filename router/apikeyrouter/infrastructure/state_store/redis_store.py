@@ -1,0 +1,241 @@
+"""Entities in Redis or Valkey, shared by every process of a namespace. The keys are described in docs/redis-keys.md."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from apikeyrouter.domain.interfaces.state_store import Change, StateQuery, StateStore
+from apikeyrouter.domain.models.api_key import APIKey, StateTransition
+from apikeyrouter.domain.models.edge import EdgeModel
+from apikeyrouter.domain.models.policy import Policy
+from apikeyrouter.domain.models.quota_state import QuotaState, TimeWindow
+from apikeyrouter.domain.models.routing_decision import RoutingDecision
+from apikeyrouter.domain.models.system_error import ConfigurationError, StateStoreError
+from apikeyrouter.infrastructure.state_store.caps import Caps
+from apikeyrouter.infrastructure.state_store.codec import (
+    check_kind,
+    decode,
+    decode_document,
+    encode,
+    encode_document,
+)
+from apikeyrouter.infrastructure.state_store.redis_connection import (
+    RedisClients,
+    check_redis_url,
+    mapped_errors,
+    open_client,
+    redacted_url,
+)
+from apikeyrouter.infrastructure.state_store.redis_watch import watch_changes
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+__all__ = ["RedisStateStore"]
+
+NAMESPACE_DEFAULT = "apikeyrouter"
+NAMESPACE_LENGTH_MAX = 64
+DECISIONS_PER_BATCH_MAX = 500
+_FIELD = "e"
+"""The one field of a stream entry: the entity as JSON."""
+
+M = TypeVar("M", bound=EdgeModel)
+
+
+class RedisStateStore(StateStore):
+    """A store that survives and is shared.
+
+    `redis_url`: redis://, rediss://, unix://, redis+sentinel://, redis+cluster://. `namespace` separates deployments
+    on one server. Every event loop and every forked process gets connections of its own. Caps that are not given
+    follow the router's settings.
+    """
+
+    def __init__(
+        self,
+        redis_url: str = "redis://localhost:6379",
+        namespace: str = NAMESPACE_DEFAULT,
+        *,
+        max_decisions: int | None = None,
+        max_transitions: int | None = None,
+    ) -> None:
+        self.redis_url = check_redis_url(redis_url)
+        self.namespace = _check_namespace(namespace)
+        self.caps = Caps(max_decisions, max_transitions)
+        self._prefix = f"{namespace}:e:{{e}}:"
+        self._clients = RedisClients(lambda: open_client(redis_url))
+
+    async def save_key(self, key: APIKey) -> None:
+        """Save or update a key, and tell the other processes."""
+        await self._put("keys", "key", key.id, encode(key))
+
+    async def get_key(self, key_id: str) -> APIKey | None:
+        """A key, or None."""
+        return await self._get("keys", key_id, APIKey)
+
+    async def delete_key(self, key_id: str) -> bool:
+        """Forget a key and its quota states, and tell the other processes."""
+        with self._errors():
+            await self._redis.hdel(self._at("quota"), *_quota_fields(key_id))
+        return await self._drop("keys", "key", key_id)
+
+    async def save_quota_state(self, state: QuotaState) -> None:
+        """Save a key's quota state for its window."""
+        field = f"{state.time_window.value}:{state.key_id}"
+        with self._errors():
+            await self._redis.hset(self._at("quota"), field, encode(state))
+
+    async def get_quota_state(self, key_id: str, time_window: TimeWindow | None = None) -> QuotaState | None:
+        """A key's quota state: of that window, else the one with the newest `updated_at`."""
+        if time_window is not None:
+            return await self._get("quota", f"{time_window.value}:{key_id}", QuotaState)
+        found = await self._get_many("quota", _quota_fields(key_id), QuotaState)
+        return max(found, key=lambda state: state.updated_at, default=None)
+
+    async def save_routing_decision(self, decision: RoutingDecision) -> None:
+        """Append a decision; the oldest beyond `max_decisions` go."""
+        await self._append("decisions", [decision], self.caps.decisions)
+
+    async def save_routing_decisions(self, decisions: list[RoutingDecision]) -> None:
+        """Append many, DECISIONS_PER_BATCH_MAX to a round trip."""
+        for start in range(0, len(decisions), DECISIONS_PER_BATCH_MAX):
+            await self._append("decisions", decisions[start : start + DECISIONS_PER_BATCH_MAX], self.caps.decisions)
+
+    async def save_state_transition(self, transition: StateTransition) -> None:
+        """Append a transition; the oldest beyond `max_transitions` go."""
+        await self._append("transitions", [transition], self.caps.transitions)
+
+    async def query_state(self, query: StateQuery) -> list[Any]:
+        """Entities that match, oldest first."""
+        found: list[Any] = await self._all(query)
+        return [entity for entity in found if query.matches(entity)][-query.limit :]
+
+    async def save_document(self, kind: str, document_id: str, document: Mapping[str, Any]) -> None:
+        """Save a small JSON document, and tell the other processes."""
+        await self._put(f"docs:{check_kind(kind)}", kind, document_id, encode_document(document))
+
+    async def get_document(self, kind: str, document_id: str) -> dict[str, Any] | None:
+        """A document, or None."""
+        name = f"docs:{check_kind(kind)}"
+        with self._errors():
+            text = await self._redis.hget(self._at(name), document_id)
+        return None if text is None else decode_document(text, where=self._at(name))
+
+    async def list_documents(self, kind: str) -> dict[str, dict[str, Any]]:
+        """All documents of a kind, by id."""
+        name = self._at(f"docs:{check_kind(kind)}")
+        with self._errors():
+            texts = await self._redis.hgetall(name)
+        return {str(document_id): decode_document(text, where=name) for document_id, text in texts.items()}
+
+    async def delete_document(self, kind: str, document_id: str) -> bool:
+        """Forget a document, and tell the other processes; whether there was one."""
+        return await self._drop(f"docs:{check_kind(kind)}", kind, document_id)
+
+    async def version(self) -> int:
+        """How many changes the namespace has seen."""
+        with self._errors():
+            return int(await self._redis.get(self._at("version")) or 0)
+
+    async def watch(self) -> AsyncIterator[Change]:
+        """Changes from now on, of every process. Notices come by pub/sub; the version is polled besides, so that a
+        lost notice is made good within a second. Survives an outage of the server. Ends when the generator is closed.
+        """
+        async for change in watch_changes(self._clients.current, self._at("changes"), self.version):
+            yield change
+
+    async def health_check(self) -> bool:
+        """True when the server answers and takes commands. Errors: StateStoreUnavailableError, StateStoreError."""
+        with self._errors():
+            await self._redis.ping()
+            await self._redis.hexists(self._at("keys"), "")
+        return True
+
+    async def aclose(self) -> None:
+        """Close the running loop's connections."""
+        await self._clients.aclose()
+
+    def __repr__(self) -> str:
+        return f"<RedisStateStore {redacted_url(self.redis_url)} namespace={self.namespace}>"
+
+    @property
+    def _redis(self) -> "Redis":
+        return self._clients.current()
+
+    def _at(self, name: str) -> str:
+        return self._prefix + name
+
+    def _errors(self) -> AbstractContextManager[None]:
+        return mapped_errors(self.redis_url)
+
+    async def _put(self, name: str, kind: str, entity_id: str, text: str) -> None:
+        with self._errors():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hset(self._at(name), entity_id, text)
+                pipe.incr(self._at("version"))
+                _, version = await pipe.execute()
+            await self._tell(version, kind, entity_id)
+
+    async def _drop(self, name: str, kind: str, entity_id: str) -> bool:
+        with self._errors():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hdel(self._at(name), entity_id)
+                pipe.incr(self._at("version"))
+                dropped, version = await pipe.execute()
+            await self._tell(version, kind, entity_id)
+        return bool(dropped)
+
+    async def _tell(self, version: int, kind: str, entity_id: str) -> None:
+        await self._redis.publish(self._at("changes"), f"{version}:{kind}:{entity_id}")
+
+    async def _get(self, name: str, field: str, model: type[M]) -> M | None:
+        found = await self._get_many(name, [field], model)
+        return found[0] if found else None
+
+    async def _get_many(self, name: str, fields: list[str], model: type[M]) -> list[M]:
+        with self._errors():
+            texts = await self._redis.hmget(self._at(name), fields)
+        return [decode(model, text, where=self._at(name)) for text in texts if text is not None]
+
+    async def _get_all(self, name: str, model: type[M]) -> list[M]:
+        with self._errors():
+            texts = await self._redis.hvals(self._at(name))
+        return [decode(model, text, where=self._at(name)) for text in texts]
+
+    async def _append(self, name: str, entities: "list[Any]", kept: int) -> None:
+        with self._errors():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for entity in entities:
+                    pipe.xadd(self._at(name), {_FIELD: encode(entity)}, maxlen=kept, approximate=False)
+                await pipe.execute()
+
+    async def _stream(self, name: str, model: type[M], kept: int) -> list[M]:
+        with self._errors():
+            entries: Any = await self._redis.xrevrange(self._at(name), count=kept)
+        return [decode(model, fields[_FIELD], where=self._at(name)) for _, fields in reversed(entries)]
+
+    async def _all(self, query: StateQuery) -> list[Any]:
+        match query.entity_type:
+            case "APIKey" if query.ids is not None:
+                return await self._get_many("keys", list(query.ids), APIKey) if query.ids else []
+            case "APIKey":
+                return sorted(await self._get_all("keys", APIKey), key=lambda key: key.created_at)
+            case "QuotaState":
+                return sorted(await self._get_all("quota", QuotaState), key=lambda state: state.updated_at)
+            case "RoutingDecision":
+                return await self._stream("decisions", RoutingDecision, self.caps.decisions)
+            case "StateTransition":
+                return await self._stream("transitions", StateTransition, self.caps.transitions)
+            case "Policy":
+                return await self._get_all("docs:policy", Policy)
+        raise StateStoreError(f"unknown entity type {query.entity_type}")
+
+
+def _quota_fields(key_id: str) -> list[str]:
+    return [f"{window.value}:{key_id}" for window in TimeWindow]
+
+
+def _check_namespace(namespace: str) -> str:
+    plain = namespace.replace("-", "").replace("_", "").replace(".", "").replace(":", "")
+    if not (plain.isascii() and plain.isalnum() and len(namespace) <= NAMESPACE_LENGTH_MAX):
+        raise ConfigurationError("a namespace has 1 to 64 ASCII letters, digits, '-', '_', '.' or ':'")
+    return namespace
