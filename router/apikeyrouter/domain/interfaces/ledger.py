@@ -46,7 +46,7 @@ class Ledger(Protocol):
         """`settle` for each, in one pipelined round trip."""
         ...
 
-    async def release(self, rid: bytes, *, sent: bool, failed: bool = False, latency_us: int = 0) -> Transition:
+    async def release(self, rid: bytes, *, sent: bool, failed_lanes: int = 0, latency_us: int = 0) -> Transition:
         """Give back what was certainly not billed. `sent` False also gives back request and token counts."""
         ...
 
@@ -71,7 +71,7 @@ class Ledger(Protocol):
         ...
 
     async def record(
-        self, lane: str, *, observations: Sequence[Observation] = (), blocked_for_us: int = 0, outcome: int = 0
+        self, lane: str, *, observations: Sequence[Observation] = (), blocked_for_us: int = 0
     ) -> Stamp:
         """Re-sync a lane with what its provider said; cool it for `blocked_for_us`."""
         ...

@@ -68,11 +68,20 @@ class Limit:
     headroom: float = 0.0
     calendar: Period = Period.DAILY
     timezone: str = "UTC"
+    refund: bool = True
+    """Whether tokens that were held but not used come back at settlement. False where the provider keeps its estimate."""
+
+
+LIMIT_NAMES = ("rpm", "tpm", "itpm", "otpm", "rpd", "tpd", "spend", "concurrency", "rps", "rph", "tph", "itpd", "otpd")
+"""Names a limit may have; its position + 1 is its code in the scripts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breaker:
-    """Circuit breaker of a lane: opens after `failures` within `window_us`, then one probe fleet-wide."""
+    """Circuit breaker of a lane: opens after `failures` in a row within `window_us`, then one probe fleet-wide.
+
+    It stays open for `open_us`, doubled at each failed probe up to `open_max_us`.
+    """
 
     failures: int = 5
     window_us: int = 10_000_000
@@ -124,10 +133,15 @@ class ScopeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charge:
-    """Amounts of one attempt. `expected` for ranking and lanes, `bound` for hard scopes; UNPRICED where unknown."""
+    """Amounts of one attempt. `expected` for ranking and lanes, `bound` for hard scopes; UNPRICED where unknown.
+
+    `metered_tokens` is what limits on all tokens count at arrival (input plus the output cap at some providers);
+    None: input plus output.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
+    metered_tokens: int | None = None
     expected_nanousd: int = 0
     bound_nanousd: int = 0
 
@@ -254,6 +268,8 @@ class Settlement:
     output_tokens: int
     cost_nanousd: int
     outcome: Outcome = Outcome.SUCCESS
+    failed_lanes: int = 0
+    """Bit i set: the failure speaks for the candidate's lane i (with Outcome.FAILURE)."""
     latency_us: int = 0
     estimated: bool = False
 
@@ -320,6 +336,7 @@ class ScopeState:
     held: int
     suspense: int
     unpriced: int
+    unpriced_requests: int
     late: int
     starts_at_us: int
     resets_at_us: int

@@ -1,0 +1,38 @@
+#!lua flags=no-writes
+-- PURPOSE  Read one page of the reservations that still count, so that counters can be recomputed from them.
+-- KEYS     M R D S
+-- ARGV     which (1: open, 2: suspended) · rank of the first · count, at most 256
+-- RETURNS  OK: stamp, how many there are in all, then rid and packed record for each · NO_CELL · BAD_SCHEMA
+--          BAD_ARGUMENT
+-- IDEMPOTENT by nature: reads only. Pages belong together only while seq stands still.
+-- COST     one read for the whole page.
+
+-- @include working
+-- @include numbers
+-- @include codes
+-- @include argument_amount
+-- @include clock_now
+-- @include cell_begin
+-- @include reply_stamp
+
+local from, count = argument_amount(ARGV[2]), argument_amount(ARGV[3])
+if not (from and count) or count < 1 or count > 256 then
+  return reply_stamp(BAD_ARGUMENT)
+end
+local code
+cell, code = cell_begin()
+if not cell then
+  return reply_stamp(code)
+end
+local index = ARGV[1] == '2' and S or D
+local reply = reply_stamp(OK)
+reply[6] = redis.call('ZCARD', index)
+local rids = redis.call('ZRANGE', index, from, from + count - 1)
+if #rids > 0 then
+  local records = redis.call('HMGET', R, unpack(rids))
+  for i = 1, #rids do
+    reply[#reply + 1] = rids[i]
+    reply[#reply + 1] = records[i] or ''
+  end
+end
+return reply

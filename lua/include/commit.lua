@@ -1,0 +1,44 @@
+-- Writes the working set: one command per structure. The last write is the new seq.
+local function commit()
+  local seq = cell.seq + 1
+  local list = {}
+  for id, lane in pairs(lanes_dirty) do
+    lane[L_SEQ] = seq
+    list[#list + 1] = id
+    list[#list + 1] = numbers_pack(lane)
+  end
+  if #list > 0 then
+    redis.call('HSET', L, unpack(list))
+    list = {}
+  end
+  for id, scope in pairs(scopes_dirty) do
+    scope[S_SEQ] = seq
+    list[#list + 1] = id
+    list[#list + 1] = numbers_pack(scope)
+  end
+  if #list > 0 then
+    redis.call('HSET', B, unpack(list))
+  end
+  if #reservations_set > 0 then
+    redis.call('HSET', R, unpack(reservations_set))
+  end
+  if #leases_set > 0 then
+    redis.call('ZADD', D, unpack(leases_set))
+  end
+  if #reservations_gone > 0 then
+    redis.call('ZREM', D, unpack(reservations_gone))
+  end
+  if #tombstones_set > 0 then
+    redis.call('HDEL', R, unpack(tombstones_set.ids))
+    redis.call('HSET', T, unpack(tombstones_set))
+    redis.call('ZADD', G, unpack(tombstones_set.times))
+  end
+  if #suspense_set > 0 then
+    redis.call('ZADD', S, unpack(suspense_set))
+  end
+  if #suspense_gone > 0 then
+    redis.call('ZREM', S, unpack(suspense_gone))
+  end
+  cell.seq = seq
+  redis.call('HSET', M, 'seq', seq, 'last_now', cell.now)
+end

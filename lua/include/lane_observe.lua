@@ -1,0 +1,48 @@
+-- Re-syncs one limit of a lane with what its provider said. Usage is only ever raised: what is in flight may not be in
+-- the provider's count yet. A limit that is lower than configured is adopted, an unknown one is learned.
+local O_NAME, O_CAPACITY, O_TICK, O_USED, O_FULL_IN = 1, 4, 7, 8, 9
+
+local function lane_observe(lane, seen)
+  local at
+  for offset = LANE_SIZE, #lane - 1, LIMIT_SIZE do
+    if lane[offset + D_NAME] == seen[O_NAME] then
+      at = offset
+    end
+  end
+  if seen[O_CAPACITY] > 0 and (not at or lane[at + D_LEARNED] == 1 or seen[O_CAPACITY] < lane[at + D_CAPACITY]) then
+    local used, refund = 0, 1
+    if at then
+      used, refund = limit_used(lane, at), lane[at + D_REFUND]
+    elseif #lane < LANE_SIZE + 8 * LIMIT_SIZE then
+      at = #lane
+    else
+      return
+    end
+    local changed = lane[at + D_CAPACITY] ~= seen[O_CAPACITY] or lane[at + D_KIND] ~= seen[D_KIND]
+    if changed then
+      for field = O_NAME, O_TICK do
+        lane[at + field] = seen[field]
+      end
+      lane[at + D_REFUND], lane[at + D_LEARNED] = refund, 1
+      limit_start(lane, at, used, cell.now)
+    end
+  end
+  if not at then
+    return
+  end
+  local kind = lane[at + D_KIND]
+  local more = seen[O_USED] - limit_used(lane, at)
+  if kind == BUCKET then
+    if seen[O_FULL_IN] > 0 then
+      local ticks = math.floor(seen[O_FULL_IN] / lane[at + D_TICK])
+      local level = math.min(ticks * lane[at + D_DRAIN], lane[at + D_CAPACITY] * lane[at + D_SCALE])
+      lane[at + D_S1] = math.max(lane[at + D_S1], level)
+    elseif more > 0 then
+      lane[at + D_S1] = lane[at + D_S1] + more * lane[at + D_SCALE]
+    end
+  elseif more > 0 and kind == SLIDING then
+    lane[at + D_S2] = lane[at + D_S2] + more
+  elseif more > 0 and kind ~= CONCURRENCY then
+    lane[at + D_S1] = lane[at + D_S1] + more
+  end
+end

@@ -1,0 +1,10 @@
+-- A scope record: what is configured, the current period, the previous one, and what came later than that.
+local S_CONFIG, S_SEQ, S_LIMIT, S_HARD, S_CALENDAR, S_UNPRICED_RULE, S_FLAT = 1, 2, 3, 4, 5, 6, 7
+local S_SUSPENSE_RULE, S_SUSPENSE_AFTER, S_START, S_END = 8, 9, 10, 11
+local S_SETTLED, S_HELD, S_SUSPENSE, S_UNPRICED, S_UNPRICED_COUNT = 12, 13, 14, 15, 16
+local S_PREV_START, S_PREV_SETTLED, S_PREV_HELD, S_PREV_SUSPENSE, S_PREV_UNPRICED = 17, 18, 19, 20, 21
+local S_LATE = 22
+local SCOPE_SIZE = 22
+
+local RULE_DENY, RULE_FLAT, RULE_METER = 1, 2, 3
+local SUSPENSE_CHARGE, SUSPENSE_REFUND, SUSPENSE_HOLD = 1, 2, 3

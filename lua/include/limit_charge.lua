@@ -1,0 +1,16 @@
+-- Counts `amount` against one limit (already advanced). Returns where it was counted: the bucket's level and refunds
+-- right after, or the window's start. Settlement needs it to give back to that place and to no other.
+local function limit_charge(lane, at, amount)
+  local kind = lane[at + D_KIND]
+  if kind == BUCKET then
+    lane[at + D_S1] = math.min(AMOUNT_MAX, lane[at + D_S1] + amount * lane[at + D_SCALE])
+    return lane[at + D_S1], lane[at + D_S3]
+  elseif kind == SLIDING then
+    lane[at + D_S2] = lane[at + D_S2] + amount
+    return lane[at + D_S1], 0
+  elseif kind == CONCURRENCY then
+    return 0, 0
+  end
+  lane[at + D_S1] = lane[at + D_S1] + amount
+  return lane[at + D_S2], 0
+end

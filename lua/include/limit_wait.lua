@@ -1,0 +1,34 @@
+-- When `amount` fits this limit (already advanced): 0 for now, else a time in us and how far it can be trusted.
+local function limit_wait(lane, at, amount, now)
+  local kind, capacity = lane[at + D_KIND], lane[at + D_CAPACITY]
+  if amount > capacity then
+    return AMOUNT_MAX, NEVER
+  end
+  if kind == BUCKET then
+    local over = lane[at + D_S1] + (amount - capacity) * lane[at + D_SCALE]
+    if over <= 0 then
+      return 0, EXACT
+    end
+    local drain = lane[at + D_DRAIN]
+    local ticks = (over + (drain - over % drain) % drain) / drain
+    return lane[at + D_S2] + ticks * lane[at + D_TICK], EXACT
+  end
+  local over = limit_used(lane, at) + amount - capacity
+  if over <= 0 then
+    return 0, EXACT
+  end
+  if kind == CONCURRENCY then
+    local turn = lane[L_LATENCY] / capacity
+    return now + math.max(10000, turn - turn % 1), ESTIMATED
+  elseif kind == SLIDING then
+    local leaves = lane[at + D_S1]
+    for slot = at + D_S8, at + D_S2, -1 do
+      leaves = leaves + lane[at + D_SCALE]
+      over = over - lane[slot]
+      if over <= 0 then
+        return leaves, EXACT
+      end
+    end
+  end
+  return lane[at + D_S3], EXACT
+end

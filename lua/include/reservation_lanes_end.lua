@@ -1,0 +1,38 @@
+-- Takes a reservation out of its lanes. `actuals` says per metric what was really used (negative: keep what was
+-- charged); `arrived` false means that the provider never saw it, so that everything comes back.
+-- Returns where the scopes' numbers begin.
+local function reservation_lanes_end(numbers, ids, actuals, arrived, outcome, failed_lanes, latency)
+  local at = R_HEAD
+  for i = 1, numbers[R_LANES] do
+    local lane = lanes[ids[i]]
+    local probe, marks = numbers[at + 1] == 1, numbers[at + 2]
+    at = at + 2
+    for _ = 1, marks do
+      for limit = LANE_SIZE, #lane - 1, LIMIT_SIZE do
+        if lane[limit + D_NAME] == numbers[at + K_NAME] and lane[limit + D_KIND] == numbers[at + K_KIND]
+          and lane[limit + D_SCALE] == numbers[at + K_SCALE] then
+          local actual = actuals[lane[limit + D_METRIC]]
+          local change = actual - numbers[at + K_CHARGED]
+          if actual >= 0 and (change > 0 or not arrived or lane[limit + D_REFUND] == 1) then
+            limit_correct(lane, limit, change, numbers[at + K_WHERE], numbers[at + K_REFUNDED],
+              numbers[R_CREATED], cell.now)
+          end
+        end
+      end
+      at = at + MARK_SIZE
+    end
+    if numbers[R_STATE] == OPEN then
+      lane[L_IN_FLIGHT] = lane[L_IN_FLIGHT] - 1
+      if arrived then
+        lane[L_TOTAL], lane[L_LAST_USED] = lane[L_TOTAL] + 1, cell.now
+      end
+      local own = outcome
+      if outcome == FAILURE and math.floor(failed_lanes / 2 ^ (i - 1)) % 2 == 0 then
+        own = NEUTRAL
+      end
+      breaker_evidence(lane, own, latency, probe and lane[L_PROBE] == numbers[R_SEQ])
+    end
+    lanes_dirty[ids[i]] = lane
+  end
+  return at
+end

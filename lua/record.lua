@@ -1,0 +1,65 @@
+#!lua
+-- PURPOSE  Take in what a provider said about a lane: re-sync its limits, learn new ones, cool it.
+-- KEYS     M C0 C1 L
+-- ARGV     lane · cool for (us, 0: not) · observations: name, metric, kind, capacity, scale, drain, tick, used
+--          (-1: not told), full again in (us, 0: not told) for each
+-- RETURNS  OK: stamp · NO_CELL · BAD_SCHEMA · BAD_ARGUMENT · CALENDAR_NEEDED: stamp, number of the calendar
+-- IDEMPOTENT by nature: usage is only ever raised to what was seen, cooling only ever lengthened.
+-- COST     one lane.
+
+-- @include working
+-- @include numbers
+-- @include codes
+-- @include layout_lane
+-- @include argument_amount
+-- @include clock_now
+-- @include cell_begin
+-- @include reply_stamp
+-- @include cell_catalogue
+-- @include calendar_period
+-- @include limit_advance
+-- @include limit_used
+-- @include limit_start
+-- @include lane_configure
+-- @include lanes_load
+-- @include lane_observe
+
+local id, cool = ARGV[1], argument_amount(ARGV[2])
+local observations = {}
+for at = 3, #ARGV, 9 do
+  local observation = {}
+  for field = 1, 9 do
+    local value = ARGV[at + field - 1]
+    observation[field] = field == 8 and value == '-1' and -1 or argument_amount(value or '')
+    if not observation[field] then
+      return reply_stamp(BAD_ARGUMENT)
+    end
+  end
+  observations[#observations + 1] = observation
+end
+if not cool or #observations > 8 then
+  return reply_stamp(BAD_ARGUMENT)
+end
+local code
+cell, code = cell_begin()
+if not cell then
+  return reply_stamp(code)
+end
+lanes_load({ id })
+if missing_calendar then
+  local reply = reply_stamp(CALENDAR_NEEDED)
+  reply[6] = missing_calendar
+  return reply
+end
+local lane = lanes[id]
+if cool > 0 then
+  lane[L_BLOCKED] = math.max(lane[L_BLOCKED], cell.now + cool)
+end
+for i = 1, #observations do
+  lane_observe(lane, observations[i])
+end
+cell.seq = cell.seq + 1
+lane[L_SEQ] = cell.seq
+redis.call('HSET', L, id, numbers_pack(lane))
+redis.call('HSET', M, 'seq', cell.seq, 'last_now', cell.now)
+return reply_stamp(OK)

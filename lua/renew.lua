@@ -1,0 +1,46 @@
+#!lua
+-- PURPOSE  Extend the leases of one worker's open reservations.
+-- KEYS     M D
+-- ARGV     lease (us) · rids, at most 128
+-- RETURNS  OK: stamp, count of rids that are no longer open, those rids · NO_CELL · BAD_SCHEMA · BAD_ARGUMENT
+-- IDEMPOTENT by nature: the deadline is now + lease, and never moves back.
+-- COST     two commands for the whole page.
+
+-- @include working
+-- @include numbers
+-- @include codes
+-- @include argument_amount
+-- @include clock_now
+-- @include cell_begin
+-- @include reply_stamp
+
+local lease = argument_amount(ARGV[1])
+if not lease or #ARGV < 2 or #ARGV > 129 then
+  return reply_stamp(BAD_ARGUMENT)
+end
+local code
+cell, code = cell_begin()
+if not cell then
+  return reply_stamp(code)
+end
+local deadlines = redis.call('ZMSCORE', D, unpack(ARGV, 2))
+local extended, lost = {}, {}
+for i = 1, #deadlines do
+  if deadlines[i] then
+    extended[#extended + 1] = cell.now + lease
+    extended[#extended + 1] = ARGV[i + 1]
+  else
+    lost[#lost + 1] = ARGV[i + 1]
+  end
+end
+if #extended > 0 then
+  redis.call('ZADD', D, 'XX', 'GT', unpack(extended))
+  cell.seq = cell.seq + 1
+  redis.call('HSET', M, 'seq', cell.seq, 'last_now', cell.now)
+end
+local reply = reply_stamp(OK)
+reply[6] = #lost
+for i = 1, #lost do
+  reply[6 + i] = lost[i]
+end
+return reply

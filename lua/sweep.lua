@@ -1,0 +1,56 @@
+#!lua flags=allow-oom
+-- PURPOSE  Let time do its work: expire leases, resolve suspense, remove tombstones that are due.
+-- KEYS     M C0 C1 L B R D S T G
+-- ARGV     (none)
+-- RETURNS  OK: stamp, count of expired leases, of resolved suspense, of removed tombstones · NO_CELL · BAD_SCHEMA
+--          CALENDAR_NEEDED: stamp, number of the calendar
+-- IDEMPOTENT by nature: what was due is done once.
+-- COST     at most 8 leases, 8 suspended reservations, 64 tombstones. Call again while it finds as many.
+
+-- @include working
+-- @include numbers
+-- @include codes
+-- @include states
+-- @include layout_lane
+-- @include layout_scope
+-- @include layout_reservation
+-- @include clock_now
+-- @include cell_begin
+-- @include reply_stamp
+-- @include reply_transition
+-- @include cell_catalogue
+-- @include calendar_period
+-- @include limit_advance
+-- @include limit_used
+-- @include limit_start
+-- @include limit_correct
+-- @include lane_configure
+-- @include lanes_load
+-- @include scopes_load
+-- @include scope_book
+-- @include breaker_evidence
+-- @include reservation_record
+-- @include reservation_lanes_end
+-- @include reservation_bury
+-- @include reservation_load
+-- @include sweep_due
+-- @include sweep_suspense
+-- @include sweep_graves
+-- @include commit
+
+local code
+cell, code = cell_begin()
+if not cell then
+  return reply_stamp(code)
+end
+local expired = sweep_due(8)
+local resolved = expired == 0 and sweep_suspense(8) or 0
+if missing_calendar then
+  return reply_transition(CALENDAR_NEEDED, missing_calendar)
+end
+if expired + resolved > 0 then
+  commit()
+end
+local reply = reply_stamp(OK)
+reply[6], reply[7], reply[8] = expired, resolved, sweep_graves(64)
+return reply

@@ -1,0 +1,436 @@
+"""The ledger: one typed method a script, the same over every engine."""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from apikeyrouter.domain.models.accounting import (
+    CANDIDATES_MAX,
+    LANES_PER_CANDIDATE_MAX,
+    LIMIT_NAMES,
+    SCOPES_PER_CANDIDATE_MAX,
+    SHARED_SCOPES_MAX,
+    Admission,
+    Candidate,
+    Denial,
+    LaneConfig,
+    LaneState,
+    Loss,
+    Observation,
+    Reason,
+    ReserveRequest,
+    Result,
+    RetryKind,
+    ScopeConfig,
+    ScopeState,
+    Settlement,
+    Stamp,
+    State,
+    Transition,
+)
+from apikeyrouter.domain.models.system_error import (
+    LedgerConfigError,
+    LedgerProtocolError,
+    LedgerUnavailableError,
+    StaleConfigError,
+)
+from apikeyrouter.infrastructure.ledger.calendars import boundaries
+from apikeyrouter.infrastructure.ledger.codes import Code
+from apikeyrouter.infrastructure.ledger.encoding import (
+    check_amount,
+    check_id,
+    lane_entry,
+    observation_numbers,
+    scope_entry,
+)
+from apikeyrouter.infrastructure.ledger.engine import Argument, Engine, Reply
+from apikeyrouter.infrastructure.ledger.records import ReservationRecord, read_lane, read_reservation, read_scope
+
+PAGE_CONFIG = 64
+PAGE_RIDS = 128
+PAGE_SNAPSHOT = 256
+PAGE_AUDIT = 256
+SETTLED_TOKENS_MAX = 2**31
+_CALENDAR_ROUNDS_MAX = 16
+_AUDIT_ROUNDS_MAX = 5
+_RESULTS = {Code.OK: Result.OK, Code.REPLAYED: Result.REPLAYED, Code.CONFLICT: Result.CONFLICT, Code.UNMATCHED: Result.UNMATCHED}
+_LIMIT_NAMES = ("", *LIMIT_NAMES)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """One counter that differs from what the reservations say. There should be none."""
+
+    where: str
+    counter: str
+    counted: int
+    recomputed: int
+
+
+class ScriptLedger:
+    """The ledger over one cell. See `domain/interfaces/ledger.py` for what each method promises."""
+
+    def __init__(self, engine: Engine, *, tries: int = 2) -> None:
+        self.engine = engine
+        self._tries = tries
+        self._chores: set[asyncio.Task[None]] = set()
+        self.stamp = Stamp(epoch=0, seq=0, now_us=0, config_version=0)
+        self.forgotten = 0
+        """How often a reply proved that the store forgot writes: seq went back, or the epoch changed (law 9)."""
+
+    async def open(self) -> Stamp:
+        """Connect, load the scripts, make the cell if it is new."""
+        await self.engine.open()
+        reply = await self._run("open", [secrets.randbelow(2**52)])
+        return self._stamp(reply)
+
+    async def close(self) -> None:
+        """Let chores end, then let go of the connection."""
+        if self._chores:
+            await asyncio.wait(self._chores, timeout=1.0)
+        await self.engine.close()
+
+    # --- one request ---------------------------------------------------------------------------------------------
+
+    async def reserve(self, request: ReserveRequest) -> Admission | Denial:
+        """Hold one candidate or nothing; an unanswered call is sent again under the same id, then cancelled."""
+        args = _reserve_args(request)
+        for attempt in range(1, self._tries + 1):
+            try:
+                reply = await self._run("reserve", args, pool=request.pool)
+                return self._reserve_reply(request, reply)
+            except LedgerUnavailableError:
+                if attempt == self._tries:
+                    self._chore(self.cancel(request.rid))
+                    raise
+            except asyncio.CancelledError:
+                self._chore(self.cancel(request.rid))
+                raise
+        raise AssertionError("unreachable")
+
+    async def settle(self, settlement: Settlement) -> Transition:
+        """Book what was really used, in the windows that were charged."""
+        return self._transition(await self._run("settle", _settle_args(settlement)))
+
+    async def settle_many(self, settlements: Sequence[Settlement]) -> list[Transition]:
+        """`settle` for each; on a server they leave in one write."""
+        return list(await asyncio.gather(*(self.settle(settlement) for settlement in settlements)))
+
+    async def release(self, rid: bytes, *, sent: bool, failed_lanes: int = 0, latency_us: int = 0) -> Transition:
+        """Give back what was certainly not billed."""
+        reply = await self._run("release", [rid, int(sent), failed_lanes, max(0, latency_us)])
+        return self._transition(reply)
+
+    async def cancel(self, rid: bytes) -> Transition:
+        """End an ambiguous reserve."""
+        return self._transition(await self._run("cancel", [rid]))
+
+    async def reassert(self, request: ReserveRequest, *, index: int) -> Transition:
+        """Book an open reservation again after the store forgot it."""
+        candidate = request.candidates[index]
+        args = [request.rid, request.lease_us, index, *_names(request.scopes), *_candidate_args(candidate)]
+        return self._transition(await self._run("reassert", args))
+
+    async def renew(self, rids: Sequence[bytes], *, lease_us: int) -> list[bytes]:
+        """Extend leases, a page at a time; returns what is no longer open."""
+        lost: list[bytes] = []
+        for page in _pages(rids, PAGE_RIDS):
+            reply = await self._run("renew", [lease_us, *page])
+            lost.extend(_bytes(rid) for rid in reply[6:])
+        return lost
+
+    async def acknowledge(self, rids: Sequence[bytes]) -> None:
+        """Let tombstones of settlements that were seen go soon."""
+        for page in _pages(rids, PAGE_RIDS):
+            await self._run("acknowledge", page)
+
+    # --- time and providers --------------------------------------------------------------------------------------
+
+    async def sweep(self) -> int:
+        """Let time do its work, a bounded piece; returns how many leases and suspended amounts it ended."""
+        reply = await self._run("sweep", [])
+        return _int(reply[5]) + _int(reply[6])
+
+    async def record(
+        self, lane: str, *, observations: Sequence[Observation] = (), blocked_for_us: int = 0
+    ) -> Stamp:
+        """Re-sync a lane with what its provider said; what makes no sense is left out."""
+        args: list[Argument] = [check_id(lane, what="lane"), check_amount(blocked_for_us, what="cooling time")]
+        for seen in observations:
+            args.extend(observation_numbers(seen) or ())
+        return self._stamp(await self._run("record", args))
+
+    async def suspect_clock(self, suspected: bool) -> Stamp:
+        """Mark or clear doubt about the cell's clock; while it lasts, hard scopes refuse (law 3)."""
+        return self._stamp(await self._run("suspect", [int(suspected)]))
+
+    # --- configuration -------------------------------------------------------------------------------------------
+
+    async def put(self, *, lanes: Sequence[LaneConfig] = (), scopes: Sequence[ScopeConfig] = ()) -> Stamp:
+        """Add or change lanes and scopes; each page is atomic."""
+        stamp = self.stamp
+        for page in _pages(_entries(lanes, scopes), PAGE_CONFIG):
+            stamp = self._stamp(await self._run("configure", ["put", 0, *_flat(page)]))
+        return stamp
+
+    async def replace(
+        self, *, lanes: Sequence[LaneConfig], scopes: Sequence[ScopeConfig], expected_version: int
+    ) -> Stamp:
+        """Replace the whole configuration, or nothing.
+
+        Raises:
+            StaleConfigError: another change came first.
+        """
+        entries = _entries(lanes, scopes)
+        token = secrets.randbelow(2**52)
+        await self._run("configure", ["begin", token])
+        for page in _pages(entries, PAGE_CONFIG):
+            self._refuse_conflict(await self._run("configure", ["stage", token, *_flat(page)]))
+        reply = await self._run("configure", ["flip", token, "version", 1, expected_version])
+        self._refuse_conflict(reply)
+        return self._stamp(reply)
+
+    def _refuse_conflict(self, reply: Reply) -> None:
+        if reply[0] == Code.CONFLICT:
+            raise StaleConfigError(_int(reply[4]))
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    async def lanes(self, ids: Sequence[str], *, since_seq: int = 0) -> list[LaneState]:
+        """State of those lanes that changed after `since_seq`."""
+        found: list[LaneState] = []
+        for page in _pages(ids, PAGE_SNAPSHOT):
+            reply = await self._run("snapshot", [since_seq, *_names(page), 0])
+            now = _int(reply[3])
+            for at in range(6, 6 + 2 * _int(reply[5]), 2):
+                found.append(read_lane(page[_int(reply[at])], _bytes(reply[at + 1]), now_us=now))
+        return found
+
+    async def scopes(self, ids: Sequence[str], *, since_seq: int = 0) -> list[ScopeState]:
+        """State of those scopes that changed after `since_seq`."""
+        found: list[ScopeState] = []
+        for page in _pages(ids, PAGE_SNAPSHOT):
+            reply = await self._run("snapshot", [since_seq, 0, *_names(page)])
+            for at in range(7, 7 + 2 * _int(reply[6]), 2):
+                found.append(read_scope(page[_int(reply[at])], _bytes(reply[at + 1])))
+        return found
+
+    async def reservations(self, *, suspended: bool = False) -> list[ReservationRecord]:
+        """Every open (or suspended) reservation of every worker; a moment's view, page by page."""
+        return (await self._reservations(suspended=suspended))[1]
+
+    async def _reservations(self, *, suspended: bool) -> tuple[set[int], list[ReservationRecord]]:
+        found: list[ReservationRecord] = []
+        seqs: set[int] = set()
+        start = 0
+        while True:
+            reply = await self._run("audit", [2 if suspended else 1, start, PAGE_AUDIT])
+            seqs.add(_int(reply[2]))
+            rows = reply[6:]
+            found.extend(read_reservation(_bytes(rid), _bytes(raw)) for rid, raw in zip(rows[::2], rows[1::2], strict=True) if raw)
+            start += PAGE_AUDIT
+            if start >= _int(reply[5]):
+                return seqs, found
+
+    async def audit(self, *, lanes: Sequence[str], scopes: Sequence[str]) -> list[Drift]:
+        """Recompute counters from the reservations that still count, and report what differs.
+
+        Exact when nothing changes meanwhile; while writes come in between it tries again, and raises
+        LedgerUnavailableError when the cell does not stand still long enough.
+        """
+        for _ in range(_AUDIT_ROUNDS_MAX):
+            seqs, open_ones = await self._reservations(suspended=False)
+            more, suspended = await self._reservations(suspended=True)
+            lane_states, scope_states = await self.lanes(lanes), await self.scopes(scopes)
+            end = await self._run("snapshot", [0, 0, 0])
+            if seqs | more == {_int(end[2])}:
+                return _drifts(open_ones, suspended, lane_states, scope_states)
+        raise LedgerUnavailableError("audit: the cell changed during every try; audit when traffic is low")
+
+    # --- the rim -------------------------------------------------------------------------------------------------
+
+    async def _run(self, name: str, args: Sequence[Argument], *, pool: str = "") -> Reply:
+        for _ in range(_CALENDAR_ROUNDS_MAX):
+            reply = await self.engine.run(name, args, pool=pool)
+            code = reply[0]
+            if code == Code.CALENDAR_NEEDED:
+                await self._supply_calendar(_int(reply[5]), _int(reply[3]))
+                continue
+            if code == Code.NO_CELL:
+                self.forgotten += 1
+                raise LedgerUnavailableError("the cell is gone: the store was flushed or replaced")
+            if code == Code.BAD_SCHEMA:
+                raise LedgerProtocolError("the cell was written by another version of the scripts")
+            if code == Code.BAD_ARGUMENT:
+                raise LedgerConfigError(f"script {name} refused an argument: {_shown(args)}")
+            return reply
+        raise LedgerProtocolError(f"script {name}: a calendar is still missing after {_CALENDAR_ROUNDS_MAX} tries")
+
+    async def _supply_calendar(self, number: int, now_us: int) -> None:
+        try:
+            bounds = boundaries(number, now_us)
+        except KeyError:
+            raise LedgerProtocolError(f"calendar {number} is of a time zone that this machine does not know") from None
+        await self.engine.run("configure", ["calendar", 0, f"c:{number}", len(bounds), *bounds])
+
+    def _stamp(self, reply: Reply) -> Stamp:
+        _, epoch, seq, now, config = reply[:5]
+        stamp = Stamp(epoch=_int(epoch), seq=_int(seq), now_us=_int(now), config_version=_int(config))
+        before = self.stamp
+        if before.epoch and (stamp.epoch != before.epoch or stamp.seq < before.seq):
+            self.forgotten += 1
+        self.stamp = stamp
+        return stamp
+
+    def _transition(self, reply: Reply) -> Transition:
+        code = Code(_int(reply[0]))
+        if code is Code.UNKNOWN_SCOPE:
+            raise LedgerConfigError(f"scope {_text(reply[5])} is not configured")
+        state = _int(reply[5])
+        return Transition(stamp=self._stamp(reply), result=_RESULTS[code], state=State(state) if state else None)
+
+    def _reserve_reply(self, request: ReserveRequest, reply: Reply) -> Admission | Denial:
+        code = Code(_int(reply[0]))
+        stamp = self._stamp(reply)
+        if code is Code.DENIED:
+            losses = _losses(reply, 5)
+            return Denial(stamp=stamp, binding=min(losses, key=_loss_order), losses=losses)
+        if code in (Code.ADMITTED, Code.REPLAYED):
+            soft_count = _int(reply[8])
+            return Admission(
+                stamp=stamp, rid=request.rid, index=_int(reply[5]), deadline_us=_int(reply[6]), probe=reply[7] == 1,
+                soft_exceeded=tuple(_text(scope) for scope in reply[9 : 9 + soft_count]),
+                losses=_losses(reply, 9 + soft_count), replayed=code is Code.REPLAYED,
+            )  # fmt: skip
+        if code is Code.STALE_CONFIG:
+            raise StaleConfigError(stamp.config_version)
+        if code is Code.UNKNOWN_SCOPE:
+            raise LedgerConfigError(f"scope {_text(reply[5])} is not configured")
+        raise LedgerProtocolError(f"reservation {request.rid.hex()} has ended: {State(_int(reply[5])).name.lower()}")
+
+    def _chore(self, work: Coroutine[object, object, Transition]) -> None:
+        async def quietly() -> None:
+            with contextlib.suppress(LedgerUnavailableError):  # the lease ends it then
+                await work
+
+        task = asyncio.get_running_loop().create_task(quietly())
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
+
+def _reserve_args(request: ReserveRequest) -> list[Argument]:
+    candidates = request.candidates
+    if not 1 <= len(candidates) <= CANDIDATES_MAX:
+        raise LedgerConfigError(f"a reserve takes 1 to {CANDIDATES_MAX} candidates, got {len(candidates)}")
+    if len(request.scopes) > SHARED_SCOPES_MAX:
+        raise LedgerConfigError(f"at most {SHARED_SCOPES_MAX} shared scopes, got {len(request.scopes)}")
+    args: list[Argument] = [
+        request.rid, request.config_version, request.lease_us, request.principal, request.weight, request.pool,
+        *_names(request.scopes), len(candidates),
+    ]  # fmt: skip
+    for candidate in candidates:
+        args.extend(_candidate_args(candidate))
+    return args
+
+
+def _candidate_args(candidate: Candidate) -> list[Argument]:
+    if not 1 <= len(candidate.lanes) <= LANES_PER_CANDIDATE_MAX or len(candidate.scopes) > SCOPES_PER_CANDIDATE_MAX:
+        raise LedgerConfigError(
+            f"a candidate has 1 to {LANES_PER_CANDIDATE_MAX} lanes and at most {SCOPES_PER_CANDIDATE_MAX} scopes"
+        )
+    charge = candidate.charge
+    metered = charge.metered_tokens
+    return [
+        *_names(candidate.lanes), *_names(candidate.scopes), charge.input_tokens, charge.output_tokens,
+        charge.input_tokens + charge.output_tokens if metered is None else metered, charge.expected_nanousd,
+        charge.bound_nanousd,
+    ]  # fmt: skip
+
+
+def _settle_args(settlement: Settlement) -> list[Argument]:
+    if not 0 <= settlement.input_tokens <= SETTLED_TOKENS_MAX or not 0 <= settlement.output_tokens <= SETTLED_TOKENS_MAX:
+        raise LedgerConfigError(f"settlement of {settlement.rid.hex()}: token counts must be between 0 and 2^31")
+    return [
+        settlement.rid, settlement.input_tokens, settlement.output_tokens, settlement.cost_nanousd,
+        int(settlement.outcome), settlement.failed_lanes, max(0, settlement.latency_us),
+    ]  # fmt: skip
+
+
+def _names(names: Sequence[str]) -> list[Argument]:
+    return [len(names), *names]
+
+
+def _entries(lanes: Sequence[LaneConfig], scopes: Sequence[ScopeConfig]) -> list[tuple[str, list[int]]]:
+    return [*map(lane_entry, lanes), *map(scope_entry, scopes)]
+
+
+def _flat(entries: Sequence[tuple[str, list[int]]]) -> list[Argument]:
+    return [word for field, numbers in entries for word in (field, len(numbers), *numbers)]
+
+
+def _pages(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
+    return [items[at : at + size] for at in range(0, len(items), size)]
+
+
+def _losses(reply: Reply, at: int) -> tuple[Loss, ...]:
+    rows = range(at + 1, at + 1 + 5 * _int(reply[at]), 5)
+    return tuple(
+        Loss(
+            index=number, reason=Reason(_int(reply[row])), where=_text(reply[row + 1]),
+            limit=_LIMIT_NAMES[_int(reply[row + 2])], retry_at_us=_int(reply[row + 3]),
+            retry_kind=RetryKind(_int(reply[row + 4])),
+        )
+        for number, row in enumerate(rows)
+    )  # fmt: skip
+
+
+def _loss_order(loss: Loss) -> tuple[bool, int, int]:
+    return loss.retry_kind is RetryKind.NEVER, loss.retry_at_us, loss.index
+
+
+def _drifts(
+    open_ones: Sequence[ReservationRecord],
+    suspended: Sequence[ReservationRecord],
+    lanes: Sequence[LaneState],
+    scopes: Sequence[ScopeState],
+) -> list[Drift]:
+    in_flight: dict[str, int] = {}
+    held: dict[tuple[str, int], int] = {}
+    waiting: dict[tuple[str, int], int] = {}
+    for record in open_ones:
+        for lane in record.lanes:
+            in_flight[lane] = in_flight.get(lane, 0) + 1
+        for scope, amount, start, _, _ in record.scopes:
+            held[scope, start] = held.get((scope, start), 0) + amount
+    for record in suspended:
+        for scope, amount, start, due, _ in record.scopes:
+            if due:
+                waiting[scope, start] = waiting.get((scope, start), 0) + amount
+    found = [Drift(where=s.id, counter="in_flight", counted=s.in_flight, recomputed=in_flight.get(s.id, 0)) for s in lanes]
+    for state in scopes:
+        period = (state.id, state.starts_at_us)
+        found.append(Drift(where=state.id, counter="held", counted=state.held, recomputed=held.get(period, 0)))
+        found.append(Drift(where=state.id, counter="suspense", counted=state.suspense, recomputed=waiting.get(period, 0)))
+    return [drift for drift in found if drift.counted != drift.recomputed]
+
+
+def _int(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+def _bytes(value: object) -> bytes:
+    assert isinstance(value, bytes)
+    return value
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _shown(args: Sequence[Argument]) -> str:
+    return ", ".join(repr(arg)[:40] for arg in args[:12])
