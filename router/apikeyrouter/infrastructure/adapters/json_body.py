@@ -36,7 +36,7 @@ def read_text(fields: Mapping[str, bytes], name: str) -> str:
     raw = fields.get(name)
     if raw is None:
         raise InvalidRequestError(f"{name}: required")
-    text = decode(_TEXT, raw, name)
+    text: str = decode(_TEXT, raw, name)
     if not text:
         raise InvalidRequestError(f"{name}: must not be empty")
     return text

@@ -1,0 +1,337 @@
+"""What a request costs, in integers: pico-dollars per token inside, nano-dollars outside, rounded up once per request.
+
+The data is `_data/prices.json`, compiled from genai-prices (MIT licence) by `tools/compile_prices.py`; its format is
+described there. A price that is not known is None, never 0.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, date, datetime
+from decimal import ROUND_CEILING, Decimal
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+from apikeyrouter.domain.models.usage import Usage
+
+PICO_PER_NANO = 1000
+PICO_PER_MTOK_DOLLAR = 1_000_000
+"""One dollar per million tokens, in pico-dollars per token."""
+
+LOOKUPS_MAX = 4096
+"""Lookups remembered; beyond it the memory starts afresh."""
+
+NAME_MAX = 200
+"""Longest model name looked up, in characters; longer ones are unpriced."""
+
+RATE_MAX = 10**12
+"""Largest rate accepted: one dollar a token."""
+
+PERIOD_SECONDS = 900
+"""A looked-up price is looked up again at the next quarter of an hour: prices by date and time of day change then."""
+
+_INPUTS = ("input", "cache_read", "cache_write", "cache_write_1h", "input_audio", "input_image", "input_video",
+           "cache_audio_read", "cache_image_read")  # fmt: skip
+_OUTPUTS = ("output", "reasoning", "output_other", "output_audio", "output_image", "output_video")
+_UNITS = (*_INPUTS, *_OUTPUTS, "request")
+_COMPACT_DATE = re.compile(r"-(20\d{2})(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(?=-|:|$)")
+
+Steps = tuple[tuple[int, int], ...]
+"""(above this many input tokens, pico-dollars) pairs, highest threshold first; the last threshold is −1."""
+
+
+class Rates:
+    """Pico-dollars per token of every class, at one tier. What a price list does not name costs like its class."""
+
+    __slots__ = (
+        "cache_read", "cache_write", "cache_write_long", "dearest_input", "dearest_output", "input", "output",
+        "reasoning", "request",
+    )  # fmt: skip
+
+    def __init__(self, rates: Mapping[str, int]) -> None:
+        self.input = rates.get("input", 0)
+        self.output = rates.get("output", 0)
+        self.cache_read = rates.get("cache_read", self.input)
+        self.cache_write = rates.get("cache_write", self.input)
+        self.cache_write_long = rates.get("cache_write_1h", self.cache_write)
+        self.reasoning = rates.get("reasoning", self.output)
+        self.request = rates.get("request", 0)
+        self.dearest_input = max([rates.get(name, 0) for name in _INPUTS])
+        self.dearest_output = max([rates.get(name, 0) for name in _OUTPUTS])
+
+
+class ModelPrice:
+    """The price of one model at one time. All results in nano-dollars, rounded up."""
+
+    __slots__ = ("_base", "_bounds", "_tiers", "_variants", "model", "provider")
+
+    def __init__(
+        self, provider: str, model: str, tiers: list[tuple[int, Rates]], variants: Mapping[str, "ModelPrice"]
+    ) -> None:
+        self.provider = provider
+        self.model = model
+        self._base = tiers[-1][1]
+        self._tiers = tiers if len(tiers) > 1 else None
+        self._variants = variants or None
+        self._bounds = self._dearest(tiers)
+
+    def _dearest(self, tiers: list[tuple[int, Rates]]) -> tuple[int, int, int]:
+        every = [rates for _, rates in tiers]
+        bounds = [
+            max(rates.dearest_input for rates in every),
+            max(rates.dearest_output for rates in every),
+            max(rates.request for rates in every),
+        ]
+        for variant in (self._variants or {}).values():
+            bounds = [max(mine, other) for mine, other in zip(bounds, variant._bounds, strict=True)]
+        return bounds[0], bounds[1], bounds[2]
+
+    def cost(self, usage: Usage) -> int:
+        """What `usage` costs. Its service tier selects a variant where the price list has one."""
+        if self._variants is not None and usage.service_tier in self._variants:
+            return self._variants[usage.service_tier].cost(usage)
+        rates = self._base if self._tiers is None else self._tier(usage.input_tokens)
+        read, write, write_long = usage.cache_read_tokens, usage.cache_write_tokens, usage.cache_write_long_tokens
+        thought = usage.reasoning_tokens
+        pico = (
+            (usage.input_tokens - read - write - write_long) * rates.input
+            + read * rates.cache_read
+            + write * rates.cache_write
+            + write_long * rates.cache_write_long
+            + (usage.output_tokens - thought) * rates.output
+            + thought * rates.reasoning
+            + rates.request
+        )
+        return -(-pico // PICO_PER_NANO)
+
+    def expected(self, input_tokens: int, output_tokens: int) -> int:
+        """What so many tokens cost when nothing is cached."""
+        rates = self._base if self._tiers is None else self._tier(input_tokens)
+        return -(-(input_tokens * rates.input + output_tokens * rates.output + rates.request) // PICO_PER_NANO)
+
+    def bound(self, input_tokens: int, output_tokens: int) -> int:
+        """The most that so many tokens can cost: dearest tier, service tier, and class of input and output."""
+        dearest_input, dearest_output, request = self._bounds
+        return -(-(input_tokens * dearest_input + output_tokens * dearest_output + request) // PICO_PER_NANO)
+
+    def _tier(self, input_tokens: int) -> Rates:
+        assert self._tiers is not None
+        for start, rates in self._tiers:
+            if input_tokens > start:
+                return rates
+        return self._base
+
+    def __repr__(self) -> str:
+        base = self._base
+        return f"ModelPrice({self.provider}/{self.model}, input={base.input}, output={base.output} pico-dollars)"
+
+
+class PriceBook:
+    """Prices by (provider, model). Overrides come first; lookups are remembered, at most LOOKUPS_MAX of them."""
+
+    def __init__(self, providers: Mapping[str, Any] | None = None, *, now: Callable[[], float] = time.time) -> None:
+        self._providers = {name: _Provider(name, data) for name, data in (providers or {}).items()}
+        self._overrides: dict[tuple[str | None, str], ModelPrice] = {}
+        self._known: dict[tuple[str, str], tuple[float, ModelPrice | None]] = {}
+        self._now = now
+
+    @classmethod
+    def load(cls, *, now: Callable[[], float] = time.time) -> "PriceBook":
+        """The prices shipped with this package. `now`: Unix seconds."""
+        return cls(_shipped(), now=now)
+
+    def price(self, provider_id: str, model: str) -> ModelPrice | None:
+        """The price of a model now, or None when it is not known."""
+        key = (provider_id, model)
+        now = self._now()
+        known = self._known.get(key)
+        if known is not None and now < known[0]:
+            return known[1]
+        price = self._look_up(provider_id, model, now)
+        if len(self._known) >= LOOKUPS_MAX:
+            self._known.clear()
+        self._known[key] = ((now // PERIOD_SECONDS + 1) * PERIOD_SECONDS, price)
+        return price
+
+    def add(
+        self,
+        provider_id: str | None,
+        model: str,
+        *,
+        input: Decimal,
+        output: Decimal = Decimal(0),
+        cached_input: Decimal | None = None,
+        cache_write: Decimal | None = None,
+        cache_write_long: Decimal | None = None,
+        request: Decimal | None = None,
+    ) -> ModelPrice:
+        """Override a price: dollars per million tokens (`request`: dollars per request). `provider_id` None: any.
+
+        Raises ValueError for negative, non-finite or absurd amounts.
+        """
+        named = {
+            "input": input,
+            "output": output,
+            "cache_read": cached_input,
+            "cache_write": cache_write,
+            "cache_write_1h": cache_write_long,
+        }
+        rates = {name: _rate(name, value, PICO_PER_MTOK_DOLLAR) for name, value in named.items() if value is not None}
+        if request is not None:
+            rates["request"] = _rate("request", request, 10**12)
+        price = ModelPrice(provider_id or "", model, [(-1, Rates(rates))], {})
+        self._overrides[(provider_id, model.lower())] = price
+        self._known.clear()
+        return price
+
+    def _look_up(self, provider_id: str, model: str, now: float) -> ModelPrice | None:
+        name = model.lower()
+        override = self._overrides.get((provider_id, name)) or self._overrides.get((None, name))
+        if override is not None or len(name) > NAME_MAX:
+            return override
+        provider = self._find_provider(provider_id.lower())
+        if provider is None:
+            return None
+        found = self._find(provider, name)
+        if found is None:
+            dashed = _COMPACT_DATE.sub(r"-\1-\2-\3", name)
+            found = self._find(provider, dashed) if dashed != name else None
+        return _price_at(provider.name, found, datetime.fromtimestamp(now, UTC)) if found is not None else None
+
+    def _find_provider(self, provider_id: str) -> "_Provider | None":
+        exact = self._providers.get(provider_id)
+        if exact is not None:
+            return exact
+        return next((p for p in self._providers.values() if p.match is not None and p.match(provider_id)), None)
+
+    def _find(self, provider: "_Provider", name: str) -> Mapping[str, Any] | None:
+        found = provider.find(name)
+        for fallback in provider.fallback if found is None else ():
+            other = self._providers.get(fallback)
+            found = other.find(name) if other is not None else None
+            if found is not None:
+                break
+        return found
+
+
+def _rate(name: str, dollars: Decimal, scale: int) -> int:
+    if not isinstance(dollars, Decimal):
+        dollars = Decimal(str(dollars))
+    if not dollars.is_finite() or dollars < 0 or dollars * scale > RATE_MAX * 1000:
+        raise ValueError(f"{name}: a price must be finite, not negative, and at most a dollar a token")
+    return int((dollars * scale).to_integral_value(ROUND_CEILING))
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> Mapping[str, Any]:
+    text = files("apikeyrouter").joinpath("_data/prices.json").read_bytes()
+    providers: Mapping[str, Any] = json.loads(text)["providers"]
+    return providers
+
+
+Matcher = Callable[[str], bool]
+
+
+class _Provider:
+    """One provider's models: exact names by dictionary, all other matchers in the order of the list."""
+
+    def __init__(self, name: str, data: Mapping[str, Any]) -> None:
+        self.name = name
+        self.match: Matcher | None = _matcher(data["match"]) if "match" in data else None
+        self.fallback: Iterable[str] = data.get("fallback", ())
+        self._models: list[Mapping[str, Any]] = data["models"]
+        self._exact: dict[str, int] | None = None
+        self._others: list[tuple[int, Matcher]] = []
+
+    def find(self, name: str) -> Mapping[str, Any] | None:
+        """The first model of the list that matches a lower-case name."""
+        if self._exact is None:
+            self._exact = self._index()
+        best = self._exact.get(name, len(self._models))
+        for position, matches in self._others:
+            if position >= best:
+                break
+            if matches(name):
+                best = position
+                break
+        return self._models[best] if best < len(self._models) else None
+
+    def _index(self) -> dict[str, int]:
+        exact: dict[str, int] = {}
+        for position, model in enumerate(self._models):
+            clause = model["match"]
+            rest = []
+            for part in clause[1:] if clause[0] == "|" else [clause]:
+                if part[0] == "=":
+                    exact.setdefault(part[1], position)
+                else:
+                    rest.append(part)
+            if rest:
+                self._others.append((position, _matcher(["|", *rest])))
+        return exact
+
+
+def _matcher(clause: Any) -> Matcher:
+    kind, *parts = clause
+    if kind in "|&":
+        inner = [_matcher(part) for part in parts]
+        if len(inner) == 1:
+            return inner[0]
+        every = kind == "&"
+        return (lambda name: all(m(name) for m in inner)) if every else (lambda name: any(m(name) for m in inner))
+    text: str = parts[0]
+    if kind == "~":
+        pattern = re.compile(text)
+        return lambda name: pattern.search(name) is not None
+    return {
+        "=": lambda name: name == text,
+        "^": lambda name: name.startswith(text),
+        "$": lambda name: name.endswith(text),
+        "*": lambda name: text in name,
+    }[kind]
+
+
+def _price_at(provider: str, model: Mapping[str, Any], now: datetime) -> ModelPrice | None:
+    rows = model.get("prices")
+    if rows is None:
+        return None
+    active = [row for row in rows if _is_active(row, now)]
+    standard = active[-1] if active else rows[0]
+    grouped: dict[str, dict[str, Any]] = {}
+    for row in model.get("variants", ()):
+        if _is_active(row, now):
+            grouped.setdefault(row["when"], {}).update(
+                {name: rate for name, rate in row.items() if name not in grouped.get(row["when"], {})}
+            )
+    variants = {when: _model_price(provider, model["id"], {**standard, **row}, {}) for when, row in grouped.items()}
+    variants.pop("batch", None)
+    return _model_price(provider, model["id"], standard, variants)
+
+
+def _is_active(row: Mapping[str, Any], now: datetime) -> bool:
+    if "from" in row:
+        return now.date() >= date.fromisoformat(row["from"])
+    if "hours" in row:
+        start, end = row["hours"]
+        minute = now.hour * 60 + now.minute
+        return minute >= start or minute < end if end < start else start <= minute < end
+    return True
+
+
+def _model_price(provider: str, model: str, row: Mapping[str, Any], variants: Mapping[str, ModelPrice]) -> ModelPrice:
+    steps = {name: _steps(row[name]) for name in _UNITS if name in row}
+    starts = sorted({start for pairs in steps.values() for start, _ in pairs}, reverse=True)
+    tiers = []
+    for start in starts:
+        rates = {name: next(rate for above, rate in pairs if start >= above) for name, pairs in steps.items()}
+        tiers.append((start, Rates(rates)))
+    return ModelPrice(provider, model, tiers, variants)
+
+
+def _steps(value: Any) -> Steps:
+    if isinstance(value, int):
+        return ((-1, value),)
+    pairs = [(-1, value[0]), *zip(value[1::2], value[2::2], strict=True)]
+    return tuple(sorted(pairs, reverse=True))

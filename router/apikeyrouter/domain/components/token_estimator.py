@@ -1,0 +1,158 @@
+"""How many tokens a request will take: the expected number, learned from answers, and the bound, which is never passed.
+
+Expected: bytes of decoded text ÷ 4 (`providers.md` §4.2: −63 % … +88 % by kind of text), a few tokens a message, a flat
+number per image, times a ratio learned per (provider, model). Bound (law 7): one token is at least one byte.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from apikeyrouter.domain.interfaces.wire import ParsedRequest
+from apikeyrouter.domain.models.usage import Usage
+
+BYTES_PER_TOKEN = 4
+MESSAGE_TOKENS = 4
+"""Control tokens of one chat message (role and separators), OpenAI cookbook; K."""
+
+REQUEST_TOKENS = 3
+MEDIA_TOKENS = 1000
+"""Expected tokens of one image or sound, before learning (`providers.md` §4.2)."""
+
+OUTPUT_TOKENS = 400
+"""Expected output per choice of a model never seen."""
+
+RATIO_MIN = 0.25
+RATIO_MAX = 8.0
+"""The learned ratio's range. Text alone needs 0.53 (Russian) … 2.7 (base64); images of models that count tiles dearly
+(gpt-4o-mini: 2,833 and more each) need the rest. Beyond it lies misreporting, which one answer must not spread."""
+
+WEIGHT_MAX = 50.0
+"""Answers the memory is worth: each new one counts at least 1/50."""
+
+MODELS_MAX = 2048
+"""Models remembered; the one learned longest ago goes first."""
+
+BOUND_MESSAGE_TOKENS = 16
+BOUND_REQUEST_TOKENS = 64
+"""Allowances on top of bytes, far above any provider's framing; a message's JSON scaffold covers it already."""
+
+EXPORT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEstimate:
+    """Tokens of one request. `bound_*` None: no bound exists (a file id, no token cap).
+
+    `base_tokens` is the expected input before the learned ratio; hand it back to `learn`.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    bound_input: int | None
+    bound_output: int | None
+    base_tokens: int
+
+
+class _Learned:
+    __slots__ = ("output", "ratio", "weight")
+
+    def __init__(self, ratio: float = 1.0, output: float = float(OUTPUT_TOKENS), weight: float = 0.0) -> None:
+        self.ratio = ratio
+        self.output = output
+        self.weight = weight
+
+
+_UNSEEN = _Learned()
+
+
+class TokenEstimator:
+    """Estimates and learns, per (provider, model). Pure: state is exported and merged by whoever keeps it."""
+
+    def __init__(self, *, models_max: int = MODELS_MAX) -> None:
+        self._models_max = models_max
+        self._learned: dict[tuple[str, str], _Learned] = {}
+
+    def estimate(
+        self, provider_id: str, model: str, parsed: ParsedRequest, *, token_cap: int | None = None
+    ) -> TokenEstimate:
+        """Tokens of `parsed` at this model. `token_cap`: the cap per choice that will be sent, if another than asked."""
+        learned = self._learned.get((provider_id, model), _UNSEEN)
+        base = base_tokens(parsed)
+        cap = parsed.max_output_tokens if token_cap is None else token_cap
+        output = int(learned.output) + 1
+        if cap is not None and output > cap:
+            output = cap
+        return TokenEstimate(
+            int(base * learned.ratio) + 1,
+            output * parsed.choices,
+            bound_input(parsed),
+            None if cap is None else bound_output(parsed, cap),
+            base,
+        )
+
+    def learn(self, provider_id: str, model: str, *, base_tokens: int, choices: int, usage: Usage) -> None:
+        """Take an answer into account. What is itself an estimate, or counts no input, teaches nothing."""
+        if usage.estimated or usage.input_tokens <= 0 or base_tokens <= 0:
+            return
+        key = (provider_id, model)
+        learned = self._learned.pop(key, None) or _Learned()
+        self._learned[key] = learned
+        if len(self._learned) > self._models_max:
+            del self._learned[next(iter(self._learned))]
+        learned.weight = min(learned.weight + 1.0, WEIGHT_MAX)
+        share = 1.0 / learned.weight
+        ratio = min(max(usage.input_tokens / base_tokens, RATIO_MIN), RATIO_MAX)
+        learned.ratio += (ratio - learned.ratio) * share
+        learned.output += (usage.output_tokens / max(choices, 1) - learned.output) * share
+
+    def export(self) -> dict[str, object]:
+        """What was learned, as plain JSON values."""
+        rows = [[p, m, round(x.ratio, 4), round(x.output, 1), x.weight] for (p, m), x in self._learned.items()]
+        return {"version": EXPORT_VERSION, "models": rows}
+
+    def merge(self, state: Mapping[str, object]) -> None:
+        """Take in what another worker, or an earlier life, has learned; merging the same state again changes little.
+
+        Rows that are not what `export` writes are skipped: the state comes from outside.
+        """
+        rows = state.get("models") if state.get("version") == EXPORT_VERSION else None
+        for row in rows[: self._models_max] if isinstance(rows, list) else ():
+            self._merge_row(row)
+
+    def _merge_row(self, row: object) -> None:
+        if not isinstance(row, list) or len(row) != 5:
+            return
+        provider_id, model, ratio, output, weight = row
+        if not (isinstance(provider_id, str) and isinstance(model, str)):
+            return
+        if not all(isinstance(n, (int, float)) and 0 <= n < 1e12 for n in (ratio, output, weight)) or weight == 0:
+            return
+        mine = self._learned.get((provider_id, model))
+        if mine is None:
+            if len(self._learned) >= self._models_max:
+                return
+            mine = self._learned[(provider_id, model)] = _Learned()
+        weight = min(float(weight), WEIGHT_MAX)
+        share = weight / (mine.weight + weight)
+        mine.ratio += (min(max(ratio, RATIO_MIN), RATIO_MAX) - mine.ratio) * share
+        mine.output += (output - mine.output) * share
+        mine.weight = max(mine.weight, weight)
+
+
+def base_tokens(parsed: ParsedRequest) -> int:
+    """Expected input before learning."""
+    media = parsed.media * MEDIA_TOKENS
+    return parsed.text_bytes // BYTES_PER_TOKEN + parsed.messages * MESSAGE_TOKENS + REQUEST_TOKENS + media
+
+
+def bound_input(parsed: ParsedRequest) -> int | None:
+    """Input tokens that cannot be exceeded; None when there is no such number."""
+    if parsed.unbounded:
+        return None
+    overhead = parsed.messages * BOUND_MESSAGE_TOKENS + BOUND_REQUEST_TOKENS
+    return parsed.input_bytes + parsed.extra_tokens + overhead
+
+
+def bound_output(parsed: ParsedRequest, token_cap: int) -> int:
+    """Output tokens that cannot be exceeded under a cap per choice."""
+    return (token_cap + parsed.extra_output_tokens) * parsed.choices
