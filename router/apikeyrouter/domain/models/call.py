@@ -1,0 +1,116 @@
+"""One request on the data plane, and what came of it: plain slotted data, no validation, no I/O."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from apikeyrouter.domain.models.accounting import Loss
+from apikeyrouter.domain.models.usage import Usage
+
+if TYPE_CHECKING:
+    from apikeyrouter.domain.interfaces.wire import ParsedRequest
+    from apikeyrouter.domain.models.request_intent import RequestIntent
+    from apikeyrouter.domain.models.routing_decision import RoutingObjective
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """One request to be served. Either `parsed` (a client's body in `dialect`) or `intent` (the library) is set.
+
+    `operation`: chat, completion, embedding, responses, messages, count_tokens, http. `provider_id` pins a provider.
+    `headers`: those of the client that may go upstream, names in lower case. `started` and `deadline` are readings of
+    `time.perf_counter()` in seconds; no attempt starts after the deadline. `principal` shares fairly with others by
+    `weight`; `lanes` are the client's own limits.
+    """
+
+    request_id: str
+    operation: str
+    model: str
+    stream: bool
+    started: float
+    dialect: str = ""
+    parsed: "ParsedRequest | None" = None
+    intent: "RequestIntent | None" = None
+    provider_id: str | None = None
+    objective: "RoutingObjective | None" = None
+    team: str | None = None
+    client: str | None = None
+    principal: str = ""
+    weight: int = 1
+    lanes: tuple[str, ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+    session: str | None = None
+    deadline: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class AttemptFacts:
+    """One attempt: which key, what happened. `failure` "" when it succeeded. Times in microseconds."""
+
+    key_id: str
+    provider_id: str
+    model: str
+    rid: bytes
+    losses: tuple[Loss, ...] = ()
+    candidates: tuple[str, ...] = ()
+    probe: bool = False
+    failure: str = ""
+    status: int = 0
+    upstream_us: int = 0
+    reserve_us: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Facts:
+    """What happened to one call: kept in a ring, rendered on demand.
+
+    `cost_nanousd` and `usage` None: not known (yet: a stream's are set when it ends). `token_cap`: the cap that was
+    injected because a hard budget applies. `overhead_us`: time spent here, not upstream. `at_us`: Unix microseconds.
+    `outcome`: pending, ok, or a failure's category.
+    """
+
+    request_id: str
+    operation: str
+    model: str
+    stream: bool
+    objective: str
+    team: str | None
+    client: str | None
+    at_us: int
+    attempts: list[AttemptFacts] = field(default_factory=list)
+    usage: Usage | None = None
+    cost_nanousd: int | None = None
+    token_cap: int | None = None
+    soft_exceeded: tuple[str, ...] = ()
+    overhead_us: int = 0
+    upstream_us: int = 0
+    first_token_us: int = 0
+    total_us: int = 0
+    snapshot_age_us: int = 0
+    outcome: str = "pending"
+    finish_reason: str | None = None
+
+    @property
+    def key_id(self) -> str:
+        """The key that served, or was tried last."""
+        return self.attempts[-1].key_id if self.attempts else ""
+
+    @property
+    def provider_id(self) -> str:
+        """The provider that served, or was tried last."""
+        return self.attempts[-1].provider_id if self.attempts else ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Exchange:
+    """The answer to one call: `body` when complete, else `chunks`, each to be passed on as it comes.
+
+    Iterating `chunks` to its end, or closing it (`aclose`), settles the request; one of both must happen. A failure
+    in mid-stream is raised out of it as SystemError, after what was received.
+    """
+
+    status: int
+    content_type: str
+    facts: Facts
+    body: bytes | None = None
+    chunks: AsyncIterator[bytes] | None = None
