@@ -1,9 +1,9 @@
-"""Compile the prices of genai-prices (MIT licence, Pydantic Services Inc.) to the plain JSON that ships with the package.
+"""Compile the prices of genai-prices (MIT licence) to the plain JSON that ships with the package.
 
 Run it after updating genai-prices:  python tools/compile_prices.py  (with --check: fail when the file is stale).
 
-What comes out is integers only: pico-dollars per token (one dollar per million tokens is 1,000,000), or per request. A
-rate is an integer, or `[base, start, rate, start, rate, …]`: above `start` input tokens the whole request has that rate.
+What comes out is integers only: pico-dollars per token (one dollar per million tokens is 1,000,000), or per request.
+A rate is an integer, or `[base, start, rate, …]`: above `start` input tokens the whole request has that rate.
 A fraction of a pico-dollar is rounded up, except what a binary float added to a decimal. Prices that no token count
 measures (hours of audio, characters, pages, searches) are left out; a model that has only those is unpriced.
 """
@@ -122,7 +122,7 @@ def _model(model: types.ModelInfo) -> dict[str, Any]:
 
 def _variants(model: types.ModelInfo) -> Iterator[dict[str, Any]]:
     for variant in model.price_variants or ():
-        if len(variant.when) == 1 and CONTEXTS >= variant.when.keys():
+        if len(variant.when) == 1 and variant.when.keys() <= CONTEXTS:
             rates = _rates(variant.prices)
             if rates:
                 yield {"when": next(iter(variant.when.values())), **_when(variant.constraint), **rates}

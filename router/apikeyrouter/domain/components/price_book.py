@@ -90,7 +90,7 @@ class ModelPrice:
 
     def cost(self, usage: Usage) -> int:
         """What `usage` costs. Its service tier selects a variant where the price list has one."""
-        if self._variants is not None and usage.service_tier in self._variants:
+        if self._variants is not None and usage.service_tier is not None and usage.service_tier in self._variants:
             return self._variants[usage.service_tier].cost(usage)
         rates = self._base if self._tiers is None else self._tier(usage.input_tokens)
         read, write, write_long = usage.cache_read_tokens, usage.cache_write_tokens, usage.cache_write_long_tokens
@@ -160,7 +160,7 @@ class PriceBook:
         provider_id: str | None,
         model: str,
         *,
-        input: Decimal,
+        input: Decimal,  # noqa: A002 (the public name)
         output: Decimal = Decimal(0),
         cached_input: Decimal | None = None,
         cache_write: Decimal | None = None,
@@ -217,8 +217,6 @@ class PriceBook:
 
 
 def _rate(name: str, dollars: Decimal, scale: int) -> int:
-    if not isinstance(dollars, Decimal):
-        dollars = Decimal(str(dollars))
     if not dollars.is_finite() or dollars < 0 or dollars * scale > RATE_MAX * 1000:
         raise ValueError(f"{name}: a price must be finite, not negative, and at most a dollar a token")
     return int((dollars * scale).to_integral_value(ROUND_CEILING))
@@ -314,7 +312,8 @@ def _is_active(row: Mapping[str, Any], now: datetime) -> bool:
     if "from" in row:
         return now.date() >= date.fromisoformat(row["from"])
     if "hours" in row:
-        start, end = row["hours"]
+        start: int = row["hours"][0]
+        end: int = row["hours"][1]
         minute = now.hour * 60 + now.minute
         return minute >= start or minute < end if end < start else start <= minute < end
     return True

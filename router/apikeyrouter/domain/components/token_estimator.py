@@ -75,7 +75,7 @@ class TokenEstimator:
     def estimate(
         self, provider_id: str, model: str, parsed: ParsedRequest, *, token_cap: int | None = None
     ) -> TokenEstimate:
-        """Tokens of `parsed` at this model. `token_cap`: the cap per choice that will be sent, if another than asked."""
+        """Tokens of `parsed` at this model. `token_cap`: the cap per choice that is sent, if not the client's."""
         learned = self._learned.get((provider_id, model), _UNSEEN)
         base = base_tokens(parsed)
         cap = parsed.max_output_tokens if token_cap is None else token_cap

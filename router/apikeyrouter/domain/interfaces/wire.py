@@ -141,12 +141,19 @@ class Wire(Protocol):
         """The organisation an answer reveals, e.g. `openai-organization`."""
         ...
 
-    def error_body(self, *, status: int, type: str, code: str, message: str, request_id: str) -> bytes:
+    def error_body(self, *, status: int, type: str, code: str, message: str, request_id: str) -> bytes:  # noqa: A002
         """Our own error in this dialect."""
         ...
 
     def error_event(
-        self, *, type: str, code: str, message: str, request_id: str, operation: str = "chat", status: int = 500
+        self,
+        *,
+        type: str,  # noqa: A002
+        code: str,
+        message: str,
+        request_id: str,
+        operation: str = "chat",
+        status: int = 500,
     ) -> bytes:
         """Our own error inside a stream of this dialect, framed."""
         ...

@@ -63,10 +63,10 @@ def measure_messages(fields: dict[str, bytes]) -> Measure:
     """Size of a Messages request. Raises InvalidRequestError naming the wrong part."""
     raw = fields.get("messages")
     if raw is None:
-        raise InvalidRequestError("messages: required")
+        raise InvalidRequestError("is required", field="messages")
     messages: list[_Message] = decode(_MESSAGES, raw, "messages")
     if not messages:
-        raise InvalidRequestError("messages: must not be empty")
+        raise InvalidRequestError("must not be empty", field="messages")
     total = Measure(raw=len(raw), messages=len(messages))
     for message in messages:
         _add_content(total, message.content)

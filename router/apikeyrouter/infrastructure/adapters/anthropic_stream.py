@@ -1,4 +1,4 @@
-"""Anthropic streams, read as they pass: named events, cumulative usage, `message_stop` at the end (`providers.md` §3.1)."""
+"""Anthropic streams, read as they pass: named events, cumulative usage, `message_stop` last (`providers.md` §3.1)."""
 
 import re
 

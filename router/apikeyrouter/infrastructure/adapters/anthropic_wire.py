@@ -101,13 +101,13 @@ class AnthropicWire:
     def parse(self, body: bytes, *, operation: str = "messages") -> ParsedRequest:
         """Read a client's body once. Raises InvalidRequestError that names the field."""
         if operation not in PATHS:
-            raise InvalidRequestError(f"operation: {operation!r} is not one of {', '.join(PATHS)}")
+            raise InvalidRequestError(f"{operation!r} is not one of {', '.join(PATHS)}", field="operation")
         fields = read_members(body)
         model = read_text(fields, "model")
         counting = operation == "count_tokens"
         cap = 0 if counting else read_whole(fields, "max_tokens")
         if cap is None:
-            raise InvalidRequestError("max_tokens: required")
+            raise InvalidRequestError("is required", field="max_tokens")
         size = measure_messages(fields)
         return ParsedRequest(
             model=model,
@@ -226,7 +226,15 @@ class AnthropicWire:
         """The organisation; limits are its own, workspaces share them (§1.2)."""
         return headers.get("anthropic-organization-id") or None
 
-    def error_body(self, *, status: int, type: str, code: str, message: str, request_id: str) -> bytes:
+    def error_body(
+        self,
+        *,
+        status: int,
+        type: str,  # noqa: A002 (the port's name)
+        code: str,
+        message: str,
+        request_id: str,
+    ) -> bytes:
         """`{"type": "error", "error": {type, message}, "request_id"}`, with our code in `details.error_code`."""
         error: dict[str, object] = {"type": _type(status, type), "message": message}
         if code:
@@ -234,14 +242,21 @@ class AnthropicWire:
         return msgspec.json.encode({"type": "error", "error": error, "request_id": request_id})
 
     def error_event(
-        self, *, type: str, code: str, message: str, request_id: str, operation: str = "messages", status: int = 500
+        self,
+        *,
+        type: str,  # noqa: A002 (the port's name)
+        code: str,
+        message: str,
+        request_id: str,
+        operation: str = "messages",
+        status: int = 500,
     ) -> bytes:
         """An error inside a stream; the SDK skips it without `event: error` (§3.2)."""
         body = self.error_body(status=status, type=type, code=code, message=message, request_id=request_id)
         return b"event: error\ndata: " + body + b"\n\n"
 
 
-def _type(status: int, type: str) -> str:
-    if type in _KNOWN_TYPES:
-        return type
+def _type(status: int, wanted: str) -> str:
+    if wanted in _KNOWN_TYPES:
+        return wanted
     return _TYPES.get(status) or ("invalid_request_error" if 400 <= status < 500 else "api_error")

@@ -1,6 +1,6 @@
 """The upstream HTTP client behind a seam: one request out, status, headers and a body of chunks back.
 
-It never retries, follows no redirect and keeps no cookie: what happens after a failure is the router's decision. Foreign
+It never retries, follows no redirect, keeps no cookie: what happens after a failure is the router's decision. Foreign
 errors are mapped here and nowhere else, by the one question that decides retries and billing: may the provider have
 received the request?
 """

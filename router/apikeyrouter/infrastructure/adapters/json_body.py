@@ -26,19 +26,19 @@ def read_members(body: bytes) -> dict[str, bytes]:
             body.decode()
         return _MEMBERS.decode(body)  # type: ignore[return-value]  # Raw is bytes-like
     except msgspec.ValidationError as exc:
-        raise InvalidRequestError("body: expected a JSON object") from exc
+        raise InvalidRequestError("expected a JSON object", field="body") from exc
     except JsonError as exc:
-        raise InvalidRequestError(f"body: not valid JSON ({type(exc).__name__})") from exc
+        raise InvalidRequestError(f"not valid JSON ({type(exc).__name__})", field="body") from exc
 
 
 def read_text(fields: Mapping[str, bytes], name: str) -> str:
     """A required, non-empty string member."""
     raw = fields.get(name)
     if raw is None:
-        raise InvalidRequestError(f"{name}: required")
+        raise InvalidRequestError("is required", field=name)
     text: str = decode(_TEXT, raw, name)
     if not text:
-        raise InvalidRequestError(f"{name}: must not be empty")
+        raise InvalidRequestError("must not be empty", field=name)
     return text
 
 
@@ -55,7 +55,7 @@ def read_whole(fields: Mapping[str, bytes], name: str, *, least: int = 0, most: 
         return None
     value: int | None = decode(_WHOLE, raw, name)
     if value is not None and not least <= value <= most:
-        raise InvalidRequestError(f"{name}: must be between {least} and {most}")
+        raise InvalidRequestError(f"must be between {least} and {most}", field=name)
     return value
 
 
@@ -70,7 +70,7 @@ def decode(decoder: "msgspec.json.Decoder[Any]", raw: bytes, name: str) -> Any:
 def refuse(name: str, exc: Exception) -> NoReturn:
     """Raise InvalidRequestError for a member that does not have its documented shape."""
     what, _, path = str(exc).partition(" - at `$")
-    raise InvalidRequestError(f"{name}{path.rstrip('`')}: {what}") from exc
+    raise InvalidRequestError(what, field=name + path.rstrip("`")) from exc
 
 
 def splice(body: bytes, fields: Mapping[str, bytes], edits: Mapping[str, bytes | None]) -> bytes:

@@ -1,6 +1,6 @@
 """What an OpenAI request makes the provider count: bytes of text, images, sounds, and what no bound exists for.
 
-The bound rests on byte-level tokenizers: a token is at least one byte of UTF-8, and JSON text is never shorter than what
+The bound rests on byte-level tokenizers: a token is at least one byte of UTF-8, and JSON is never shorter than what
 it encodes (`\\u00e9` is six bytes for two). The scaffold of a message (`{"role":…}`) exceeds its control tokens.
 """
 
@@ -115,10 +115,10 @@ def measure_chat(fields: dict[str, bytes]) -> Measure:
     """Size of a chat request. Raises InvalidRequestError naming the wrong part."""
     raw = fields.get("messages")
     if raw is None:
-        raise InvalidRequestError("messages: required")
+        raise InvalidRequestError("is required", field="messages")
     messages: list[Message] = decode(_MESSAGES, raw, "messages")
     if not messages:
-        raise InvalidRequestError("messages: must not be empty")
+        raise InvalidRequestError("must not be empty", field="messages")
     total = Measure(raw=len(raw), messages=len(messages))
     for message in messages:
         content = message.content
@@ -183,7 +183,7 @@ def _texts(raw: bytes, name: str) -> str | list[str] | list[int] | list[list[int
         refuse(name, exc)
     if isinstance(value, str) or (isinstance(value, list) and value and _same_kind(value)):
         return value
-    raise InvalidRequestError(f"{name}: expected text, a list of texts, or tokens")
+    raise InvalidRequestError("expected text, a list of texts, or tokens", field=name)
 
 
 def _same_kind(values: list[object]) -> bool:
@@ -196,7 +196,7 @@ def _measure_texts(fields: dict[str, bytes], name: str, *, needed: bool) -> Meas
     raw = fields.get(name)
     if raw is None:
         if needed:
-            raise InvalidRequestError(f"{name}: required")
+            raise InvalidRequestError("is required", field=name)
         return Measure(messages=1)
     texts = _texts(raw, name)
     total = Measure(raw=len(raw), messages=1)

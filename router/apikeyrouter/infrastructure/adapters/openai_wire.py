@@ -128,7 +128,7 @@ class OpenAIWire:
     def parse(self, body: bytes, *, operation: str = "chat") -> ParsedRequest:
         """Read a client's body once. Raises InvalidRequestError that names the field."""
         if operation not in PATHS:
-            raise InvalidRequestError(f"operation: {operation!r} is not one of {', '.join(PATHS)}")
+            raise InvalidRequestError(f"{operation!r} is not one of {', '.join(PATHS)}", field="operation")
         fields = read_members(body)
         model = read_text(fields, "model")
         stream = read_flag(fields, "stream")
@@ -248,12 +248,27 @@ class OpenAIWire:
             return f"{organization}/{project}"
         return organization or project or None
 
-    def error_body(self, *, status: int, type: str, code: str, message: str, request_id: str) -> bytes:
+    def error_body(
+        self,
+        *,
+        status: int,
+        type: str,  # noqa: A002 (the port's name)
+        code: str,
+        message: str,
+        request_id: str,
+    ) -> bytes:
         """`{"error": {message, type, param, code}}`: all four are required by the specification."""
         return msgspec.json.encode({"error": {"message": message, "type": type, "param": None, "code": code or None}})
 
     def error_event(
-        self, *, type: str, code: str, message: str, request_id: str, operation: str = "chat", status: int = 500
+        self,
+        *,
+        type: str,  # noqa: A002 (the port's name)
+        code: str,
+        message: str,
+        request_id: str,
+        operation: str = "chat",
+        status: int = 500,
     ) -> bytes:
         """An error inside a stream: `data: {"error":…}`; for responses `event: error` (§3.1)."""
         if operation == "responses":
