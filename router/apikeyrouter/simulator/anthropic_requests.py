@@ -9,7 +9,7 @@ from msgspec import Meta, Raw, Struct
 
 from apikeyrouter.simulator.calls import Call, InvalidRequest, ToolUse
 from apikeyrouter.simulator.http_server import Request
-from apikeyrouter.simulator.prompts import Content, Message, last_user_text, measure, sample_arguments, text_of
+from apikeyrouter.simulator.prompts import Content, Message, given, last_user_text, measure, sample_arguments, text_of
 from apikeyrouter.simulator.tokens import Markers, read_markers
 
 __all__ = ["parse_messages"]
@@ -24,12 +24,12 @@ class _Messages(Struct):
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
     system: Content = None
     stream: bool | None = False
-    tools: Raw | None = None
-    tool_choice: Raw | None = None
-    temperature: Raw | None = None
-    top_p: Raw | None = None
-    top_k: Raw | None = None
-    cache_control: Raw | None = None
+    tools: Raw = Raw()
+    tool_choice: Raw = Raw()
+    temperature: Raw = Raw()
+    top_p: Raw = Raw()
+    top_k: Raw = Raw()
+    cache_control: Raw = Raw()
 
 
 _messages = msgspec.json.Decoder(_Messages)
@@ -74,7 +74,7 @@ def _decode(body: bytes) -> _Messages:
 
 def _refuse_sampling(body: _Messages) -> None:
     for name in ("temperature", "top_p", "top_k"):
-        if getattr(body, name) is not None:
+        if given(getattr(body, name)):
             raise InvalidRequest(f"{name}: Extra inputs are not permitted")
 
 
@@ -86,9 +86,9 @@ def _cached_prefix(body: _Messages) -> tuple[tuple[str, str] | None, int]:
     parts = [*system, *(part for m in body.messages if isinstance(m.content, list) for part in m.content)]
     for part in parts:
         texts.append(part.text)
-        if part.cache_control not in (b"", b"null"):
+        if given(part.cache_control):
             marked = len(texts)
-    if body.cache_control is not None and not marked:
+    if given(body.cache_control) and not marked:
         texts = [text_of(body.system), *(text_of(message.content) for message in body.messages)]
         marked = len(texts)
     if not marked:
@@ -98,11 +98,11 @@ def _cached_prefix(body: _Messages) -> tuple[tuple[str, str] | None, int]:
     return (body.model, prefix), size // 4
 
 
-def _forced_tool(tools: Raw | None, choice: Raw | None, markers: Markers) -> ToolUse | None:
+def _forced_tool(tools: Raw, choice: Raw, markers: Markers) -> ToolUse | None:
     """The tool that ``tool_choice`` (or the prompt's ``[[tool]]``) forces, with sample arguments."""
-    if tools is None or (choice is None and not markers.tool):
+    if not given(tools) or not (given(choice) or markers.tool):
         return None
-    wanted: Any = msgspec.json.decode(choice) if choice is not None else {"type": "auto"}
+    wanted: Any = msgspec.json.decode(choice) if given(choice) else {"type": "auto"}
     kind = wanted.get("type") if isinstance(wanted, dict) else None
     if kind not in ("any", "tool") and not (markers.tool and kind == "auto"):
         return None

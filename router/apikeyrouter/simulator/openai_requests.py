@@ -8,7 +8,16 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from apikeyrouter.simulator.calls import Call, InvalidRequest, ToolUse
-from apikeyrouter.simulator.prompts import Content, Message, Part, last_user_text, measure, sample_arguments, text_of
+from apikeyrouter.simulator.prompts import (
+    Content,
+    Message,
+    Part,
+    given,
+    last_user_text,
+    measure,
+    sample_arguments,
+    text_of,
+)
 from apikeyrouter.simulator.tokens import Markers, read_markers, text_bytes, tokens_of_bytes
 
 __all__ = ["parse_chat", "parse_completion", "parse_embeddings", "parse_response"]
@@ -31,8 +40,8 @@ class _Chat(Struct):
     max_tokens: Cap | None = None
     max_completion_tokens: Cap | None = None
     n: Annotated[int, Meta(ge=1, le=CHOICES_MAX)] | None = 1
-    tools: Raw | None = None
-    tool_choice: Raw | None = None
+    tools: Raw = Raw()
+    tool_choice: Raw = Raw()
 
 
 class _Completion(Struct):
@@ -64,8 +73,8 @@ class _Response(Struct):
     instructions: str | None = None
     stream: bool | None = False
     max_output_tokens: Cap | None = None
-    tools: Raw | None = None
-    tool_choice: Raw | None = None
+    tools: Raw = Raw()
+    tool_choice: Raw = Raw()
 
 
 _chat = msgspec.json.Decoder(_Chat)
@@ -169,11 +178,11 @@ def _text_input(value: str | list[str | int | list[int]]) -> tuple[str, int]:
     return " ".join(texts), max(1, ids + sum(tokens_of_bytes(text_bytes(text)) for text in texts))
 
 
-def _forced_tool(tools: Raw | None, choice: Raw | None, markers: Markers) -> ToolUse | None:
+def _forced_tool(tools: Raw, choice: Raw, markers: Markers) -> ToolUse | None:
     """The tool that ``tool_choice`` (or the prompt's ``[[tool]]``) forces, with sample arguments."""
-    if tools is None or (choice is None and not markers.tool):
+    if not given(tools) or not (given(choice) or markers.tool):
         return None
-    wanted: Any = msgspec.json.decode(choice) if choice is not None else "auto"
+    wanted: Any = msgspec.json.decode(choice) if given(choice) else "auto"
     if wanted == "none" or (wanted in ("auto", None) and not markers.tool):
         return None
     offered: Any = msgspec.json.decode(tools)

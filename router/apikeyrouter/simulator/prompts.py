@@ -11,7 +11,7 @@ from msgspec import Raw, Struct
 from apikeyrouter.simulator.calls import Prompt
 from apikeyrouter.simulator.tokens import TOKENS_PER_FILE, TOKENS_PER_IMAGE, text_bytes
 
-__all__ = ["Content", "Message", "Part", "last_user_text", "measure", "sample_arguments", "text_of"]
+__all__ = ["Content", "Message", "Part", "given", "last_user_text", "measure", "sample_arguments", "text_of"]
 
 SCHEMA_DEPTH_MAX = 8
 
@@ -44,9 +44,14 @@ _IMAGES = frozenset({"image_url", "image", "input_image"})
 _FILES = frozenset({"file", "input_file", "document", "input_audio"})
 
 
-def measure(messages: Iterable[Message], *, system: Content = None, tools: Raw | None = None) -> Prompt:
+def given(raw: Raw) -> bool:
+    """Whether a raw field was there and not null."""
+    return len(raw) > 0 and bytes(raw) != b"null"
+
+
+def measure(messages: Iterable[Message], *, system: Content = None, tools: Raw = Raw()) -> Prompt:  # noqa: B008
     """The size of a prompt: text and JSON in bytes, images and files at a flat rate."""
-    size = 0 if tools is None else len(tools)
+    size = len(tools)
     flat, count = 0, 0
     for message in messages:
         count += 1
