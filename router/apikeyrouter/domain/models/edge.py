@@ -7,7 +7,33 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 
-_WORDS = {"missing": "is required", "extra_forbidden": "is not a known field"}
+_WORDS = {
+    "missing": "is required",
+    "extra_forbidden": "is not a known field",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "model_attributes_type": "must be a mapping",
+    "int_type": "must be an integer",
+    "int_parsing": "must be an integer",
+    "int_from_float": "must be an integer",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_parsing": "must be true or false",
+    "finite_number": "must be a finite number",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be one of {expected}",
+    "enum": "must be one of {expected}",
+    "string_too_short": "must have at least {min_length} character(s)",
+    "string_too_long": "must have at most {max_length} character(s)",
+    "too_short": "must have at least {min_length} item(s)",
+    "too_long": "must have at most {max_length} item(s)",
+}
 
 
 def field_path(location: tuple[int | str, ...]) -> str:
@@ -18,20 +44,30 @@ def field_path(location: tuple[int | str, ...]) -> str:
     return path
 
 
+def complaints(error: ValidationError, *, prefix: str = "") -> list[tuple[str, str]]:
+    """Every complaint of a pydantic error as (path, what is wrong), in our words. Never shows the input."""
+    return [_complaint(dict(detail), prefix) for detail in error.errors(include_url=False, include_input=False)]
+
+
 def invalid(error: ValidationError, *, prefix: str = "") -> InvalidRequestError:
-    """The first complaint of a pydantic error in our words: `<field>: <what is wrong>`. Never shows the input."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    location: tuple[int | str, ...] = first["loc"]
-    inner = first.get("ctx", {}).get("error")
-    message = _WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    """The first complaint of a pydantic error: `<field>: <what is wrong>`."""
+    path, reason = complaints(error, prefix=prefix)[0]
+    return InvalidRequestError(reason, field=path)
+
+
+def _complaint(detail: dict[str, Any], prefix: str) -> tuple[str, str]:
+    location: tuple[int | str, ...] = detail["loc"]
     path = field_path((prefix, *location) if prefix else location)
+    context: dict[str, Any] = detail.get("ctx", {})
+    inner = context.get("error")
     if isinstance(inner, InvalidRequestError):
-        path, message = _joined(path, inner.field), inner.reason
-    return InvalidRequestError(message, field=path)
+        return _joined(path, inner.field), inner.reason
+    words = _WORDS.get(detail["type"])
+    return path, words.format(**context) if words else detail["msg"].removeprefix("Value error, ")
 
 
 def _joined(outer: str, inner: str) -> str:
-    return f"{outer}.{inner}" if outer and inner else outer or inner
+    return f"{outer}.{inner}".replace(".[", "[") if outer and inner else outer or inner
 
 
 class EdgeModel(BaseModel):

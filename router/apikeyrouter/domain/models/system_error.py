@@ -1,6 +1,6 @@
 """Errors the library raises. One root; each class says its condition."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -151,8 +151,23 @@ class StateStoreUnavailableError(StateStoreError):
     """The entity store cannot be reached. Nothing is known about whether the last write arrived."""
 
 
+ERRORS_SHOWN_MAX = 20
+"""How many complaints a ConfigurationError's message lists; `errors` has all."""
+
+
 class ConfigurationError(ApiKeyRouterError, ValueError):
-    """Settings or the configuration file are wrong. The message names the path in it; nothing was applied."""
+    """Settings or the configuration file are wrong; nothing was applied.
+
+    `errors` has one line per complaint, each starting with its path, e.g. `limits[2].rpm: must be a positive integer`.
+    """
+
+    def __init__(self, message: str = "", *, errors: Iterable[str] = ()) -> None:
+        self.errors = tuple(errors) or ((message,) if message else ())
+        shown = list(self.errors[:ERRORS_SHOWN_MAX])
+        if len(self.errors) > ERRORS_SHOWN_MAX:
+            shown.append(f"and {len(self.errors) - ERRORS_SHOWN_MAX} more")
+        head = [message] if message and self.errors != (message,) else []
+        super().__init__("\n  ".join([*head, *shown]))
 
 
 class LedgerError(ApiKeyRouterError):

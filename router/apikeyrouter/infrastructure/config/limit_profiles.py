@@ -1,0 +1,32 @@
+"""How providers' limits refill, by adapter. Facts: `providers.md` §1.2 and `accounting.md` §2.5, November 2026."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from apikeyrouter.domain.components.limits import SAFE_PROFILE, LimitProfile
+from apikeyrouter.domain.models.accounting import LimitKind, Metric
+
+__all__ = ["KNOWN_PROFILES", "profile_for"]
+
+KNOWN_PROFILES: Mapping[str, LimitProfile] = MappingProxyType(
+    {
+        # Refills continuously, days too; charges its own estimate and keeps it.
+        "openai": LimitProfile(refund=False),
+        # A documented token bucket; input as counted, output as produced.
+        "anthropic": LimitProfile(),
+        # As OpenAI, but requests are checked in slices of one to ten seconds.
+        "azure": LimitProfile(refund=False, request_burst=1 / 6),
+        # Minutes reset at second 00, days at midnight Pacific; its tokens per minute are input tokens.
+        "gemini": LimitProfile(
+            minute=LimitKind.FIXED,
+            day=LimitKind.CALENDAR,
+            timezone="America/Los_Angeles",
+            tokens=Metric.INPUT_TOKENS,
+        ),
+    }
+)
+
+
+def profile_for(adapter: str, known: Mapping[str, LimitProfile] = KNOWN_PROFILES) -> LimitProfile:
+    """The adapter's profile; of an unknown one only the safe reading holds."""
+    return known.get(adapter, SAFE_PROFILE)
