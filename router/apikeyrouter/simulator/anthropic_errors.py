@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from apikeyrouter.simulator.calls import JSON_HEADER, Context, Reply, encode
-from apikeyrouter.simulator.formats import ceil_seconds, first_of_next_month
+from apikeyrouter.simulator.formats import ceil_seconds, first_of_next_month, next_day
 from apikeyrouter.simulator.limits import NEVER
 from apikeyrouter.simulator.meters import ConcurrencyMeter
 from apikeyrouter.simulator.organisations import Denial
@@ -132,8 +132,11 @@ def error_reply(
     return Reply(status, encode({"type": "error", "error": error, "request_id": request_id}), JSON_HEADER + headers)
 
 
-def failure_reply(name: str, context: Context, *, seconds: float | None) -> Reply | None:
-    """The reply of failure ``name``, or None; waits are ``seconds`` (default 20)."""
+def failure_reply(name: str, context: Context, *, seconds: float | None, regain: str | None = None) -> Reply | None:
+    """The reply of failure ``name``, or None; waits are ``seconds`` (default 20).
+
+    ``regain`` is the day (``YYYY-MM-DD``) that spend limits name; by default the first of next month.
+    """
     if name == "request_too_large_html":
         return Reply(413, _HTML_TOO_LARGE, "content-type: text/html\r\nserver: cloudflare\r\n")
     error = ANTHROPIC_FAILURES.get(name)
@@ -143,7 +146,7 @@ def failure_reply(name: str, context: Context, *, seconds: float | None) -> Repl
     message = error.message.format(
         model=context.model,
         org="unknown" if organisation is None else organisation.id,
-        date=first_of_next_month(context.now_ns),
+        date=regain or first_of_next_month(context.now_ns),
     )
     wait = _DEFAULT_WAIT_SECONDS if seconds is None else seconds
     return error_reply(
@@ -161,7 +164,8 @@ def denial_reply(denial: Denial, context: Context) -> Reply:
     meter = denial.meter
     org = "unknown" if context.organisation is None else context.organisation.id
     if meter.name == "spend_usd":
-        reply = failure_reply("enforced_spend_limit_reached", context, seconds=None)
+        regain = next_day(context.now_ns + denial.wait_ns)
+        reply = failure_reply("enforced_spend_limit_reached", context, seconds=None, regain=regain)
         assert reply is not None
         return reply
     if isinstance(meter, ConcurrencyMeter):

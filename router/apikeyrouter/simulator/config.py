@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from zoneinfo import ZoneInfo
 
 import msgspec
 from msgspec import Meta, Struct
+
+from apikeyrouter.simulator.prices import Price, price_of
 
 __all__ = [
     "Config",
@@ -23,11 +26,14 @@ __all__ = [
     "OrganisationConfig",
     "Part",
     "PriceConfig",
+    "check_organisation",
     "default_config",
+    "exact_price",
     "full_keys",
     "load_config",
     "parse_config",
     "parse_part",
+    "spend_nanousd",
 ]
 
 DialectName = Literal["openai", "anthropic"]
@@ -37,6 +43,8 @@ Count = Annotated[int, Meta(ge=0, le=AMOUNT_MAX)]
 Seconds = Annotated[float, Meta(ge=0, le=10**9)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Dollars = float | int | str
+Material = Annotated[str, Meta(min_length=1, max_length=512)]
+NANOUSD_PER_USD = 1_000_000_000
 
 
 class ConfigError(ValueError):
@@ -89,7 +97,7 @@ class PriceConfig(Part, frozen=True):
 class KeyConfig(Part, frozen=True):
     """One key: its material, a name for reports (default: organisation/number), limits of its own."""
 
-    key: Annotated[str, Meta(min_length=1, max_length=512)]
+    key: Material
     id: str | None = None
     limits: list[LimitRow] = []
     models: list[str] | None = None
@@ -118,7 +126,7 @@ class OrganisationConfig(Part, frozen=True):
 
     id: Annotated[str, Meta(min_length=1, max_length=128)]
     dialect: DialectName = "openai"
-    keys: list[str | KeyConfig] = []
+    keys: list[Material | KeyConfig] = []
     limits: list[LimitRow] = []
     models: list[str] | None = None
     prices: dict[str, PriceConfig] = {}
@@ -179,9 +187,35 @@ def parse_config(data: Mapping[str, Any]) -> Config:
     config = parse_part(dict(data), Config)
     _check_unique(config)
     for organisation in config.organisations:
-        for row in [*organisation.limits, *(row for key in full_keys(organisation) for row in key.limits)]:
-            _check_timezone(row, organisation.id)
+        check_organisation(organisation, prices=config.prices)
     return config
+
+
+def check_organisation(organisation: OrganisationConfig, *, prices: Mapping[str, PriceConfig]) -> None:
+    """Raises :class:`ConfigError` for what types cannot say: amounts of money, prices, time zones."""
+    try:
+        for row in [*organisation.limits, *(row for key in full_keys(organisation) for row in key.limits)]:
+            ZoneInfo(row.timezone)
+            if row.spend_usd is not None and not 1 <= spend_nanousd(row) <= AMOUNT_MAX:
+                raise ValueError(f"spend_usd {row.spend_usd} is out of range")
+        for price in [*organisation.prices.values(), *prices.values()]:
+            exact_price(price)
+    except (ArithmeticError, ValueError, OSError, LookupError) as error:
+        raise ConfigError(f"organisation {organisation.id}: {error}") from error
+
+
+def spend_nanousd(row: LimitRow) -> int:
+    """The row's spend limit in integer nano-dollars; ``ValueError`` if it is not a number."""
+    try:
+        return int(Decimal(str(row.spend_usd)) * NANOUSD_PER_USD)
+    except ArithmeticError as error:
+        raise ValueError(f"spend_usd {row.spend_usd} is not an amount") from error
+
+
+def exact_price(config: PriceConfig) -> Price:
+    """Integer pico-dollars per token; ``ValueError`` if the price is finer than that."""
+    optional = [None if usd is None else str(usd) for usd in (config.cached_input, config.cache_write)]
+    return price_of(str(config.input), str(config.output), *optional)
 
 
 def full_keys(organisation: OrganisationConfig) -> list[KeyConfig]:
@@ -241,9 +275,13 @@ def _decode(text: str, *, is_yaml: bool) -> object:
             import yaml
 
             return yaml.safe_load(text)
-        return json.loads(text)
+        return json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:
         raise ConfigError(f"the configuration is not valid JSON: {error}") from error
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not a number")
 
 
 def _check_unique(config: Config) -> None:
@@ -253,10 +291,3 @@ def _check_unique(config: Config) -> None:
         raise ConfigError("$.organisations: an id is given twice")
     if len(set(keys)) < len(keys):
         raise ConfigError("$.organisations: a key is given twice")
-
-
-def _check_timezone(row: LimitRow, organisation_id: str) -> None:
-    try:
-        ZoneInfo(row.timezone)
-    except (ValueError, OSError, LookupError) as error:
-        raise ConfigError(f"organisation {organisation_id}: unknown time zone {row.timezone!r}") from error

@@ -11,7 +11,15 @@ from msgspec import field
 from apikeyrouter.simulator.app import FAILURE_NAMES, SimulatedProviders
 from apikeyrouter.simulator.calls import JSON_HEADER, encode
 from apikeyrouter.simulator.clock import NS_PER_SECOND
-from apikeyrouter.simulator.config import ConfigError, FailureRule, LimitRow, OrganisationConfig, Part, parse_part
+from apikeyrouter.simulator.config import (
+    ConfigError,
+    FailureRule,
+    LimitRow,
+    OrganisationConfig,
+    Part,
+    check_organisation,
+    parse_part,
+)
 from apikeyrouter.simulator.failures import RULES_MAX
 from apikeyrouter.simulator.http_server import Connection, Request
 from apikeyrouter.simulator.organisations import Organisation
@@ -126,7 +134,9 @@ def _changed(organisation: Organisation, control: ControlRequest) -> Organisatio
     plain = {**msgspec.to_builtins(organisation.config), **control.settings}
     if control.limits is not None:
         plain["limits"] = msgspec.to_builtins(control.limits)
-    return parse_part(plain, OrganisationConfig)
+    changed = parse_part(plain, OrganisationConfig)
+    check_organisation(changed, prices={})
+    return changed
 
 
 def _is_loopback(host: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-__all__ = ["ceil_ms", "ceil_seconds", "first_of_next_month", "go_duration", "rfc3339"]
+__all__ = ["ceil_ms", "ceil_seconds", "first_of_next_month", "go_duration", "next_day", "rfc3339"]
 
 _NS_PER_MS = 1_000_000
 _NS_PER_SECOND = 1_000_000_000
@@ -38,6 +38,13 @@ def go_duration(duration_ns: int) -> str:
 def rfc3339(at_ns: int) -> str:
     """``2025-08-21T12:41:00Z``, rounded up to the second."""
     return datetime.fromtimestamp(ceil_seconds(at_ns), tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def next_day(at_ns: int) -> str:
+    """``YYYY-MM-DD`` of the first midnight UTC that is not before ``at_ns``."""
+    at = datetime.fromtimestamp(ceil_seconds(at_ns), tz=UTC)
+    midnight = at.replace(hour=0, minute=0, second=0)
+    return (midnight if midnight == at else midnight + timedelta(days=1)).strftime("%Y-%m-%d")
 
 
 def first_of_next_month(now_ns: int) -> str:

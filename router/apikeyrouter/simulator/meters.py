@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 from apikeyrouter.simulator.clock import NS_PER_SECOND
-from apikeyrouter.simulator.config import LimitRow
+from apikeyrouter.simulator.config import LimitRow, spend_nanousd
 from apikeyrouter.simulator.limits import (
     Bucket,
     CalendarWindow,
@@ -22,7 +21,6 @@ from apikeyrouter.simulator.limits import (
 __all__ = ["ConcurrencyMeter", "Meter", "Metric", "Owner", "build_meters"]
 
 Metric = Literal["requests", "tokens", "input_tokens", "output_tokens", "spend"]
-NANOUSD_PER_USD = 1_000_000_000
 _DAY_NS = 86_400 * NS_PER_SECOND
 
 
@@ -146,7 +144,7 @@ def _rate_limit(row: LimitRow, metric: Metric, amount: int, *, period_ns: int, n
 
 
 def _spend_meter(row: LimitRow, *, owner: Owner, pool: frozenset[str] | None, now_ns: int) -> Meter:
-    amount = int(Decimal(str(row.spend_usd)) * NANOUSD_PER_USD)
+    amount = spend_nanousd(row)
     if row.spend_period_seconds is None:
         calendar = CalendarWindow(limit=amount, zone=ZoneInfo(row.timezone), unit=row.spend_period)
         return Meter(owner, "spend_usd", "spend", pool, "calendar", amount, _DAY_NS, calendar, now_ns)

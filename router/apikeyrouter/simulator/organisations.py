@@ -6,10 +6,17 @@ import random
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
-from apikeyrouter.simulator.config import KeyConfig, LatencyConfig, OrganisationConfig, PriceConfig, full_keys
+from apikeyrouter.simulator.config import (
+    KeyConfig,
+    LatencyConfig,
+    OrganisationConfig,
+    PriceConfig,
+    exact_price,
+    full_keys,
+)
 from apikeyrouter.simulator.limits import NEVER, InFlight
 from apikeyrouter.simulator.meters import ConcurrencyMeter, Meter, Metric, Owner, build_meters
-from apikeyrouter.simulator.prices import DEFAULT_PRICES, Price, Usage, cost_nanousd, price_of
+from apikeyrouter.simulator.prices import DEFAULT_PRICES, Price, Usage, cost_nanousd
 from apikeyrouter.simulator.report import Tally, sum_tallies
 
 __all__ = ["Admission", "Charge", "Denial", "Key", "Organisation"]
@@ -142,7 +149,7 @@ class Organisation:
         self.configure(config)
         self._prices = {
             **DEFAULT_PRICES[config.dialect],
-            **{model: _price(price) for model, price in {**prices, **config.prices}.items()},
+            **{model: exact_price(price) for model, price in {**prices, **config.prices}.items()},
         }
         self._random = random.Random(f"{seed}/{config.id}")  # noqa: S311  (a simulation, not a secret)
         self._prefixes: OrderedDict[int, None] = OrderedDict()
@@ -277,8 +284,3 @@ def _at_arrival(metric: Metric, charge: Charge) -> int:
 def _needed(metric: Metric, charge: Charge) -> int:
     """What must be left for an arrival: its charge, or one unit of what is only known later."""
     return max(1, _at_arrival(metric, charge)) if metric in ("output_tokens", "spend") else _at_arrival(metric, charge)
-
-
-def _price(config: PriceConfig) -> Price:
-    optional = [None if usd is None else str(usd) for usd in (config.cached_input, config.cache_write)]
-    return price_of(str(config.input), str(config.output), *optional)

@@ -43,7 +43,10 @@ def price_of(
 
 
 def _picousd(usd_per_mtok: str) -> int:
-    exact = Decimal(usd_per_mtok) * _PICOUSD_PER_DOLLAR_PER_MTOK
+    try:
+        exact = Decimal(usd_per_mtok) * _PICOUSD_PER_DOLLAR_PER_MTOK
+    except ArithmeticError as error:
+        raise ValueError(f"price {usd_per_mtok!r} is not a number") from error
     if not exact.is_finite() or exact < 0 or exact != int(exact):
         raise ValueError(f"price {usd_per_mtok} is not a whole number of pico-dollars per token")
     return int(exact)
