@@ -1,15 +1,16 @@
-"""The life of one generation request: failure, admission, answer, bill; every end passes through ``_end``."""
+"""The life of one generation request: failure, admission, answer, bill; every end passes through its account."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 
+from apikeyrouter.simulator.account import Account, Verdict
 from apikeyrouter.simulator.calls import Call, Context, Dialect, Frame, Reply
 from apikeyrouter.simulator.clock import NS_PER_SECOND, ProviderClock
 from apikeyrouter.simulator.failures import ALIASES, WIRE_FAILURES, Failure
 from apikeyrouter.simulator.http_server import Connection
-from apikeyrouter.simulator.organisations import Admission, Charge, Denial, Key, Organisation
+from apikeyrouter.simulator.organisations import Charge, Denial, Key, Organisation
 from apikeyrouter.simulator.prices import Usage
 from apikeyrouter.simulator.report import JournalEntry
 from apikeyrouter.simulator.wire import End, spoil_body, spoil_frames
@@ -36,18 +37,16 @@ class Exchange:
     """One request of one key; ``begin`` is called once and sees to everything else."""
 
     __slots__ = (
-        "_admission",
+        "_account",
         "_begun_ns",
         "_call",
         "_clock",
         "_connection",
         "_context",
         "_dialect",
-        "_entry",
         "_failure",
         "_key",
         "_organisation",
-        "_produced",
         "_span_seconds",
         "_task",
         "_timer",
@@ -72,11 +71,9 @@ class Exchange:
         self._context = context
         self._connection = connection
         self._clock = clock
-        self._entry = entry
         self._failure = failure
-        self._admission: Admission | None = None
+        self._account = Account(key, call.model, clock=clock, entry=entry)
         self._begun_ns = context.now_ns
-        self._produced = 0
         self._span_seconds = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -98,9 +95,7 @@ class Exchange:
             kind = verdict.meter.name if verdict.wait_ns >= 0 else f"too_large:{verdict.meter.name}"
             self._refuse(kind, self._dialect.denial(verdict, self._context), over_limit=True)
             return
-        self._admission = verdict
-        self._key.tally.admitted += 1
-        self._key.tally.streams += self._call.stream
+        self._account.open(verdict, stream=self._call.stream)
         self._connection.on_disconnect = self._disconnected
         self._answer(scripted)
 
@@ -161,9 +156,7 @@ class Exchange:
         return reply.status >= 500 or (self._failure is not None and self._failure.name in _ADMITTED_THEN_FAILED)
 
     def _refuse(self, kind: str, reply: Reply, *, over_limit: bool = False) -> None:
-        self._organisation.charge_refused(self._key, self._call.model, self._context.now_ns)
-        self._key.tally.reject(kind, over_limit=over_limit)
-        self._entry.verdict = kind
+        self._account.refuse(kind, over_limit=over_limit, now_ns=self._context.now_ns)
         self._respond(reply)
 
     # --- answers
@@ -173,19 +166,29 @@ class Exchange:
         if scripted is not None:
             self._after(self._latency(), lambda: self._fail(scripted))
         elif self._call.stream:
-            self._task = asyncio.get_running_loop().create_task(self._stream())
+            self._start(self._stream())
         elif self._failure is not None:
-            self._task = asyncio.get_running_loop().create_task(self._spoilt_body(self._failure))
+            self._start(self._spoilt_body(self._failure))
         else:
             self._span_seconds = self._latency() + self._generation_seconds()
             self._after(self._span_seconds, self._respond_whole)
 
-    def _after(self, seconds: float, action: object) -> None:
-        assert callable(action)
+    def _after(self, seconds: float, action: Callable[[], None]) -> None:
         if seconds > 0:
             self._timer = asyncio.get_running_loop().call_later(seconds, action)
         else:
             action()
+
+    def _start(self, answer: Coroutine[None, None, None]) -> None:
+        self._task = asyncio.get_running_loop().create_task(answer)
+        self._task.add_done_callback(self._check)
+
+    def _check(self, task: asyncio.Task[None]) -> None:
+        """A mistake of the simulator's own must not leave a request in flight: cut it, and let the loop report it."""
+        if not task.cancelled() and task.exception() is not None:
+            self._account.close("cut", billed=None)
+            self._connection.abort()
+            task.result()
 
     def _latency(self) -> float:
         return self._organisation.latency_seconds(stream=self._call.stream)
@@ -195,13 +198,13 @@ class Exchange:
         return self._call.output_per_choice / pace if pace else 0.0
 
     def _fail(self, reply: Reply) -> None:
-        self._end("failed", billed=None)
+        self._account.close("failed", billed=None)
         self._respond(reply)
 
     def _respond_whole(self) -> None:
         body = self._dialect.body(self._call, self._context)
-        self._produce(self._call.output_tokens)
-        self._end("completed", billed=self._call.usage)
+        self._account.produce(self._call.output_tokens)
+        self._account.close("completed", billed=self._call.usage)
         self._respond(Reply(200, body))
 
     def _respond(self, reply: Reply) -> None:
@@ -222,7 +225,7 @@ class Exchange:
         await asyncio.sleep(self._latency() + self._generation_seconds())
         if await self._spoil_start(failure):
             return
-        self._produce(self._call.output_tokens)
+        self._account.produce(self._call.output_tokens)
         error = self._dialect.failure(
             resolve_failure_name("server_error", self._dialect.name), self._context, seconds=None
         )
@@ -253,9 +256,10 @@ class Exchange:
                 break
             await self._pace(item, number)
             self._connection.write_chunk(item.data)
-            self._produce(item.tokens)
+            self._account.produce(item.tokens)
             await self._connection.drained()
-        complete = self._produced == self._call.output_tokens and (failure is None or failure.name != "truncate")
+        whole = self._account.produced == self._call.output_tokens
+        complete = whole and (failure is None or failure.name != "truncate")
         await self._finish(end, chunked=True, complete=complete)
 
     def _frames(self) -> Iterator[Frame | End]:
@@ -269,8 +273,8 @@ class Exchange:
     async def _pace(self, frame: Frame, number: int) -> None:
         """Wait until ``frame`` is due; without a pace, let others run now and then."""
         pace = self._organisation.config.tokens_per_second
-        if pace and frame.tokens > self._produced:
-            await asyncio.sleep((frame.tokens - self._produced) / (pace * self._call.choices))
+        if pace and frame.tokens > self._account.produced:
+            await asyncio.sleep((frame.tokens - self._account.produced) / (pace * self._call.choices))
         elif number % FRAMES_PER_TURN_MAX == FRAMES_PER_TURN_MAX - 1:
             await asyncio.sleep(0)
 
@@ -282,7 +286,7 @@ class Exchange:
             await self._finish(End.STALL, chunked=False, complete=False)
             return True
         elif failure.name == "disconnect":
-            self._end("cut", billed=None)
+            self._account.close("cut", billed=None)
             self._connection.close()
             return True
         return False
@@ -293,8 +297,8 @@ class Exchange:
             await asyncio.sleep(STALL_SECONDS_MAX if seconds is None else seconds)
         elif end is End.CUT:
             await asyncio.sleep(CUT_GRACE_SECONDS)
-        good = end is End.CLEAN and complete
-        self._end("completed" if good else "cut", billed=self._call.usage._replace(output=self._produced))
+        verdict: Verdict = "completed" if end is End.CLEAN and complete else "cut"
+        self._account.close(verdict, billed=self._call.usage._replace(output=self._account.produced))
         if end is End.CUT:
             self._connection.abort()
         elif end is not End.CLEAN:
@@ -304,43 +308,21 @@ class Exchange:
         else:
             self._connection.finish()
 
-    # --- counting
-    def _produce(self, tokens: int) -> None:
-        """Output has reached ``tokens`` in all: count what is new against output limits."""
-        fresh = tokens - self._produced
-        if fresh > 0 and self._admission is not None:
-            self._produced = tokens
-            self._admission.produce(fresh, self._clock.now_ns())
-
     def _disconnected(self) -> None:
         """The client has gone: stop, and bill what was generated until now (as the organisation's rule says)."""
         if self._task is not None:
             self._task.cancel()
         if self._timer is not None:
             self._timer.cancel()
-            self._produce(self._generated_by_now())
+            self._account.produce(self._generated_by_now())
         rule = self._organisation.config.bill_on_disconnect
         if rule == "all":
-            self._produce(self._call.output_tokens)
-        usage = self._call.usage._replace(output=self._produced)
-        self._end("disconnected", billed=None if rule == "nothing" else usage)
+            self._account.produce(self._call.output_tokens)
+        usage = self._call.usage._replace(output=self._account.produced)
+        self._account.close("disconnected", billed=None if rule == "nothing" else usage)
 
     def _generated_by_now(self) -> int:
         """How far a whole answer had come when its client left, by time."""
         span_ns = int(self._span_seconds * NS_PER_SECOND)
         elapsed_ns = min(span_ns, self._clock.now_ns() - self._begun_ns)
         return self._call.output_tokens * elapsed_ns // span_ns if span_ns else 0
-
-    def _end(self, verdict: str, *, billed: Usage | None) -> None:
-        """The one end of an admitted request: leave, bill, tell; idempotent."""
-        admission, self._admission = self._admission, None
-        if admission is None:
-            return
-        admission.leave()
-        tally, entry = self._key.tally, self._entry
-        setattr(tally, verdict, getattr(tally, verdict) + 1)
-        entry.verdict = verdict
-        if billed is not None:
-            cost = self._organisation.cost_nanousd(self._call.model, billed)
-            admission.bill(billed, cost, self._clock.now_ns())
-            entry.input_tokens, entry.output_tokens, entry.cost_nanousd = billed.input, billed.output, cost
