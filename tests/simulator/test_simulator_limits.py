@@ -211,3 +211,18 @@ def test_concurrency_admits_up_to_the_limit_and_again_after_one_has_left() -> No
     limit.leave()
     assert limit.has_room()
     assert (limit.now, limit.peak) == (1, 2)
+
+
+def test_draining_does_not_forgive_debt() -> None:
+    limit = Bucket(limit=60, period_ns=MINUTE, now_ns=MIDNIGHT)
+    limit.take(70, MIDNIGHT)
+    limit.drain(1, MIDNIGHT)
+    assert limit.wait_ns(1, MIDNIGHT) == 11 * SECOND
+
+
+def test_what_leaves_a_rolling_window_is_free_in_the_same_instant() -> None:
+    limit = RollingWindow(limit=2, period_ns=MINUTE)
+    limit.take(2, MIDNIGHT)
+    assert limit.remaining(MIDNIGHT + MINUTE - 1) == 0
+    assert limit.remaining(MIDNIGHT + MINUTE) == 2
+    assert limit.replenished_in_ns(MIDNIGHT + MINUTE) == 0
