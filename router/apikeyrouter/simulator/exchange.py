@@ -271,11 +271,11 @@ class Exchange:
         return spoil_frames(frames, self._failure, self._dialect.error_frame(self._call, self._context))
 
     async def _pace(self, frame: Frame, number: int) -> None:
-        """Wait until ``frame`` is due; without a pace, let others run now and then."""
+        """Wait until ``frame`` is due; without a pace, let others run now and then (a spoilt stream: always)."""
         pace = self._organisation.config.tokens_per_second
         if pace and frame.tokens > self._account.produced:
             await asyncio.sleep((frame.tokens - self._account.produced) / (pace * self._call.choices))
-        elif number % FRAMES_PER_TURN_MAX == FRAMES_PER_TURN_MAX - 1:
+        elif self._failure is not None or number % FRAMES_PER_TURN_MAX == FRAMES_PER_TURN_MAX - 1:
             await asyncio.sleep(0)
 
     async def _spoil_start(self, failure: Failure) -> bool:

@@ -67,6 +67,7 @@ class Connection(asyncio.Protocol):
         self._body_bytes = 0
         self._header_bytes = 0
         self._waiting: deque[Request] = deque()
+        self._outgoing: list[bytes] = []
         self._current: Request | None = None
         self._writable: asyncio.Event | None = None
         self.peer_host = ""
@@ -179,7 +180,7 @@ class Connection(asyncio.Protocol):
         """Send the head of a chunked answer."""
         if self._transport is not None:
             head = f"{_status_line(status)}{headers}transfer-encoding: chunked\r\n\r\n"
-            self._transport.write(head.encode("latin-1", "replace"))
+            self._queue(head.encode("latin-1", "replace"))
 
     def begin_sized(self, status: int, headers: str, size: int) -> None:
         """Send the head of an answer that promises ``size`` bytes, which :meth:`write_raw` may or may not keep."""
@@ -190,7 +191,7 @@ class Connection(asyncio.Protocol):
     def write_chunk(self, data: bytes) -> None:
         """Send one chunk of a chunked answer; nothing for empty data."""
         if self._transport is not None and data:
-            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            self._queue(b"%x\r\n%b\r\n" % (len(data), data))
 
     def write_raw(self, data: bytes) -> None:
         """Send bytes as they are."""
@@ -200,7 +201,8 @@ class Connection(asyncio.Protocol):
     def end_stream(self) -> None:
         """End a chunked answer cleanly."""
         if self._transport is not None:
-            self._transport.write(b"0\r\n\r\n")
+            self._outgoing.append(b"0\r\n\r\n")
+        self._flush()
         self.finish()
 
     async def drained(self) -> None:
@@ -210,6 +212,7 @@ class Connection(asyncio.Protocol):
 
     def refuse(self, status: int) -> None:
         """Answer with an empty ``status`` and close."""
+        self._flush()
         if self._transport is not None:
             self._transport.write(f"{_status_line(status)}content-length: 0\r\nconnection: close\r\n\r\n".encode())
             self._transport.close()
@@ -217,12 +220,14 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Close after what was written has been sent: a body that is not complete stays so."""
         self.on_disconnect = None
+        self._flush()
         if self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
         """Reset the socket at once: the client sees a broken connection, not an end."""
         self.on_disconnect = None
+        self._flush()
         if self._transport is not None:
             raw = self._transport.get_extra_info("socket")
             if raw is not None:
@@ -241,6 +246,17 @@ class Connection(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._begin_next)
 
     # --- inside
+    def _queue(self, data: bytes) -> None:
+        """Send ``data`` with whatever else this turn of the loop produces: one system call for many small events."""
+        if not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outgoing.append(data)
+
+    def _flush(self) -> None:
+        if self._outgoing and self._transport is not None:
+            self._transport.write(b"".join(self._outgoing))
+        self._outgoing.clear()
+
     def _begin(self, request: Request) -> None:
         self._current = request
         self._handler(request, self)
