@@ -84,6 +84,8 @@ class AnthropicWire:
         now: Unix seconds, for dates in answers.
     """
 
+    cache_reads_are_free = True
+    """Input tokens a minute do not count cache reads (`providers.md` §1.2)."""
     dialect = "anthropic"
 
     def __init__(

@@ -28,7 +28,8 @@ class Meaning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One signature. `words`: any code, type, reason or status name of the body; `text`: searched in the message."""
+    """One signature. `words`: any code, type, reason or status name of the body; `text`: searched in the message
+    and in those words. `until`: where the date of the end comes from."""
 
     name: str
     meaning: Meaning
@@ -37,16 +38,20 @@ class Row:
     text: re.Pattern[str] | None = None
     header: tuple[str, str] | None = None
     providers: frozenset[str] = frozenset()
-    needs_hint: bool = False
     until: str = ""
 
+    def _says(self, facts: ErrorFacts) -> bool:
+        assert self.text is not None
+        search = self.text.search
+        return search(facts.message) is not None or any(search(word) is not None for word in facts.words)
+
     def matches(self, status: int, facts: ErrorFacts, headers: Mapping[str, str], provider: str) -> bool:
-        """Whether every given condition holds (`needs_hint` is checked by the caller, it costs more)."""
+        """Whether every given condition holds."""
         return (
             (not self.statuses or status in self.statuses)
             and (not self.providers or provider in self.providers)
             and (not self.words or not self.words.isdisjoint(facts.words))
-            and (self.text is None or self.text.search(facts.message) is not None)
+            and (self.text is None or self._says(facts))
             and (self.header is None or self.header[1] in headers.get(self.header[0], "").lower())
         )
 
@@ -83,7 +88,6 @@ def _row(
     text: str = "",
     header: tuple[str, str] | None = None,
     providers: str = "",
-    needs_hint: bool = False,
     until: str = "",
 ) -> Row:
     return Row(
@@ -94,7 +98,6 @@ def _row(
         text=re.compile(text, re.IGNORECASE) if text else None,
         header=header,
         providers=frozenset(providers.split()),
-        needs_hint=needs_hint,
         until=until,
     )
 
@@ -190,13 +193,12 @@ ANTHROPIC_ROWS: tuple[Row, ...] = (
         "anthropic.linked",
         EXHAUSTED,
         402,
-        text=r"",
         words=("linked_organization_suspended linked_organization_unpaid linked_organization_not_found"),
     ),
     _row("anthropic.hold", DEAD_GROUP, 400, 403, words="organization_on_hold"),
     _row("anthropic.disabled", DEAD_GROUP, 400, 403, text=r"organization has been disabled"),
     _row("anthropic.creator", DEAD, 400, words="claude_code_key_creator_not_member"),
-    _row("anthropic.cmek", DEAD_GROUP, 400, text=r"\bcmek\b|customer.managed encryption"),
+    _row("anthropic.cmek", DEAD_GROUP, 400, text=r"\bcmek_|customer.managed encryption"),
     _row("anthropic.long_prompt", REJECT, 400, 413, text=r"prompt is too long"),
     _row("anthropic.rate_limit", COOL, 429, words="rate_limit_error"),
     _row("anthropic.billing", EXHAUSTED, 402, words="billing_error"),

@@ -101,6 +101,8 @@ class OpenAIWire:
         now: Unix seconds, for dates in answers.
     """
 
+    meters_output_cap = True
+    """Tokens a minute are charged with the output cap at arrival (`providers.md` §1.2)."""
     dialect = "openai"
 
     def __init__(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 
 RETRY_MAX_US = 24 * 3600 * 1_000_000
 """Longest relative hint believed: 24 hours."""
@@ -39,6 +40,7 @@ _REGAIN = re.compile(r"regain access on (\d{4})-(\d{2})-(\d{2})(?:[ T](?:at )?(\
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+@lru_cache(maxsize=2048)
 def duration_us(text: str) -> int | None:
     """A Go duration (`6m0s`, `8.64s`, `12ms`) or a bare number of seconds (Azure); None for anything else."""
     text = text.strip()

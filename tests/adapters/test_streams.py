@@ -1,0 +1,222 @@
+"""Stream readers: what passes, what is hidden, when the answer begins, and how a stream can fail."""
+
+import json
+
+import pytest
+
+from apikeyrouter.domain.interfaces.wire import StreamReader, Wire
+from apikeyrouter.domain.models.failure import FailureAction, FailureScope
+from apikeyrouter.domain.models.system_error import ErrorCategory
+from apikeyrouter.domain.models.usage import Usage
+from apikeyrouter.infrastructure.adapters.anthropic_wire import AnthropicWire
+from apikeyrouter.infrastructure.adapters.openai_wire import OpenAIWire
+from tests.adapters.recorded import (
+    CHAT_STREAM,
+    CHAT_TEXT,
+    CHAT_USAGE,
+    MESSAGE_STREAM,
+    RESPONSES_STREAM,
+    chat_chunk,
+    named,
+)
+
+OPENAI = OpenAIWire("http://127.0.0.1/v1")
+ANTHROPIC = AnthropicWire("http://127.0.0.1")
+
+
+def run(reader: StreamReader, pieces: list[bytes]) -> tuple[bytes, list[bool]]:
+    """Everything passed on, and `substantive` after each piece. Fails on a Failure."""
+    out, begun = b"", []
+    for piece in pieces:
+        step = reader.feed(piece)
+        assert step.failure is None, step.failure
+        out += step.out
+        begun.append(step.substantive)
+    step = reader.end()
+    assert step.failure is None, step.failure
+    return out + step.out, begun
+
+
+CASES = [
+    (OPENAI, "chat", False, CHAT_STREAM),
+    (OPENAI, "chat", True, CHAT_STREAM),
+    (OPENAI, "responses", False, RESPONSES_STREAM),
+    (ANTHROPIC, "messages", False, MESSAGE_STREAM),
+]
+
+
+@pytest.mark.parametrize(("wire", "operation", "hide", "stream"), CASES)
+def test_a_stream_cut_at_every_byte_gives_the_same_bytes_usage_and_counts(
+    wire: Wire, operation: str, hide: bool, stream: bytes
+) -> None:
+    whole = wire.stream(hide_usage=hide, operation=operation)
+    expected, _ = run(whole, [stream])
+    for cut in range(len(stream)):
+        reader = wire.stream(hide_usage=hide, operation=operation)
+        out, _ = run(reader, [stream[:cut], stream[cut:]])
+        assert out == expected, cut
+        assert (reader.usage, reader.finish_reason, reader.output_bytes) == (
+            whole.usage,
+            whole.finish_reason,
+            whole.output_bytes,
+        )
+    if not hide:
+        assert expected == stream
+
+
+def test_chat_usage_is_read_and_inclusive() -> None:
+    reader = OPENAI.stream(hide_usage=False)
+    run(reader, [CHAT_STREAM])
+    assert reader.usage == Usage(input_tokens=12, output_tokens=7, cache_read_tokens=4, reasoning_tokens=2)
+    assert reader.finish_reason == "stop"
+
+
+def test_output_bytes_are_those_of_the_text() -> None:
+    reader = OPENAI.stream(hide_usage=False)
+    run(reader, [CHAT_STREAM])
+    assert len(CHAT_TEXT.encode()) <= reader.output_bytes <= 2 * len(CHAT_TEXT.encode())
+
+
+def test_a_client_that_did_not_ask_sees_no_trace_of_usage() -> None:
+    out, _ = run(OPENAI.stream(hide_usage=True), [CHAT_STREAM])
+    chunks = [json.loads(e[6:]) for e in out.split(b"\n\n") if e.startswith(b"data: {")]
+    assert all("usage" not in chunk for chunk in chunks)
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == CHAT_TEXT
+    assert out.endswith(b"data: [DONE]\n\n")
+
+
+def test_usage_on_a_chunk_with_choices_is_stripped_and_the_choices_stay() -> None:
+    reader = OPENAI.stream(hide_usage=True)
+    step = reader.feed(chat_chunk({"content": "x"}, "stop", usage=CHAT_USAGE))
+    assert b'"usage"' not in step.out
+    assert json.loads(step.out[6:])["choices"][0]["delta"] == {"content": "x"}
+    assert reader.usage is not None
+
+
+def test_usage_in_x_groq_counts() -> None:
+    reader = OPENAI.stream(hide_usage=False)
+    reader.feed(chat_chunk({}, "stop", x_groq={"id": "r", "usage": {"prompt_tokens": 3, "completion_tokens": 4}}))
+    assert reader.usage == Usage(input_tokens=3, output_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("delta", "finish", "begun"),
+    [
+        ({"role": "assistant", "content": ""}, None, False),
+        ({"role": "assistant", "content": None}, None, False),
+        ({"content": "x"}, None, True),
+        ({"reasoning_content": "x"}, None, True),
+        ({"refusal": "no"}, None, True),
+        ({"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": ""}}]}, None, True),
+        ({}, "stop", True),
+    ],
+)
+def test_a_chat_answer_begins_with_its_first_substantive_delta(
+    delta: dict[str, object], finish: str | None, begun: bool
+) -> None:
+    assert OPENAI.stream(hide_usage=False).feed(chat_chunk(delta, finish)).substantive is begun
+
+
+def test_an_empty_first_chunk_and_comments_are_not_substantive() -> None:
+    reader = OPENAI.stream(hide_usage=False)
+    assert not reader.feed(b": OPENROUTER PROCESSING\n\n").substantive
+    assert not reader.feed(chat_chunk({}, choices=[], prompt_filter_results=[])).substantive
+
+
+def test_an_anthropic_answer_begins_with_its_first_content_block() -> None:
+    reader = ANTHROPIC.stream(hide_usage=False)
+    events = [e + b"\n\n" for e in MESSAGE_STREAM.split(b"\n\n") if e]
+    assert [reader.feed(event).substantive for event in events[:3]] == [False, False, True]
+
+
+def test_anthropic_usage_is_cumulative_and_its_input_becomes_inclusive() -> None:
+    reader = ANTHROPIC.stream(hide_usage=False)
+    run(reader, [MESSAGE_STREAM])
+    assert reader.usage == Usage(
+        input_tokens=60, output_tokens=9, cache_read_tokens=5, cache_write_tokens=20, cache_write_long_tokens=10
+    )
+    assert reader.finish_reason == "end_turn"
+
+
+def test_a_responses_answer_begins_with_output_and_ends_with_completed() -> None:
+    reader = OPENAI.stream(hide_usage=False, operation="responses")
+    events = [e + b"\n\n" for e in RESPONSES_STREAM.split(b"\n\n") if e]
+    steps = [reader.feed(event) for event in events]
+    assert [s.substantive for s in steps] == [False, False, True, True, True, True]
+    assert [s.done for s in steps] == [False] * 5 + [True]
+    assert reader.usage == Usage(input_tokens=11, output_tokens=6, cache_read_tokens=3, reasoning_tokens=1)
+
+
+@pytest.mark.parametrize(("wire", "operation", "hide", "stream"), CASES)
+def test_a_clean_end_without_terminator_is_a_truncation_unless_a_finish_reason_was_seen(
+    wire: Wire, operation: str, hide: bool, stream: bytes
+) -> None:
+    events = [e + b"\n\n" for e in stream.split(b"\n\n") if e]
+    reader = wire.stream(hide_usage=hide, operation=operation)
+    reader.feed(b"".join(events[:4]))
+    failure = reader.end().failure
+    assert failure is not None
+    assert (failure.code, failure.scope, failure.billed) == ("stream_truncated", FailureScope.PROVIDER, None)
+
+
+def test_a_missing_terminator_after_a_finish_reason_is_supplied() -> None:
+    reader = OPENAI.stream(hide_usage=False)
+    reader.feed(chat_chunk({"content": "x"}, "stop"))
+    step = reader.end()
+    assert (step.failure, step.done, step.out) == (None, True, b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize(
+    ("wire", "operation", "event", "action"),
+    [
+        (OPENAI, "chat", b'data: {"error":{"message":"m","type":"server_error","code":null}}\n\n', "back_off"),
+        (OPENAI, "chat", b'event: error\ndata: {"error":"overloaded"}\n\n', "back_off"),
+        (OPENAI, "chat", b'data: {"error":{"code":429,"message":"slow"},"choices":[]}\n\n', "cool"),
+        (OPENAI, "chat", b'data: {"error":{"code":"insufficient_quota","message":"x"}}\n\n', "exhaust"),
+        (OPENAI, "responses", named("error", {"code": "rate_limit_exceeded", "message": "m", "param": None}), "cool"),
+        (OPENAI, "responses",
+         named("response.failed", {"response": {"error": {"code": "server_error", "message": "m"}}}), "back_off"),
+        (OPENAI, "responses",
+         named("response.failed", {"response": {"error": {"code": "invalid_prompt", "message": "m"}}}), "reject"),
+        (ANTHROPIC, "messages", named("error", {"error": {"type": "overloaded_error", "message": "m"}}), "back_off"),
+        (ANTHROPIC, "messages", named("error", {"error": {"type": "rate_limit_error", "message": "m"}}), "cool"),
+    ],
+)  # fmt: skip
+def test_an_error_event_is_a_failure_and_is_not_passed_on(
+    wire: Wire, operation: str, event: bytes, action: str
+) -> None:
+    reader = wire.stream(hide_usage=False, operation=operation)
+    step = reader.feed(event)
+    assert step.failure is not None
+    assert step.failure.action is FailureAction(action)
+    assert step.out == b""
+    assert not step.substantive
+
+
+def test_an_error_in_the_middle_leaves_what_came_before() -> None:
+    reader = OPENAI.stream(hide_usage=False)
+    first = chat_chunk({"content": "x"})
+    step = reader.feed(first + b'data: {"error":{"message":"org-abcdefgh died","type":"server_error"}}\n\n')
+    assert step.out == first
+    assert step.substantive
+    assert step.failure is not None
+    assert step.failure.category is ErrorCategory.ProviderError
+    assert "org-abcdefgh" not in step.failure.message
+
+
+def test_an_event_that_is_not_json_is_a_failure() -> None:
+    step = OPENAI.stream(hide_usage=False).feed(b"data: {nonsense\n\n")
+    assert step.failure is not None
+    assert step.failure.code == "stream_unreadable"
+
+
+def test_after_the_terminator_nothing_is_passed_on() -> None:
+    reader = OPENAI.stream(hide_usage=False)
+    reader.feed(CHAT_STREAM)
+    assert reader.feed(chat_chunk({"content": "late"})).out == b""
+
+
+def test_deltas_give_back_the_text() -> None:
+    assert "".join(d.text for d in OPENAI.read_deltas(CHAT_STREAM)) == CHAT_TEXT
+    assert "".join(d.text for d in ANTHROPIC.read_deltas(MESSAGE_STREAM)) == "Grüße 世界"
+    assert "".join(d.text for d in OPENAI.read_deltas(RESPONSES_STREAM)) == 'Grüße "x"'
