@@ -1,7 +1,9 @@
 """The state machine of a key."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -101,3 +103,10 @@ def test_every_state_can_be_reached_by_legal_steps(start: KeyState, end: KeyStat
 def test_the_way_back_from_exhausted_leads_over_recovering() -> None:
     assert path_between(KeyState.Exhausted, KeyState.Available) == (KeyState.Recovering, KeyState.Available)
     assert path_between(KeyState.Available, KeyState.Available) == ()
+
+
+def test_the_documentation_has_the_same_table() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "key-states.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| ([\w, ]+) \|$", text.partition("| from |")[2], re.MULTILINE)
+    documented = {(KeyState(start), KeyState(end)) for start, ends in rows for end in ends.split(", ")}
+    assert documented == LEGAL

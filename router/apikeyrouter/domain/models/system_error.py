@@ -3,9 +3,12 @@
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apikeyrouter.domain.models.case_folding import CaseFolding
+
+if TYPE_CHECKING:
+    from apikeyrouter.domain.models.accounting import Loss
 
 
 class ApiKeyRouterError(Exception):
@@ -98,10 +101,26 @@ class BudgetExceededError(SystemError):
         )  # fmt: skip
 
 
+MODELS_SHOWN_MAX = 8
+"""How many known models an error message lists."""
+
+
+class ModelNotFoundError(InvalidRequestError):
+    """No registered key serves the model. Nothing was reserved."""
+
+    def __init__(self, model: str, provider_id: str | None, known: tuple[str, ...]) -> None:
+        where = f" at provider {provider_id!r}" if provider_id else ""
+        shown = ", ".join(known[:MODELS_SHOWN_MAX]) or "none: register a provider and a key first"
+        super().__init__(f"no key serves model {model!r}{where}; known models: {shown}", field="model")
+        self.model = model
+
+
 class NoEligibleKeysError(ApiKeyRouterError):
     """No key can serve the request now. `reasons` tells per key id why not; `first_back_at` when the first returns.
 
-    `retry_after` in whole seconds, rounded up (None: no key returns by itself). `details` has both, for logs.
+    `retry_after` in whole seconds, rounded up (None: no key returns by itself), `retry_after_us` in microseconds.
+    `never_fits`: no limit could ever admit the request, so that trying again is of no use. `binding`: the loss that
+    ends soonest. `details` has reasons and time, for logs.
     """
 
     def __init__(
@@ -111,10 +130,16 @@ class NoEligibleKeysError(ApiKeyRouterError):
         reasons: Mapping[str, str] | None = None,
         first_back_at: datetime | None = None,
         retry_after: int | None = None,
+        retry_after_us: int | None = None,
+        never_fits: bool = False,
+        binding: "Loss | None" = None,
     ) -> None:
         self.reasons = dict(reasons or {})
         self.first_back_at = first_back_at
         self.retry_after = retry_after
+        self.retry_after_us = retry_after_us
+        self.never_fits = never_fits
+        self.binding = binding
         super().__init__(message + _told(self.reasons, first_back_at))
 
     @property

@@ -1,0 +1,145 @@
+"""What a configuration file means: plain records, secrets resolved, limits as the ledger takes them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from apikeyrouter.domain.models.accounting import LaneConfig, ScopeConfig
+from apikeyrouter.domain.models.budget import BudgetScope
+from apikeyrouter.domain.models.policy import Policy
+
+__all__ = [
+    "BudgetRecord",
+    "ClientRecord",
+    "CompiledConfig",
+    "KeyRecord",
+    "PriceRecord",
+    "ProviderRecord",
+    "RoutingRecord",
+    "Target",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderRecord:
+    """A provider to register. `lane` is where its breaker lives."""
+
+    id: str
+    adapter: str
+    base_url: str | None
+    lane: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRecord:
+    """A key to register. `lane` is its own; the lanes of its group depend on the model (`CompiledConfig.lanes_of`)."""
+
+    id: str
+    provider_id: str
+    material: str = field(repr=False)
+    quota_group: str
+    lane: str
+    models: frozenset[str] | None = None
+    weight: float = 1.0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    scopes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One model of one provider."""
+
+    provider_id: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceRecord:
+    """An override: dollars per million tokens. `provider_id` None: at every provider."""
+
+    provider_id: str | None
+    model: str
+    input: Decimal
+    output: Decimal
+    cached_input: Decimal | None = None
+    cache_write: Decimal | None = None
+    cache_write_long: Decimal | None = None
+    request: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetRecord:
+    """A budget: its name, whom it is for, and the ledger's scope."""
+
+    name: str
+    scope: BudgetScope
+    scope_id: str | None
+    config: ScopeConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientRecord:
+    """A caller. `token_sha256` in hex; `lane` None: it has no limits of its own."""
+
+    name: str
+    token_sha256: str = field(repr=False)
+    team: str | None = None
+    models: frozenset[str] | None = None
+    lane: str | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingRecord:
+    """How requests are routed unless they say otherwise."""
+
+    objective: str = "fairness"
+    attempts_max: int = 3
+    wait_max_ms: int = 0
+    translate: bool = False
+    lease_ms: int = 30_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledConfig:
+    """Everything the router takes over, all at once or not at all.
+
+    `pools`: per quota group, (pool id, its models or None for all) in the file's order. `files`: where secrets came
+    from; when one changes, the configuration is to be compiled again. `warnings` are for the operator.
+    """
+
+    lanes: tuple[LaneConfig, ...] = ()
+    scopes: tuple[ScopeConfig, ...] = ()
+    providers: Mapping[str, ProviderRecord] = field(default_factory=dict)
+    keys: tuple[KeyRecord, ...] = ()
+    aliases: Mapping[str, tuple[Target, ...]] = field(default_factory=dict)
+    prices: tuple[PriceRecord, ...] = ()
+    budgets: tuple[BudgetRecord, ...] = ()
+    clients: tuple[ClientRecord, ...] = ()
+    policies: tuple[Policy, ...] = ()
+    routing: RoutingRecord = field(default_factory=RoutingRecord)
+    pools: Mapping[str, tuple[tuple[str, frozenset[str] | None], ...]] = field(default_factory=dict)
+    files: frozenset[Path] = frozenset()
+    warnings: tuple[str, ...] = ()
+
+    def group_lanes(self, quota_group: str, model: str) -> tuple[str, ...]:
+        """The lanes that meter a model in a group; where no limit is declared, the unlearned lane of that model.
+
+        The unlearned lane `g:<group>:<model>` has no configuration yet; whoever learns a limit puts it.
+        """
+        pools = self.pools.get(quota_group, ())
+        lanes = tuple(pool for pool, models in pools if models is None or model in models)
+        return lanes or (f"g:{quota_group}:{model}",)
+
+    def lanes_of(self, key: KeyRecord, model: str, client: ClientRecord | None = None) -> tuple[str, ...]:
+        """All lanes of one candidate: the key's own, its group's for the model, the provider's, the client's."""
+        own = () if client is None or client.lane is None else (client.lane,)
+        return (key.lane, *self.group_lanes(key.quota_group, model), f"p:{key.provider_id}", *own)
+
+    def shared_scopes(self, *, team: str | None, client: str | None) -> tuple[str, ...]:
+        """The budgets that a request of this team and client holds in, whichever key serves it."""
+        wanted = {(BudgetScope.Global, None), (BudgetScope.Team, team), (BudgetScope.Client, client)}
+        return tuple(budget.config.id for budget in self.budgets if (budget.scope, budget.scope_id) in wanted)

@@ -1,0 +1,277 @@
+"""The configuration file as it is written: YAML, strict, every complaint with its path."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from apikeyrouter.domain.components.limits import Count, Dollars, LimitRow, Timezone
+from apikeyrouter.domain.models.budget import BudgetScope
+from apikeyrouter.domain.models.edge import complaints
+from apikeyrouter.domain.models.policy import Policy
+from apikeyrouter.domain.models.routing_decision import ObjectiveType
+from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError
+from apikeyrouter.infrastructure.config.fields import (
+    BaseUrl,
+    Entry,
+    ModelName,
+    Name,
+    Price,
+    Secret,
+    Suspense,
+    SuspenseText,
+    Weight,
+)
+
+if TYPE_CHECKING:
+    import yaml
+
+__all__ = [
+    "BudgetEntry",
+    "ClientEntry",
+    "ConfigFile",
+    "KeyEntry",
+    "LimitEntry",
+    "ModelTarget",
+    "PriceEntry",
+    "ProviderEntry",
+    "RoutingEntry",
+    "load_config",
+    "parse_config",
+    "read_config",
+]
+
+FILE_BYTES_MAX = 8 * 2**20
+ENTRIES_MAX = 100_000
+"""Most keys, limits or clients in one file."""
+
+
+class ProviderEntry(Entry):
+    """A provider: which adapter talks to it, and where. `options` are the adapter's own."""
+
+    adapter: Name
+    base_url: BaseUrl | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class ModelTarget(Entry):
+    """One way to serve an alias."""
+
+    provider: Name
+    model: ModelName
+
+
+class KeyEntry(Entry):
+    """A key. Without an `id` it gets the one that its material determines. `models` absent: all.
+
+    `quota_group`, `models` and `weight` (default 1) may stand in the metadata too; here they win.
+    """
+
+    id: Name | None = None
+    provider: Name
+    key: Secret
+    quota_group: Name | None = None
+    models: list[ModelName] | None = None
+    weight: Weight | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class LimitEntry(LimitRow):
+    """What the provider meters for a quota group (and pool of models), or our own cap on one key."""
+
+    quota_group: Name | None = None
+    key: Name | None = None
+    models: list[ModelName] | None = Field(default=None, min_length=1)
+    on_store_loss: Literal["closed"] = "closed"
+
+    @field_validator("on_store_loss", mode="before")
+    @classmethod
+    def _only_closed(cls, value: object) -> object:
+        if value == "bounded":
+            raise InvalidRequestError("bounded is not available in this version; closed is")
+        return value
+
+    @model_validator(mode="after")
+    def _names_one_thing(self) -> "LimitEntry":
+        if (self.quota_group is None) == (self.key is None):
+            raise InvalidRequestError("needs a quota_group or a key, and not both")
+        if self.key is not None and self.models is not None:
+            raise InvalidRequestError(
+                "goes with a quota_group; limits of one key are for all its models", field="models"
+            )
+        return self
+
+
+class PriceEntry(Entry):
+    """A price in dollars per million tokens (`request`: per request). Without `provider`: at every provider."""
+
+    model: ModelName
+    provider: Name | None = None
+    input: Price
+    output: Price
+    cached_input: Price | None = None
+    cache_write: Price | None = None
+    cache_write_long: Price | None = None
+    request: Price | None = None
+
+
+class BudgetEntry(Entry):
+    """A budget. `unpriced` is what happens to what has no price: default deny under hard, meter under soft."""
+
+    name: Name
+    scope: BudgetScope
+    scope_id: Name | None = None
+    limit_usd: Dollars
+    period: Literal["hourly", "daily", "weekly", "monthly", "total"]
+    enforcement: Literal["hard", "soft"] = "hard"
+    timezone: Timezone = "UTC"
+    unpriced: Literal["deny", "flat", "meter"] | None = None
+    flat_usd: Dollars | None = None
+    suspense: SuspenseText = Suspense()
+
+    @field_validator("scope", mode="before")
+    @classmethod
+    def _known_scope(cls, value: object) -> object:
+        found = BudgetScope.lookup(value) if isinstance(value, str) else None
+        if found is None:
+            raise InvalidRequestError(f"must be one of {', '.join(BudgetScope)}")
+        return found
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> "BudgetEntry":
+        if self.scope is BudgetScope.Global and self.scope_id is not None:
+            raise InvalidRequestError("does not go with scope global", field="scope_id")
+        if self.scope is not BudgetScope.Global and self.scope_id is None:
+            raise InvalidRequestError(f"is required for scope {self.scope.value}", field="scope_id")
+        if (self.unpriced == "flat") != (self.flat_usd is not None):
+            raise InvalidRequestError("goes with unpriced: flat", field="flat_usd")
+        return self
+
+
+class ClientEntry(Entry):
+    """Who may call. `models` may name aliases; absent: all. Rates are our own limits on this client."""
+
+    name: Name
+    token: Secret
+    team: Name | None = None
+    models: list[ModelName] | None = None
+    rpm: Count | None = None
+    tpm: Count | None = None
+    concurrency: Count | None = None
+    weight: Weight = 1.0
+
+
+class RoutingEntry(Entry):
+    """How requests are routed unless they say otherwise. Times in milliseconds."""
+
+    objective: str = ObjectiveType.Fairness.value
+    attempts_max: int = Field(default=3, ge=1, le=10, strict=True)
+    wait_max_ms: int = Field(default=0, ge=0, le=600_000, strict=True)
+    translate: bool = Field(default=False, strict=True)
+    lease_ms: int = Field(default=30_000, ge=1_000, le=3_600_000, strict=True)
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _known_objective(cls, value: object) -> str:
+        found = ObjectiveType.lookup(value) if isinstance(value, str) else None
+        if found is None:
+            raise InvalidRequestError(f"must be one of {', '.join(ObjectiveType)}")
+        return found.value
+
+
+class ConfigFile(Entry):
+    """The whole file. Every section may be left out."""
+
+    providers: dict[Name, ProviderEntry] = Field(default_factory=dict)
+    models: dict[ModelName, list[ModelTarget]] = Field(default_factory=dict)
+    keys: list[KeyEntry] = Field(default_factory=list, max_length=ENTRIES_MAX)
+    limits: list[LimitEntry] = Field(default_factory=list, max_length=ENTRIES_MAX)
+    prices: list[PriceEntry] = Field(default_factory=list, max_length=ENTRIES_MAX)
+    budgets: list[BudgetEntry] = Field(default_factory=list, max_length=ENTRIES_MAX)
+    clients: list[ClientEntry] = Field(default_factory=list, max_length=ENTRIES_MAX)
+    policies: list[Policy] = Field(default_factory=list, max_length=ENTRIES_MAX)
+    routing: RoutingEntry = Field(default_factory=RoutingEntry)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections_are_left_out(cls, data: Any) -> Any:
+        return {name: section for name, section in data.items() if section is not None} if _is_mapping(data) else data
+
+
+def load_config(path: str | Path) -> ConfigFile:
+    """Read a file. Errors: ConfigurationError with every complaint, each naming its path in the file."""
+    file = Path(path)
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(FILE_BYTES_MAX + 1)
+    except OSError as exc:
+        raise ConfigurationError(f"{file}: cannot be read ({exc.strerror or type(exc).__name__})") from exc
+    if len(content) > FILE_BYTES_MAX:
+        raise ConfigurationError(f"{file}: is larger than {FILE_BYTES_MAX} bytes")
+    return parse_config(content, name=str(file))
+
+
+def parse_config(text: str | bytes, *, name: str = "configuration") -> ConfigFile:
+    """Read the text of a file; `name` is what messages call it. Errors: as `load_config`."""
+    yaml = _yaml()
+    try:
+        data = yaml.load(text, Loader=_strict_loader())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as exc:
+        raise ConfigurationError(f"{name}: {_place(exc)}") from exc
+    return read_config({} if data is None else data, name=name)
+
+
+def read_config(data: Any, *, name: str = "configuration") -> ConfigFile:
+    """Read what a YAML or JSON parser made of it. Errors: as `load_config`."""
+    if not _is_mapping(data):
+        raise ConfigurationError(f"{name}: must be a mapping of sections ({', '.join(ConfigFile.model_fields)})")
+    try:
+        return ConfigFile.model_validate(dict(data))
+    except ValidationError as exc:
+        lines = [f"{path}: {reason}" for path, reason in complaints(exc)]
+        raise ConfigurationError(f"{name} is not valid:", errors=lines) from exc
+
+
+def _is_mapping(data: object) -> bool:
+    return isinstance(data, Mapping) and all(isinstance(key, str) for key in data)
+
+
+def _yaml() -> Any:
+    try:
+        import yaml
+    except ImportError as exc:
+        raise ConfigurationError("a configuration file needs PyYAML: pip install 'apikeyrouter[proxy]'") from exc
+    return yaml
+
+
+def _strict_loader() -> "type[yaml.SafeLoader]":
+    import yaml
+
+    class StrictLoader(yaml.SafeLoader):
+        """The safe loader, without anchors that multiply and without keys that are written twice."""
+
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            if self.check_event(yaml.events.AliasEvent):
+                mark = self.get_event().start_mark  # type: ignore[no-untyped-call]
+                raise yaml.composer.ComposerError(None, None, "aliases are not allowed here", mark)
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            seen: set[Any] = set()
+            for key_node, _ in node.value:
+                key = key_node.value
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key!r} is written twice", key_node.start_mark
+                    )
+                seen.add(key)
+            return super().construct_mapping(node, deep)
+
+    return StrictLoader
+
+
+def _place(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or type(error).__name__
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark is not None else str(problem)
