@@ -1,0 +1,47 @@
+"""One endpoint, all your LLM keys: never over a provider's limit, never over your budget, exactly."""
+
+from apikeyrouter._version import __version__
+from apikeyrouter.domain.components.cost_controller import BudgetExceededError
+from apikeyrouter.domain.components.key_manager import KeyRegistrationError
+from apikeyrouter.domain.components.routing_engine import NoEligibleKeysError
+from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
+from apikeyrouter.domain.models.api_key import APIKey, KeyState
+from apikeyrouter.domain.models.request_intent import Message, RequestIntent
+from apikeyrouter.domain.models.routing_decision import ObjectiveType, RoutingDecision, RoutingObjective
+from apikeyrouter.domain.models.system_error import (
+    ApiKeyRouterError,
+    ErrorCategory,
+    InvalidRequestError,
+    LedgerUnavailableError,
+    ModelNotFoundError,
+    ProviderError,
+    SystemError,  # noqa: A004 (the documented name)
+)
+from apikeyrouter.domain.models.system_response import SystemResponse
+from apikeyrouter.infrastructure.config.settings import RouterSettings
+from apikeyrouter.router import ApiKeyRouter
+
+__all__ = [
+    "APIKey",
+    "ApiKeyRouter",
+    "ApiKeyRouterError",
+    "BudgetExceededError",
+    "ErrorCategory",
+    "InvalidRequestError",
+    "KeyRegistrationError",
+    "KeyState",
+    "LedgerUnavailableError",
+    "Message",
+    "ModelNotFoundError",
+    "NoEligibleKeysError",
+    "ObjectiveType",
+    "ProviderAdapter",
+    "ProviderError",
+    "RequestIntent",
+    "RouterSettings",
+    "RoutingDecision",
+    "RoutingObjective",
+    "SystemError",
+    "SystemResponse",
+    "__version__",
+]

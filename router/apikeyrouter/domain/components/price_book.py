@@ -32,6 +32,9 @@ RATE_MAX = 10**12
 PERIOD_SECONDS = 900
 """A looked-up price is looked up again at the next quarter of an hour: prices by date and time of day change then."""
 
+ONLY_ASKED = frozenset({"fast", "flex", "batch"})
+"""Service tiers that a provider uses only for requests that ask for them; `auto` may turn out to be `priority`."""
+
 _INPUTS = ("input", "cache_read", "cache_write", "cache_write_1h", "input_audio", "input_image", "input_video",
            "cache_audio_read", "cache_image_read")  # fmt: skip
 _OUTPUTS = ("output", "reasoning", "output_other", "output_audio", "output_image", "output_video")
@@ -77,16 +80,19 @@ class ModelPrice:
         self._variants = variants or None
         self._bounds = self._dearest(tiers)
 
-    def _dearest(self, tiers: list[tuple[int, Rates]]) -> tuple[int, int, int]:
-        every = [rates for _, rates in tiers]
-        bounds = [
-            max(rates.dearest_input for rates in every),
-            max(rates.dearest_output for rates in every),
-            max(rates.request for rates in every),
-        ]
-        for variant in (self._variants or {}).values():
-            bounds = [max(mine, other) for mine, other in zip(bounds, variant._bounds, strict=True)]
-        return bounds[0], bounds[1], bounds[2]
+    def _dearest(self, tiers: list[tuple[int, Rates]]) -> dict[str | None, tuple[int, int, int]]:
+        """Dearest (input, output, request) by the service tier asked for; None: the provider may choose one."""
+        standard = (
+            max(rates.dearest_input for _, rates in tiers),
+            max(rates.dearest_output for _, rates in tiers),
+            max(rates.request for _, rates in tiers),
+        )
+        bounds: dict[str | None, tuple[int, int, int]] = {None: standard}
+        for name, variant in (self._variants or {}).items():
+            asked = bounds[name] = _larger(standard, variant._bounds[None])
+            if name not in ONLY_ASKED:
+                bounds[None] = _larger(bounds[None], asked)
+        return bounds
 
     def cost(self, usage: Usage) -> int:
         """What `usage` costs. Its service tier selects a variant where the price list has one."""
@@ -111,9 +117,13 @@ class ModelPrice:
         rates = self._base if self._tiers is None else self._tier(input_tokens)
         return -(-(input_tokens * rates.input + output_tokens * rates.output + rates.request) // PICO_PER_NANO)
 
-    def bound(self, input_tokens: int, output_tokens: int) -> int:
-        """The most that so many tokens can cost: dearest tier, service tier, and class of input and output."""
-        dearest_input, dearest_output, request = self._bounds
+    def bound(self, input_tokens: int, output_tokens: int, service_tier: str | None = None) -> int:
+        """The most that so many tokens can cost: dearest tier, and dearest class of input and output.
+
+        `service_tier`: what the request asks for; None or unknown: the dearest that the provider may choose by itself.
+        """
+        bounds = self._bounds
+        dearest_input, dearest_output, request = bounds.get(service_tier) or bounds[None]
         return -(-(input_tokens * dearest_input + output_tokens * dearest_output + request) // PICO_PER_NANO)
 
     def _tier(self, input_tokens: int) -> Rates:
@@ -126,6 +136,10 @@ class ModelPrice:
     def __repr__(self) -> str:
         base = self._base
         return f"ModelPrice({self.provider}/{self.model}, input={base.input}, output={base.output} pico-dollars)"
+
+
+def _larger(one: tuple[int, int, int], other: tuple[int, int, int]) -> tuple[int, int, int]:
+    return max(one[0], other[0]), max(one[1], other[1]), max(one[2], other[2])
 
 
 class PriceBook:

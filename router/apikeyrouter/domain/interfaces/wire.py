@@ -25,7 +25,7 @@ class ParsedRequest:
     images and the like (upper bound); `unbounded` True when no upper bound on input exists (e.g. a file id or URL).
     `text_bytes` is the tighter count of decoded text, the base of the expected (not the bound) estimate; `media` the
     number of images, sounds and files; `extra_output_tokens` what may be billed as output beyond the token cap
-    (predicted outputs). `body` is the client's body as it came.
+    (predicted outputs). `service_tier` is the tier asked for, where it changes the price. `body` is the client's body as it came.
     """
 
     model: str
@@ -42,6 +42,7 @@ class ParsedRequest:
     text_bytes: int = 0
     media: int = 0
     extra_output_tokens: int = 0
+    service_tier: str | None = None
     body: bytes = b""
 
 
@@ -129,8 +130,13 @@ class Wire(Protocol):
         """What the whole events in a `StreamStep.out` add to the answer: for callers that want text, not bytes."""
         ...
 
-    def classify(self, status: int, headers: Mapping[str, str], body: bytes) -> Failure:
-        """What an error answer means and at which scope. Never raises, whatever the bytes."""
+    def classify(
+        self, status: int, headers: Mapping[str, str], body: bytes, *, known_secrets: tuple[str, ...] = ()
+    ) -> Failure:
+        """What an error answer means and at which scope. Never raises, whatever the bytes.
+
+        `known_secrets`: key material in use, which the message must not repeat, whatever it looks like.
+        """
         ...
 
     def observe(self, headers: Mapping[str, str]) -> list[Observation]:

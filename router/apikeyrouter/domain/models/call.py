@@ -1,8 +1,7 @@
 """One request on the data plane, and what came of it: plain slotted data, no validation, no I/O."""
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from apikeyrouter.domain.models.accounting import Loss
 from apikeyrouter.domain.models.usage import Usage
@@ -11,6 +10,7 @@ if TYPE_CHECKING:
     from apikeyrouter.domain.interfaces.wire import ParsedRequest
     from apikeyrouter.domain.models.request_intent import RequestIntent
     from apikeyrouter.domain.models.routing_decision import RoutingObjective
+    from apikeyrouter.domain.models.system_response import SystemResponse
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,6 +87,7 @@ class Facts:
     first_token_us: int = 0
     total_us: int = 0
     snapshot_age_us: int = 0
+    denial: Loss | None = None
     outcome: str = "pending"
     finish_reason: str | None = None
 
@@ -101,6 +102,22 @@ class Facts:
         return self.attempts[-1].provider_id if self.attempts else ""
 
 
+class Chunks(Protocol):
+    """A streamed answer: bytes of the dialect, or StreamChunks of an adapter that is no wire."""
+
+    def __aiter__(self) -> "Chunks":
+        """Itself."""
+        ...
+
+    async def __anext__(self) -> Any:
+        """The next piece. Raises ProviderError in mid-stream."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give up the rest. Idempotent."""
+        ...
+
+
 @dataclass(slots=True, kw_only=True)
 class Exchange:
     """The answer to one call: `body` when complete, else `chunks`, each to be passed on as it comes.
@@ -113,4 +130,6 @@ class Exchange:
     content_type: str
     facts: Facts
     body: bytes | None = None
-    chunks: AsyncIterator[bytes] | None = None
+    chunks: "Chunks | None" = None
+    response: "SystemResponse | None" = None
+    """Set instead of `body` by an adapter that is no wire."""

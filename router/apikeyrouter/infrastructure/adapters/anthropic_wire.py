@@ -21,6 +21,7 @@ from apikeyrouter.infrastructure.adapters.json_body import (
     read_members,
     read_text,
     read_whole,
+    read_word,
     splice,
 )
 from apikeyrouter.infrastructure.adapters.openai_wire import DAY_US, MINUTE_US, _count
@@ -124,6 +125,7 @@ class AnthropicWire:
             fields=fields,
             text_bytes=size.text,
             media=size.media,
+            service_tier=_tier(fields),
             body=body,
         )
 
@@ -180,7 +182,9 @@ class AnthropicWire:
         """What whole events add to the answer."""
         return read_deltas(events)
 
-    def classify(self, status: int, headers: Mapping[str, str], body: bytes) -> Failure:
+    def classify(
+        self, status: int, headers: Mapping[str, str], body: bytes, *, known_secrets: tuple[str, ...] = ()
+    ) -> Failure:
         """What an error answer means. Total."""
         return failure_table.classify(
             failure_table.ANTHROPIC_TABLE,
@@ -189,6 +193,7 @@ class AnthropicWire:
             body,
             now_us=int(self._now() * 1e6),
             provider=self.provider_id,
+            known_secrets=known_secrets,
         )
 
     def observe(self, headers: Mapping[str, str]) -> list[Observation]:
@@ -256,6 +261,14 @@ class AnthropicWire:
         """An error inside a stream; the SDK skips it without `event: error` (§3.2)."""
         body = self.error_body(status=status, type=type, code=code, message=message, request_id=request_id)
         return b"event: error\ndata: " + body + b"\n\n"
+
+
+def _tier(fields: dict[str, bytes]) -> str | None:
+    """What makes a request dearer: `speed`, named as the price list names it, or `service_tier`."""
+    speed = read_word(fields, "speed") if "speed" in fields else None
+    if speed == "fast":
+        return speed
+    return read_word(fields, "service_tier") if "service_tier" in fields else None
 
 
 def _type(status: int, wanted: str) -> str:

@@ -119,7 +119,7 @@ class HTTPAdapter(ProviderAdapter):
         response = await self._send(intent, key, stream=False)
         body = await response.read(ANSWER_BYTES_MAX)
         if response.status >= 400:
-            raise UpstreamFailure(self.wire.classify(response.status, response.headers, body))
+            raise UpstreamFailure(self._classify(response, body, key))
         return self.decode_response(body, intent)
 
     async def execute_stream(self, intent: RequestIntent, key: str) -> AsyncIterator[StreamChunk]:
@@ -128,7 +128,7 @@ class HTTPAdapter(ProviderAdapter):
         try:
             if response.status >= 400:
                 body = await response.read(ERROR_BODY_BYTES_MAX)
-                raise UpstreamFailure(self.wire.classify(response.status, response.headers, body))
+                raise UpstreamFailure(self._classify(response, body, key))
             async for chunk in self._read_stream(response, self._reader(intent)):
                 yield chunk
         finally:
@@ -151,6 +151,9 @@ class HTTPAdapter(ProviderAdapter):
                 raise UpstreamFailure(step.failure)
         usage = TokenUsage.from_usage(reader.usage) if reader.usage else TokenUsage(estimated=True)
         yield StreamChunk(last=True, finish_reason=reader.finish_reason, usage=usage)
+
+    def _classify(self, response: Response, body: bytes, key: str) -> Failure:
+        return self.wire.classify(response.status, response.headers, body, known_secrets=(str(key),))
 
     def _reader(self, intent: RequestIntent) -> StreamReader:
         return self.wire.stream(hide_usage=True, operation=self.operation_of(intent))

@@ -294,11 +294,15 @@ def _mapped(exc: Exception, *, answered: bool) -> TransportError:
 
 
 def _set_idle(response: aiohttp.ClientResponse, seconds: float | None) -> None:
-    """From now on the read timeout is the one between chunks; it restarts with every byte that arrives."""
+    """From now on the read timeout is the one between chunks; it restarts with every byte that arrives.
+
+    Only while the body is not complete: a timer must not outlive the exchange on a connection that is kept.
+    """
     connection = response.connection
     protocol = connection.protocol if connection is not None else None
-    if protocol is not None:
+    if protocol is not None and not response.content.is_eof():
         protocol.read_timeout = seconds
+        protocol.start_timeout()
 
 
 def _proxy_for(url: URL) -> URL | None:

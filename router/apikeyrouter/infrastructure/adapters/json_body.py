@@ -13,6 +13,7 @@ JsonError = (msgspec.MsgspecError, RecursionError, UnicodeError)
 
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TEXT = msgspec.json.Decoder(str)
+_WORD = msgspec.json.Decoder(str | None)
 _FLAG = msgspec.json.Decoder(bool | None)
 _WHOLE = msgspec.json.Decoder(int | None)
 _KEYS: dict[str, bytes] = {}
@@ -46,6 +47,15 @@ def read_flag(fields: Mapping[str, bytes], name: str) -> bool:
     """An optional boolean member; absent and null mean False."""
     raw = fields.get(name)
     return False if raw is None else bool(decode(_FLAG, raw, name))
+
+
+def read_word(fields: Mapping[str, bytes], name: str) -> str | None:
+    """An optional string member; absent and null are None."""
+    raw = fields.get(name)
+    if raw is None:
+        return None
+    word: str | None = decode(_WORD, raw, name)
+    return word
 
 
 def read_whole(fields: Mapping[str, bytes], name: str, *, least: int = 0, most: int = AMOUNT_MAX) -> int | None:

@@ -400,6 +400,8 @@ def _chat_delta(data: bytes) -> StreamDelta | None:
         return None
     choice = choices[0]
     delta = choice.delta or Delta()
+    if not (_delta_bytes(delta) or choice.text or choice.finish_reason):
+        return None
     return StreamDelta(
         text=(delta.content if isinstance(delta.content, str) else choice.text) or "",
         reasoning=delta.reasoning_content or delta.reasoning or "",

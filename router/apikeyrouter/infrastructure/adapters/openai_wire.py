@@ -20,6 +20,7 @@ from apikeyrouter.infrastructure.adapters.json_body import (
     read_members,
     read_text,
     read_whole,
+    read_word,
     splice,
 )
 from apikeyrouter.infrastructure.adapters.openai_stream import OpenAIStream, ResponsesStream, read_deltas
@@ -154,6 +155,7 @@ class OpenAIWire:
             text_bytes=size.text,
             media=size.media,
             extra_output_tokens=size.output,
+            service_tier=read_word(fields, "service_tier") if "service_tier" in fields else None,
             body=body,
         )
 
@@ -226,10 +228,18 @@ class OpenAIWire:
         """What whole events add to the answer."""
         return read_deltas(events)
 
-    def classify(self, status: int, headers: Mapping[str, str], body: bytes) -> Failure:
+    def classify(
+        self, status: int, headers: Mapping[str, str], body: bytes, *, known_secrets: tuple[str, ...] = ()
+    ) -> Failure:
         """What an error answer means. Total."""
         return failure_table.classify(
-            failure_table.OPENAI_TABLE, status, headers, body, now_us=int(self._now() * 1e6), provider=self.provider_id
+            failure_table.OPENAI_TABLE,
+            status,
+            headers,
+            body,
+            now_us=int(self._now() * 1e6),
+            provider=self.provider_id,
+            known_secrets=known_secrets,
         )
 
     def observe(self, headers: Mapping[str, str]) -> list[Observation]:

@@ -72,6 +72,7 @@ class AnthropicUsage(msgspec.Struct, gc=False):
     output_tokens: int | None = None
     output_tokens_details: OutputDetails | None = None
     service_tier: str | None = None
+    speed: str | None = None
 
     def merged(self, later: "AnthropicUsage") -> "AnthropicUsage":
         """Cumulative counts: what `later` says wins, member by member."""
@@ -91,7 +92,11 @@ class AnthropicUsage(msgspec.Struct, gc=False):
         long = min(stored, (split.ephemeral_1h_input_tokens or 0) if split else 0)
         reasoning = (self.output_tokens_details.thinking_tokens if self.output_tokens_details else None) or 0
         total = (self.input_tokens or 0) + cached + stored
-        return checked(total, self.output_tokens or 0, cached, stored - long, long, reasoning, self.service_tier)
+        return checked(total, self.output_tokens or 0, cached, stored - long, long, reasoning, self._tier())
+
+    def _tier(self) -> str | None:
+        """Fast mode has a price of its own, so it counts as a tier."""
+        return self.speed if self.speed == "fast" else self.service_tier
 
 
 def checked(

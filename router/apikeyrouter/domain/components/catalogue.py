@@ -1,0 +1,226 @@
+"""What there is to route to: providers, keys, models and their aliases, budgets, and the lanes that each choice is metered in.
+
+A plain index, rebuilt piece by piece on the control plane and only read on the data plane. Pools are made on first use
+and forgotten at every change.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from apikeyrouter.domain.components.pool import Option, Pool
+from apikeyrouter.domain.components.price_book import PriceBook
+from apikeyrouter.domain.models.accounting import LaneConfig, ScopeConfig
+from apikeyrouter.domain.models.api_key import KeyMaterial, KeyState
+from apikeyrouter.domain.models.system_error import InvalidRequestError, ModelNotFoundError
+
+POOLS_MAX = 1024
+"""Pools remembered; beyond it the memory starts afresh."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Provider:
+    """A registered provider. `wire` None: a custom adapter that only takes intents."""
+
+    id: str
+    adapter: Any
+    wire: Any = None
+    models: frozenset[str] | None = None
+    """Its catalogue; None: any model may be asked for."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Key:
+    """A key as routing sees it. `models` None: whatever its provider serves."""
+
+    id: str
+    provider_id: str
+    material: KeyMaterial
+    quota_group: str
+    models: frozenset[str] | None = None
+    weight: float = 1.0
+    state: KeyState = KeyState.Available
+    cost_per_1k: Decimal | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    updated_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPool:
+    """Models of a quota group that share one lane. `models` None: all that no other pool of the group names."""
+
+    lane: str
+    models: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetRule:
+    """Which requests a scope applies to: `kind` global, provider, key, team or client, and the id of that."""
+
+    scope: ScopeConfig
+    kind: str
+    target: str = ""
+
+
+class Catalogue:
+    """Indexes of everything configured. Not thread-safe; one event loop owns it."""
+
+    def __init__(self, prices: PriceBook) -> None:
+        self.prices = prices
+        self.providers: dict[str, Provider] = {}
+        self.keys: dict[str, Key] = {}
+        self.aliases: dict[str, tuple[tuple[str, str], ...]] = {}
+        self.lanes: dict[str, LaneConfig] = {}
+        self._model_pools: dict[str, list[ModelPool]] = {}
+        self._budgets: dict[tuple[str, str], list[ScopeConfig]] = {}
+        self._pools: dict[tuple[str, str | None, str], Pool] = {}
+
+    # --- control plane -------------------------------------------------------------------------------------------
+
+    def changed(self) -> None:
+        """Forget what was derived; the next request builds it anew."""
+        self._pools.clear()
+
+    def put_key(self, key: Key) -> None:
+        """Add or replace a key."""
+        self.keys[key.id] = key
+        self.changed()
+
+    def drop_key(self, key_id: str) -> None:
+        """Remove a key; requests under way with it end as they do."""
+        self.keys.pop(key_id, None)
+        self.changed()
+
+    def set_model_pools(self, group: str, pools: Iterable[ModelPool]) -> None:
+        """The lanes of a quota group."""
+        self._model_pools[group] = list(pools)
+        self.changed()
+
+    def set_budgets(self, budgets: Iterable[BudgetRule]) -> None:
+        """Replace all budgets."""
+        self._budgets = {}
+        for budget in budgets:
+            self._budgets.setdefault((budget.kind, budget.target), []).append(budget.scope)
+        self.changed()
+
+    def budgets(self) -> list[ScopeConfig]:
+        """Every budget."""
+        return [scope for scopes in self._budgets.values() for scope in scopes]
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    def models(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Model ids that can be asked for, with the providers that serve them; aliases included."""
+        found: dict[str, set[str]] = {}
+        for key in self.keys.values():
+            for model in key.models or self.providers[key.provider_id].models or ():
+                found.setdefault(model, set()).add(key.provider_id)
+        for alias, targets in self.aliases.items():
+            found.setdefault(alias, set()).update(provider for provider, _ in targets)
+        return [(model, tuple(sorted(providers))) for model, providers in sorted(found.items())]
+
+    def shared_scopes(self, team: str | None, client: str | None) -> list[ScopeConfig]:
+        """Budgets that apply whichever key is chosen: global, the team's, the client's."""
+        budgets = self._budgets
+        if not budgets:
+            return []
+        found = list(budgets.get(("global", ""), ()))
+        if team is not None:
+            found += budgets.get(("team", team), ())
+        if client is not None:
+            found += budgets.get(("client", client), ())
+        return found
+
+    def pool(self, model: str, provider_id: str | None, dialect: str) -> Pool:
+        """Every way to serve a model. `dialect` "" : any adapter will do; else only wires that speak it.
+
+        Raises:
+            InvalidRequestError: the pinned provider is not registered.
+            ModelNotFoundError: no key serves the model.
+        """
+        pool = self._pools.get((model, provider_id, dialect))
+        if pool is None:
+            if provider_id is not None and provider_id not in self.providers:
+                raise InvalidRequestError(
+                    f"provider {provider_id!r} is not registered; call register_provider first", field="provider_id"
+                )
+            options = list(self._options(model, provider_id, dialect))
+            if not options:
+                raise ModelNotFoundError(model, provider_id, tuple(name for name, _ in self.models()))
+            if len(self._pools) >= POOLS_MAX:
+                self._pools.clear()
+            pool = self._pools[model, provider_id, dialect] = Pool(model, options)
+        return pool
+
+    def _options(self, model: str, provider_id: str | None, dialect: str) -> Iterable[Option]:
+        targets = self.aliases.get(model)
+        for key in self.keys.values():
+            provider = self.providers.get(key.provider_id)
+            if provider is None or (provider_id is not None and key.provider_id != provider_id):
+                continue
+            if dialect and (provider.wire is None or provider.wire.dialect != dialect):
+                continue
+            for rank, upstream in self._upstream_models(model, targets, key):
+                if self._serves(provider, key, upstream, pinned=provider_id is not None or targets is not None):
+                    yield self._option(key, provider, upstream, rank)
+
+    def _upstream_models(
+        self, model: str, targets: tuple[tuple[str, str], ...] | None, key: Key
+    ) -> Iterable[tuple[int, str]]:
+        if targets is None:
+            return [(0, model)]
+        return [(rank, upstream) for rank, (provider, upstream) in enumerate(targets) if provider == key.provider_id]
+
+    def _serves(self, provider: Provider, key: Key, model: str, *, pinned: bool) -> bool:
+        if key.models is not None:
+            return model in key.models
+        if provider.models is not None:
+            return model in provider.models
+        return pinned or provider.wire is None or self.prices.price(provider.id, model) is not None or self._only(provider)
+
+    def _only(self, provider: Provider) -> bool:
+        """A single provider with keys is the pinned one, whatever the model is called."""
+        return all(key.provider_id == provider.id for key in self.keys.values())
+
+    def _option(self, key: Key, provider: Provider, model: str, rank: int) -> Option:
+        scopes = [*self._budgets.get(("provider", provider.id), ()), *self._budgets.get(("key", key.id), ())]
+        price = self.prices.price(key_price_name(key.id), "*") if key.cost_per_1k is not None else None
+        return Option(
+            key=key, provider=provider, model=model, rank=rank,
+            lanes=(key_lane(key.id), *self.group_lanes(key.quota_group, model), provider_lane(provider.id)),
+            scopes=tuple(scope.id for scope in scopes), hard=any(scope.hard for scope in scopes),
+            price=price or self.prices.price(provider.id, model),
+        )  # fmt: skip
+
+    def group_lanes(self, group: str, model: str) -> tuple[str, ...]:
+        """The lanes a quota group meters a model in. A group without configured limits learns one per model."""
+        pools = self._model_pools.get(group, ())
+        named = tuple(pool.lane for pool in pools if pool.models is not None and model in pool.models)
+        general = tuple(pool.lane for pool in pools if pool.models is None)
+        return (*named, *general) or (f"g:{group}:{model}",)
+
+    def lanes_of_group(self, group: str) -> set[str]:
+        """Every lane of a quota group that is configured or in use."""
+        found = {pool.lane for pool in self._model_pools.get(group, ())}
+        for pool in self._pools.values():
+            for option in pool.options:
+                if option.key.quota_group == group:
+                    found.update(option.lanes[1:-1])
+        return found
+
+
+def key_lane(key_id: str) -> str:
+    """A key's own lane: its breaker, its own caps."""
+    return f"k:{key_id}"
+
+
+def provider_lane(provider_id: str) -> str:
+    """A provider's lane: its breaker."""
+    return f"p:{provider_id}"
+
+
+def key_price_name(key_id: str) -> str:
+    """The provider name under which a key's own price (`cost_per_1k`) is kept in the price book."""
+    return f"key:{key_id}"

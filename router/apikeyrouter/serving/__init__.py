@@ -1,0 +1,1 @@
+"""The way of one request below the router's facade: admission, attempts, streams, bookkeeping, housekeeping."""

@@ -1,0 +1,181 @@
+"""Admission: which options a request may take, what each is expected to cost, and one atomic reserve for the first that fits."""
+
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from apikeyrouter.domain.components.catalogue import Catalogue
+from apikeyrouter.domain.components.pool import Option, Pool, Snapshot
+from apikeyrouter.domain.components.token_estimator import TokenEstimate, TokenEstimator
+from apikeyrouter.domain.interfaces.ledger import Ledger
+from apikeyrouter.domain.interfaces.wire import ParsedRequest
+from apikeyrouter.domain.models.accounting import (
+    CANDIDATES_MAX,
+    UNPRICED,
+    Admission,
+    Candidate,
+    Charge,
+    Denial,
+    Loss,
+    ReserveRequest,
+    RetryKind,
+    ScopeConfig,
+)
+from apikeyrouter.domain.models.call import Call
+from apikeyrouter.domain.models.system_error import StaleConfigError
+
+CANDIDATES = 8
+"""K: options offered to the first reserve of an attempt."""
+ROUNDS_MAX = 200
+"""Further rounds of CANDIDATES_MAX options before a denial is final; more keys than that are not looked at."""
+INJECTED_TOKEN_CAP = 4096
+"""Output cap per choice where a hard budget applies and the client gave none."""
+STALE_ROUNDS_MAX = 3
+ParsedFor = Callable[[Option], ParsedRequest | None]
+"""The request in an option's dialect; None for an adapter that only takes intents."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Admitted:
+    """A held option, with what was expected of it."""
+
+    option: Option
+    admission: Admission
+    request: ReserveRequest
+    charge: Charge
+    estimate: TokenEstimate
+    token_cap: int | None
+    offered: list[Option]
+    parsed: ParsedRequest | None
+
+
+@dataclass(slots=True, kw_only=True)
+class Refused:
+    """Nothing was held. `losses` pairs every option that was seen with why it lost."""
+
+    losses: list[tuple[Option, Loss]]
+    binding: Loss
+    needed_nanousd: int
+
+
+class Admissions:
+    """Holds capacity and money for calls. Pure but for the ledger it asks."""
+
+    def __init__(
+        self, ledger: Ledger, catalogue: Catalogue, estimator: TokenEstimator, snapshot: Snapshot, *, lease_us: int,
+        refresh: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._ledger, self._catalogue, self._estimator, self._snapshot = ledger, catalogue, estimator, snapshot
+        self._refresh = refresh
+        self.lease_us = lease_us
+        self.config_version = 0
+        """The configuration this process decides under; the ledger refuses any other."""
+
+    async def admit(
+        self, call: Call, pool: Pool, parsed_for: ParsedFor, *, objective: str, skip: Sequence[Option]
+    ) -> Admitted | Refused:
+        """Hold the best option with room in every lane and every budget, or find that there is none."""
+        shared = self._catalogue.shared_scopes(call.team, call.client)
+        options = pool.rank(objective, CANDIDATES, snapshot=self._snapshot, now=time.perf_counter(), skip=skip)
+        seen = list(skip)
+        losses: list[tuple[Option, Loss]] = []
+        offers = _Offers(self._estimator, call, parsed_for, shared)
+        for _ in range(ROUNDS_MAX):
+            if not options:
+                break
+            answer, request = await self._reserve(call, pool, [offers.of(option) for option in options], shared)
+            if isinstance(answer, Admission):
+                option = options[answer.index]
+                charge, estimate, cap = offers.details(option)
+                return Admitted(
+                    option=option, admission=answer, request=request, charge=charge, estimate=estimate, token_cap=cap,
+                    offered=options, parsed=parsed_for(option),
+                )  # fmt: skip
+            losses.extend(zip(options, answer.losses, strict=True))
+            seen.extend(options)
+            options = pool.rest(seen, CANDIDATES_MAX)
+        needed = max((offers.details(option)[0].bound_nanousd for option, _ in losses), default=UNPRICED)
+        return Refused(losses=losses, binding=min((loss for _, loss in losses), key=_soonest), needed_nanousd=needed)
+
+    async def _reserve(
+        self, call: Call, pool: Pool, candidates: list[Candidate], shared: Sequence[ScopeConfig]
+    ) -> tuple[Admission | Denial, ReserveRequest]:
+        for _ in range(STALE_ROUNDS_MAX):
+            request = ReserveRequest(
+                rid=new_rid(), candidates=tuple(candidates), scopes=tuple(scope.id for scope in shared),
+                lease_us=self.lease_us, config_version=self.config_version, principal=call.principal,
+                weight=call.weight, pool=pool.model,
+            )  # fmt: skip
+            try:
+                return await self._ledger.reserve(request), request
+            except StaleConfigError as exc:
+                # another process changed limits or budgets: learn of it, and decide again under what is active
+                await self._refresh()
+                self.config_version = exc.version
+        raise StaleConfigError(self.config_version)
+
+
+class _Offers:
+    """What each option would take: computed once per (provider, model, price), shared by the options that are alike."""
+
+    def __init__(
+        self, estimator: TokenEstimator, call: Call, parsed_for: ParsedFor, shared: Sequence[ScopeConfig]
+    ) -> None:
+        self._estimator, self._call, self._parsed_for = estimator, call, parsed_for
+        self._hard = any(scope.hard for scope in shared)
+        self._known: dict[tuple[str, str, int, bool], tuple[Charge, TokenEstimate, int | None]] = {}
+
+    def of(self, option: Option) -> Candidate:
+        lanes = option.lanes if not self._call.lanes else (*option.lanes, *self._call.lanes)
+        return Candidate(lanes=lanes, scopes=option.scopes, charge=self.details(option)[0])
+
+    def details(self, option: Option) -> tuple[Charge, TokenEstimate, int | None]:
+        hard = self._hard or option.hard
+        key = (option.provider.id, option.model, id(option.price), hard)
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._compute(option, hard)
+        return known
+
+    def _compute(self, option: Option, hard: bool) -> tuple[Charge, TokenEstimate, int | None]:
+        parsed = self._parsed_for(option)
+        if parsed is None:
+            return _NO_CHARGE, TokenEstimate(0, 0, None, None, 0), None
+        produces = self._call.operation not in ("embedding", "count_tokens")
+        cap = INJECTED_TOKEN_CAP if hard and produces and parsed.max_output_tokens is None else None
+        estimate = self._estimator.estimate(option.provider.id, option.model, parsed, token_cap=cap)
+        return _charge(option, parsed, estimate, cap, produces=produces), estimate, cap
+
+
+_NO_CHARGE = Charge(expected_nanousd=UNPRICED, bound_nanousd=UNPRICED)
+
+
+def _charge(
+    option: Option, parsed: ParsedRequest, estimate: TokenEstimate, cap: int | None, *, produces: bool
+) -> Charge:
+    price = option.price
+    output = estimate.output_tokens if produces else 0
+    bound_output = estimate.bound_output if produces else 0
+    expected = bound = UNPRICED
+    if price is not None:
+        expected = price.expected(estimate.input_tokens, output)
+        if estimate.bound_input is not None and bound_output is not None:
+            bound = price.bound(estimate.bound_input, bound_output)
+    metered = None
+    stated = cap if parsed.max_output_tokens is None else parsed.max_output_tokens
+    if produces and stated is not None and getattr(option.provider.wire, "meters_output_cap", False):
+        metered = estimate.input_tokens + stated * parsed.choices
+    return Charge(
+        input_tokens=estimate.input_tokens, output_tokens=output, metered_tokens=metered,
+        expected_nanousd=expected, bound_nanousd=bound,
+    )  # fmt: skip
+
+
+def new_rid() -> bytes:
+    """A new reservation id: 48 bits of Unix milliseconds, then random (UUIDv7's order without its markers)."""
+    return (time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10)
+
+
+def _soonest(loss: Loss) -> tuple[bool, int]:
+    return loss.retry_kind is RetryKind.NEVER, loss.retry_at_us

@@ -1,0 +1,72 @@
+"""Registration calls that start at once, in order, whether or not they are awaited."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Deferred(Generic[T]):
+    """What a registration call returns: awaiting it gives its result, not awaiting it loses nothing."""
+
+    def __init__(self, work: Callable[[], Awaitable[T]], before: "Deferred[Any] | None") -> None:
+        self._work = work
+        self._before = before
+        self._task: asyncio.Task[T] | None = None
+        self.observed = False
+        """Whether somebody awaited it, and so has seen its error."""
+
+    def start(self) -> "asyncio.Task[T]":
+        """Begin, after the call before this one. Needs a running loop."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+        return self._task
+
+    async def _run(self) -> T:
+        if self._before is not None:
+            await asyncio.wait([self._before.start()])
+            self._before = None
+        return await self._work()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        self.observed = True
+        return asyncio.shield(self.start()).__await__()
+
+
+class Deferrals:
+    """The chain of a router's registration calls."""
+
+    def __init__(self) -> None:
+        self._last: Deferred[Any] | None = None
+        self._all: list[Deferred[Any]] = []
+
+    def add(self, work: Callable[[], Awaitable[T]]) -> Deferred[T]:
+        """Queue a call behind all earlier ones, and start it when a loop runs."""
+        made = Deferred(work, self._last)
+        self._last = made
+        self._all.append(made)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return made
+        made.start()
+        return made
+
+    @property
+    def pending(self) -> bool:
+        """Whether calls are queued whose end was not waited for yet."""
+        return bool(self._all)
+
+    async def finish(self) -> None:
+        """Wait for all of them. The first error that nobody has seen is raised here."""
+        waiting, self._all, self._last = self._all, [], None
+        first: BaseException | None = None
+        for deferred in waiting:
+            task = deferred.start()
+            await asyncio.wait([task])
+            error = task.exception() if not task.cancelled() else None
+            if error is not None and not deferred.observed and first is None:
+                first = error
+        if first is not None:
+            raise first

@@ -1,0 +1,143 @@
+"""Housekeeping: what a process does for the cell between requests. Sweeps, renews, refreshes its view of the lanes."""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from apikeyrouter.domain.components.pool import Snapshot
+from apikeyrouter.domain.models.system_error import LedgerError
+from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
+from apikeyrouter.serving.bookkeeping import Bookkeeper
+
+TICK_SECONDS = 0.25
+SWEEP_ROUNDS_MAX = 64
+LANES_PER_TICK = 2048
+CLOCK_DISAGREEMENT_US = 2_000_000
+CLOCK_AGREES_AGAIN_SECONDS = 5.0
+_log = structlog.get_logger("apikeyrouter")
+
+
+class Housekeeper:
+    """Runs a tick every quarter of a second. A failed tick is logged once per outage and tried again."""
+
+    def __init__(
+        self, ledger: ScriptLedger, books: Bookkeeper, snapshot: Snapshot, lane_ids: Callable[[], Sequence[str]],
+        restore: Callable[[], "asyncio.Future[None] | object"],
+    ) -> None:
+        self._ledger, self._books, self._snapshot = ledger, books, snapshot
+        self._lane_ids, self._restore = lane_ids, restore
+        self._next_lane = 0
+        self._next_sweep = 0.0
+        self._forgotten = 0
+        self._clock = ClockWatch()
+        self._task: asyncio.Task[None] | None = None
+        self.healthy = True
+
+    def start(self) -> None:
+        """Begin ticking."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="apikeyrouter.housekeeper")
+
+    async def close(self) -> None:
+        """Stop."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.tick()
+                if not self.healthy:
+                    _log.info("ledger.recovered")
+                self.healthy = True
+            except LedgerError as exc:
+                if self.healthy:
+                    _log.warning("ledger.unavailable", error=str(exc))
+                self.healthy = False
+                await self._repair()
+            await asyncio.sleep(TICK_SECONDS)
+
+    async def tick(self) -> None:
+        """One round: repair what the store forgot, renew leases, sweep, refresh the snapshot, compare clocks."""
+        if self._ledger.forgotten != self._forgotten:
+            await self._remember()
+        await self._books.renew()
+        if time.perf_counter() >= self._next_sweep:
+            self._next_sweep = time.perf_counter() + random.uniform(0.8, 1.2)  # noqa: S311 (spreads workers)
+            await self._sweep()
+        await self.refresh()
+        await self._compare_clocks()
+
+    async def _repair(self) -> None:
+        with contextlib.suppress(LedgerError):
+            await self._ledger.open()
+
+    async def _remember(self) -> None:
+        """The store forgot writes (law 9): bring back the configuration and every open reservation of this process."""
+        self._forgotten = self._ledger.forgotten
+        await self._ledger.open()
+        restored = self._restore()
+        if asyncio.iscoroutine(restored) or isinstance(restored, asyncio.Future):
+            await restored
+        count = await self._books.reassert()
+        _log.warning("store.forgot", reasserted=count)
+
+    async def _sweep(self) -> None:
+        for _ in range(SWEEP_ROUNDS_MAX):
+            if await self._ledger.sweep() == 0:
+                return
+
+    async def refresh(self) -> None:
+        """Read the next lanes; with few keys that is all of them."""
+        ids = self._lane_ids()
+        if not ids:
+            return
+        start = self._next_lane if self._next_lane < len(ids) else 0
+        page = ids[start : start + LANES_PER_TICK]
+        self._next_lane = start + len(page)
+        for lane in await self._ledger.lanes(page):
+            self._snapshot.lanes[lane.id] = lane
+        now = time.perf_counter()
+        self._snapshot.version += 1
+        self._snapshot.taken = now
+        for lane_id in [lane_id for lane_id, until in self._snapshot.blocked.items() if until <= now]:
+            del self._snapshot.blocked[lane_id]
+
+    async def _compare_clocks(self) -> None:
+        verdict = self._clock.compare(self._ledger.stamp.now_us, time.monotonic_ns() // 1000)
+        if verdict is not None:
+            _log.warning("clock.suspected" if verdict else "clock.agrees")
+            await self._ledger.suspect_clock(verdict)
+
+
+class ClockWatch:
+    """Compares the advance of the cell's clock with this process's own (law 3). Pure."""
+
+    def __init__(self) -> None:
+        self._base: tuple[int, int] | None = None
+        self._suspected_at_us = 0
+
+    def compare(self, cell_us: int, own_us: int) -> bool | None:
+        """True: the clocks have come to disagree by more than 2 s. False: they agree again. None: nothing new."""
+        if cell_us == 0:
+            return None
+        if self._base is None:
+            self._base = (cell_us, own_us)
+            return None
+        apart = abs((cell_us - self._base[0]) - (own_us - self._base[1]))
+        if apart > CLOCK_DISAGREEMENT_US:
+            self._base = (cell_us, own_us)
+            news = self._suspected_at_us == 0
+            self._suspected_at_us = own_us
+            return True if news else None
+        if self._suspected_at_us and own_us - self._suspected_at_us > CLOCK_AGREES_AGAIN_SECONDS * 1e6:
+            self._suspected_at_us = 0
+            return False
+        return None
