@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from apikeyrouter.domain.models.request_intent import RequestIntent
+from apikeyrouter.domain.models.request_intent import Operation, RequestIntent
 from apikeyrouter.domain.models.system_error import ErrorCategory, InvalidRequestError, ProviderError
 from apikeyrouter.infrastructure.adapters.anthropic_adapter import AnthropicAdapter
 from apikeyrouter.infrastructure.adapters.http_adapter import UpstreamFailure
@@ -61,7 +61,7 @@ def test_openai_takes_parameters_as_they_are() -> None:
     [("embedding", {"input": "x"}), ("responses", {"input": "x"}), ("completion", {"prompt": "x"})],
 )
 def test_other_operations_take_their_payload(operation: str, payload: dict[str, Any]) -> None:
-    wanted = RequestIntent(model="m", operation=operation, payload=payload)
+    wanted = RequestIntent(model="m", operation=Operation(operation), payload=payload)
     assert openai_body(wanted) == {"model": "m", **payload}
     with pytest.raises(InvalidRequestError, match="operation"):
         AnthropicAdapter("http://x").encode_intent(wanted)
@@ -125,8 +125,15 @@ def test_openai_images_reach_anthropic_in_its_form(url: str, source: dict[str, s
     assert body["messages"][0]["content"] == [{"type": "image", "source": source}]
 
 
-@pytest.mark.parametrize(("model", "kept"), [("claude-3-5-haiku", True), ("claude-sonnet-5", False),
-                                             ("claude-opus-4-7", False), ("claude-opus-4-5-20251101", True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "kept"),
+    [
+        ("claude-3-5-haiku", True),
+        ("claude-sonnet-5", False),
+        ("claude-opus-4-7", False),
+        ("claude-opus-4-5-20251101", True),
+    ],
+)
 def test_sampling_is_left_out_where_anthropic_refuses_it(model: str, kept: bool) -> None:
     body = anthropic_body(intent(model, parameters={"temperature": 1.5, "stop": "x", "seed": 1}))
     assert ("temperature" in body) is kept
@@ -153,7 +160,8 @@ def test_a_schema_becomes_an_output_format() -> None:
 def test_what_anthropic_cannot_do_is_refused_by_name(
     parameters: dict[str, Any], messages: list[dict[str, Any]] | None, field: str
 ) -> None:
-    wanted = intent(parameters=parameters, **({"messages": messages} if messages else {}))
+    given: dict[str, Any] = {"messages": messages} if messages else {}
+    wanted = intent(parameters=parameters, **given)
     with pytest.raises(InvalidRequestError) as caught:
         anthropic_body(wanted)
     assert caught.value.field.startswith(field)

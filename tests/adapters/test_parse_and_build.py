@@ -320,7 +320,7 @@ def test_no_bytes_raise_anything_but_an_invalid_request(raw: bytes) -> None:
 
 
 def test_our_errors_have_the_shape_of_the_dialect() -> None:
-    told = {"type": "rate_limit_error", "code": "all_cooling", "message": "wait", "request_id": "r1"}
+    told: dict[str, Any] = {"type": "rate_limit_error", "code": "all_cooling", "message": "wait", "request_id": "r1"}
     assert json.loads(OPENAI.error_body(status=429, **told)) == {
         "error": {"message": "wait", "type": "rate_limit_error", "param": None, "code": "all_cooling"}
     }

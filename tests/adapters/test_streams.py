@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from apikeyrouter.domain.interfaces.wire import StreamReader, Wire
 from apikeyrouter.domain.models.failure import FailureAction, FailureScope
@@ -220,3 +222,19 @@ def test_deltas_give_back_the_text() -> None:
     assert "".join(d.text for d in OPENAI.read_deltas(CHAT_STREAM)) == CHAT_TEXT
     assert "".join(d.text for d in ANTHROPIC.read_deltas(MESSAGE_STREAM)) == "Grüße 世界"
     assert "".join(d.text for d in OPENAI.read_deltas(RESPONSES_STREAM)) == 'Grüße "x"'
+
+
+@given(st.sampled_from(CASES), st.data())
+def test_no_bytes_whatever_make_a_reader_raise(case: tuple[Wire, str, bool, bytes], data: st.DataObject) -> None:
+    wire, operation, hide, stream = case
+    bent = bytearray(stream)
+    for _ in range(data.draw(st.integers(0, 8))):
+        position = data.draw(st.integers(0, len(bent) - 1))
+        bent[position : position + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    reader = wire.stream(hide_usage=hide, operation=operation)
+    cut = data.draw(st.integers(0, len(bent)))
+    reader.feed(bytes(bent[:cut]))
+    step = reader.feed(bytes(bent[cut:]))
+    wire.read_deltas(step.out)
+    reader.end()
+    assert reader.output_bytes >= 0

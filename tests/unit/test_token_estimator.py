@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-
 from apikeyrouter.domain.components.token_estimator import RATIO_MAX, TokenEstimator
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
 from apikeyrouter.domain.models.usage import Usage

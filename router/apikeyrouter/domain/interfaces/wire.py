@@ -25,7 +25,8 @@ class ParsedRequest:
     images and the like (upper bound); `unbounded` True when no upper bound on input exists (e.g. a file id or URL).
     `text_bytes` is the tighter count of decoded text, the base of the expected (not the bound) estimate; `media` the
     number of images, sounds and files; `extra_output_tokens` what may be billed as output beyond the token cap
-    (predicted outputs). `service_tier` is the tier asked for, where it changes the price. `body` is the client's body as it came.
+    (predicted outputs). `service_tier` is the tier asked for, where it changes the price. `body` is the client's body
+    as it came.
     """
 
     model: str
@@ -108,8 +109,15 @@ class Wire(Protocol):
         ...
 
     def build(
-        self, parsed: ParsedRequest, *, operation: str, model: str, token_cap: int | None, key: str,
-        headers: Headers = (), path_query: str = "",
+        self,
+        parsed: ParsedRequest,
+        *,
+        operation: str,
+        model: str,
+        token_cap: int | None,
+        key: str,
+        headers: Headers = (),
+        path_query: str = "",
     ) -> UpstreamRequest:
         """The request to send: credentials, model, usage switch and token cap edited in, all else as it came."""
         ...
