@@ -1,0 +1,131 @@
+"""The commands and their options. What a command does is imported when it runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apikeyrouter._version import __version__
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="apikeyrouter",
+    help="One endpoint, all your LLM keys: never over a provider's limit, never over your budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+keys = typer.Typer(help="Keys of a running service.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+Port = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port; 0 picks a free one.")]
+Host = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, max=512, help="Worker processes.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Url = Annotated[str, typer.Option("--url", help="Where the service is.")]
+ManagementKey = Annotated[
+    str, typer.Option("--management-key", envvar="MANAGEMENT_API_KEY", help="An admin key of the service.")
+]
+RedisUrl = Annotated[str | None, typer.Option("--redis-url", help="Redis or Valkey; none: an embedded Valkey.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file (YAML).")]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where the embedded Valkey keeps its data.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"apikeyrouter {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+@app.command()
+def serve(
+    host: Host = None,
+    port: Port = None,
+    workers: Workers = None,
+    redis_url: RedisUrl = None,
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+    open_: Annotated[bool, typer.Option("--open", help="Let anybody call who reaches the port.")] = False,
+    reload: Annotated[bool, typer.Option("--reload", help="Development: restart when the code changes.")] = False,
+    json: Json = False,
+) -> None:
+    """Serve the HTTP API: N workers over a Redis, or over an embedded Valkey that keeps its data."""
+    from apikeyrouter.commands.serve import ServeArguments, run
+
+    arguments = ServeArguments(
+        host=host, port=port, workers=workers, redis_url=redis_url, config=config, data_dir=data_dir, open=open_,
+        reload=reload, json=json,
+    )  # fmt: skip
+    raise typer.Exit(run(arguments))
+
+
+@app.command()
+def quickstart(host: Host = None, port: Port = None, workers: Workers = None, json: Json = False) -> None:
+    """The service from nothing: your keys from the environment or .env, else simulated providers. Keeps nothing."""
+    from apikeyrouter.commands.quickstart import run
+
+    raise typer.Exit(run(host=host, port=port, workers=workers, json=json))
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float, typer.Option("--seconds", min=2, max=600, help="How long the traffic lasts.")] = 30.0,
+    workers: Annotated[int, typer.Option("--workers", min=1, max=32, help="Worker processes.")] = 4,
+    kill: Annotated[bool, typer.Option("--kill/--no-kill", help="Kill -9 one worker half way.")] = True,
+    json: Json = False,
+) -> None:
+    """Live traffic over simulated providers that enforce their limits, and the books afterwards. Loopback only."""
+    from apikeyrouter.commands.demo import run
+
+    raise typer.Exit(run(seconds=seconds, workers=workers, kill=kill, json=json))
+
+
+@app.command()
+def simulate(
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 picks a free one.")] = 9901,
+    config: Annotated[Path | None, typer.Option("--config", help="JSON or YAML; none: a built-in example.")] = None,
+) -> None:
+    """Simulated providers alone: OpenAI and Anthropic dialects, limits that are really enforced."""
+    from apikeyrouter.simulator import run
+
+    raise typer.Exit(run(["--port", str(port), *(["--config", str(config)] if config else [])]))
+
+
+@app.command()
+def doctor(redis_url: RedisUrl = None, config: ConfigFile = None, data_dir: DataDir = None, json: Json = False) -> None:
+    """Check Redis, the configuration, the encryption key and the way to the providers; say what to do."""
+    from apikeyrouter.commands.doctor import run
+
+    raise typer.Exit(run(redis_url=redis_url, config=config, data_dir=data_dir, json=json))
+
+
+@keys.command("list")
+def keys_list(management_key: ManagementKey, url: Url = "http://127.0.0.1:8000", json: Json = False) -> None:
+    """The keys that a running service knows. Never their material."""
+    from apikeyrouter.commands.keys import show_keys
+
+    raise typer.Exit(show_keys(url=url, management_key=management_key, json=json))
+
+
+@keys.command("add")
+def keys_add(
+    provider: Annotated[str, typer.Option("--provider", help="Whose key it is, e.g. openai.")],
+    management_key: ManagementKey,
+    url: Url = "http://127.0.0.1:8000",
+    json: Json = False,
+) -> None:
+    """Register a key with a running service. The material is read from standard input, not from the command line."""
+    from apikeyrouter.commands.keys import add_key
+
+    raise typer.Exit(add_key(url=url, management_key=management_key, provider=provider, json=json))

@@ -1,0 +1,104 @@
+"""`apikeyrouter serve`."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import typer
+
+from apikeyrouter._version import __version__
+from apikeyrouter.commands.environment import Surroundings, look_around
+from apikeyrouter.domain.models.system_error import ConfigurationError
+from apikeyrouter_proxy.server import APP, ServeOptions, serve
+
+__all__ = ["ServeArguments", "make_options", "one_line", "run"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeArguments:
+    """The command line; None where nothing was said and the environment decides."""
+
+    host: str | None = None
+    port: int | None = None
+    workers: int | None = None
+    redis_url: str | None = field(default=None, repr=False)
+    config: Path | None = None
+    data_dir: Path | None = None
+    open: bool = False
+    reload: bool = False
+    json: bool = False
+
+
+def run(arguments: ServeArguments) -> int:
+    """Serve until stopped; the exit code. Errors: ConfigurationError."""
+    around = look_around(config=arguments.config)
+    options = make_options(arguments, around)
+    if arguments.reload or around.settings.proxy_reload:
+        return _serve_with_reload(options)
+    return serve(options, tell=_tell_json if arguments.json else _tell_person)
+
+
+def make_options(arguments: ServeArguments, around: Surroundings) -> ServeOptions:
+    """The command line over the environment."""
+    settings = around.settings
+    data_dir = arguments.data_dir or (Path(settings.data_dir) if settings.data_dir else None)
+    redis_url = arguments.redis_url or settings.redis_url
+    if redis_url and arguments.data_dir:
+        raise ConfigurationError("--data-dir is for the embedded Valkey; it does not go with a Redis URL")
+    return ServeOptions(
+        host=settings.proxy_host if arguments.host is None else arguments.host,
+        port=settings.proxy_port if arguments.port is None else arguments.port,
+        workers=arguments.workers or settings.workers,
+        redis_url=redis_url,
+        data_dir=data_dir,
+        config=around.config_path,
+        open=arguments.open or settings.proxy_open,
+        environ=dict(os.environ),
+    )
+
+
+def one_line(facts: Mapping[str, Any]) -> str:
+    """What listens where, over which Redis, with what: one line for a person."""
+    workers = len(facts["workers"])
+    keys, providers = facts["keys"], facts["providers"]
+    found = "health is not known" if keys is None else f"{_count(keys, 'key')}, {_count(providers, 'provider')}"
+    config = f"configuration {facts['config']}" if facts["config"] else "no configuration file"
+    where = f"apikeyrouter {__version__} on {facts['url']}, {_count(workers, 'worker')}"
+    return f"{where}; {facts['redis']}; {config}; {found}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _tell_person(event: str, facts: Mapping[str, Any]) -> None:
+    match event:
+        case "listening":
+            typer.echo(one_line(facts))
+        case "worker_restarted":
+            typer.echo(f"worker {facts['pid']} ended ({facts['exit_code']}); its place is taken again", err=True)
+        case "draining":
+            typer.echo(f"stopping: requests in flight have {facts['seconds_max']} s to finish", err=True)
+        case "reloading":
+            typer.echo("the workers read the configuration again", err=True)
+        case _:
+            pass
+
+
+def _tell_json(event: str, facts: Mapping[str, Any]) -> None:
+    typer.echo(msgspec.json.encode({"event": event, **facts}).decode())
+
+
+def _serve_with_reload(options: ServeOptions) -> int:
+    """uvicorn's own reloader over one process; its app finds or starts the embedded server by itself."""
+    import uvicorn
+
+    given = {"REDIS_URL": options.redis_url, "CONFIG": options.config, "PROXY_OPEN": "true" if options.open else None}
+    if options.data_dir is not None:
+        given["DATA_DIR"] = str(options.data_dir)
+    os.environ.update({f"APIKEYROUTER_{name}": value for name, value in given.items() if value})
+    uvicorn.run(APP, host=options.host, port=options.port, reload=True, proxy_headers=False, access_log=False)
+    return 0

@@ -1,0 +1,103 @@
+"""One worker process: uvicorn over the service's app, told by its supervisor where to listen and when to go."""
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+
+__all__ = ["READY", "bound_socket", "main"]
+
+READY = b"ready\n"
+BACKLOG = 2048
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM, SIGINT, or the end of standard input (the supervisor is gone). Returns the exit code."""
+    options = _parse(argv)
+    _take_signals_calmly()
+    listener = socket.socket(fileno=options.fd) if options.fd >= 0 else bound_socket(options.host, options.port)
+    config = uvicorn.Config(
+        options.app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        backlog=BACKLOG,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # who is a loopback peer is decided by the connection, not by a header
+        timeout_graceful_shutdown=options.drain_seconds,
+    )
+    _Server(config, ready_fd=options.ready_fd).run(sockets=[listener])
+    return 0
+
+
+def bound_socket(host: str, port: int, *, shared: bool = True) -> socket.socket:
+    """A TCP socket bound to the first address of `host`, not listening yet. Errors: OSError.
+
+    `shared`: several processes may bind and listen there at once (SO_REUSEPORT), and the kernel spreads connections.
+    """
+    flags = socket.AI_PASSIVE
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)[0]
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind(address)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which says when it is ready and leaves when its supervisor has died."""
+
+    def __init__(self, config: uvicorn.Config, *, ready_fd: int) -> None:
+        super().__init__(config)
+        self._ready_fd = ready_fd
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.started:
+            return
+        if self._ready_fd >= 0:
+            os.write(self._ready_fd, READY)
+            os.close(self._ready_fd)
+            asyncio.get_running_loop().add_reader(0, self._read_supervisor)
+
+    def _read_supervisor(self) -> None:
+        """Nothing is ever sent there: whatever can be read is the end."""
+        if not os.read(0, 64):
+            asyncio.get_running_loop().remove_reader(0)
+            self.should_exit = True
+
+
+def _take_signals_calmly() -> None:
+    """uvicorn raises the signal that ended it once more, when all is done; and a SIGHUP must not end a worker whose
+    app has no handler for it (yet)."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="one worker of apikeyrouter serve")
+    parser.add_argument("--app", required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--fd", type=int, default=-1)
+    parser.add_argument("--ready-fd", type=int, default=-1)
+    parser.add_argument("--drain-seconds", type=int, default=60)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
