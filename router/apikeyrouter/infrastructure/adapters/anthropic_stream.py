@@ -36,6 +36,7 @@ class _Event(msgspec.Struct, gc=False):
 _EVENT = msgspec.json.Decoder(_Event)
 _TYPE = re.compile(rb'"type"\s*:\s*"(\w{1,80})"')
 _STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+_DELTA = b"event: content_block_delta\ndata: "
 _TEXTS = (b'"text":"', b'"partial_json":"', b'"thinking":"')
 
 
@@ -55,7 +56,10 @@ class AnthropicStream:
         self._done = False
 
     def feed(self, chunk: bytes) -> StreamStep:
-        """Read bytes as they come, split anywhere. After `message_stop` or a failure nothing more is passed on."""
+        """Read bytes as they come, split anywhere. After `message_stop` nothing more is passed on."""
+        if self._begun and not self._done and self._parser.idle and _is_one_delta(chunk):
+            self.output_bytes += _text_bytes(chunk)
+            return StreamStep(out=chunk, substantive=True)
         step = StreamStep(substantive=self._begun, done=self._done)
         if self._done:
             return step
@@ -130,6 +134,16 @@ class AnthropicStream:
             self._begun = True
 
 
+def _is_one_delta(chunk: bytes) -> bool:
+    """The usual chunk: one `content_block_delta`, with LF line ends, its text where it is looked for."""
+    return (
+        chunk.startswith(_DELTA)
+        and chunk.find(b"\n", len(_DELTA)) == len(chunk) - 2
+        and chunk.endswith(b"\n\n")
+        and b"\r" not in chunk
+    )
+
+
 def _kind(data: bytes) -> bytes:
     found = _TYPE.search(data)
     return found.group(1) if found else b""
@@ -141,7 +155,7 @@ def _text_bytes(data: bytes) -> int:
         if start >= 0:
             return _string_bytes(data, start + len(start_mark))
     try:
-        delta = _EVENT.decode(data).delta or _Change()
+        delta = _EVENT.decode(data[data.find(b"{") :]).delta or _Change()
     except JsonError:
         return 0
     text = delta.text or delta.partial_json or delta.thinking or ""

@@ -154,7 +154,7 @@ class AnthropicWire:
         return UpstreamRequest(
             method="POST",
             url=url + safe_query(path_query) if path_query else url,
-            headers=(*FIXED, ("x-api-key", key), *kept),
+            headers=(*FIXED, ("x-api-key", f"{key}"), *kept),
             body=splice(parsed.body, parsed.fields, edits),
         )
 

@@ -92,7 +92,9 @@ class OpenAIStream:
         self._done = False
 
     def feed(self, chunk: bytes) -> StreamStep:
-        """Read bytes as they come, split anywhere. After `[DONE]` or a failure nothing more is passed on."""
+        """Read bytes as they come, split anywhere. After `[DONE]` nothing more is passed on."""
+        if self._begun and not self._done and self._parser.idle and _is_one_event(chunk) and self._is_plain(chunk):
+            return StreamStep(out=_without_null_usage(chunk) if self._hide_usage else chunk, substantive=True)
         step = StreamStep(substantive=self._begun, done=self._done)
         if self._done:
             return step
@@ -142,12 +144,14 @@ class OpenAIStream:
         if data[:6] == b"[DONE]":
             self._done = step.done = True
             return raw
-        if self._begun and b'"error"' not in data and name != b"error" and self._is_plain(data):
+        if self._begun and name != b"error" and self._is_plain(data):
             return raw if not self._hide_usage else _without_null_usage(raw)
         return self._read_closely(event, step)
 
     def _is_plain(self, data: bytes) -> bool:
         """Whether nothing but text can be in it; counts that text."""
+        if b'"error"' in data:
+            return False
         finish = data.find(b'"finish_reason":')
         if finish >= 0 and data[finish + 16 : finish + 20] != b"null":
             return False
@@ -199,6 +203,16 @@ class OpenAIStream:
             self._begun = True
 
 
+def _is_one_event(chunk: bytes) -> bool:
+    """The usual chunk: one event on one `data` line, with LF line ends. It needs no parser."""
+    return (
+        chunk.startswith(b"data: {")
+        and chunk.find(b"\n") == len(chunk) - 2
+        and chunk.endswith(b"\n\n")
+        and b"\r" not in chunk
+    )
+
+
 def _string_bytes(data: bytes, start: int) -> int:
     """Bytes of the JSON string that starts at `start`; escapes count as written (an upper count)."""
     stop = data.find(b'"', start)
@@ -243,8 +257,9 @@ def _function_bytes(function: Function | None) -> int:
 
 
 def _without_null_usage(raw: bytes) -> bytes:
-    if b',"usage":null' in raw:
-        return raw.replace(b',"usage":null', b"", 1)
+    cut = raw.replace(b',"usage":null', b"", 1)
+    if len(cut) != len(raw):
+        return cut
     return _NULL_USAGE.sub(b"", raw, count=1) if b'"usage"' in raw else raw
 
 

@@ -55,6 +55,11 @@ class SSEParser:
             chunk = self._take()
         return self._cut_any(chunk) if b"\r" in chunk else self._cut_lf(chunk)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is pending, so that the next chunk begins an event."""
+        return not self._pending
+
     def end(self) -> Event | None:
         """What is left when the stream closes without a last blank line, read as an event; None when nothing is."""
         left = self._take()

@@ -20,10 +20,12 @@ _SECRETS = re.compile(
     | (?i:\b(?:bearer|basic)\s+)(?:[\w*.~+/=-]{8,})
     | (?i:[?&](?:api[_-]?key|key|access_token|token)=)[^\s&"'<>]+
     | (?i:\bapi[ _-]?key(?:\ provided)?\s*[:=]\s*["']?)[\w*.~+/=-]{6,}
-    | [\w-]{2,}\*{3,}[\w*-]*                            # a masked key of unknown make
     """,
     re.VERBOSE,
 )
+_MASKED = re.compile(r"(?<![\w-])[\w-]{2,64}\*{3,}[\w*-]*")
+"""A masked key of unknown make: `ab12****cd`."""
+
 _ACCOUNTS = re.compile(
     r"""
       \borg-[\w-]{4,} | \borg_[\w-]{4,} | \bproj_[\w-]{4,} | \bwrkspc_[\w-]{4,} | \bacct_[\w-]{4,}
@@ -45,6 +47,8 @@ def redact(text: str, *, known: tuple[str, ...] = ()) -> str:
         if secret:
             text = text.replace(secret, REDACTED)
     text = _ACCOUNTS.sub(REDACTED, _SECRETS.sub(REDACTED, text))
+    if "***" in text:
+        text = _MASKED.sub(REDACTED, text)
     if not text.isprintable():
         text = "".join([c if c.isprintable() else " " for c in text])
     return text if len(text) <= TEXT_MAX else text[: TEXT_MAX - 1] + "…"
