@@ -62,7 +62,7 @@ from apikeyrouter.infrastructure.ledger.redis_engine import RedisEngine
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
-from apikeyrouter.serving.admission import Admissions, Admitted, Refused
+from apikeyrouter.serving.admission import Admissions, Admitted, ParsedFor, Refused
 from apikeyrouter.serving.attempt import Attempt, Attempts
 from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.deferred import Deferrals
@@ -207,7 +207,7 @@ class ApiKeyRouter:
         attempt = Attempt(
             call=call, facts=facts, own=facts.attempts[-1], admitted=admitted, wire=provider.wire, timeouts=timeouts
         )
-        if provider.wire is None or call.parsed is None:
+        if provider.wire is None:
             return await self._attempts.run_adapter(attempt, provider.adapter)
         return await self._attempts.run(attempt)
 
@@ -595,19 +595,20 @@ def _call_of(
     )  # fmt: skip
 
 
-def _parsed_of(call: Call) -> Callable[[Option], ParsedRequest | None]:
+def _parsed_of(call: Call) -> ParsedFor:
     """The request in an option's dialect: the client's own body, or the intent put into that dialect, once each."""
     if call.parsed is not None:
-        return lambda _: call.parsed
-    known: dict[str, ParsedRequest | None] = {}
+        own = (call.operation, call.parsed)
+        return lambda _: own
+    known: dict[str, tuple[str, ParsedRequest | None]] = {}
 
-    def parsed(option: Option) -> ParsedRequest | None:
+    def parsed(option: Option) -> tuple[str, ParsedRequest | None]:
         provider = option.provider
         if provider.id not in known:
-            known[provider.id] = None
+            known[provider.id] = (call.operation, None)
             if provider.wire is not None and call.intent is not None:
                 operation, body = provider.adapter.encode_intent(call.intent, stream=call.stream)
-                known[provider.id] = provider.wire.parse(body, operation=operation)
+                known[provider.id] = (operation, provider.wire.parse(body, operation=operation))
         return known[provider.id]
 
     return parsed

@@ -32,8 +32,8 @@ ROUNDS_MAX = 200
 INJECTED_TOKEN_CAP = 4096
 """Output cap per choice where a hard budget applies and the client gave none."""
 STALE_ROUNDS_MAX = 3
-ParsedFor = Callable[[Option], ParsedRequest | None]
-"""The request in an option's dialect; None for an adapter that only takes intents."""
+ParsedFor = Callable[[Option], tuple[str, ParsedRequest | None]]
+"""The operation and the request in an option's dialect; None for an adapter that only takes intents."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,6 +47,7 @@ class Admitted:
     estimate: TokenEstimate
     token_cap: int | None
     offered: list[Option]
+    operation: str
     parsed: ParsedRequest | None
 
 
@@ -88,9 +89,10 @@ class Admissions:
             if isinstance(answer, Admission):
                 option = options[answer.index]
                 charge, estimate, cap = offers.details(option)
+                operation, parsed = parsed_for(option)
                 return Admitted(
                     option=option, admission=answer, request=request, charge=charge, estimate=estimate, token_cap=cap,
-                    offered=options, parsed=parsed_for(option),
+                    offered=options, operation=operation, parsed=parsed,
                 )  # fmt: skip
             losses.extend(zip(options, answer.losses, strict=True))
             seen.extend(options)
@@ -139,7 +141,7 @@ class _Offers:
         return known
 
     def _compute(self, option: Option, hard: bool) -> tuple[Charge, TokenEstimate, int | None]:
-        parsed = self._parsed_for(option)
+        _, parsed = self._parsed_for(option)
         if parsed is None:
             return _NO_CHARGE, TokenEstimate(0, 0, None, None, 0), None
         produces = self._call.operation not in ("embedding", "count_tokens")

@@ -78,7 +78,7 @@ class Attempts:
         parsed = admitted.parsed
         assert parsed is not None
         request = wire.build(
-            parsed, operation=call.operation, model=admitted.option.model, token_cap=admitted.token_cap,
+            parsed, operation=admitted.operation, model=admitted.option.model, token_cap=admitted.token_cap,
             key=str.__str__(admitted.option.key.material), headers=call.headers,
         )  # fmt: skip
         response = await self.transport.send(request, timeouts=timeouts)
@@ -140,7 +140,7 @@ class Attempts:
         """Hold the stream back until its first substantive event: until then another key may still serve."""
         assert attempt.admitted.parsed is not None
         reader = attempt.wire.stream(
-            hide_usage=not attempt.admitted.parsed.include_usage, operation=attempt.call.operation
+            hide_usage=not attempt.admitted.parsed.include_usage, operation=attempt.admitted.operation
         )
         source = response.chunks()
         held = bytearray()

@@ -34,7 +34,7 @@ def consequences(
     failure: Failure, option: Option, options: Sequence[Option], *, now_us: int, default_seconds: float
 ) -> Consequences:
     """Act at the scope the failure speaks for, and at no wider one. `now_us`: Unix microseconds."""
-    skip = tuple(other for other in options if _shares(failure.scope, option, other))
+    skip = _skipped(failure.scope, option, options)
     action = failure.action
     if action is FailureAction.COOL:
         seconds = min(_stated(failure, now_us) or default_seconds, COOL_SECONDS_MAX)
@@ -63,10 +63,12 @@ def _lanes(scope: FailureScope, option: Option) -> tuple[str, ...]:
     return tuple(group) or (own,)
 
 
-def _shares(scope: FailureScope, failed: Option, other: Option) -> bool:
-    """Whether what happened to one option speaks for another."""
-    if scope is FailureScope.PROVIDER:
-        return other.provider is failed.provider
+def _skipped(scope: FailureScope, failed: Option, options: Sequence[Option]) -> tuple[Option, ...]:
+    """What the failure speaks for. A provider in trouble is left alone while another one serves the model; where there
+    is none, another of its keys may be luckier, and its breaker guards against a storm."""
+    if scope is FailureScope.PROVIDER and any(other.provider is not failed.provider for other in options):
+        return tuple(other for other in options if other.provider is failed.provider)
     if scope is FailureScope.QUOTA_GROUP:
-        return other.key.quota_group == failed.key.quota_group and other.model == failed.model
-    return other.key is failed.key
+        group, model = failed.key.quota_group, failed.model
+        return tuple(other for other in options if other.key.quota_group == group and other.model == model)
+    return tuple(other for other in options if other.key is failed.key)
