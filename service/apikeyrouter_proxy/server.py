@@ -48,6 +48,7 @@ STEADY_SECONDS = 10.0
 """A worker that lived this long and then died is no sign of a crash loop."""
 GRACE_SECONDS = 15.0
 """What a worker may take after the drain: settlements, connections, the interpreter's end."""
+_STDIN = object()
 _SPREADS = sys.platform == "linux"
 
 Tell = Callable[[str, Mapping[str, Any]], None]
@@ -64,6 +65,8 @@ class ServeOptions:
 
     `redis_url` None: an embedded Valkey in `data_dir` (None: the default one), or `ephemeral`, with nothing on disk.
     `environ` is what the workers get; `drain_seconds` is how long requests in flight may take at the end.
+    `workers_to_stderr`: what workers print leaves standard output alone. `watch_stdin`: end when standard input
+    does, which is how a parent's death is noticed.
     """
 
     host: str = "127.0.0.1"
@@ -75,6 +78,8 @@ class ServeOptions:
     config: str | None = None
     open: bool = False
     drain_seconds: int = 60
+    workers_to_stderr: bool = False
+    watch_stdin: bool = False
     app: str = APP
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
 
@@ -147,6 +152,7 @@ class _Supervisor:
 
     def run(self) -> int:
         previous = self._listen_to_signals()
+        self._watch_stdin()
         try:
             for worker in self._workers:
                 self._start(worker)
@@ -181,6 +187,7 @@ class _Supervisor:
             worker.process = subprocess.Popen(  # noqa: S603 (our own module)
                 [sys.executable, "-m", "apikeyrouter_proxy.worker", *arguments],
                 stdin=subprocess.PIPE,
+                stdout=sys.stderr.fileno() if self._options.workers_to_stderr else None,
                 pass_fds=passed,
                 env=self._environ,
                 start_new_session=True,  # Ctrl-C reaches us, and we tell them
@@ -255,11 +262,22 @@ class _Supervisor:
         for key, _ in self._selector.select(max(0.0, min([seconds, *pauses]))):
             if isinstance(key.data, _Worker):
                 self._read_ready(key.data)
+            elif key.data is _STDIN:
+                self._read_stdin()
             else:
                 with suppress(BlockingIOError):
                     self._wakeup.recv(4096)
         while self._signals:
             self._handle(self._signals.pop(0))
+
+    def _watch_stdin(self) -> None:
+        if self._options.watch_stdin:
+            self._selector.register(0, selectors.EVENT_READ, _STDIN)
+
+    def _read_stdin(self) -> None:
+        if not os.read(0, 4096):
+            self._selector.unregister(0)
+            self._signals.append(signal.SIGTERM)
 
     def _handle(self, number: int) -> None:
         if number == signal.SIGHUP:

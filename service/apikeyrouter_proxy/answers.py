@@ -1,0 +1,117 @@
+"""Answers to clients: status and headers as prebuilt bytes, and `routing_metadata` spliced into JSON."""
+
+import msgspec
+
+from apikeyrouter.domain.models.call import Exchange, Facts
+
+__all__ = ["identity_headers", "metadata_member", "splice_metadata", "stream_headers", "whole_headers"]
+
+Header = tuple[bytes, bytes]
+PIECES_MAX = 4096
+"""Encoded names remembered; beyond it the memory starts afresh."""
+JSON_TYPE = b"application/json"
+_BLANK = b" \t\r\n"
+_LENGTH, _TYPE = b"content-length", b"content-type"
+_NOT_BUFFERED: tuple[Header, ...] = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+_heads: dict[tuple[str, str, int], list[Header]] = {}
+_members: dict[tuple[str, str, str], bytes] = {}
+_encode = msgspec.json.Encoder().encode
+
+
+def identity_headers(request_id: str, dialect: str) -> list[Header]:
+    """The request's id under the names that the SDKs look for."""
+    value = request_id.encode()
+    if dialect == "anthropic":
+        return [(b"x-request-id", value), (b"request-id", value)]
+    return [(b"x-request-id", value)]
+
+
+def whole_headers(exchange: Exchange, length: int, *, dialect: str) -> list[Header]:
+    """The headers of a complete answer."""
+    facts = exchange.facts
+    headers = [
+        (_TYPE, exchange.content_type.encode("latin-1")),
+        (_LENGTH, b"%d" % length),
+        *_routing_headers(facts),
+        *identity_headers(facts.request_id, dialect),
+        (b"x-akr-overhead-us", b"%d" % facts.overhead_us),
+    ]
+    cost = facts.cost_nanousd
+    if cost is not None:
+        headers.append((b"x-akr-cost-usd", b"%d.%09d" % divmod(cost, 1_000_000_000)))
+    if facts.token_cap is not None:
+        headers.append((b"x-akr-token-cap", b"%d" % facts.token_cap))
+    return headers
+
+
+def stream_headers(exchange: Exchange, *, dialect: str) -> list[Header]:
+    """The headers of a stream: its cost is not known yet, nor (unless the router says) the time spent here."""
+    facts = exchange.facts
+    headers = [
+        (_TYPE, exchange.content_type.encode("latin-1")),
+        *_NOT_BUFFERED,
+        *_routing_headers(facts),
+        *identity_headers(facts.request_id, dialect),
+    ]
+    if facts.overhead_us:
+        headers.append((b"x-akr-overhead-us", b"%d" % facts.overhead_us))
+    if facts.token_cap is not None:
+        headers.append((b"x-akr-token-cap", b"%d" % facts.token_cap))
+    return headers
+
+
+def metadata_member(facts: Facts) -> bytes:
+    """`"routing_metadata":{…}`: which key and provider served, after how many attempts, at what cost."""
+    last = facts.attempts[-1] if facts.attempts else None
+    names = (last.key_id, last.provider_id, last.model) if last else ("", "", facts.model)
+    head = _members.get(names) or _remember_member(names)
+    cost = facts.cost_nanousd
+    money = b"null" if cost is None else b"%d.%09d" % divmod(cost, 1_000_000_000)
+    return b'%b%d,"cost":%b,"request_id":"%b"}' % (head, len(facts.attempts), money, facts.request_id.encode())
+
+
+def splice_metadata(body: bytes, member: bytes) -> bytes:
+    """A JSON object with one member more, nothing re-serialised; anything else stays as it is."""
+    text = body.rstrip(_BLANK)
+    if text[-1:] != b"}" or text.lstrip(_BLANK)[:1] != b"{":
+        return body
+    head = text[:-1].rstrip(_BLANK)
+    return b"".join((head, b"" if head.endswith(b"{") else b",", member, b"}"))
+
+
+def _routing_headers(facts: Facts) -> list[Header]:
+    attempts = facts.attempts
+    if not attempts:
+        return []
+    last = attempts[-1]
+    names = (last.key_id, last.provider_id, len(attempts))
+    return _heads.get(names) or _remember_head(names)
+
+
+def _remember_head(names: tuple[str, str, int]) -> list[Header]:
+    if len(_heads) >= PIECES_MAX:
+        _heads.clear()
+    key_id, provider_id, attempts = names
+    made = _heads[names] = [
+        (b"x-akr-key-id", _printable(key_id)),
+        (b"x-akr-provider", _printable(provider_id)),
+        (b"x-akr-attempts", b"%d" % attempts),
+    ]
+    return made
+
+
+def _remember_member(names: tuple[str, str, str]) -> bytes:
+    if len(_members) >= PIECES_MAX:
+        _members.clear()
+    key_id, provider_id, model = map(_encode, names)
+    made = _members[names] = b'"routing_metadata":{"key_used":%b,"provider_id":%b,"model":%b,"attempts":' % (
+        key_id,
+        provider_id,
+        model,
+    )
+    return made
+
+
+def _printable(name: str) -> bytes:
+    """A header value: what is not printable ASCII becomes a question mark."""
+    return "".join([c if " " <= c <= "~" else "?" for c in name]).encode()

@@ -1,0 +1,241 @@
+"""The data plane: one request from an SDK, from its bytes to ours. A plain ASGI endpoint, reached before FastAPI.
+
+identify → read → parse → route → answer
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import structlog
+
+from apikeyrouter.domain.interfaces.wire import Wire
+from apikeyrouter.domain.models.call import Call, Exchange, Facts
+from apikeyrouter.domain.models.system_error import ApiKeyRouterError
+from apikeyrouter.router import ApiKeyRouter
+from apikeyrouter_proxy import problems
+from apikeyrouter_proxy.access_log import AccessLog
+from apikeyrouter_proxy.answers import (
+    JSON_TYPE,
+    identity_headers,
+    metadata_member,
+    splice_metadata,
+    stream_headers,
+    whole_headers,
+)
+from apikeyrouter_proxy.clients import Caller, Clients
+from apikeyrouter_proxy.metrics import Metrics
+from apikeyrouter_proxy.model_list import model_body, models_body
+from apikeyrouter_proxy.open_requests import OpenRequest, OpenRequests
+from apikeyrouter_proxy.problems import Problem, RequestRefused, refuse
+from apikeyrouter_proxy.requests import ClientGone, Headers, make_call, read_body, request_id_of
+from apikeyrouter_proxy.routes import ANTHROPIC, MODELS_PREFIX, OPENAI, ROUTES, Route
+
+__all__ = ["DataPlane"]
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+_JSON = (b"content-type", JSON_TYPE)
+_LAST = {"type": "http.response.body", "body": b"", "more_body": False}
+_log = structlog.get_logger("apikeyrouter")
+
+
+class DataPlane:
+    """Serves the paths of ROUTES, and whatever else is asked for under `/v1/`, with errors in the route's dialect.
+
+    `clients` may be replaced at any time, when the configuration changes.
+    """
+
+    def __init__(
+        self, router: ApiKeyRouter, clients: Clients, metrics: Metrics, access_log: AccessLog, *, body_bytes_max: int
+    ) -> None:
+        self.clients = clients
+        self.open = OpenRequests()
+        self._router = router
+        self._metrics = metrics
+        self._access_log = access_log
+        self._body_bytes_max = body_bytes_max
+
+    async def serve(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request on a known path."""
+        started = time.perf_counter()
+        headers: Headers = dict(scope["headers"])
+        request_id = request_id_of(headers)
+        opened: OpenRequest | None = None
+        exchange: Exchange | None = None
+        caller: Caller | None = None
+        call: Call | None = None
+        try:
+            caller = self.clients.identify(headers, scope)
+            if scope["method"] != route.method:
+                raise refuse(405, "invalid_request_error", "method_not_allowed", f"use {route.method} {route.path}")
+            if route.operation == "models":
+                await self._list(route.path, headers, caller, request_id, send)
+                return
+            body = await read_body(receive, headers, self._body_bytes_max)
+            parsed = route.wire.parse(body, operation=route.operation)
+            call = make_call(route, headers, caller, parsed, request_id=request_id, started=started)
+            opened = self.open.enter(receive, started)
+            exchange = await self._router.serve(call)
+            if exchange.chunks is None:
+                self.open.leave(opened)
+                await _send_whole(exchange, route.wire.dialect, send)
+            else:
+                await self._send_stream(exchange, call, route.wire, started, opened, send)
+        except ClientGone:
+            self._note_refusal(route, request_id, caller, 499, "disconnected", started)
+        except asyncio.CancelledError:
+            if opened is None:
+                raise
+            await self._cut_off(opened, exchange, route, request_id, send)
+        except Exception as exc:  # whatever it is, the client gets an answer in its dialect
+            problem = self._problem(exc, route.wire.dialect)
+            if call is None or opened is None:
+                self._note_refusal(route, request_id, caller, problem.status, problem.code, started)
+            await self._send_problem(problem, route, request_id, send)
+        finally:
+            if opened is not None:
+                self.open.leave(opened)
+
+    async def other(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """A path under `/v1/` that is not in ROUTES: one model, or nothing that there is."""
+        started = time.perf_counter()
+        headers: Headers = dict(scope["headers"])
+        request_id = request_id_of(headers)
+        wire = ANTHROPIC if b"anthropic-version" in headers else OPENAI
+        is_model = path.startswith(MODELS_PREFIX)
+        route = Route(path=path, operation="models" if is_model else "unknown", wire=wire, summary="", method="GET")
+        caller: Caller | None = None
+        try:
+            caller = self.clients.identify(headers, scope)
+            if not is_model:
+                known = ", ".join(ROUTES)
+                raise refuse(404, "invalid_request_error", "unknown_url", f"no such path; there are {known}")
+            if scope["method"] != "GET":
+                raise refuse(405, "invalid_request_error", "method_not_allowed", f"use GET {path}")
+            await self._list(path, headers, caller, request_id, send)
+        except RequestRefused as exc:
+            self._note_refusal(route, request_id, caller, exc.problem.status, exc.problem.code, started)
+            await self._send_problem(exc.problem, route, request_id, send)
+
+    def finished(self, facts: Facts) -> None:
+        """Count and log a call that has ended; the router tells."""
+        self._metrics.observe(facts)
+        self._access_log.observe(facts)
+
+    # --- answers -------------------------------------------------------------------------------------------------
+
+    async def _list(self, path: str, headers: Headers, caller: Caller, request_id: str, send: Send) -> None:
+        is_anthropic = b"anthropic-version" in headers
+        models = self._router.catalogue.models()
+        if caller.models is not None:
+            models = [entry for entry in models if entry[0] in caller.models]
+        if path.startswith(MODELS_PREFIX):
+            body = model_body(models, path.removeprefix(MODELS_PREFIX), anthropic=is_anthropic)
+        else:
+            body = models_body(models, anthropic=is_anthropic)
+        dialect = "anthropic" if is_anthropic else "openai"
+        head = [_JSON, (b"content-length", b"%d" % len(body)), *identity_headers(request_id, dialect)]
+        await _send(send, 200, head, body)
+
+    async def _send_stream(
+        self, exchange: Exchange, call: Call, wire: Wire, started: float, opened: OpenRequest, send: Send
+    ) -> None:
+        chunks = exchange.chunks
+        assert chunks is not None
+        head = stream_headers(exchange, dialect=wire.dialect)
+        try:
+            await send({"type": "http.response.start", "status": exchange.status, "headers": head})
+            async for chunk in chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except asyncio.CancelledError:
+            await chunks.aclose()
+            raise
+        except Exception as exc:  # the status has gone out: what is left is an event
+            await chunks.aclose()
+            problem = self._problem(exc, wire.dialect)
+            await send({"type": "http.response.body", "body": _event(problem, wire, call), "more_body": True})
+        self.open.leave(opened)
+        await send(_LAST)
+
+    async def _cut_off(
+        self, opened: OpenRequest, exchange: Exchange | None, route: Route, request_id: str, send: Send
+    ) -> None:
+        """Our own task was cancelled: the client has gone, the process stops, or the lease of the hold was lost."""
+        task = asyncio.current_task()
+        if task is not None:
+            task.uncancel()
+        if opened.cut == "disconnected":
+            return
+        stopping = opened.cut == "draining"
+        problem = Problem(
+            status=503,
+            type="service_unavailable_error",
+            code="shutting_down" if stopping else "request_aborted",
+            message="the service is stopping" if stopping else "the request was ended; it may have been billed",
+            retry=exchange is None and stopping,
+        )
+        self._metrics.denied(problem.code)
+        if exchange is None:
+            await self._send_problem(problem, route, request_id, send)
+        else:
+            event = route.wire.error_event(
+                request_id=request_id, operation=route.operation, **problems.event_arguments(problem)
+            )
+            await send({"type": "http.response.body", "body": event, "more_body": False})
+
+    async def _send_problem(self, problem: Problem, route: Route, request_id: str, send: Send) -> None:
+        body = problems.problem_body(problem, route.wire, request_id)
+        head = [
+            _JSON,
+            (b"content-length", b"%d" % len(body)),
+            *identity_headers(request_id, route.wire.dialect),
+            *problems.problem_headers(problem),
+        ]
+        if problem.status == 405:
+            head.append((b"allow", route.method.encode()))
+        if problem.status == 413:
+            head.append((b"connection", b"close"))
+        await _send(send, problem.status, head, body)
+
+    # --- what is noted -------------------------------------------------------------------------------------------
+
+    def _problem(self, exc: Exception, dialect: str) -> Problem:
+        if not isinstance(exc, ApiKeyRouterError):
+            _log.exception("request.crashed")
+        problem = problems.problem_of(exc, dialect)
+        self._metrics.denied(problem.code)
+        return problem
+
+    def _note_refusal(
+        self, route: Route, request_id: str, caller: Caller | None, status: int, outcome: str, started: float
+    ) -> None:
+        total_us = int((time.perf_counter() - started) * 1e6)
+        self._metrics.refused(route.operation, outcome, total_us)
+        self._access_log.refused(
+            at_us=time.time_ns() // 1000,
+            request_id=request_id,
+            route=route.operation,
+            outcome=outcome,
+            status=status,
+            client=caller.name if caller is not None else None,
+            total_us=total_us,
+        )
+
+
+async def _send_whole(exchange: Exchange, dialect: str, send: Send) -> None:
+    body = exchange.body or b""
+    if exchange.content_type.startswith("application/json"):
+        body = splice_metadata(body, metadata_member(exchange.facts))
+    await _send(send, exchange.status, whole_headers(exchange, len(body), dialect=dialect), body)
+
+
+async def _send(send: Send, status: int, head: list[tuple[bytes, bytes]], body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _event(problem: Problem, wire: Wire, call: Call) -> bytes:
+    return wire.error_event(request_id=call.request_id, operation=call.operation, **problems.event_arguments(problem))

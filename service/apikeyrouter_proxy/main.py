@@ -1,0 +1,100 @@
+"""The ASGI application: `uvicorn apikeyrouter_proxy.main:app`, or gunicorn with the uvicorn worker.
+
+Importing this connects to nothing; the lifespan (or, on servers without one, the first request) does.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from apikeyrouter._version import __version__
+from apikeyrouter_proxy.data_plane import Receive, Send
+from apikeyrouter_proxy.edge import Edge, add_error_handlers
+from apikeyrouter_proxy.management import aliases, management
+from apikeyrouter_proxy.openapi import with_data_plane
+from apikeyrouter_proxy.operations import operations
+from apikeyrouter_proxy.routes import ROUTES
+from apikeyrouter_proxy.runtime import Runtime
+from apikeyrouter_proxy.signals import signals_heard
+
+__all__ = ["Service", "app", "create_app"]
+
+
+class Service(FastAPI):
+    """FastAPI for management and operations, with the data plane in front of all of its machinery."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            title="ApiKeyRouter",
+            version=__version__,
+            summary="One endpoint for all your LLM keys: never over a provider's limit, never over your budget.",
+            lifespan=_lifespan,
+        )
+        self.runtime: Runtime | None = None
+        self._opening = asyncio.Lock()
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+        if scope["type"] == "http":
+            path: str = scope["path"]
+            if root := scope.get("root_path"):
+                path = path.removeprefix(root)
+            runtime = self.runtime
+            if runtime is None:
+                runtime = await self.opened()
+            route = ROUTES.get(path)
+            if route is not None:
+                await runtime.plane.serve(route, scope, receive, send)
+                return
+            if path.startswith("/v1/"):
+                await runtime.plane.other(path, scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
+
+    async def opened(self) -> Runtime:
+        """The runtime, opened now if it was not."""
+        async with self._opening:
+            if self.runtime is None:
+                self.runtime = await Runtime.open()
+            return self.runtime
+
+    async def closed(self) -> None:
+        """Close the runtime, if there is one."""
+        runtime, self.runtime = self.runtime, None
+        if runtime is not None:
+            await runtime.close()
+
+    def openapi(self) -> dict[str, Any]:
+        """The description of everything, the data plane included."""
+        if not self.openapi_schema:
+            self.openapi_schema = with_data_plane(super().openapi())
+        return self.openapi_schema
+
+
+def create_app() -> Service:
+    """A new application, not started."""
+    service = Service()
+    service.include_router(operations)
+    service.include_router(management)
+    service.include_router(aliases)
+    add_error_handlers(service)
+    service.add_middleware(Edge)
+    return service
+
+
+@asynccontextmanager
+async def _lifespan(service: FastAPI) -> AsyncIterator[None]:
+    assert isinstance(service, Service)
+    runtime = await service.opened()
+    try:
+        with signals_heard(runtime):
+            yield
+    finally:
+        await service.closed()
+
+
+app = create_app()
+"""What servers import."""

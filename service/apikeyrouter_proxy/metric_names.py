@@ -1,0 +1,110 @@
+"""Every metric of the service: its name, type and help. `docs/metrics.md` shows this table."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["METRICS", "MetricName"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricName:
+    """One metric. `labels` are in the order in which they are shown; `scope`: whose value it is."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    scope: Literal["host", "worker", "fleet"] = "host"
+
+
+REQUESTS = MetricName(
+    name="apikeyrouter_requests_total",
+    kind="counter",
+    help="Requests that ended, by what became of them. outcome: ok, disconnected, or a failure's category or reason.",
+    labels=("route", "provider", "model", "outcome"),
+)
+ATTEMPTS = MetricName(
+    name="apikeyrouter_attempts_total",
+    kind="counter",
+    help="Attempts at providers; more than requests when requests failed over.",
+    labels=("route", "provider", "model"),
+)
+DURATION = MetricName(
+    name="apikeyrouter_request_duration_seconds",
+    kind="histogram",
+    help="From the request's arrival to the end of its answer.",
+    labels=("route", "provider"),
+)
+OVERHEAD = MetricName(
+    name="apikeyrouter_router_overhead_seconds",
+    kind="histogram",
+    help="Time spent here, not at the provider, the accounting's round trip included.",
+    labels=("route",),
+)
+FIRST_TOKEN = MetricName(
+    name="apikeyrouter_ttft_seconds",
+    kind="histogram",
+    help="From a streaming request's arrival to the first substantive event.",
+    labels=("provider", "model"),
+)
+TOKENS = MetricName(
+    name="apikeyrouter_tokens_total",
+    kind="counter",
+    help="Tokens used. direction: input, output, cached_input (part of input).",
+    labels=("provider", "model", "direction"),
+)
+COST = MetricName(
+    name="apikeyrouter_cost_nanousd_total",
+    kind="counter",
+    help="Known cost in nano-dollars; requests without a known price add nothing.",
+    labels=("provider", "model"),
+)
+DENIALS = MetricName(
+    name="apikeyrouter_denials_total",
+    kind="counter",
+    help="Requests answered with an error, by its code.",
+    labels=("reason",),
+)
+IN_FLIGHT = MetricName(
+    name="apikeyrouter_inflight", kind="gauge", help="Requests under way in the host's live workers."
+)
+SETTLEMENTS = MetricName(
+    name="apikeyrouter_settlements_total", kind="counter", help="Reservations ended in the accounting, confirmed."
+)
+UNSETTLED = MetricName(
+    name="apikeyrouter_settlements_pending", kind="gauge", help="Ends that the accounting has not confirmed yet."
+)
+KEY_STATE = MetricName(
+    name="apikeyrouter_key_state",
+    kind="gauge",
+    help="1 for the state that a key is in.",
+    labels=("key", "provider", "state"),
+    scope="fleet",
+)
+WORKERS = MetricName(
+    name="apikeyrouter_workers", kind="gauge", help="Live worker processes of this service on the host."
+)
+LOG_LINES = MetricName(name="apikeyrouter_access_lines_total", kind="counter", help="Access lines written.")
+LOG_LOST = MetricName(
+    name="apikeyrouter_access_lines_lost_total",
+    kind="counter",
+    help="Access lines given up because their destination did not take them in time.",
+)
+
+METRICS: tuple[MetricName, ...] = (
+    REQUESTS,
+    ATTEMPTS,
+    DURATION,
+    OVERHEAD,
+    FIRST_TOKEN,
+    TOKENS,
+    COST,
+    DENIALS,
+    IN_FLIGHT,
+    SETTLEMENTS,
+    UNSETTLED,
+    KEY_STATE,
+    WORKERS,
+    LOG_LINES,
+    LOG_LOST,
+)

@@ -1,0 +1,48 @@
+"""Health and metrics."""
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from apikeyrouter._version import __version__
+from apikeyrouter_proxy.access import CurrentRuntime
+from apikeyrouter_proxy.edge import error_answer
+from apikeyrouter_proxy.prometheus import CONTENT_TYPE
+
+__all__ = ["operations"]
+
+operations = APIRouter(tags=["operations"])
+
+
+@operations.get("/health")
+async def health(runtime: CurrentRuntime) -> dict[str, str | int]:
+    """How the service is, and what it has to route to. Always 200: what acts on it should ask `/health/ready`."""
+    return {
+        "status": "healthy" if await runtime.is_healthy() and not runtime.draining else "degraded",
+        "version": __version__,
+        "keys_registered": len(runtime.router.catalogue.keys),
+        "providers_registered": len(runtime.router.catalogue.providers),
+    }
+
+
+@operations.get("/health/live")
+async def live() -> dict[str, str]:
+    """The process turns its event loop; nothing else is asked."""
+    return {"status": "live"}
+
+
+@operations.get("/health/ready")
+async def ready(runtime: CurrentRuntime) -> JSONResponse:
+    """Whether requests should be sent here: 503 while stopping, or while the store is away."""
+    if runtime.draining:
+        return JSONResponse({"status": "draining"}, status_code=503)
+    if not await runtime.is_healthy():
+        return JSONResponse({"status": "store_unavailable"}, status_code=503)
+    return JSONResponse({"status": "ready"})
+
+
+@operations.get("/metrics", response_class=PlainTextResponse)
+async def metrics(runtime: CurrentRuntime) -> Response:
+    """Prometheus' text format, right for all workers of this host, whichever answers."""
+    if not runtime.settings.metrics_enabled:
+        return error_answer(404, "metrics_disabled", "metrics are off; METRICS_ENABLED=true turns them on")
+    return Response(await runtime.metrics_text(), media_type=CONTENT_TYPE)

@@ -1,0 +1,65 @@
+"""What only the HTTP service needs to know, beside `ServiceSettings`: sizes, times, and where access lines go."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from apikeyrouter.domain.models.system_error import ConfigurationError
+
+__all__ = ["ProxyOptions"]
+
+BODY_BYTES_DEFAULT = 32 * 2**20
+BODY_BYTES_LIMIT = 2**30
+DRAIN_SECONDS_DEFAULT = 30.0
+DRAIN_SECONDS_LIMIT = 3600.0
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyOptions:
+    """`PROXY_BODY_BYTES_MAX`, `PROXY_DRAIN_SECONDS`, `PROXY_ACCESS_LOG`, `PROXY_ACCESS_LOG_FILE` of the environment.
+
+    `body_bytes_max`: a longer request body is answered with 413. `drain_seconds`: how long a stopping process waits
+    for the requests under way. `access_log_file` "" means standard output.
+    """
+
+    body_bytes_max: int = BODY_BYTES_DEFAULT
+    drain_seconds: float = DRAIN_SECONDS_DEFAULT
+    access_log: bool = True
+    access_log_file: str = ""
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> "ProxyOptions":
+        """The options of an environment. Errors: ConfigurationError naming the variable."""
+        return cls(
+            body_bytes_max=int(
+                _number(environ, "PROXY_BODY_BYTES_MAX", BODY_BYTES_DEFAULT, least=1, most=BODY_BYTES_LIMIT)
+            ),
+            drain_seconds=_number(
+                environ, "PROXY_DRAIN_SECONDS", DRAIN_SECONDS_DEFAULT, least=0, most=DRAIN_SECONDS_LIMIT
+            ),
+            access_log=_flag(environ, "PROXY_ACCESS_LOG", default=True),
+            access_log_file=environ.get("PROXY_ACCESS_LOG_FILE", ""),
+        )
+
+
+def _number(environ: Mapping[str, str], name: str, default: float, *, least: float, most: float) -> float:
+    text = environ.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        raise ConfigurationError(f"{name}: must be a number") from None
+    if not least <= value <= most:
+        raise ConfigurationError(f"{name}: must be between {least:g} and {most:g}")
+    return value
+
+
+def _flag(environ: Mapping[str, str], name: str, *, default: bool) -> bool:
+    text = environ.get(name, "").strip().lower()
+    if not text:
+        return default
+    if text not in _TRUE | _FALSE:
+        raise ConfigurationError(f"{name}: must be true or false")
+    return text in _TRUE

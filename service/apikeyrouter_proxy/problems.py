@@ -1,0 +1,221 @@
+"""What a client is told when a request fails: one table from conditions to answers (`providers.md` §5.1).
+
+Statuses, types and codes are chosen so that the official SDKs raise the right exception and retry only where that helps
+(§5.2). An upstream's 401, 402 or 403 speaks of *our* key, never of the client's, and is never passed on.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from apikeyrouter.domain.interfaces.wire import Wire
+from apikeyrouter.domain.models.failure import Failure, FailureScope
+from apikeyrouter.domain.models.system_error import (
+    ApiKeyRouterError,
+    BudgetExceededError,
+    ErrorCategory,
+    InvalidRequestError,
+    LedgerError,
+    ModelNotFoundError,
+    NoEligibleKeysError,
+    StateStoreError,
+    SystemError,  # noqa: A004 (the documents name it so)
+)
+
+__all__ = ["Problem", "RequestRefused", "problem_headers", "problem_of", "refuse"]
+
+SOON_SECONDS = 60
+"""A wait up to this is a rate limit, worth a retry by the SDK; a longer one is exhaustion."""
+SPREAD_MS_MAX = 1000
+"""Callers are spread over at most this long after the instant at which room comes back."""
+STORE_RETRY_MS = 1000
+OVERLOAD_RETRY_MS = 1000
+BUDGET_MESSAGE = "a budget that applies to this request has no room for it"
+_OWN_FAULT = (401, 402, 403)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One error answer. `code` is also the reason under which it is counted; `retry` is what `x-should-retry` says."""
+
+    status: int
+    type: str
+    code: str
+    message: str
+    retry: bool = False
+    retry_after_ms: int | None = None
+
+
+class RequestRefused(ApiKeyRouterError):
+    """A request was refused before it reached the router; `problem` is the answer."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+def refuse(status: int, type: str, code: str, message: str) -> RequestRefused:  # noqa: A002 (the wire's name)
+    """An error to raise: not worth a retry."""
+    return RequestRefused(Problem(status=status, type=type, code=code, message=message))
+
+
+def problem_of(error: BaseException, dialect: str) -> Problem:
+    """What to answer. Total: an exception that is none of ours is our own fault and says nothing about itself."""
+    if isinstance(error, RequestRefused):
+        return error.problem
+    if isinstance(error, InvalidRequestError):
+        return _invalid(error)
+    if isinstance(error, BudgetExceededError):
+        return _exhausted("budget_exceeded", BUDGET_MESSAGE, _ms(error.retry_after))
+    if isinstance(error, NoEligibleKeysError):
+        return _no_key(error)
+    if isinstance(error, SystemError):
+        return _failed(error, dialect)
+    if isinstance(error, (LedgerError, StateStoreError)):
+        return _unavailable("store_unavailable", "the accounting store cannot be reached; try again", dialect)
+    return Problem(status=500, type="api_error", code="internal_error", message="an error in the router; see its log")
+
+
+def problem_headers(problem: Problem) -> list[tuple[bytes, bytes]]:
+    """`x-should-retry`, and when to come back: `retry-after` in whole seconds, `retry-after-ms` spread a little."""
+    headers = [(b"x-should-retry", b"true" if problem.retry else b"false")]
+    if problem.retry_after_ms is not None:
+        after_ms = problem.retry_after_ms
+        if problem.retry:
+            after_ms += random.randrange(1 + min(SPREAD_MS_MAX, after_ms // 10))  # noqa: S311 (spreads callers)
+        headers.append((b"retry-after", b"%d" % -(-after_ms // 1000)))
+        headers.append((b"retry-after-ms", b"%d" % after_ms))
+    return headers
+
+
+def problem_body(problem: Problem, wire: Wire, request_id: str) -> bytes:
+    """The answer's body in the route's dialect."""
+    return wire.error_body(
+        status=problem.status,
+        type=problem.type,
+        code=problem.code,
+        message=problem.message,
+        request_id=request_id,
+    )
+
+
+def _invalid(error: InvalidRequestError) -> Problem:
+    if isinstance(error, ModelNotFoundError):
+        return Problem(status=404, type="invalid_request_error", code="model_not_found", message=str(error))
+    return Problem(status=400, type="invalid_request_error", code="invalid_request", message=str(error))
+
+
+def _no_key(error: NoEligibleKeysError) -> Problem:
+    """Which keys and limits stand in the way is the operator's business, and in the log; the wait is the client's."""
+    if error.never_fits:
+        message = "the request is larger than any limit could ever admit"
+        return Problem(status=400, type="invalid_request_error", code="request_too_large", message=message)
+    own_limit = error.binding is not None and error.binding.where.startswith("c:")
+    message = "this client's limit is reached" if own_limit else "no key can serve this request now"
+    after_ms = None if error.retry_after_us is None else -(-error.retry_after_us // 1000)
+    if after_ms is None or (after_ms > SOON_SECONDS * 1000 and not own_limit):
+        return _exhausted("all_keys_exhausted", message, after_ms)
+    return Problem(
+        status=429,
+        type="rate_limit_error",
+        code="tenant_rate_limited" if own_limit else "rate_limit_exceeded",
+        message=f"{message}; try again in {after_ms / 1000:g} s",
+        retry=True,
+        retry_after_ms=after_ms,
+    )
+
+
+def _exhausted(code: str, message: str, after_ms: int | None) -> Problem:
+    """Not worth an SDK's retry, whatever the wait: it would sleep through it."""
+    return Problem(
+        status=429,
+        type="insufficient_quota",
+        code=code,
+        message=message,
+        retry_after_ms=after_ms,
+    )
+
+
+def _unavailable(code: str, message: str, dialect: str, *, retry: bool = True, after_ms: int | None = None) -> Problem:
+    anthropic = dialect == "anthropic"
+    return Problem(
+        status=529 if anthropic else 503,
+        type="overloaded_error" if anthropic else "service_unavailable_error",
+        code=code,
+        message=message,
+        retry=retry,
+        retry_after_ms=(after_ms or STORE_RETRY_MS) if retry else after_ms,
+    )
+
+
+def _failed(error: SystemError, dialect: str) -> Problem:
+    """An upstream's last word, by its cause."""
+    failure = error.details.get("failure")
+    if not isinstance(failure, Failure):
+        failure = None
+    category = error.category
+    after_ms = _after_ms(error, failure)
+    if category is ErrorCategory.ValidationError:
+        return _callers_fault(error, failure)
+    if category is ErrorCategory.RateLimitError and (after_ms or 0) <= SOON_SECONDS * 1000:
+        return Problem(
+            status=429,
+            type="rate_limit_error",
+            code="rate_limit_exceeded",
+            message="every key that was tried is at its provider's rate limit",
+            retry=True,
+            retry_after_ms=after_ms or OVERLOAD_RETRY_MS,
+        )
+    if category in (ErrorCategory.RateLimitError, ErrorCategory.QuotaExceededError):
+        return _exhausted("all_keys_exhausted", "every key that was tried is exhausted", after_ms)
+    if category is ErrorCategory.AuthenticationError:
+        return _unavailable("upstream_credentials", "no working provider credentials for this request", dialect)
+    if category in (ErrorCategory.TimeoutError, ErrorCategory.NetworkError):
+        return _unanswered(error, failure)
+    return _unavailable("server_is_overloaded", error.message, dialect, after_ms=after_ms or OVERLOAD_RETRY_MS)
+
+
+def _after_ms(error: SystemError, failure: Failure | None) -> int | None:
+    if failure is not None and failure.retry_after_us > 0:
+        return -(-failure.retry_after_us // 1000)
+    return _ms(error.retry_after)
+
+
+def _ms(seconds: int | None) -> int | None:
+    return None if seconds is None else seconds * 1000
+
+
+def _callers_fault(error: SystemError, failure: Failure | None) -> Problem:
+    """The upstream's own status and words, scrubbed. A 429 that says "too large" is no rate limit."""
+    if failure is None:
+        return Problem(status=400, type="invalid_request_error", code="invalid_request", message=error.message)
+    if failure.scope is FailureScope.KEY_MODEL:
+        return Problem(status=404, type="invalid_request_error", code="model_not_found", message=failure.message)
+    if failure.scope is FailureScope.QUOTA_GROUP:
+        return Problem(status=400, type="invalid_request_error", code="request_too_large", message=failure.message)
+    status = failure.status if 400 <= failure.status < 500 and failure.status not in _OWN_FAULT else 400
+    return Problem(
+        status=status,
+        type=failure.type or "invalid_request_error",
+        code=failure.code or "invalid_request",
+        message=failure.message,
+    )
+
+
+def _unanswered(error: SystemError, failure: Failure | None) -> Problem:
+    """A retry may be billed twice unless the provider certainly did not get the request."""
+    late = error.category is ErrorCategory.TimeoutError
+    unbilled = failure is not None and failure.billed is False
+    return Problem(
+        status=504 if late else 502,
+        type="timeout_error" if late else "api_error",
+        code="upstream_timeout" if late else "upstream_unreachable",
+        message=error.message,
+        retry=unbilled,
+        retry_after_ms=OVERLOAD_RETRY_MS if unbilled else None,
+    )
+
+
+def event_arguments(problem: Problem) -> dict[str, Any]:
+    """What `Wire.error_event` takes of a problem."""
+    return {"type": problem.type, "code": problem.code, "message": problem.message, "status": problem.status}

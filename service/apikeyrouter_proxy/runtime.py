@@ -1,0 +1,217 @@
+"""What a worker process consists of, and its life: settings, store, router, clients, counts, logs. Started once."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+from apikeyrouter.domain.interfaces.state_store import StateStore
+from apikeyrouter.domain.models.system_error import ApiKeyRouterError
+from apikeyrouter.infrastructure.config.compile import compile_config
+from apikeyrouter.infrastructure.config.compiled import CompiledConfig
+from apikeyrouter.infrastructure.config.config_file import ConfigFile, load_config
+from apikeyrouter.infrastructure.config.environment import environment, provider_keys
+from apikeyrouter.infrastructure.config.settings import RouterSettings, ServiceSettings
+from apikeyrouter.infrastructure.embedded_valkey import EmbeddedServer, default_data_dir, open_embedded
+from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
+from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
+from apikeyrouter.router import ApiKeyRouter
+from apikeyrouter_proxy import metric_names
+from apikeyrouter_proxy.access_log import AccessLog
+from apikeyrouter_proxy.clients import Clients
+from apikeyrouter_proxy.data_plane import DataPlane
+from apikeyrouter_proxy.logs import configure_logs
+from apikeyrouter_proxy.metrics import Counters, Metrics
+from apikeyrouter_proxy.metrics_sharing import SharedMetrics
+from apikeyrouter_proxy.options import ProxyOptions
+from apikeyrouter_proxy.prometheus import render
+
+__all__ = ["Runtime"]
+
+HEALTH_SECONDS = 1.0
+"""How long an answer about the store's health is believed, and how long one may take."""
+KEYS_SHOWN_MAX = 2_000
+"""Keys that `/metrics` lists one by one."""
+_log = structlog.get_logger("apikeyrouter")
+
+
+class Runtime:
+    """One running service. Made by `open`; `close` drains and flushes everything."""
+
+    def __init__(
+        self,
+        *,
+        settings: ServiceSettings,
+        options: ProxyOptions,
+        router: ApiKeyRouter,
+        redis_url: str | None,
+        environ: Mapping[str, str],
+        embedded: EmbeddedServer | None = None,
+    ) -> None:
+        self.settings = settings
+        self.options = options
+        self.router = router
+        self.draining = False
+        self._environ = environ
+        self._embedded = embedded
+        self._metrics = Metrics()
+        self._access_log = AccessLog(options.access_log_file, enabled=options.access_log)
+        self.plane = DataPlane(
+            router, Clients(), self._metrics, self._access_log, body_bytes_max=options.body_bytes_max
+        )
+        self._shared = SharedMetrics(
+            redis_url if settings.metrics_enabled else None,
+            namespace=settings.namespace,
+            counters=self._counters,
+            gauges=self._gauges,
+        )
+        self._healthy = (0.0, False)
+        self._reloading = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, environ: Mapping[str, str] | None = None) -> "Runtime":
+        """Read settings, connect, take over the configuration file and the environment's provider keys.
+
+        `environ` None: the process's own, over what a `.env` file says. Errors: ConfigurationError and whatever says
+        that the store cannot be used.
+        """
+        environ = environment() if environ is None else environ
+        settings = ServiceSettings.load(environ=environ)
+        configure_logs(settings.log_level)
+        compiled = _compiled(settings, environ)
+        embedded, redis_url = await _server(settings)
+        router_settings = RouterSettings.from_environment(environ)
+        if embedded is not None and router_settings.encryption_key is None:
+            router_settings = router_settings.model_copy(update={"encryption_key": embedded.encryption_key})
+        runtime = cls(
+            settings=settings,
+            options=ProxyOptions.read(environ),
+            router=ApiKeyRouter(state_store=_store(redis_url, settings, router_settings), config=router_settings),
+            redis_url=redis_url,
+            environ=environ,
+            embedded=embedded,
+        )
+        try:
+            await runtime._start(compiled)
+        except BaseException:
+            await runtime.close()
+            raise
+        return runtime
+
+    async def _start(self, compiled: CompiledConfig) -> None:
+        self._access_log.start()
+        await self.router.start()
+        await self._take_over(compiled)
+        for found in provider_keys(self._environ):
+            await self.router.key_manager.register_key(
+                found.material, found.provider_id, {"source": f"env:{found.variable}"}
+            )
+        self.router.on_finished.append(self.plane.finished)
+        self._shared.start()
+
+    async def _take_over(self, compiled: CompiledConfig) -> None:
+        await self.router.apply(compiled)
+        self.plane.clients = Clients(compiled.clients, open_to_all=self.settings.proxy_open)
+        for warning in compiled.warnings:
+            _log.warning("configuration.warned", warning=warning)
+
+    async def reload(self) -> CompiledConfig:
+        """Read the configuration file again and take it over. Errors: ConfigurationError; then nothing changed."""
+        async with self._reloading:
+            compiled = await asyncio.to_thread(_compiled, self.settings, self._environ)
+            await self._take_over(compiled)
+            return compiled
+
+    async def reload_quietly(self) -> None:
+        """As `reload`, for a signal: what is wrong goes to the log."""
+        try:
+            await self.reload()
+            _log.info("configuration.reloaded")
+        except ApiKeyRouterError as exc:
+            _log.error("configuration.refused", error=str(exc))
+
+    async def drain(self) -> None:
+        """Say that this process is stopping, and wait for requests under way, at most the configured time."""
+        if not self.draining:
+            self.draining = True
+            late = await self.plane.open.drain(self.options.drain_seconds)
+            if late:
+                _log.warning("requests.cut_off", count=late, after_seconds=self.options.drain_seconds)
+
+    async def close(self) -> None:
+        """Drain, then flush settlements, access lines and counts, in this order. Idempotent."""
+        await self.drain()
+        await self.plane.open.close()
+        if not await self.router.drain(self.options.drain_seconds):
+            _log.error("settlements.unconfirmed", count=self.router.books.waiting)
+        await self.router.close()
+        await self._access_log.close()
+        await self._shared.close()
+        if self._embedded is not None:
+            self._embedded.close()
+
+    async def is_healthy(self) -> bool:
+        """Whether the store answers, as of at most a second ago."""
+        at, healthy = self._healthy
+        if time.monotonic() - at < HEALTH_SECONDS:
+            return healthy
+        healthy = False
+        with contextlib.suppress(ApiKeyRouterError, TimeoutError):
+            async with asyncio.timeout(HEALTH_SECONDS):
+                healthy = await self.router.state_store.health_check()
+        self._healthy = (time.monotonic(), healthy)
+        return healthy
+
+    async def metrics_text(self) -> str:
+        """The host's counts in Prometheus' format, this worker's as of now."""
+        host = await self._shared.totals()
+        gauges: dict[str, Mapping[tuple[str, ...], int]] = {name: {(): value} for name, value in host.gauges.items()}
+        gauges[metric_names.WORKERS.name] = {(): host.workers}
+        keys = list(self.router.catalogue.keys.values())[:KEYS_SHOWN_MAX]
+        gauges[metric_names.KEY_STATE.name] = {(key.id, key.provider_id, key.state.value): 1 for key in keys}
+        return render(host.counters, gauges)
+
+    def _counters(self) -> Counters:
+        return self._metrics.counters(
+            {
+                metric_names.SETTLEMENTS.name: self.router.books.settled,
+                metric_names.LOG_LINES.name: self._access_log.written,
+                metric_names.LOG_LOST.name: self._access_log.lost,
+            }
+        )
+
+    def _gauges(self) -> dict[str, int]:
+        return {
+            metric_names.IN_FLIGHT.name: len(self.plane.open),
+            metric_names.UNSETTLED.name: self.router.books.waiting,
+        }
+
+
+def _compiled(settings: ServiceSettings, environ: Mapping[str, str]) -> CompiledConfig:
+    if settings.config is None:
+        return compile_config(ConfigFile(), environ=environ)
+    path = Path(settings.config)
+    return compile_config(load_config(path), environ=environ, base=path.parent)
+
+
+async def _server(settings: ServiceSettings) -> tuple[EmbeddedServer | None, str | None]:
+    """Where state lives: the named Redis, else the embedded server that all workers of this machine share."""
+    if settings.redis_url:
+        return None, settings.redis_url
+    if not settings.embedded:
+        _log.warning(
+            "store.private", reason="APIKEYROUTER_EMBEDDED=false and no REDIS_URL: state is this process's own"
+        )
+        return None, None
+    embedded = await open_embedded(Path(settings.data_dir) if settings.data_dir else default_data_dir())
+    return embedded, embedded.url
+
+
+def _store(redis_url: str | None, settings: ServiceSettings, router_settings: RouterSettings) -> StateStore:
+    kept = {"max_decisions": router_settings.max_decisions, "max_transitions": router_settings.max_transitions}
+    if redis_url is None:
+        return InMemoryStateStore(**kept)
+    return RedisStateStore(redis_url, settings.namespace, **kept)
