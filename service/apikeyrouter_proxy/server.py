@@ -149,6 +149,7 @@ class _Supervisor:
         self._selector = selectors.DefaultSelector()
         self._signals: list[int] = []
         self._draining = False
+        self._stops = 0
 
     def run(self) -> int:
         previous = self._listen_to_signals()
@@ -277,15 +278,19 @@ class _Supervisor:
     def _read_stdin(self) -> None:
         if not os.read(0, 4096):
             self._selector.unregister(0)
-            self._signals.append(signal.SIGTERM)
+            if not self._draining:
+                self._signal_workers(signal.SIGTERM)
+                self._draining = True
 
     def _handle(self, number: int) -> None:
         if number == signal.SIGHUP:
-            self._tell("reloading", {})
-            self._signal_workers(signal.SIGHUP)
+            if not self._draining:
+                self._tell("reloading", {})
+                self._signal_workers(signal.SIGHUP)
             return
+        self._stops += 1
         # uvicorn lets go of open requests at an interrupt that follows a first signal.
-        self._signal_workers(signal.SIGINT if self._draining else signal.SIGTERM)
+        self._signal_workers(signal.SIGTERM if self._stops == 1 else signal.SIGINT)
         self._draining = True
 
     def _signal_workers(self, number: int) -> None:

@@ -59,13 +59,14 @@ def serve(
     open_: Annotated[bool, typer.Option("--open", help="Let anybody call who reaches the port.")] = False,
     reload: Annotated[bool, typer.Option("--reload", help="Development: restart when the code changes.")] = False,
     json: Json = False,
+    watch_stdin: Annotated[bool, typer.Option("--watch-stdin", hidden=True)] = False,
 ) -> None:
     """Serve the HTTP API: N workers over a Redis, or over an embedded Valkey that keeps its data."""
     from apikeyrouter.commands.serve import ServeArguments, run
 
     arguments = ServeArguments(
         host=host, port=port, workers=workers, redis_url=redis_url, config=config, data_dir=data_dir, open=open_,
-        reload=reload, json=json,
+        reload=reload, json=json, watch_stdin=watch_stdin,
     )  # fmt: skip
     raise typer.Exit(run(arguments))
 

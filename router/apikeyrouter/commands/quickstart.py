@@ -19,6 +19,7 @@ from apikeyrouter.commands.environment import look_around
 from apikeyrouter.commands.serve import ServeArguments, make_options, one_line
 from apikeyrouter.domain.models.system_error import ConfigurationError
 from apikeyrouter.simulator.config import Config, full_keys, load_config
+from apikeyrouter.simulator.prices import DEFAULT_PRICES
 from apikeyrouter_proxy.server import ServeOptions, serve
 
 __all__ = ["router_config_for", "run", "running_simulator"]
@@ -74,7 +75,8 @@ def run(*, host: str | None, port: int | None, workers: int | None, json: bool) 
     )
     with ExitStack() as stack:
         if plan.simulated:
-            options = stack.enter_context(_with_simulated_providers(options))
+            # Made-up keys have no business in a Redis of the user's.
+            options = stack.enter_context(_with_simulated_providers(replace(options, redis_url=None)))
         return serve(options, tell=_teller(plan, json=json))
 
 
@@ -129,9 +131,20 @@ def router_config_for(simulated: Config, url: str, **sections: Any) -> dict[str,
         "openai": {"adapter": "openai", "base_url": f"{url}/v1"},
         "anthropic": {"adapter": "anthropic", "base_url": url},
     }
-    return {"providers": providers, "keys": keys, "limits": limits, **sections}
+    return {"providers": providers, "keys": keys, "limits": limits, "prices": _prices(), **sections}
 
 
+def _prices() -> list[dict[str, Any]]:
+    """What the simulated providers charge, in dollars per million tokens: then both books use the same prices."""
+    rows = []
+    for provider, model in MODELS.items():
+        price = DEFAULT_PRICES[provider][model]
+        dollars = {name: value / _PICOUSD_PER_DOLLAR_PER_MTOK for name, value in price._asdict().items()}
+        rows.append({"provider": provider, "model": model, **dollars})
+    return rows
+
+
+_PICOUSD_PER_DOLLAR_PER_MTOK = 1_000_000
 _LIMIT_FIELDS = ("models", "rpm", "tpm", "input_tpm", "output_tpm", "rpd", "tpd", "concurrency", "kind", "burst")
 
 

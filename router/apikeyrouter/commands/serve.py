@@ -30,6 +30,7 @@ class ServeArguments:
     open: bool = False
     reload: bool = False
     json: bool = False
+    watch_stdin: bool = False
 
 
 def run(arguments: ServeArguments) -> int:
@@ -56,6 +57,8 @@ def make_options(arguments: ServeArguments, around: Surroundings) -> ServeOption
         data_dir=data_dir,
         config=around.config_path,
         open=arguments.open or settings.proxy_open,
+        workers_to_stderr=arguments.json,
+        watch_stdin=arguments.watch_stdin,
         environ=dict(os.environ),
     )
 
