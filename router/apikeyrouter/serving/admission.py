@@ -163,7 +163,7 @@ def _charge(
     if price is not None:
         expected = price.expected(estimate.input_tokens, output)
         if estimate.bound_input is not None and bound_output is not None:
-            bound = price.bound(estimate.bound_input, bound_output)
+            bound = price.bound(estimate.bound_input, bound_output, parsed.service_tier)
     metered = None
     stated = cap if parsed.max_output_tokens is None else parsed.max_output_tokens
     if produces and stated is not None and getattr(option.provider.wire, "meters_output_cap", False):

@@ -77,16 +77,17 @@ class Attempts:
         call, admitted, wire = attempt.call, attempt.admitted, attempt.wire
         parsed = admitted.parsed
         assert parsed is not None
+        key = str.__str__(admitted.option.key.material)
         request = wire.build(
             parsed, operation=admitted.operation, model=admitted.option.model, token_cap=admitted.token_cap,
-            key=str.__str__(admitted.option.key.material), headers=call.headers,
+            key=key, headers=call.headers,
         )  # fmt: skip
         response = await self.transport.send(request, timeouts=timeouts)
         attempt.own.status = response.status
         self._observe(admitted, response)
         if response.status >= 400:
             body = await response.read(ERROR_BODY_BYTES_MAX)
-            failure = wire.classify(response.status, response.headers, body)
+            failure = wire.classify(response.status, response.headers, body, known_secrets=(key,))
             self._end_failed(attempt, failure, started)
             return failure
         if call.stream:
