@@ -4,82 +4,15 @@ Everything here is pure and synchronous: bytes and headers in, facts or bytes ou
 One file per provider family implements it (`infrastructure/adapters/`); nothing above ever names a provider.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Protocol
 
 from apikeyrouter.domain.models.accounting import Observation
 from apikeyrouter.domain.models.failure import Failure
 from apikeyrouter.domain.models.usage import Usage
+from apikeyrouter.domain.models.wire import Headers, ParsedRequest, StreamDelta, StreamStep, UpstreamRequest
 
-Headers = Sequence[tuple[str, str]]
-"""Header names in lower case."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParsedRequest:
-    """The few fields routing needs from a client's body, read once.
-
-    `fields` holds the top-level members still encoded (name → JSON bytes), so that an edit splices, not re-serialises.
-    `input_bytes` is the UTF-8 length of all text that the provider will count; `extra_tokens` a flat allowance for
-    images and the like (upper bound); `unbounded` True when no upper bound on input exists (e.g. a file id or URL).
-    `text_bytes` is the tighter count of decoded text, the base of the expected (not the bound) estimate; `media` the
-    number of images, sounds and files; `extra_output_tokens` what may be billed as output beyond the token cap
-    (predicted outputs). `service_tier` is the tier asked for, where it changes the price. `body` is the client's body
-    as it came.
-    """
-
-    model: str
-    stream: bool
-    choices: int
-    max_output_tokens: int | None
-    input_bytes: int
-    messages: int
-    extra_tokens: int
-    unbounded: bool
-    include_usage: bool
-    fields: Mapping[str, bytes]
-    """Values are bytes-like (`msgspec.Raw`): `bytes(value)` gives the JSON text."""
-    text_bytes: int = 0
-    media: int = 0
-    extra_output_tokens: int = 0
-    service_tier: str | None = None
-    body: bytes = b""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpstreamRequest:
-    """What goes to the provider."""
-
-    method: str
-    url: str
-    headers: Headers
-    body: bytes
-
-
-@dataclass(slots=True, kw_only=True)
-class StreamStep:
-    """What one chunk of a provider's stream means.
-
-    `out`: bytes to pass on (may be empty). `substantive`: from here on the answer has begun, failover is over.
-    `failure`: an error event arrived in the stream. `done`: the dialect's terminator was seen.
-    """
-
-    out: bytes = b""
-    substantive: bool = False
-    failure: Failure | None = None
-    done: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamDelta:
-    """What one event of a stream adds to the answer. `tool_calls` is the dialect's own JSON, still encoded."""
-
-    text: str = ""
-    reasoning: str = ""
-    refusal: str = ""
-    tool_calls: bytes = b""
-    finish_reason: str | None = None
+__all__ = ["Headers", "ParsedRequest", "StreamDelta", "StreamReader", "StreamStep", "UpstreamRequest", "Wire"]
 
 
 class StreamReader(Protocol):
@@ -171,11 +104,3 @@ class Wire(Protocol):
     ) -> bytes:
         """Our own error inside a stream of this dialect, framed."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpstreamResponse:
-    """Status and headers of an answer; names in lower case, last one wins."""
-
-    status: int
-    headers: Mapping[str, str] = field(default_factory=dict)

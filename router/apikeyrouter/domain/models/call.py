@@ -7,10 +7,10 @@ from apikeyrouter.domain.models.accounting import Loss
 from apikeyrouter.domain.models.usage import Usage
 
 if TYPE_CHECKING:
-    from apikeyrouter.domain.interfaces.wire import ParsedRequest
     from apikeyrouter.domain.models.request_intent import RequestIntent
     from apikeyrouter.domain.models.routing_decision import RoutingObjective
     from apikeyrouter.domain.models.system_response import SystemResponse
+    from apikeyrouter.domain.models.wire import ParsedRequest
 
 
 @dataclass(slots=True, kw_only=True)
