@@ -8,6 +8,7 @@ from typing import Any
 
 from apikeyrouter.commands.demo.plan import BUDGET_SCOPE, CONTROL_ORGANISATION, LEASE_MS
 from apikeyrouter.domain.models.accounting import LaneState, ScopeState
+from apikeyrouter.domain.models.system_error import ConfigurationError
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 
 __all__ = ["UTILISATION_GOAL", "Figures", "Offered", "close_figures", "read_books", "wait_for_expired_leases"]
@@ -121,19 +122,23 @@ def _agree(billed: int, budget: ScopeState) -> bool:
     return budget.held == 0 and 0 <= billed - budget.settled <= budget.suspense
 
 
-async def read_books(ledger: ScriptLedger, lane_ids: list[str]) -> tuple[list[LaneState], ScopeState]:
-    """The lanes and the one budget as they are now."""
+async def read_books(ledger: ScriptLedger, lane_ids: list[str]) -> tuple[list[LaneState], ScopeState | None]:
+    """The lanes and the one budget as they are now; a budget that nothing was booked in yet is None."""
     lanes = await ledger.lanes(lane_ids)
-    scopes = await ledger.scopes([BUDGET_SCOPE])
-    return lanes, scopes[0]
+    return lanes, next(iter(await ledger.scopes([BUDGET_SCOPE])), None)
 
 
 async def wait_for_expired_leases(ledger: ScriptLedger) -> ScopeState:
-    """The budget once nothing is held any more: the service has settled, a killed worker's leases have run out."""
+    """The budget once nothing is held any more: the service has settled, a killed worker's leases have run out.
+
+    Errors: ConfigurationError when nothing was ever booked.
+    """
     deadline = time.monotonic() + LEASE_SECONDS_MAX
     while True:
         await ledger.sweep()
-        budget = (await ledger.scopes([BUDGET_SCOPE]))[0]
+        budget = next(iter(await ledger.scopes([BUDGET_SCOPE])), None)
+        if budget is None:
+            raise ConfigurationError("nothing was booked: the service served no request; its messages say why")
         if budget.held == 0 or time.monotonic() > deadline:
             return budget
         await asyncio.sleep(0.2)

@@ -130,9 +130,7 @@ class _Performance:
             try:
                 return await self._follow(traffic)
             finally:
-                for task in background:
-                    task.cancel()
-                await asyncio.gather(*background, return_exceptions=True)
+                await _end(background)
 
     async def _follow(self, traffic: stage.Child) -> tuple[dict[str, Any], Offered]:
         offered: Offered | None = None
@@ -165,6 +163,15 @@ class _Performance:
         while True:
             told = await self._service.hear("worker_restarted")
             self._view.headline += f"; worker {told['pid']} was killed, another one takes its place"
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel them. Errors: the first that one of them had failed with before."""
+    for task in tasks:
+        task.cancel()
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            raise outcome
 
 
 @contextlib.asynccontextmanager
