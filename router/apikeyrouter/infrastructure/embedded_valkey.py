@@ -45,7 +45,7 @@ from apikeyrouter.infrastructure.embedded_guard import (
     try_lock,
 )
 
-__all__ = ["EmbeddedServer", "default_data_dir", "open_embedded", "shared_embedded_url"]
+__all__ = ["EmbeddedServer", "default_data_dir", "open_embedded", "running_url", "shared_embedded_url"]
 
 ENCRYPTION_KEY_FILE = "encryption.key"
 START_LOCK = "start.lock"
@@ -140,6 +140,19 @@ def default_data_dir() -> Path:
     return Path(base) / "apikeyrouter"
 
 
+def running_url(data_dir: Path) -> str | None:
+    """The URL of the server of this data directory if it runs and answers now; nothing is started and none is held."""
+    directory = data_dir.expanduser().absolute()
+    if not directory.is_dir() or _guard_pid(directory) is None:
+        return None
+    path = _socket_path(directory)
+    return _url(path) if answers(path) else None
+
+
+def _url(path: Path) -> str:
+    return f"unix://{path}?db=0"
+
+
 def _start_or_join(directory: Path, *, ephemeral: bool, linger_seconds: float) -> EmbeddedServer:
     deadline = time.monotonic() + WAIT_SECONDS_MAX
     path = _socket_path(directory)
@@ -158,7 +171,7 @@ def _start_or_join(directory: Path, *, ephemeral: bool, linger_seconds: float) -
             hold.close()
             raise
     return EmbeddedServer(
-        url=f"unix://{path}?db=0",
+        url=_url(path),
         directory=directory,
         ephemeral=ephemeral,
         encryption_key=encryption_key,

@@ -1,0 +1,214 @@
+"""`apikeyrouter doctor`: what is wrong, and what to do about it."""
+
+import asyncio
+import json as jsonlib
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from apikeyrouter.commands.environment import Surroundings, look_around
+from apikeyrouter.domain.models.system_error import ApiKeyRouterError
+from apikeyrouter.infrastructure.embedded_valkey import default_data_dir, running_url
+from apikeyrouter.infrastructure.security.key_vault import KeyVault
+from apikeyrouter.infrastructure.state_store.redis_connection import mapped_errors, open_client, redacted_url
+
+__all__ = ["Finding", "Verdict", "run"]
+
+VERSION_MIN = (7, 0)
+CLOCK_SECONDS_MAX = 1.0
+"""The ledger uses the server's clock alone; calendar periods come from ours, so they should be near each other."""
+REACH_SECONDS_MAX = 5.0
+BASE_URLS = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}
+
+
+class Verdict(StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One check: what was found, and what to do about it ("" when nothing)."""
+
+    check: str
+    verdict: Verdict
+    found: str
+    remedy: str = ""
+
+
+def run(*, redis_url: str | None, config: Path | None, data_dir: Path | None, json: bool) -> int:
+    """Check everything and print it. The exit code: 1 when there is a problem, 0 otherwise (warnings included)."""
+    findings = asyncio.run(_examine(redis_url, config, data_dir))
+    if json:
+        typer.echo(jsonlib.dumps([asdict(finding) for finding in findings]))
+    else:
+        for finding in findings:
+            typer.echo(_line(finding))
+    return int(any(finding.verdict is Verdict.PROBLEM for finding in findings))
+
+
+async def _examine(redis_url: str | None, config: Path | None, data_dir: Path | None) -> list[Finding]:
+    try:
+        around = look_around(config=config)
+    except ApiKeyRouterError as exc:
+        return [_problem("configuration", str(exc), "correct what is named here; nothing else was checked")]
+    url = redis_url or around.settings.redis_url
+    findings = [_configuration(around)]
+    if url is None:
+        directory = data_dir or (Path(around.settings.data_dir) if around.settings.data_dir else default_data_dir())
+        url = running_url(directory)
+        findings.append(_embedded(directory, url))
+    if url is not None:
+        findings += await _server(url)
+    findings.append(_encryption_key(around, embedded=not (redis_url or around.settings.redis_url)))
+    return findings + await _providers(around)
+
+
+def _configuration(around: Surroundings) -> Finding:
+    keys = len(around.keys) + (len(around.config.keys) if around.config else 0)
+    where = around.config_path or "no configuration file"
+    if keys == 0:
+        remedy = "set OPENAI_API_KEY or ANTHROPIC_API_KEY, name keys in the file, or register them while it runs"
+        return _warning("configuration", f"{where}; no provider keys", remedy)
+    return _ok("configuration", f"{where}; {keys} provider keys")
+
+
+def _embedded(directory: Path, url: str | None) -> Finding:
+    if url is not None:
+        return _ok("embedded server", f"runs in {directory}")
+    parent = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not os.access(parent, os.W_OK):
+        return _problem("embedded server", f"{directory} is not writable", "choose another with --data-dir")
+    return _ok("embedded server", f"does not run; serve would start it in {directory}")
+
+
+# --- Redis -----------------------------------------------------------------------------------------------------------
+
+
+async def _server(url: str) -> list[Finding]:
+    try:
+        client = open_client(url)
+        try:
+            with mapped_errors(url):
+                before = time.time()
+                seconds, microseconds = await client.time()
+                after = time.time()
+                info = await client.info()
+        finally:
+            await client.aclose()
+    except ApiKeyRouterError as exc:
+        return [_problem("redis", str(exc), "check REDIS_URL, that the server runs, and that it lets us in")]
+    distance = _distance(float(seconds) + float(microseconds) / 1e6, before, after)
+    return [_version(url, info), _eviction(info), _persistence(info), _clock(distance)]
+
+
+def _version(url: str, info: dict[str, Any]) -> Finding:
+    told = str(info.get("valkey_version") or info.get("redis_version", "0"))
+    name = "Valkey" if "valkey_version" in info else "Redis"
+    found = f"{name} {told} at {redacted_url(url)}"
+    parts = tuple(int(part) for part in told.split(".")[:2] if part.isdigit())
+    if parts < VERSION_MIN:
+        return _problem("redis", found, "the scripts need Redis 7 or Valkey; upgrade the server")
+    return _ok("redis", found)
+
+
+def _eviction(info: dict[str, Any]) -> Finding:
+    policy = str(info.get("maxmemory_policy", "unknown"))
+    if policy == "noeviction":
+        return _ok("eviction", "noeviction")
+    remedy = (
+        "CONFIG SET maxmemory-policy noeviction (and in its configuration): an evicted counter is a forgotten limit"
+    )
+    return _problem("eviction", policy, remedy)
+
+
+def _persistence(info: dict[str, Any]) -> Finding:
+    if info.get("aof_enabled"):
+        if info.get("aof_last_write_status", "ok") != "ok":
+            return _problem("persistence", "append-only file, the last write failed", "look at the server's disk")
+        return _ok("persistence", "append-only file")
+    remedy = "turn on appendonly (appendfsync everysec): a restart of the server resets limits and budgets otherwise"
+    return _warning("persistence", "no append-only file", remedy)
+
+
+def _distance(server: float, before: float, after: float) -> float:
+    """How far the server's clock is from ours, in seconds; 0 within what the round trip leaves open."""
+    return max(0.0, before - server, server - after)
+
+
+def _clock(distance: float) -> Finding:
+    found = f"{distance:.3f} s from ours"
+    if distance <= CLOCK_SECONDS_MAX:
+        return _ok("clock", found)
+    return _warning(
+        "clock", found, "let both machines keep time with NTP; days and months would begin at other instants"
+    )
+
+
+# --- keys and providers ----------------------------------------------------------------------------------------------
+
+
+def _encryption_key(around: Surroundings, *, embedded: bool) -> Finding:
+    configured = around.router.encryption_key
+    if not configured:
+        if embedded:
+            return _ok("encryption key", "made by serve for its embedded server, kept beside the data")
+        remedy = "set APIKEYROUTER_ENCRYPTION_KEY to 32 random bytes in base64, the same for every process"
+        return _problem("encryption key", "none; registering a key is refused", remedy)
+    try:
+        KeyVault.parse(configured)
+    except ApiKeyRouterError as exc:
+        return _problem("encryption key", str(exc), "correct APIKEYROUTER_ENCRYPTION_KEY")
+    return _ok("encryption key", "configured")
+
+
+async def _providers(around: Surroundings) -> list[Finding]:
+    urls = {provider: _base_url(provider, around) for provider in around.provider_ids}
+    checks: list[Awaitable[Finding]] = [_reach(provider, url) for provider, url in urls.items() if url]
+    return list(await asyncio.gather(*checks))
+
+
+def _base_url(provider: str, around: Surroundings) -> str | None:
+    record = around.config.providers.get(provider) if around.config else None
+    adapter = record.adapter if record else provider
+    named = record.base_url if record else None
+    return named or around.environ.get(f"{adapter.upper()}_BASE_URL") or BASE_URLS.get(adapter)
+
+
+async def _reach(provider: str, url: str) -> Finding:
+    """Any answer will do: no key is sent, and 401 is what an open door says."""
+    import httpx
+
+    try:
+        async with httpx.AsyncClient(timeout=REACH_SECONDS_MAX) as client:
+            answer = await client.get(url.rstrip("/") + "/models")
+    except httpx.HTTPError as exc:
+        remedy = "check the network, the proxy settings, and the provider's base_url"
+        return _problem(f"provider {provider}", f"{url} does not answer ({type(exc).__name__})", remedy)
+    return _ok(f"provider {provider}", f"{url} answers ({answer.status_code} without a key)")
+
+
+def _finding(verdict: Verdict) -> Callable[..., Finding]:
+    def make(check: str, found: str, remedy: str = "") -> Finding:
+        return Finding(check=check, verdict=verdict, found=found, remedy=remedy)
+
+    return make
+
+
+_ok = _finding(Verdict.OK)
+_warning = _finding(Verdict.WARNING)
+_problem = _finding(Verdict.PROBLEM)
+
+
+def _line(finding: Finding) -> str:
+    line = f"{finding.verdict:<8} {finding.check}: {finding.found}"
+    return f"{line}\n         → {finding.remedy}" if finding.remedy else line
