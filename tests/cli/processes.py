@@ -1,0 +1,102 @@
+"""What these tests do with processes: start them, wait for what they say, and end only those, by their ids."""
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+SECONDS_MAX = 60.0
+CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}
+_OURS = ("APIKEYROUTER_", "PROXY_", "OPENAI_", "ANTHROPIC_", "REDIS_URL", "MANAGEMENT_API_", "MONGODB_")
+
+
+def clean_environ(**more: str) -> dict[str, str]:
+    """This process's environment without anything that configures the router, and `more`."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_OURS)} | more
+
+
+@contextlib.contextmanager
+def running(
+    arguments: Sequence[str], *, cwd: Path, environ: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A Python process with these arguments; killed at exit if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=dict(environ or clean_environ()),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
+def command(
+    *arguments: str, cwd: Path, environ: Mapping[str, str] | None = None, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run the `apikeyrouter` command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "apikeyrouter.cli", *arguments],
+        cwd=cwd, env=dict(environ or clean_environ()), input=stdin, capture_output=True, text=True, check=False,
+        timeout=180,
+    )  # fmt: skip
+
+
+def hear(process: subprocess.Popen[str], event: str) -> dict[str, Any]:
+    """The next JSON line with this event on its standard output; other lines are dropped."""
+    while True:
+        line = next_line(process)
+        with contextlib.suppress(ValueError):
+            told: dict[str, Any] = json.loads(line)
+            if told.get("event") == event:
+                return told
+
+
+def next_line(process: subprocess.Popen[str]) -> str:
+    """The next line of its standard output, at most a minute from now."""
+    assert process.stdout is not None
+    assert select.select([process.stdout], [], [], SECONDS_MAX)[0], "nothing was said for a minute"
+    line = process.stdout.readline()
+    assert line, f"the process ended with {process.wait()} and said nothing more"
+    return line
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Return when the condition holds; fail after a minute."""
+    deadline = time.monotonic() + SECONDS_MAX
+    while not condition():
+        assert time.monotonic() < deadline, "it never became true"
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process (not one that has ended and waits to be noticed) has this id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return not Path("/proc/self").exists()
+
+
+def ask(url: str, body: Mapping[str, Any] = CHAT, *, path: str = "/v1/chat/completions") -> httpx.Response:
+    """One request on a connection of its own."""
+    return httpx.post(url + path, json=dict(body), timeout=SECONDS_MAX)
