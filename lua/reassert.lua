@@ -1,8 +1,8 @@
 #!lua
 -- PURPOSE  Book an open reservation again after the store forgot it. Checks no limit: it was admitted once.
 -- KEYS     M C0 C1 L B R D T
--- ARGV     rid · lease (us) · index that was admitted · count of shared scopes, scopes · one candidate
---          (see include/candidate_read.lua)
+-- ARGV     rid · lease (us) · index that was admitted · count of shared scopes, scopes · one charge · one
+--          candidate (see include/candidate_read.lua)
 -- RETURNS  OK: stamp, OPEN · REPLAYED: stamp, OPEN: the cell knows it · CONFLICT: stamp, state: it has ended
 --          UNKNOWN_SCOPE: stamp, id · CALENDAR_NEEDED: stamp, number of the calendar · NO_CELL · BAD_SCHEMA
 --          BAD_ARGUMENT
@@ -38,8 +38,8 @@
 -- @include candidate_read
 
 local lease, index = argument_amount(ARGV[2]), argument_amount(ARGV[3])
-local shared, at = names_read(4)
-local candidate = shared and candidate_read(at, shared)
+local shared, charges = names_read(4)
+local candidate = shared and candidate_read(charges + 5, shared, charges)
 if not (lease and index and candidate) then
   return reply_stamp(BAD_ARGUMENT)
 end
@@ -63,7 +63,7 @@ if missing_calendar then
 end
 local holds, modes = {}, {}
 for i = 1, #candidate.scopes do
-  local hold, mode = scope_hold(scopes[candidate.scopes[i]], candidate.expected, candidate.bound)
+  local hold, mode = scope_hold(scopes[candidate.scopes[i]], candidate.amounts)
   holds[i], modes[i] = hold or 0, mode or METERED
 end
 reservation_open(ARGV[1], candidate, index, holds, modes, lease)

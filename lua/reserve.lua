@@ -2,7 +2,7 @@
 -- PURPOSE  Hold the first candidate that has room in every lane and every scope, or hold nothing.
 -- KEYS     M C0 C1 L B R D S T G F
 -- ARGV     rid · config version (0: any) · lease (us) · principal · weight · pool · count of shared scopes, scopes ·
---          count of candidates, candidates (see include/candidate_read.lua)
+--          count of charges, charges · count of candidates, candidates (see include/candidate_read.lua)
 -- RETURNS  ADMITTED: stamp, index (from 0), deadline (us), probe, count of soft scopes exceeded, their ids, losses
 --          REPLAYED: as ADMITTED, without losses: this rid is held already
 --          DENIED: stamp, losses: count, then reason, id, limit, retry time (us), trust for each candidate in order
@@ -31,7 +31,6 @@
 -- @include limit_start
 -- @include limit_wait
 -- @include limit_charge
--- @include limit_correct
 -- @include lane_configure
 -- @include lanes_load
 -- @include scopes_load
@@ -41,32 +40,21 @@
 -- @include fair_gate
 -- @include scope_hold
 -- @include scope_check
--- @include scope_book
--- @include breaker_evidence
 -- @include reservation_record
 -- @include reservation_open
--- @include reservation_lanes_end
--- @include reservation_bury
--- @include reservation_load
--- @include sweep_due
 -- @include commit
 -- @include candidate_read
 
 local rid, wanted_config, lease = ARGV[1], argument_amount(ARGV[2]), argument_amount(ARGV[3])
 local principal, weight, pool = ARGV[4], argument_amount(ARGV[5]), ARGV[6]
-local shared, at = names_read(7)
-local count = shared and argument_amount(ARGV[at])
-if not (wanted_config and lease and weight and weight > 0 and count) then
+local shared, charges = names_read(7)
+local charge_count = shared and argument_amount(ARGV[charges])
+local next_at = charge_count and charges + charge_count * 5 + 1
+local count = next_at and argument_amount(ARGV[next_at])
+if not (wanted_config and lease and weight and weight > 0 and count and count > 0) then
   return reply_stamp(BAD_ARGUMENT)
 end
-local candidates = {}
-at = at + 1
-for i = 1, count do
-  candidates[i], at = candidate_read(at, shared)
-  if not candidates[i] then
-    return reply_stamp(BAD_ARGUMENT)
-  end
-end
+charges, next_at = charges + 1, next_at + 1
 
 local code
 cell, code = cell_begin()
@@ -97,14 +85,22 @@ if wanted_config > 0 and wanted_config ~= cell.config then
   return reply_stamp(STALE_CONFIG)
 end
 
+-- Candidates are read as they are needed: the first alone, for it mostly has room, then all others together.
+local candidates = {}
 local function load(from, to)
   local lane_ids, scope_ids = {}, {}
   for i = from, to do
-    for j = 1, #candidates[i].lanes do
-      lane_ids[#lane_ids + 1] = candidates[i].lanes[j]
+    local candidate
+    candidate, next_at = candidate_read(next_at, shared, charges)
+    if not candidate then
+      return nil, true
     end
-    for j = 1, #candidates[i].scopes do
-      scope_ids[#scope_ids + 1] = candidates[i].scopes[j]
+    candidates[i] = candidate
+    for j = 1, #candidate.lanes do
+      lane_ids[#lane_ids + 1] = candidate.lanes[j]
+    end
+    for j = (i == 1 and 1 or #shared + 1), #candidate.scopes do
+      scope_ids[#scope_ids + 1] = candidate.scopes[j]
     end
   end
   lanes_load(lane_ids)
@@ -128,7 +124,7 @@ local function binding(candidate)
   end
   local holds, modes = {}, {}
   for i = 1, #candidate.scopes do
-    local amount, why, when, kind = scope_check(scopes[candidate.scopes[i]], candidate.expected, candidate.bound)
+    local amount, why, when, kind = scope_check(scopes[candidate.scopes[i]], candidate.amounts)
     if amount then
       holds[i], modes[i] = amount, why
     elseif when > retry then
@@ -151,12 +147,34 @@ local function fair_charge(candidate)
   return scarce, math.max(1, math.ceil(share / weight))
 end
 
-local swept = sweep_due(8)
+-- What only a due lease needs is defined only then: defining it costs as much as a read.
+local function sweep_first()
+  local rids = redis.call('ZRANGEBYSCORE', D, '-inf', cell.now, 'LIMIT', 0, 8)
+  if #rids == 0 then
+    return 0
+  end
+  -- @include limit_correct
+  -- @include scope_book
+  -- @include breaker_evidence
+  -- @include reservation_lanes_end
+  -- @include reservation_bury
+  -- @include reservation_load
+  -- @include reservation_expire
+  for i = 1, #rids do
+    local numbers, ids = reservation_load(rids[i])
+    reservation_expire(rids[i], numbers, ids)
+  end
+  return #rids
+end
+
+local swept = sweep_first()
 local chosen, holds, modes, charge
 for i = 1, count do
   if i <= 2 then
-    local unknown = load(i, i == 1 and 1 or count)
-    if unknown then
+    local unknown, unreadable = load(i, i == 1 and 1 or count)
+    if unreadable then
+      return reply_stamp(BAD_ARGUMENT)
+    elseif unknown then
       local reply = reply_stamp(UNKNOWN_SCOPE)
       reply[6] = unknown
       return reply

@@ -33,6 +33,7 @@
 -- @include reservation_lanes_end
 -- @include reservation_bury
 -- @include reservation_load
+-- @include reservation_expire
 -- @include sweep_due
 -- @include sweep_suspense
 -- @include sweep_graves

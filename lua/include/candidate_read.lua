@@ -1,48 +1,47 @@
--- Reads candidates from ARGV. Each: count of lanes, lanes, count of its own scopes, scopes, then the amounts: input
--- tokens, output tokens, metered tokens, expected cost, bound cost (costs -1 when unknown).
-local function cost_read(text)
-  return text == '-1' and -1 or argument_amount(text)
+-- Reads charges and candidates from ARGV. A charge: input tokens, output tokens, metered tokens, expected cost, bound
+-- cost (costs -1 when unknown). A candidate: count of lanes, lanes, count of its own scopes, scopes, number of its charge.
+local CHARGE_SIZE = 5
+
+local function charge_read(at)
+  local input, output, metered = argument_amount(ARGV[at]), argument_amount(ARGV[at + 1]), argument_amount(ARGV[at + 2])
+  local expected = ARGV[at + 3] == '-1' and -1 or argument_amount(ARGV[at + 3])
+  local bound = ARGV[at + 4] == '-1' and -1 or argument_amount(ARGV[at + 4])
+  if input and output and metered and expected and bound then
+    return { 1, metered, input, output, expected, 1, bound = bound }
+  end
+  return nil
 end
 
-local function candidate_read(from, shared)
-  local candidate = { lanes = {}, scopes = {} }
-  local count = argument_amount(ARGV[from])
-  if not count then
-    return nil
-  end
-  for i = 1, count do
-    candidate.lanes[i] = ARGV[from + i]
-  end
-  from = from + count + 1
-  for i = 1, #shared do
-    candidate.scopes[i] = shared[i]
-  end
-  count = argument_amount(ARGV[from])
-  if not count then
-    return nil
-  end
-  for i = 1, count do
-    candidate.scopes[#shared + i] = ARGV[from + i]
-  end
-  from = from + count
-  local input, output = argument_amount(ARGV[from + 1]), argument_amount(ARGV[from + 2])
-  local metered = argument_amount(ARGV[from + 3])
-  candidate.expected, candidate.bound = cost_read(ARGV[from + 4]), cost_read(ARGV[from + 5])
-  if not (input and output and metered and candidate.expected and candidate.bound) then
-    return nil
-  end
-  candidate.amounts = { 1, metered, input, output, candidate.expected, 1 }
-  return candidate, from + 6
-end
-
-local function names_read(from)
-  local count = argument_amount(ARGV[from])
+local function names_read(at)
+  local count = argument_amount(ARGV[at])
   if not count then
     return nil
   end
   local names = {}
   for i = 1, count do
-    names[i] = ARGV[from + i]
+    names[i] = ARGV[at + i]
   end
-  return names, from + count + 1
+  return names, at + count + 1
+end
+
+-- Returns the candidate and where the next begins; nil when an argument is no amount.
+local function candidate_read(at, shared, charges)
+  local lanes_named, own
+  lanes_named, at = names_read(at)
+  if lanes_named then
+    own, at = names_read(at)
+  end
+  local number = own and argument_amount(ARGV[at])
+  local amounts = number and number >= 1 and charge_read(charges + (number - 1) * CHARGE_SIZE)
+  if not amounts then
+    return nil
+  end
+  local named = shared
+  if #own > 0 then
+    named = { unpack(shared) }
+    for i = 1, #own do
+      named[#shared + i] = own[i]
+    end
+  end
+  return { lanes = lanes_named, scopes = named, amounts = amounts }, at + 1
 end

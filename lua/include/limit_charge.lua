@@ -8,8 +8,6 @@ local function limit_charge(lane, at, amount)
   elseif kind == SLIDING then
     lane[at + D_S2] = lane[at + D_S2] + amount
     return lane[at + D_S1], 0
-  elseif kind == CONCURRENCY then
-    return 0, 0
   end
   lane[at + D_S1] = lane[at + D_S1] + amount
   return lane[at + D_S2], 0

@@ -20,7 +20,7 @@ local function limit_correct(lane, at, change, where, refunded, created, now)
     if back <= SLIDING_SLOTS then
       lane[at + D_S2 + back] = math.max(0, lane[at + D_S2 + back] + change)
     end
-  elseif kind ~= CONCURRENCY and lane[at + D_S2] == where then
+  elseif lane[at + D_S2] == where then
     lane[at + D_S1] = math.max(0, lane[at + D_S1] + change)
   end
 end

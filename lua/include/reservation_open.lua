@@ -16,13 +16,15 @@ local function reservation_open(rid, candidate, index, holds, modes, lease)
       lane[L_PROBE], probing = numbers[R_SEQ], true
     end
     for at = LANE_SIZE, #lane - 1, LIMIT_SIZE do
-      local amount = charge_amount(candidate.amounts, lane[at + D_METRIC])
-      local where, refunded = limit_charge(lane, at, amount)
-      local mark = #numbers
-      numbers[mark + K_NAME], numbers[mark + K_KIND] = lane[at + D_NAME], lane[at + D_KIND]
-      numbers[mark + K_SCALE], numbers[mark + K_CHARGED] = lane[at + D_SCALE], amount
-      numbers[mark + K_WHERE], numbers[mark + K_REFUNDED] = where, refunded
-      numbers[head + 2] = numbers[head + 2] + 1
+      if lane[at + D_KIND] ~= CONCURRENCY then -- that is counted once per lane, below
+        local amount = charge_amount(candidate.amounts, lane[at + D_METRIC])
+        local where, refunded = limit_charge(lane, at, amount)
+        local mark = #numbers
+        numbers[mark + K_NAME], numbers[mark + K_KIND] = lane[at + D_NAME], lane[at + D_KIND]
+        numbers[mark + K_SCALE], numbers[mark + K_CHARGED] = lane[at + D_SCALE], amount
+        numbers[mark + K_WHERE], numbers[mark + K_REFUNDED] = where, refunded
+        numbers[head + 2] = numbers[head + 2] + 1
+      end
     end
     lane[L_IN_FLIGHT] = lane[L_IN_FLIGHT] + 1
     lanes_dirty[id] = lane

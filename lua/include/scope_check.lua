@@ -1,7 +1,7 @@
 -- Whether a scope (rolled) has room for a cost. Returns the amount to hold and how it is booked, or nil and why not:
 -- reason, retry time, how far that can be trusted.
-local function scope_check(scope, expected, bound)
-  local amount, mode = scope_hold(scope, expected, bound)
+local function scope_check(scope, amounts)
+  local amount, mode = scope_hold(scope, amounts)
   if not amount then
     return nil, UNPRICED, AMOUNT_MAX, NEVER
   elseif scope[S_HARD] == 0 then

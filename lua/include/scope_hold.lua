@@ -1,8 +1,8 @@
 -- What a scope holds for a cost, and how it is booked: the bound under hard enforcement, the expected cost under soft.
 -- A cost that is unknown follows the scope's rule; nil when that rule is to deny.
-local function scope_hold(scope, expected, bound)
+local function scope_hold(scope, amounts)
   local hard = scope[S_HARD] == 1
-  local amount = hard and bound or expected
+  local amount = hard and amounts.bound or amounts[5]
   if amount >= 0 then
     return amount, PRICED
   elseif scope[S_UNPRICED_RULE] == RULE_FLAT then

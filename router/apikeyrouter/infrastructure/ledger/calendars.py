@@ -1,7 +1,7 @@
 """Calendar periods as boundaries in microseconds, in any time zone.
 
-The scripts know no time zones: they ask for the boundaries of a numbered calendar around *their own* now, and Redis time
-alone chooses among them. A client whose clock is a day ahead opens nothing.
+The scripts know no time zones: they ask for the boundaries of a numbered calendar around *their own* now, and Redis
+time alone chooses among them. A client whose clock is a day ahead opens nothing.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -72,8 +72,10 @@ def _to_us(moment: datetime) -> int:
 def _floor(local: datetime, period: Period) -> datetime:
     if period is Period.HOURLY:
         # in absolute time: where clocks go back an hour happens twice, and is two periods
-        return (local.astimezone(UTC) - timedelta(minutes=local.minute, seconds=local.second,
-                                                  microseconds=local.microsecond)).astimezone(local.tzinfo)
+        return (
+            local.astimezone(UTC)
+            - timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)
+        ).astimezone(local.tzinfo)
     day = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
     if period is Period.WEEKLY:
         return day - timedelta(days=day.weekday())

@@ -148,5 +148,3 @@ def observation_numbers(seen: Observation) -> list[int] | None:
         return None
     head = [NAME_CODES[seen.name], METRIC_CODES[seen.metric], KIND_CODES[seen.kind], seen.limit]
     return [*head, scale, drain, tick_us, used, seen.reset_us]
-
-

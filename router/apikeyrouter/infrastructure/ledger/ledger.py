@@ -15,6 +15,7 @@ from apikeyrouter.domain.models.accounting import (
     SHARED_SCOPES_MAX,
     Admission,
     Candidate,
+    Charge,
     Denial,
     LaneConfig,
     LaneState,
@@ -56,7 +57,12 @@ PAGE_AUDIT = 256
 SETTLED_TOKENS_MAX = 2**31
 _CALENDAR_ROUNDS_MAX = 16
 _AUDIT_ROUNDS_MAX = 5
-_RESULTS = {Code.OK: Result.OK, Code.REPLAYED: Result.REPLAYED, Code.CONFLICT: Result.CONFLICT, Code.UNMATCHED: Result.UNMATCHED}
+_RESULTS = {
+    Code.OK: Result.OK,
+    Code.REPLAYED: Result.REPLAYED,
+    Code.CONFLICT: Result.CONFLICT,
+    Code.UNMATCHED: Result.UNMATCHED,
+}
 _LIMIT_NAMES = ("", *LIMIT_NAMES)
 _T = TypeVar("_T")
 
@@ -132,7 +138,10 @@ class ScriptLedger:
     async def reassert(self, request: ReserveRequest, *, index: int) -> Transition:
         """Book an open reservation again after the store forgot it."""
         candidate = request.candidates[index]
-        args = [request.rid, request.lease_us, index, *_names(request.scopes), *_candidate_args(candidate)]
+        args = [
+            request.rid, request.lease_us, index, *_names(request.scopes), *_charge_words(candidate.charge),
+            *_candidate_words(candidate), 1,
+        ]  # fmt: skip
         return self._transition(await self._run("reassert", args))
 
     async def renew(self, rids: Sequence[bytes], *, lease_us: int) -> list[bytes]:
@@ -155,9 +164,7 @@ class ScriptLedger:
         reply = await self._run("sweep", [])
         return _int(reply[5]) + _int(reply[6])
 
-    async def record(
-        self, lane: str, *, observations: Sequence[Observation] = (), blocked_for_us: int = 0
-    ) -> Stamp:
+    async def record(self, lane: str, *, observations: Sequence[Observation] = (), blocked_for_us: int = 0) -> Stamp:
         """Re-sync a lane with what its provider said; what makes no sense is left out."""
         args: list[Argument] = [check_id(lane, what="lane"), check_amount(blocked_for_us, what="cooling time")]
         for seen in observations:
@@ -231,7 +238,8 @@ class ScriptLedger:
             reply = await self._run("audit", [2 if suspended else 1, start, PAGE_AUDIT])
             seqs.add(_int(reply[2]))
             rows = reply[6:]
-            found.extend(read_reservation(_bytes(rid), _bytes(raw)) for rid, raw in zip(rows[::2], rows[1::2], strict=True) if raw)
+            pairs = zip(rows[::2], rows[1::2], strict=True)
+            found.extend(read_reservation(_bytes(rid), _bytes(raw)) for rid, raw in pairs if raw)
             start += PAGE_AUDIT
             if start >= _int(reply[5]):
                 return seqs, found
@@ -328,31 +336,42 @@ def _reserve_args(request: ReserveRequest) -> list[Argument]:
         raise LedgerConfigError(f"a reserve takes 1 to {CANDIDATES_MAX} candidates, got {len(candidates)}")
     if len(request.scopes) > SHARED_SCOPES_MAX:
         raise LedgerConfigError(f"at most {SHARED_SCOPES_MAX} shared scopes, got {len(request.scopes)}")
-    args: list[Argument] = [
-        request.rid, request.config_version, request.lease_us, request.principal, request.weight, request.pool,
-        *_names(request.scopes), len(candidates),
-    ]  # fmt: skip
+    charges: dict[int, int] = {}
+    words: list[Argument] = []
+    offers: list[Argument] = [len(candidates)]
     for candidate in candidates:
-        args.extend(_candidate_args(candidate))
-    return args
+        number = charges.get(id(candidate.charge))
+        if number is None:
+            number = charges[id(candidate.charge)] = len(charges) + 1
+            words.extend(_charge_words(candidate.charge))
+        offers.extend(_candidate_words(candidate))
+        offers.append(number)
+    scopes = request.scopes
+    return [
+        request.rid, request.config_version, request.lease_us, request.principal, request.weight, request.pool,
+        len(scopes), *scopes, len(charges), *words, *offers,
+    ]  # fmt: skip
 
 
-def _candidate_args(candidate: Candidate) -> list[Argument]:
-    if not 1 <= len(candidate.lanes) <= LANES_PER_CANDIDATE_MAX or len(candidate.scopes) > SCOPES_PER_CANDIDATE_MAX:
+def _candidate_words(candidate: Candidate) -> list[Argument]:
+    lanes, scopes = candidate.lanes, candidate.scopes
+    if not 1 <= len(lanes) <= LANES_PER_CANDIDATE_MAX or len(scopes) > SCOPES_PER_CANDIDATE_MAX:
         raise LedgerConfigError(
             f"a candidate has 1 to {LANES_PER_CANDIDATE_MAX} lanes and at most {SCOPES_PER_CANDIDATE_MAX} scopes"
         )
-    charge = candidate.charge
+    return [len(lanes), *lanes, len(scopes), *scopes]
+
+
+def _charge_words(charge: Charge) -> tuple[Argument, ...]:
     metered = charge.metered_tokens
-    return [
-        *_names(candidate.lanes), *_names(candidate.scopes), charge.input_tokens, charge.output_tokens,
-        charge.input_tokens + charge.output_tokens if metered is None else metered, charge.expected_nanousd,
-        charge.bound_nanousd,
-    ]  # fmt: skip
+    if metered is None:
+        metered = charge.input_tokens + charge.output_tokens
+    return charge.input_tokens, charge.output_tokens, metered, charge.expected_nanousd, charge.bound_nanousd
 
 
 def _settle_args(settlement: Settlement) -> list[Argument]:
-    if not 0 <= settlement.input_tokens <= SETTLED_TOKENS_MAX or not 0 <= settlement.output_tokens <= SETTLED_TOKENS_MAX:
+    tokens = (settlement.input_tokens, settlement.output_tokens)
+    if min(tokens) < 0 or max(tokens) > SETTLED_TOKENS_MAX:
         raise LedgerConfigError(f"settlement of {settlement.rid.hex()}: token counts must be between 0 and 2^31")
     return [
         settlement.rid, settlement.input_tokens, settlement.output_tokens, settlement.cost_nanousd,
@@ -369,7 +388,10 @@ def _entries(lanes: Sequence[LaneConfig], scopes: Sequence[ScopeConfig]) -> list
 
 
 def _flat(entries: Sequence[tuple[str, list[int]]]) -> list[Argument]:
-    return [word for field, numbers in entries for word in (field, len(numbers), *numbers)]
+    words: list[Argument] = []
+    for field, numbers in entries:
+        words += (field, len(numbers), *numbers)
+    return words
 
 
 def _pages(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
@@ -410,11 +432,15 @@ def _drifts(
         for scope, amount, start, due, _ in record.scopes:
             if due:
                 waiting[scope, start] = waiting.get((scope, start), 0) + amount
-    found = [Drift(where=s.id, counter="in_flight", counted=s.in_flight, recomputed=in_flight.get(s.id, 0)) for s in lanes]
+    found = [
+        Drift(where=lane.id, counter="in_flight", counted=lane.in_flight, recomputed=in_flight.get(lane.id, 0))
+        for lane in lanes
+    ]
     for state in scopes:
         period = (state.id, state.starts_at_us)
         found.append(Drift(where=state.id, counter="held", counted=state.held, recomputed=held.get(period, 0)))
-        found.append(Drift(where=state.id, counter="suspense", counted=state.suspense, recomputed=waiting.get(period, 0)))
+        suspense = waiting.get(period, 0)
+        found.append(Drift(where=state.id, counter="suspense", counted=state.suspense, recomputed=suspense))
     return [drift for drift in found if drift.counted != drift.recomputed]
 
 

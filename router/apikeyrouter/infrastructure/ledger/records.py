@@ -1,11 +1,19 @@
-"""Packed records of the cell, read. The layouts are those of `lua/include/layout_*.lua`; a test compares the numbers."""
+"""Packed records of the cell, read. Layouts are those of `lua/include/layout_*.lua`; a test compares the numbers."""
 
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from apikeyrouter.domain.models.accounting import LIMIT_NAMES, LaneState, LimitKind, LimitState, Metric, ScopeState, State
+from apikeyrouter.domain.models.accounting import (
+    LIMIT_NAMES,
+    LaneState,
+    LimitKind,
+    LimitState,
+    Metric,
+    ScopeState,
+    State,
+)
 
 LANE_SIZE = 22
 LIMIT_SIZE = 17

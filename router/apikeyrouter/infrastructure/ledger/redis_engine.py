@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
@@ -23,6 +24,8 @@ PENDING_MAX = 10_000
 CONNECT_TIMEOUT_S = 2.0
 _NOT_EXECUTED = ("LOADING", "BUSY", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "MISCONF", "OOM", "TRYAGAIN")
 _CACHE_MAX = 256
+_packed = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)
+"""One command as the protocol has it. (The package's own stub takes a tuple of one word only.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,9 @@ def parse_redis_url(url: str) -> RedisAddress:
     """
     parts = urlsplit(url)
     if parts.scheme not in ("redis", "rediss", "unix"):
-        raise LedgerConfigError(f"Redis URL: scheme {parts.scheme!r} is not supported; use redis://, rediss:// or unix://")
+        raise LedgerConfigError(
+            f"Redis URL: scheme {parts.scheme!r} is not supported; use redis://, rediss:// or unix://"
+        )
     query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
     path = unquote(parts.path) if parts.scheme == "unix" else None
     database = query.get("db") or ("0" if path else parts.path.strip("/") or "0")
@@ -106,7 +111,8 @@ class _Connection(asyncio.Protocol):
     def send(self, command: bytes) -> asyncio.Future[object]:
         future: asyncio.Future[object] = self._loop.create_future()
         if self.closed or len(self._waiting) >= PENDING_MAX:
-            future.set_exception(LedgerUnavailableError("Redis: " + ("connection lost" if self.closed else "too many calls wait")))
+            why = "connection lost" if self.closed else "too many calls wait"
+            future.set_exception(LedgerUnavailableError(f"Redis: {why}"))
             return future
         self._waiting.append(future)
         self._outgoing.append(command)
@@ -175,7 +181,7 @@ class RedisEngine:
         if connection is None or connection.closed:
             connection = await self._connected()
         head = self._heads.get((name, pool)) or self._head(name, pool)
-        future = connection.send(hiredis.pack_command((*head, *args)))
+        future = connection.send(_packed((*head, *args)))
         timer = asyncio.get_running_loop().call_later(self._timeout_s, _expire, future)
         try:
             return await future
@@ -225,7 +231,7 @@ class RedisEngine:
     async def _greet(self, connection: _Connection) -> None:
         at = self.address
         if at.password:
-            await self._expect_ok(connection, *(("AUTH", at.username, at.password) if at.username else ("AUTH", at.password)))
+            await self._expect_ok(connection, *filter(None, ("AUTH", at.username, at.password)))
         if at.database:
             await self._expect_ok(connection, "SELECT", str(at.database))
         await self._refuse_eviction(connection)
@@ -234,7 +240,7 @@ class RedisEngine:
 
     async def _refuse_eviction(self, connection: _Connection) -> None:
         """A server that evicts keys would forget what was spent. Where CONFIG is forbidden, it is not known."""
-        reply = await connection.send(hiredis.pack_command(("CONFIG", "GET", "maxmemory-policy")))
+        reply = await connection.send(_packed(("CONFIG", "GET", "maxmemory-policy")))
         policy = reply[1].decode() if isinstance(reply, list) and len(reply) == 2 else "noeviction"
         if policy.startswith("allkeys"):
             connection.close()
@@ -244,12 +250,12 @@ class RedisEngine:
             )
 
     async def _load(self, connection: _Connection, script: Script) -> None:
-        reply = await connection.send(hiredis.pack_command(("SCRIPT", "LOAD", script.text)))
+        reply = await connection.send(_packed(("SCRIPT", "LOAD", script.text)))
         if isinstance(reply, hiredis.ReplyError):
             raise _refusal(reply, self.address)
 
     async def _expect_ok(self, connection: _Connection, *command: str) -> None:
-        reply = await connection.send(hiredis.pack_command(command))
+        reply = await connection.send(_packed(command))
         if isinstance(reply, hiredis.ReplyError):
             connection.close()
             raise _refusal(reply, self.address)

@@ -18,9 +18,9 @@ SCRIPT_NAMES = (
     "acknowledge", "audit", "cancel", "configure", "open", "reassert", "record", "release", "renew", "reserve",
     "settle", "snapshot", "suspect", "sweep",
 )  # fmt: skip
-_INCLUDE = re.compile(r"^-- @include (\w+)$", re.MULTILINE)
+_INCLUDE = re.compile(r"^ *-- @include (\w+)$", re.MULTILINE)
 _KEYS = re.compile(r"^-- KEYS +(.+)$", re.MULTILINE)
-_CONSTANTS = re.compile(r"^local ((?:[A-Z][A-Z0-9_]*(?:, )?)+) = (\d+(?:, \d+)*)\n", re.MULTILINE)
+_CONSTANTS = re.compile(r"^ *local ((?:[A-Z][A-Z0-9_]*(?:, )?)+) = (\d+(?:, \d+)*)\n", re.MULTILINE)
 _WORDS = re.compile(r"'[^'\n]*'|\b[A-Z][A-Z0-9_]*\b")
 
 
@@ -74,7 +74,7 @@ def _build(root: Traversable, name: str, *, virtual_time: bool) -> Script:
 
 
 def _inline(text: str) -> str:
-    """Put the numbers of named constants in their places: a chunk of Lua 5.1 holds 200 locals, and we have more names."""
+    """Put numbers in the places of named constants: a chunk of Lua 5.1 holds 200 locals, and we have more names."""
     constants: dict[str, str] = {}
 
     def collect(match: re.Match[str]) -> str:

@@ -1,0 +1,39 @@
+-- Ends a lease that ran out, in the working set. Concurrency comes back, request and token counts stay, a probe counts as
+-- failed, money moves to suspense.
+local KEEP = { -1, -1, -1, -1, -1, -1 }
+
+local function probe_lanes(numbers)
+  local mask, at = 0, R_HEAD
+  for i = 1, numbers[R_LANES] do
+    mask = mask + numbers[at + 1] * 2 ^ (i - 1)
+    at = at + 2 + numbers[at + 2] * MARK_SIZE
+  end
+  return mask
+end
+
+local function reservation_expire(rid, numbers, ids)
+  local probes = probe_lanes(numbers)
+  local at = reservation_lanes_end(numbers, ids, KEEP, true, probes > 0 and FAILURE or NEUTRAL, probes, 0)
+  local due = AMOUNT_MAX
+  for i = 1, numbers[R_SCOPES] do
+    local scope = scopes[ids[numbers[R_LANES] + i]]
+    local amount = numbers[at + P_AMOUNT]
+    scope_book(scope, numbers[at + P_START], 0, -amount, amount, 0)
+    scopes_dirty[ids[numbers[R_LANES] + i]] = scope
+    numbers[at + P_DUE] = scope[S_SUSPENSE_RULE] == SUSPENSE_HOLD and AMOUNT_MAX
+      or cell.now + scope[S_SUSPENSE_AFTER]
+    due = math.min(due, numbers[at + P_DUE])
+    at = at + SCOPE_PART
+  end
+  reservations_gone[#reservations_gone + 1] = rid
+  if numbers[R_SCOPES] == 0 then
+    numbers[R_STATE] = EXPIRED
+    reservation_bury(rid, reservation_write(numbers, ids))
+    return
+  end
+  numbers[R_STATE] = SUSPENDED
+  reservations_set[#reservations_set + 1] = rid
+  reservations_set[#reservations_set + 1] = reservation_write(numbers, ids)
+  suspense_set[#suspense_set + 1] = due
+  suspense_set[#suspense_set + 1] = rid
+end
