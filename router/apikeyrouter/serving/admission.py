@@ -1,4 +1,4 @@
-"""Admission: which options a request may take, what each is expected to cost, and one atomic reserve for the first that fits."""
+"""Admission: which options a request may take, what each may cost, and one atomic reserve for the first that fits."""
 
 import os
 import time
@@ -64,7 +64,13 @@ class Admissions:
     """Holds capacity and money for calls. Pure but for the ledger it asks."""
 
     def __init__(
-        self, ledger: Ledger, catalogue: Catalogue, estimator: TokenEstimator, snapshot: Snapshot, *, lease_us: int,
+        self,
+        ledger: Ledger,
+        catalogue: Catalogue,
+        estimator: TokenEstimator,
+        snapshot: Snapshot,
+        *,
+        lease_us: int,
         refresh: Callable[[], Awaitable[None]],
     ) -> None:
         self._ledger, self._catalogue, self._estimator, self._snapshot = ledger, catalogue, estimator, snapshot

@@ -14,7 +14,7 @@ from apikeyrouter.domain.interfaces.wire import StreamReader, Wire
 from apikeyrouter.domain.models.accounting import UNPRICED, Outcome, Settlement
 from apikeyrouter.domain.models.call import AttemptFacts, Call, Exchange, Facts
 from apikeyrouter.domain.models.failure import Failure, FailureAction, FailureScope
-from apikeyrouter.domain.models.system_error import ErrorCategory, ProviderError, SystemError  # noqa: A004
+from apikeyrouter.domain.models.system_error import ErrorCategory, ProviderError, SystemError
 from apikeyrouter.domain.models.system_response import StreamChunk, TokenUsage
 from apikeyrouter.domain.models.usage import Usage
 from apikeyrouter.infrastructure.adapters.http_transport import (
@@ -51,8 +51,14 @@ class Attempts:
     """Sends requests. One event loop owns it."""
 
     def __init__(
-        self, transport: Transport, books: Bookkeeper, estimator: TokenEstimator, *, observe: Observe,
-        finished: Callable[[Call, Facts], None], timeouts: Timeouts,
+        self,
+        transport: Transport,
+        books: Bookkeeper,
+        estimator: TokenEstimator,
+        *,
+        observe: Observe,
+        finished: Callable[[Call, Facts], None],
+        timeouts: Timeouts,
     ) -> None:
         self.transport = transport
         self._books, self._estimator = books, estimator
@@ -114,7 +120,7 @@ class Attempts:
             if attempt.call.stream:
                 return await self._begin_adapter_stream(attempt, adapter.execute_stream(intent, key), started)
             response = adapter.normalize_response(await adapter.execute_request(intent, key))
-        except Exception as exc:  # noqa: BLE001 (whatever an adapter raises is a failed attempt)
+        except Exception as exc:  # whatever an adapter raises is a failed attempt
             failure = _adapter_failure(adapter.map_error(exc))
             self._end_failed(attempt, failure, started)
             return failure
@@ -216,9 +222,10 @@ class Attempts:
         attempt.facts.upstream_us += latency_us
         bits = failed_lanes(attempt.admitted, failure)
         if failure.billed is False:
+            sent = failure.status > 0 or failure.scope is not FailureScope.PROVIDER
             self._books.hand_in(
                 Release(
-                    rid=attempt.admitted.request.rid, sent=failure.status > 0 or failure.scope is not FailureScope.PROVIDER,
+                    rid=attempt.admitted.request.rid, sent=sent,
                     failed_lanes=bits, latency_us=latency_us,
                 )
             )  # fmt: skip
@@ -264,14 +271,22 @@ class _Stream:
     """The rest of a stream, after its first substantive event. Ends exactly once, however it is left."""
 
     def __init__(
-        self, attempts: Attempts, attempt: Attempt, response: Response, reader: StreamReader,
-        source: AsyncIterator[bytes], held: bytes, done: bool, pending: Failure | None, started: float,
+        self,
+        attempts: Attempts,
+        attempt: Attempt,
+        response: Response,
+        reader: StreamReader,
+        source: AsyncIterator[bytes],
+        held: bytes,
+        done: bool,
+        pending: Failure | None,
+        started: float,
     ) -> None:
         self._attempts, self._attempt, self._response, self._reader = attempts, attempt, response, reader
         self._source, self._held, self._done, self._pending, self._started = source, held, done, pending, started
         self._ended = False
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> "_Stream":
         return self
 
     async def __anext__(self) -> bytes:
@@ -350,7 +365,11 @@ class _AdapterStream:
     """The pieces of an adapter that is no wire. Ends exactly once, however it is left."""
 
     def __init__(
-        self, attempts: Attempts, attempt: Attempt, source: AsyncIterator[StreamChunk], first: StreamChunk | None,
+        self,
+        attempts: Attempts,
+        attempt: Attempt,
+        source: AsyncIterator[StreamChunk],
+        first: StreamChunk | None,
         started: float,
     ) -> None:
         self._attempts, self._attempt, self._source, self._started = attempts, attempt, source, started
@@ -463,5 +482,3 @@ def _provider_bit(admitted: Admitted) -> int:
 
 def _least(limit: float | None, left: float) -> float:
     return left if limit is None else min(limit, left)
-
-

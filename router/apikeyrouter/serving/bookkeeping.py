@@ -1,7 +1,7 @@
 """Bookkeeping: what every attempt ends with. Settlements leave in batches, off the request's path, and none is lost.
 
-Whatever becomes of a request (answered, failed, disconnected, cancelled), its reservation is handed in here, and stays in
-the outbox until the ledger has answered.
+Whatever becomes of a request (answered, failed, disconnected, cancelled), its reservation is handed in here, and stays
+in the outbox until the ledger has answered.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class OpenHold:
     request: ReserveRequest
     index: int
     renew_at: float
-    abort: Callable[[], None] | None = None
+    abort: Callable[[], object] | None = None
     """Ends the call when the lease was lost (law 6)."""
 
 
@@ -124,7 +124,6 @@ class Bookkeeper:
             else:
                 self._idle.set()
 
-
     async def _flush_some(self) -> None:
         batch = [self._outbox[at] for at in range(min(len(self._outbox), BATCH_MAX))]
         if not batch:
@@ -187,14 +186,14 @@ class Bookkeeper:
         for lease_us, rids in by_lease.items():
             lost = set(await self._ledger.renew(rids, lease_us=lease_us))
             for rid in rids:
-                hold = self.open.get(rid)
-                if hold is None:
+                held = self.open.get(rid)
+                if held is None:
                     continue
-                hold.renew_at = now + lease_us / 3e6
+                held.renew_at = now + lease_us / 3e6
                 if rid in lost:
                     _log.warning("lease.lost", rid=rid.hex())
-                    if hold.abort is not None:
-                        hold.abort()
+                    if held.abort is not None:
+                        held.abort()
 
     async def reassert(self) -> int:
         """Tell the ledger every open reservation again, after it forgot; how many."""

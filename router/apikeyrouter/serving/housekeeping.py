@@ -25,7 +25,11 @@ class Housekeeper:
     """Runs a tick every quarter of a second. A failed tick is logged once per outage and tried again."""
 
     def __init__(
-        self, ledger: ScriptLedger, books: Bookkeeper, snapshot: Snapshot, lane_ids: Callable[[], Sequence[str]],
+        self,
+        ledger: ScriptLedger,
+        books: Bookkeeper,
+        snapshot: Snapshot,
+        lane_ids: Callable[[], Sequence[str]],
         restore: Callable[[], "asyncio.Future[None] | object"],
     ) -> None:
         self._ledger, self._books, self._snapshot = ledger, books, snapshot

@@ -1,4 +1,4 @@
-"""Facts into words, on demand: errors that say why nothing was eligible, decisions that can be recomputed, summaries."""
+"""Facts into words, on demand: errors that say why nothing was eligible, decisions to recompute, summaries."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""What there is to route to: providers, keys, models and their aliases, budgets, and the lanes that each choice is metered in.
+"""What there is to route to: providers, keys, models and aliases, budgets, and the lanes that meter each choice.
 
 A plain index, rebuilt piece by piece on the control plane and only read on the data plane. Pools are made on first use
 and forgotten at every change.
@@ -178,7 +178,8 @@ class Catalogue:
             return model in key.models
         if provider.models is not None:
             return model in provider.models
-        return pinned or provider.wire is None or self.prices.price(provider.id, model) is not None or self._only(provider)
+        known = provider.wire is None or self.prices.price(provider.id, model) is not None
+        return pinned or known or self._only(provider)
 
     def _only(self, provider: Provider) -> bool:
         """A single provider with keys is the pinned one, whatever the model is called."""

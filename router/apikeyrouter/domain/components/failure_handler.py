@@ -1,4 +1,4 @@
-"""What follows from a failure: which lanes cool, which key changes its state, which options are not tried again. Pure."""
+"""What follows from a failure: lanes that cool, a key that changes its state, options not tried again. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -35,8 +35,14 @@ class KeyManager:
     """The keys of this deployment. What one process registers, the others learn through the store."""
 
     def __init__(
-        self, store: StateStore, catalogue: Catalogue, vault: Callable[[], Vault], *, declare: Declare,
-        announce: Announce, cooldown_seconds: float,
+        self,
+        store: StateStore,
+        catalogue: Catalogue,
+        vault: Callable[[], Vault],
+        *,
+        declare: Declare,
+        announce: Announce,
+        cooldown_seconds: float,
     ) -> None:
         self._store, self._catalogue, self._vault = store, catalogue, vault
         self._declare, self._announce = declare, announce
@@ -86,7 +92,12 @@ class KeyManager:
         return found
 
     async def update_key_state(
-        self, key_id: str, new_state: KeyState | str, reason: str = "", *, actor: str = "operator",
+        self,
+        key_id: str,
+        new_state: KeyState | str,
+        reason: str = "",
+        *,
+        actor: str = "operator",
         for_seconds: float | None = None,
     ) -> StateTransition:
         """Change a key's state, with an entry in the audit trail. A throttled key comes back after the cooldown.

@@ -1,7 +1,7 @@
 """A pool: every way to serve one model, and the order in which a request tries them.
 
-Ranking costs O(K) per request, whatever the number of keys: the order is rebuilt when the snapshot of lanes moves, and a
-request takes its K candidates from there. Whoever asks next starts one further, so that equals share evenly.
+Ranking costs O(K) per request, whatever the number of keys: the order is rebuilt when the snapshot of lanes moves, and
+a request takes its K candidates from there. Whoever asks next starts one further, so that equals share evenly.
 """
 
 import random
@@ -154,5 +154,7 @@ def _woven(options: Sequence[Option]) -> list[Option]:
         return list(options)
     least = min(weights)
     turns = [min(16, max(1, round(weight / least))) for weight in weights]
-    places = [((turn + 0.5) / count, option) for count, option in zip(turns, options, strict=True) for turn in range(count)]
+    places = [
+        ((turn + 0.5) / count, option) for count, option in zip(turns, options, strict=True) for turn in range(count)
+    ]
     return [option for _, option in sorted(places, key=lambda place: place[0])]

@@ -70,9 +70,7 @@ class Ledger(Protocol):
         """Expire due leases and resolve due suspense, a bounded number; returns how many."""
         ...
 
-    async def record(
-        self, lane: str, *, observations: Sequence[Observation] = (), blocked_for_us: int = 0
-    ) -> Stamp:
+    async def record(self, lane: str, *, observations: Sequence[Observation] = (), blocked_for_us: int = 0) -> Stamp:
         """Re-sync a lane with what its provider said; cool it for `blocked_for_us`."""
         ...
 

@@ -10,7 +10,7 @@ from typing import Any
 from apikeyrouter.domain.models.case_folding import CaseFolding
 from apikeyrouter.domain.models.cost_estimate import CostEstimate
 from apikeyrouter.domain.models.request_intent import Operation, RequestIntent
-from apikeyrouter.domain.models.system_error import ErrorCategory, SystemError  # noqa: A004
+from apikeyrouter.domain.models.system_error import ErrorCategory, SystemError
 from apikeyrouter.domain.models.system_response import ResponseMetadata, StreamChunk, SystemResponse, TokenUsage
 
 __all__ = ["HealthState", "HealthStatus", "ProviderAdapter", "ProviderCapabilities"]

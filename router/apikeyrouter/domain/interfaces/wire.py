@@ -88,14 +88,14 @@ class Wire(Protocol):
         """The organisation an answer reveals, e.g. `openai-organization`."""
         ...
 
-    def error_body(self, *, status: int, type: str, code: str, message: str, request_id: str) -> bytes:  # noqa: A002
+    def error_body(self, *, status: int, type: str, code: str, message: str, request_id: str) -> bytes:
         """Our own error in this dialect."""
         ...
 
     def error_event(
         self,
         *,
-        type: str,  # noqa: A002
+        type: str,
         code: str,
         message: str,
         request_id: str,

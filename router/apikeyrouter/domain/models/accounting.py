@@ -69,7 +69,7 @@ class Limit:
     calendar: Period = Period.DAILY
     timezone: str = "UTC"
     refund: bool = True
-    """Whether tokens that were held but not used come back at settlement. False where the provider keeps its estimate."""
+    """Whether tokens held but not used come back at settlement. False where the provider keeps its estimate."""
 
 
 LIMIT_NAMES = ("rpm", "tpm", "itpm", "otpm", "rpd", "tpd", "spend", "concurrency", "rps", "rph", "tph", "itpd", "otpd")

@@ -41,7 +41,7 @@ class ErrorCategory(CaseFolding):
     UnknownError = "unknown_error"
 
 
-class SystemError(ApiKeyRouterError):  # noqa: A001 (the documents name it so)
+class SystemError(ApiKeyRouterError):
     """A request failed after everything was tried.
 
     `retry_after` in seconds (None: unknown); `details` never contains key material. When a stream broke, `details`

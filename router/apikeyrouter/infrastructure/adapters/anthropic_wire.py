@@ -237,7 +237,7 @@ class AnthropicWire:
         self,
         *,
         status: int,
-        type: str,  # noqa: A002 (the port's name)
+        type: str,
         code: str,
         message: str,
         request_id: str,
@@ -251,7 +251,7 @@ class AnthropicWire:
     def error_event(
         self,
         *,
-        type: str,  # noqa: A002 (the port's name)
+        type: str,
         code: str,
         message: str,
         request_id: str,

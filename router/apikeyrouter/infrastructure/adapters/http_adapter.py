@@ -16,7 +16,7 @@ from apikeyrouter.domain.interfaces.provider_adapter import (
 from apikeyrouter.domain.interfaces.wire import ParsedRequest, StreamDelta, StreamReader, UpstreamRequest, Wire
 from apikeyrouter.domain.models.failure import Failure
 from apikeyrouter.domain.models.request_intent import Operation, RequestIntent
-from apikeyrouter.domain.models.system_error import ErrorCategory, ProviderError, SystemError  # noqa: A004
+from apikeyrouter.domain.models.system_error import ErrorCategory, ProviderError, SystemError
 from apikeyrouter.domain.models.system_response import StreamChunk, SystemResponse, TokenUsage
 from apikeyrouter.infrastructure.adapters.http_transport import (
     AiohttpTransport,

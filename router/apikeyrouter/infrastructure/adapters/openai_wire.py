@@ -264,7 +264,7 @@ class OpenAIWire:
         self,
         *,
         status: int,
-        type: str,  # noqa: A002 (the port's name)
+        type: str,
         code: str,
         message: str,
         request_id: str,
@@ -275,7 +275,7 @@ class OpenAIWire:
     def error_event(
         self,
         *,
-        type: str,  # noqa: A002 (the port's name)
+        type: str,
         code: str,
         message: str,
         request_id: str,
