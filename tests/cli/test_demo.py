@@ -1,0 +1,38 @@
+"""The demo, short: no limit is exceeded, the books agree, the providers do refuse, and nothing is left behind."""
+
+import json
+import signal
+from pathlib import Path
+
+from tests.cli.processes import clean_environ, command, running, wait_until
+
+
+def test_the_demo_exceeds_no_limit_and_its_books_agree(tmp_path: Path) -> None:
+    told = command("demo", "--seconds", "5", "--workers", "2", "--json", cwd=tmp_path)
+    assert told.stdout, told.stderr
+    figures = json.loads(told.stdout)
+    assert figures["over_limit"] == 0
+    assert figures["books_agree"]
+    assert figures["held_nanousd"] == 0
+    assert figures["killed_worker"]
+    assert figures["control_rejected"] > 0
+    assert figures["admitted"] <= figures["capacity"] or figures["utilisation"] <= 1
+    assert told.returncode == figures["exit_code"] == 0
+
+
+def test_without_a_killed_worker_the_books_agree_to_the_nano_dollar(tmp_path: Path) -> None:
+    figures = json.loads(command("demo", "--seconds", "3", "--no-kill", "--json", cwd=tmp_path).stdout)
+    assert figures["settled_nanousd"] == figures["billed_nanousd"] > 0
+    assert figures["suspense_nanousd"] == 0
+    assert figures["lost"] == 0
+
+
+def test_an_interrupted_demo_stops_everything_that_it_started(tmp_path: Path) -> None:
+    environ_tmp = tmp_path / "tmp"
+    environ_tmp.mkdir()
+    arguments = ["-m", "apikeyrouter.cli", "demo", "--seconds", "60", "--json"]
+    with running(arguments, cwd=tmp_path, environ=clean_environ(TMPDIR=str(environ_tmp))) as process:
+        wait_until(lambda: list(environ_tmp.glob("apikeyrouter-demo-*")))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    wait_until(lambda: not list(environ_tmp.iterdir()))
