@@ -34,16 +34,15 @@ from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
-from apikeyrouter.domain.models.accounting import Breaker, LaneConfig, Loss, Reason, ScopeConfig
+from apikeyrouter.domain.models.accounting import Breaker, LaneConfig, Reason
 from apikeyrouter.domain.models.api_key import APIKey, KeyRouting, KeyState, StateTransition
 from apikeyrouter.domain.models.call import AttemptFacts, Call, Exchange, Facts
-from apikeyrouter.domain.models.cost_estimate import CostEstimate, dollars
+from apikeyrouter.domain.models.cost_estimate import CostEstimate
 from apikeyrouter.domain.models.failure import Failure
 from apikeyrouter.domain.models.request_intent import RequestIntent
-from apikeyrouter.domain.models.routing_decision import CandidateVerdict, RoutingDecision, RoutingObjective
+from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from apikeyrouter.domain.models.state_summary import StateSummary
 from apikeyrouter.domain.models.system_error import (
-    BudgetExceededError,
     ConfigurationError,
     InvalidRequestError,
     LedgerError,
@@ -327,9 +326,7 @@ class ApiKeyRouter:
 
     # --- registration --------------------------------------------------------------------------------------------
 
-    def register_provider(
-        self, provider_id: Any, adapter: ProviderAdapter, overwrite: bool = False
-    ) -> Awaitable[None]:
+    def register_provider(self, provider_id: Any, adapter: ProviderAdapter, overwrite: bool = False) -> Awaitable[None]:
         """Register a provider's adapter under an id. Starts at once; awaiting it is optional.
 
         Raises:
@@ -373,10 +370,10 @@ class ApiKeyRouter:
         await self.start()
         from apikeyrouter.infrastructure.adapters.registry import make_adapter
 
-        for record in config.providers.values():
-            adapter = make_adapter(record)
-            self.catalogue.providers[record.id] = Provider(
-                id=record.id, adapter=adapter, wire=getattr(adapter, "wire", None),
+        for provider in config.providers.values():
+            adapter = make_adapter(provider)
+            self.catalogue.providers[provider.id] = Provider(
+                id=provider.id, adapter=adapter, wire=getattr(adapter, "wire", None),
                 models=adapter.get_capabilities().models,
             )  # fmt: skip
         for group, pools in config.pools.items():
@@ -441,8 +438,10 @@ class ApiKeyRouter:
         if self._starting is None:
             self._starting = asyncio.Lock()
         async with self._starting:
-            if self._loop is not None:
-                return
+            await self._open_once(loop)
+
+    async def _open_once(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is None:
             stamp = await self.ledger.open()
             self._admissions.config_version = stamp.config_version
             learned = await self.state_store.get_document(*RATIOS_DOCUMENT)
@@ -509,7 +508,7 @@ class ApiKeyRouter:
                 return
             except asyncio.CancelledError:
                 raise
-            except Exception as exc:  # noqa: BLE001 (the watcher must outlive every outage)
+            except Exception as exc:  # the watcher must outlive every outage
                 _log.warning("watch.failed", error=str(exc))
                 await asyncio.sleep(1.0)
 
@@ -584,9 +583,7 @@ def _engine_for(store: StateStore) -> Engine:
     return LocalEngine()
 
 
-def _call_of(
-    intent: RequestIntent, objective: RoutingObjective | str | None, *, stream: bool
-) -> Call:
+def _call_of(intent: RequestIntent, objective: RoutingObjective | str | None, *, stream: bool) -> Call:
     return Call(
         request_id=f"req_{uuid.uuid4().hex}", operation=intent.operation.value, model=intent.model, stream=stream,
         started=time.perf_counter(), intent=intent, provider_id=intent.provider_id, team=intent.team,
