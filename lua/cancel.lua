@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- PURPOSE  End an ambiguous reserve. Leaves a tombstone even for an unknown rid, so that a delayed reserve does nothing.
--- KEYS     M C0 C1 L B R D S T G
+-- KEYS     M C0 C1 L B R D S G
 -- ARGV     rid
 -- RETURNS  OK: stamp, CANCELLED · REPLAYED: it was cancelled before · CONFLICT: stamp, state: it ended otherwise
 --          NO_CELL · BAD_SCHEMA
@@ -24,9 +24,7 @@
 -- @include calendar_period
 -- @include limit_advance
 -- @include limit_used
--- @include limit_start
 -- @include limit_correct
--- @include lane_configure
 -- @include lanes_load
 -- @include scopes_load
 -- @include scope_book
@@ -37,6 +35,7 @@
 -- @include reservation_bury
 -- @include reservation_load
 -- @include reservation_give_back
+-- @include cell_write
 -- @include commit
 
 local code

@@ -16,6 +16,7 @@
 -- @include cell_begin
 -- @include reply_stamp
 -- @include cell_catalogue
+-- @include cell_write
 -- @include reply_transition
 
 local mode, token = ARGV[1], argument_amount(ARGV[2])
@@ -52,8 +53,7 @@ if mode == 'put' or mode == 'calendar' then
     redis.call('HSET', cell_catalogue(), unpack(entries))
     if mode == 'put' then
       cell.config = cell.config + 1
-      cell.seq = cell.seq + 1
-      redis.call('HSET', M, 'config', cell.config, 'seq', cell.seq, 'last_now', cell.now)
+      cell_write()
     end
   end
   return reply_stamp(OK)
@@ -70,9 +70,9 @@ elseif mode == 'flip' then
   if tonumber(ARGV[4 + 1]) ~= cell.config then
     return reply_transition(CONFLICT, 0)
   end
-  cell.config, cell.seq = cell.config + 1, cell.seq + 1
-  redis.call('HSET', M, 'config', cell.config, 'slot', 1 - cell.slot, 'staging', '', 'seq', cell.seq,
-    'last_now', cell.now)
+  cell.config, cell.slot = cell.config + 1, 1 - cell.slot
+  redis.call('HSET', M, 'staging', '')
+  cell_write()
   return reply_stamp(OK)
 end
 return reply_stamp(BAD_ARGUMENT)

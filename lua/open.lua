@@ -18,10 +18,7 @@ local epoch = argument_amount(ARGV[1])
 if not epoch then
   return reply_stamp(BAD_ARGUMENT)
 end
-local made = redis.call('HSETNX', M, 'schema', SCHEMA)
-if made == 1 then
-  redis.call('HSET', M, 'epoch', epoch, 'seq', 0, 'last_now', 0, 'config', 1, 'slot', 0, 'suspect', 0)
-end
+local made = redis.call('HSETNX', M, 'cell', struct.pack('<ddddddd', SCHEMA, epoch, 0, 0, 1, 0, 0))
 local code
 cell, code = cell_begin()
 local reply = reply_stamp(code or OK)

@@ -1,6 +1,6 @@
 #!lua
 -- PURPOSE  Book an open reservation again after the store forgot it. Checks no limit: it was admitted once.
--- KEYS     M C0 C1 L B R D T
+-- KEYS     M C0 C1 L B R D
 -- ARGV     rid · lease (us) · index that was admitted · count of shared scopes, scopes · one charge · one
 --          candidate (see include/candidate_read.lua)
 -- RETURNS  OK: stamp, OPEN · REPLAYED: stamp, OPEN: the cell knows it · CONFLICT: stamp, state: it has ended
@@ -25,15 +25,14 @@
 -- @include calendar_period
 -- @include limit_advance
 -- @include limit_used
--- @include limit_start
 -- @include limit_charge
--- @include lane_configure
 -- @include lanes_load
 -- @include scopes_load
 -- @include charge_amount
 -- @include scope_hold
 -- @include reservation_record
 -- @include reservation_open
+-- @include cell_write
 -- @include commit
 -- @include candidate_read
 
@@ -48,7 +47,7 @@ cell, code = cell_begin()
 if not cell then
   return reply_stamp(code)
 end
-local known = redis.call('HGET', R, ARGV[1]) or redis.call('HGET', T, ARGV[1])
+local known = redis.call('HGET', R, ARGV[1])
 if known then
   local state = reservation_read(known)[R_STATE]
   return reply_transition(state == OPEN and REPLAYED or CONFLICT, state)

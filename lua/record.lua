@@ -1,6 +1,6 @@
 #!lua
 -- PURPOSE  Take in what a provider said about a lane: re-sync its limits, learn new ones, cool it.
--- KEYS     M C0 C1 L
+-- KEYS     M C0 C1 L B R D S G
 -- ARGV     lane · cool for (us, 0: not) · observations: name, metric, kind, capacity, scale, drain, tick, used
 --          (-1: not told), full again in (us, 0: not told) for each
 -- RETURNS  OK: stamp · NO_CELL · BAD_SCHEMA · BAD_ARGUMENT · CALENDAR_NEEDED: stamp, number of the calendar
@@ -20,9 +20,11 @@
 -- @include limit_advance
 -- @include limit_used
 -- @include limit_start
--- @include lane_configure
 -- @include lanes_load
+-- @include layout_scope
 -- @include lane_observe
+-- @include cell_write
+-- @include commit
 
 local id, cool = ARGV[1], argument_amount(ARGV[2])
 local observations = {}
@@ -58,8 +60,6 @@ end
 for i = 1, #observations do
   lane_observe(lane, observations[i])
 end
-cell.seq = cell.seq + 1
-lane[L_SEQ] = cell.seq
-redis.call('HSET', L, id, numbers_pack(lane))
-redis.call('HSET', M, 'seq', cell.seq, 'last_now', cell.now)
+lanes_dirty[id] = lane
+commit()
 return reply_stamp(OK)

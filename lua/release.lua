@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- PURPOSE  Give back what a reservation held, when it was certainly not billed.
--- KEYS     M C0 C1 L B R D S T G
+-- KEYS     M C0 C1 L B R D S G
 -- ARGV     rid · sent (1: the provider may have counted request and tokens, they stay) · failed lanes (bits) ·
 --          latency (us)
 -- RETURNS  OK: stamp, RELEASED · REPLAYED: it was released before · CONFLICT: stamp, state: it ended otherwise
@@ -25,9 +25,7 @@
 -- @include calendar_period
 -- @include limit_advance
 -- @include limit_used
--- @include limit_start
 -- @include limit_correct
--- @include lane_configure
 -- @include lanes_load
 -- @include scopes_load
 -- @include scope_book
@@ -38,6 +36,7 @@
 -- @include reservation_bury
 -- @include reservation_load
 -- @include reservation_give_back
+-- @include cell_write
 -- @include commit
 
 local sent, failed_lanes, latency = ARGV[2] == '1', argument_amount(ARGV[3]), argument_amount(ARGV[4])

@@ -13,6 +13,7 @@
 -- @include clock_now
 -- @include cell_begin
 -- @include reply_stamp
+-- @include cell_write
 
 local lease = argument_amount(ARGV[1])
 if not lease or #ARGV < 2 or #ARGV > 129 then
@@ -35,8 +36,7 @@ for i = 1, #deadlines do
 end
 if #extended > 0 then
   redis.call('ZADD', D, 'XX', 'GT', unpack(extended))
-  cell.seq = cell.seq + 1
-  redis.call('HSET', M, 'seq', cell.seq, 'last_now', cell.now)
+  cell_write()
 end
 local reply = reply_stamp(OK)
 reply[6] = #lost

@@ -1,6 +1,6 @@
 #!lua
 -- PURPOSE  Hold the first candidate that has room in every lane and every scope, or hold nothing.
--- KEYS     M C0 C1 L B R D S T G F
+-- KEYS     M C0 C1 L B R D S G F
 -- ARGV     rid · config version (0: any) · lease (us) · principal · weight · pool · count of shared scopes, scopes ·
 --          count of charges, charges · count of candidates, candidates (see include/candidate_read.lua)
 -- RETURNS  ADMITTED: stamp, index (from 0), deadline (us), probe, count of soft scopes exceeded, their ids, losses
@@ -28,10 +28,8 @@
 -- @include calendar_period
 -- @include limit_advance
 -- @include limit_used
--- @include limit_start
 -- @include limit_wait
 -- @include limit_charge
--- @include lane_configure
 -- @include lanes_load
 -- @include scopes_load
 -- @include charge_amount
@@ -42,6 +40,7 @@
 -- @include scope_check
 -- @include reservation_record
 -- @include reservation_open
+-- @include cell_write
 -- @include commit
 -- @include candidate_read
 
@@ -71,7 +70,7 @@ local function reply_admitted(admitted, index, deadline, probe, soft)
   return reply
 end
 
-local known = redis.call('HGET', R, rid) or redis.call('HGET', T, rid)
+local known = redis.call('HGET', R, rid)
 if known then
   local numbers = reservation_read(known)
   if numbers[R_STATE] ~= OPEN then

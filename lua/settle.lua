@@ -1,13 +1,14 @@
 #!lua flags=allow-oom
--- PURPOSE  Book what a reservation really used, in the windows that were charged. More than was held is debt.
--- KEYS     M C0 C1 L B R D S T G U
--- ARGV     rid · input tokens · output tokens · cost (nano-dollars, -1: unknown) · outcome · failed lanes (bits) ·
---          latency (us)
--- RETURNS  OK: stamp, SETTLED · REPLAYED: it was settled before · CONFLICT: stamp, state: it was released or cancelled
---          UNMATCHED: stamp, 0: the rid is unknown; listed, not added · NO_CELL · BAD_SCHEMA
---          CALENDAR_NEEDED: stamp, number of the calendar · BAD_ARGUMENT
--- IDEMPOTENT by rid: the tombstone answers a repeat.
--- COST     one reservation, its lanes and scopes; at most 4 tombstones removed. Runs when memory is full: it repays.
+-- PURPOSE  Book what reservations really used, in the windows that were charged. More than was held is debt.
+-- KEYS     M C0 C1 L B R D S G U
+-- ARGV     for each of at most 32 settlements: rid · input tokens · output tokens · cost (nano-dollars, -1: unknown) ·
+--          outcome · failed lanes (bits) · latency (us)
+-- RETURNS  OK: stamp, then code and state for each: OK, SETTLED · REPLAYED, SETTLED: it was settled before · CONFLICT,
+--          state: it was released or cancelled · UNMATCHED, 0: the rid is unknown; listed, not added
+--          CALENDAR_NEEDED: stamp, number of the calendar · NO_CELL · BAD_SCHEMA · BAD_ARGUMENT
+-- IDEMPOTENT by rid, one by one: the tombstone answers a repeat.
+-- COST     each reservation once, each lane and scope once for all; at most 4 tombstones removed for each. Runs when
+--          memory is full: it repays.
 
 -- @include working
 -- @include numbers
@@ -19,15 +20,13 @@
 -- @include argument_amount
 -- @include clock_now
 -- @include cell_begin
+-- @include cell_catalogue
 -- @include reply_stamp
 -- @include reply_transition
--- @include cell_catalogue
 -- @include calendar_period
 -- @include limit_advance
 -- @include limit_used
--- @include limit_start
 -- @include limit_correct
--- @include lane_configure
 -- @include lanes_load
 -- @include scopes_load
 -- @include scope_book
@@ -38,12 +37,23 @@
 -- @include reservation_bury
 -- @include reservation_load
 -- @include sweep_graves
+-- @include cell_write
 -- @include commit
 
-local rid, input, output = ARGV[1], argument_amount(ARGV[2]), argument_amount(ARGV[3])
-local cost = ARGV[4] == '-1' and -1 or argument_amount(ARGV[4])
-local outcome, failed_lanes, latency = argument_amount(ARGV[5]), argument_amount(ARGV[6]), argument_amount(ARGV[7])
-if not (input and output and cost and outcome and failed_lanes and latency) then
+local SETTLEMENT_SIZE = 7
+
+local settlements = {}
+for at = 1, #ARGV, SETTLEMENT_SIZE do
+  local input, output = argument_amount(ARGV[at + 1] or ''), argument_amount(ARGV[at + 2] or '')
+  local cost = ARGV[at + 3] == '-1' and -1 or argument_amount(ARGV[at + 3] or '')
+  local outcome, failed = argument_amount(ARGV[at + 4] or ''), argument_amount(ARGV[at + 5] or '')
+  local latency = argument_amount(ARGV[at + 6] or '')
+  if not (input and output and cost and outcome and failed and latency) then
+    return reply_stamp(BAD_ARGUMENT)
+  end
+  settlements[#settlements + 1] = { ARGV[at], input, output, cost, outcome, failed, latency }
+end
+if #settlements == 0 or #settlements > 32 then
   return reply_stamp(BAD_ARGUMENT)
 end
 local code
@@ -51,32 +61,56 @@ cell, code = cell_begin()
 if not cell then
   return reply_stamp(code)
 end
-local numbers, ids = reservation_load(rid)
+
+local unmatched, ended = {}, {}
+local function settle(rid, input, output, cost, outcome, failed, latency)
+  if ended[rid] then
+    return REPLAYED, SETTLED -- twice in one call
+  end
+  local numbers, ids = reservation_load(rid)
+  if not numbers then
+    unmatched[#unmatched + 1] = rid
+    unmatched[#unmatched + 1] = numbers_pack({ cell.now, input, output, cost })
+    return UNMATCHED, 0
+  end
+  local state = numbers[R_STATE]
+  if state == SETTLED then
+    return REPLAYED, SETTLED
+  elseif state == RELEASED or state == CANCELLED then
+    return CONFLICT, state
+  elseif missing_calendar then
+    return CALENDAR_NEEDED, 0
+  end
+  local actuals = { -1, input + output, input, output, cost, -1 }
+  local at = reservation_lanes_end(numbers, ids, actuals, true, outcome, failed, latency)
+  reservation_scopes_end(numbers, ids, at, cost, true)
+  if state == OPEN then
+    reservations_gone[#reservations_gone + 1] = rid
+  elseif state == SUSPENDED then
+    suspense_gone[#suspense_gone + 1] = rid
+  end
+  reservation_bury(rid, tombstone_write(SETTLED))
+  ended[rid] = true
+  return OK, SETTLED
+end
+
+local results = {}
+for i = 1, #settlements do
+  local result, state = settle(unpack(settlements[i]))
+  results[#results + 1], results[#results + 2] = result, state
+end
 if missing_calendar then
   return reply_transition(CALENDAR_NEEDED, missing_calendar)
 end
-if not numbers then
-  if redis.call('HSETNX', U, rid, numbers_pack({ cell.now, input, output, cost })) == 1 then
-    commit()
-  end
-  return reply_transition(UNMATCHED, 0)
+if next(ended) or #unmatched > 0 then
+  commit()
 end
-local state = numbers[R_STATE]
-if state == SETTLED then
-  return reply_transition(REPLAYED, SETTLED)
-elseif state == RELEASED or state == CANCELLED then
-  return reply_transition(CONFLICT, state)
+for i = 1, #unmatched, 2 do
+  redis.call('HSETNX', U, unmatched[i], unmatched[i + 1])
 end
-
-local at = reservation_lanes_end(numbers, ids, { -1, input + output, input, output, cost, -1 }, true,
-  outcome, failed_lanes, latency)
-reservation_scopes_end(numbers, ids, at, cost, true)
-if state == OPEN then
-  reservations_gone[1] = rid
-elseif state == SUSPENDED then
-  suspense_gone[1] = rid
+sweep_graves(4 * #settlements)
+local reply = reply_stamp(OK)
+for i = 1, #results do
+  reply[#reply + 1] = results[i]
 end
-reservation_bury(rid, tombstone_write(SETTLED))
-commit()
-sweep_graves(4)
-return reply_transition(OK, SETTLED)
+return reply

@@ -12,11 +12,13 @@
 -- @include clock_now
 -- @include cell_begin
 -- @include reply_stamp
+-- @include cell_write
 
 local code
 cell, code = cell_begin()
 if not cell then
   return reply_stamp(code)
 end
-redis.call('HSET', M, 'suspect', ARGV[1] == '1' and 1 or 0)
+cell.suspect = ARGV[1] == '1' and 1 or 0
+cell_write()
 return reply_stamp(OK)

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- PURPOSE  Let time do its work: expire leases, resolve suspense, remove tombstones that are due.
--- KEYS     M C0 C1 L B R D S T G
+-- KEYS     M C0 C1 L B R D S G
 -- ARGV     (none)
 -- RETURNS  OK: stamp, count of expired leases, of resolved suspense, of removed tombstones · NO_CELL · BAD_SCHEMA
 --          CALENDAR_NEEDED: stamp, number of the calendar
@@ -22,9 +22,7 @@
 -- @include calendar_period
 -- @include limit_advance
 -- @include limit_used
--- @include limit_start
 -- @include limit_correct
--- @include lane_configure
 -- @include lanes_load
 -- @include scopes_load
 -- @include scope_book
@@ -37,6 +35,7 @@
 -- @include sweep_due
 -- @include sweep_suspense
 -- @include sweep_graves
+-- @include cell_write
 -- @include commit
 
 local code

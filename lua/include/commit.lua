@@ -28,10 +28,8 @@ local function commit()
   if #reservations_gone > 0 then
     redis.call('ZREM', D, unpack(reservations_gone))
   end
-  if #tombstones_set > 0 then
-    redis.call('HDEL', R, unpack(tombstones_set.ids))
-    redis.call('HSET', T, unpack(tombstones_set))
-    redis.call('ZADD', G, unpack(tombstones_set.times))
+  if #graves_set > 0 then
+    redis.call('ZADD', G, unpack(graves_set))
   end
   if #suspense_set > 0 then
     redis.call('ZADD', S, unpack(suspense_set))
@@ -39,6 +37,5 @@ local function commit()
   if #suspense_gone > 0 then
     redis.call('ZREM', S, unpack(suspense_gone))
   end
-  cell.seq = seq
-  redis.call('HSET', M, 'seq', seq, 'last_now', cell.now)
+  cell_write()
 end

@@ -1,5 +1,9 @@
 -- Loads lanes into the working set with one read, advanced to now. What is not there yet is a fresh, unlearned lane.
-local lanes, lanes_dirty = {}, {}
+local function lane_renew(id, lane)
+  -- @include limit_start
+  -- @include lane_configure
+  lane_configure(id, lane, cell.now)
+end
 
 local function lanes_load(ids)
   local missing = {}
@@ -27,7 +31,7 @@ local function lanes_load(ids)
     end
     lanes[missing[i]] = lane
     if lane[L_CONFIG] ~= cell.config then
-      lane_configure(missing[i], lane, cell.now)
+      lane_renew(missing[i], lane)
     end
     for at = LANE_SIZE, #lane - 1, LIMIT_SIZE do
       limit_advance(lane, at, cell.now)

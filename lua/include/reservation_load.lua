@@ -1,7 +1,7 @@
 -- Reads a reservation, open or buried, and loads its lanes and scopes. Returns numbers and ids (nil: unknown rid).
 -- A tombstone without its numbers has no ids.
 local function reservation_load(rid)
-  local packed = redis.call('HGET', R, rid) or redis.call('HGET', T, rid)
+  local packed = redis.call('HGET', R, rid)
   if not packed then
     return nil
   end

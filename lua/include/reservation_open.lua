@@ -1,10 +1,7 @@
 -- Charges one candidate's lanes and scopes in the working set and writes its record there. Checks nothing.
 local function reservation_open(rid, candidate, index, holds, modes, lease)
-  local numbers, ids = {}, {}
-  local deadline, probing = cell.now + lease, false
-  numbers[R_COUNT], numbers[R_STATE], numbers[R_CREATED], numbers[R_DEADLINE] = 0, OPEN, cell.now, deadline
-  numbers[R_INDEX], numbers[R_SEQ], numbers[R_LEASE] = index, cell.seq + 1, lease
-  numbers[R_LANES], numbers[R_SCOPES] = #candidate.lanes, #candidate.scopes
+  local ids, deadline, probing = {}, cell.now + lease, false
+  local numbers = { 0, OPEN, cell.now, deadline, index, cell.seq + 1, #candidate.lanes, #candidate.scopes, lease }
   for i = 1, #candidate.lanes do
     local id = candidate.lanes[i]
     local lane = lanes[id]

@@ -7,7 +7,7 @@ local function scope_check(scope, amounts)
   elseif scope[S_HARD] == 0 then
     return amount, mode
   end
-  if cell.suspect then
+  if cell.suspect == 1 then
     return nil, CLOCK_SUSPECT, cell.now + 1000000, ESTIMATED
   end
   if amount > scope[S_LIMIT] then

@@ -52,6 +52,7 @@ from apikeyrouter.infrastructure.ledger.records import ReservationRecord, read_l
 
 PAGE_CONFIG = 64
 PAGE_RIDS = 128
+PAGE_SETTLE = 32
 PAGE_SNAPSHOT = 256
 PAGE_AUDIT = 256
 SETTLED_TOKENS_MAX = 2**31
@@ -120,11 +121,17 @@ class ScriptLedger:
 
     async def settle(self, settlement: Settlement) -> Transition:
         """Book what was really used, in the windows that were charged."""
-        return self._transition(await self._run("settle", _settle_args(settlement)))
+        return (await self.settle_many((settlement,)))[0]
 
     async def settle_many(self, settlements: Sequence[Settlement]) -> list[Transition]:
-        """`settle` for each; on a server they leave in one write."""
-        return list(await asyncio.gather(*(self.settle(settlement) for settlement in settlements)))
+        """`settle` for each; one script takes a page of them, and each lane and scope once."""
+        transitions: list[Transition] = []
+        for page in _pages(settlements, PAGE_SETTLE):
+            reply = await self._run("settle", [word for settlement in page for word in _settle_args(settlement)])
+            stamp = self._stamp(reply)
+            for at in range(5, 5 + 2 * len(page), 2):
+                transitions.append(_transition(stamp, reply[at], reply[at + 1]))
+        return transitions
 
     async def release(self, rid: bytes, *, sent: bool, failed_lanes: int = 0, latency_us: int = 0) -> Transition:
         """Give back what was certainly not billed."""
@@ -295,11 +302,9 @@ class ScriptLedger:
         return stamp
 
     def _transition(self, reply: Reply) -> Transition:
-        code = Code(_int(reply[0]))
-        if code is Code.UNKNOWN_SCOPE:
+        if reply[0] == Code.UNKNOWN_SCOPE:
             raise LedgerConfigError(f"scope {_text(reply[5])} is not configured")
-        state = _int(reply[5])
-        return Transition(stamp=self._stamp(reply), result=_RESULTS[code], state=State(state) if state else None)
+        return _transition(self._stamp(reply), reply[0], reply[5])
 
     def _reserve_reply(self, request: ReserveRequest, reply: Reply) -> Admission | Denial:
         code = Code(_int(reply[0]))
@@ -328,6 +333,10 @@ class ScriptLedger:
         task = asyncio.get_running_loop().create_task(quietly())
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
+
+
+def _transition(stamp: Stamp, code: object, state: object) -> Transition:
+    return Transition(stamp=stamp, result=_RESULTS[Code(_int(code))], state=State(_int(state)) if state else None)
 
 
 def _reserve_args(request: ReserveRequest) -> list[Argument]:

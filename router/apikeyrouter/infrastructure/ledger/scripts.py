@@ -18,7 +18,7 @@ SCRIPT_NAMES = (
     "acknowledge", "audit", "cancel", "configure", "open", "reassert", "record", "release", "renew", "reserve",
     "settle", "snapshot", "suspect", "sweep",
 )  # fmt: skip
-_INCLUDE = re.compile(r"^ *-- @include (\w+)$", re.MULTILINE)
+_INCLUDE = re.compile(r"^( *)-- @include (\w+)$", re.MULTILINE)
 _KEYS = re.compile(r"^-- KEYS +(.+)$", re.MULTILINE)
 _CONSTANTS = re.compile(r"^ *local ((?:[A-Z][A-Z0-9_]*(?:, )?)+) = (\d+(?:, \d+)*)\n", re.MULTILINE)
 _WORDS = re.compile(r"'[^'\n]*'|\b[A-Z][A-Z0-9_]*\b")
@@ -59,17 +59,26 @@ def _build(root: Traversable, name: str, *, virtual_time: bool) -> Script:
         raise LedgerProtocolError(f"lua/{name}.lua: the first line must be #!lua and the header must declare KEYS")
     keys = tuple(declared.group(1).split())
     slots = ", ".join(f"KEYS[{i}]" for i in range(1, len(keys) + 1))
-    seen: set[str] = set()
 
-    def include(match: re.Match[str]) -> str:
-        part = match.group(1)
-        if part in seen:
-            raise LedgerProtocolError(f"lua/{name}.lua includes {part} twice")
-        seen.add(part)
-        file = "clock_now_virtual" if virtual_time and part == "clock_now" else part
-        return (root / "include" / f"{file}.lua").read_text(encoding="utf-8").rstrip()
+    def expand(text: str, outside: frozenset[str]) -> str:
+        """Put includes in their places, each once in a scope: an indented one is local to the function it stands in."""
+        inside = set(outside)
 
-    built = _inline(_strip(_INCLUDE.sub(include, body)))
+        def include(match: re.Match[str]) -> str:
+            indent, part = match.groups()
+            if part in inside:
+                return ""
+            file = "clock_now_virtual" if virtual_time and part == "clock_now" else part
+            source = (root / "include" / f"{file}.lua").read_text(encoding="utf-8").rstrip()
+            if not indent:
+                inside.add(part)
+            local.add(part)
+            return expand(source, frozenset(inside | local))
+
+        local: set[str] = set()
+        return _INCLUDE.sub(include, text)
+
+    built = _inline(_strip(expand(body, frozenset())))
     return Script(name, f"{shebang}\nlocal {', '.join(keys)} = {slots}\n{built}\n", keys)
 
 
