@@ -12,7 +12,7 @@ import structlog
 
 from apikeyrouter.domain.interfaces.wire import Wire
 from apikeyrouter.domain.models.call import Call, Exchange, Facts
-from apikeyrouter.domain.models.system_error import ApiKeyRouterError
+from apikeyrouter.domain.models.system_error import ApiKeyRouterError, LedgerError, LedgerUnavailableError
 from apikeyrouter.router import ApiKeyRouter
 from apikeyrouter_proxy import problems
 from apikeyrouter_proxy.access_log import AccessLog
@@ -117,8 +117,9 @@ class DataPlane:
                 raise refuse(405, "invalid_request_error", "method_not_allowed", f"use GET {path}")
             await self._list(path, headers, caller, request_id, send)
         except RequestRefused as exc:
-            self._note_refusal(route, request_id, caller, exc.problem.status, exc.problem.code, started)
-            await self._send_problem(exc.problem, route, request_id, send)
+            problem = self._problem(exc, wire.dialect)
+            self._note_refusal(route, request_id, caller, problem.status, problem.code, started)
+            await self._send_problem(problem, route, request_id, send)
 
     def finished(self, facts: Facts) -> None:
         """Count and log a call that has ended; the router tells."""
@@ -169,7 +170,7 @@ class DataPlane:
             task.uncancel()
         if opened.cut == "disconnected":
             return
-        stopping = opened.cut == "draining"
+        stopping = self.open.draining
         problem = Problem(
             status=503,
             type="service_unavailable_error",
@@ -205,6 +206,8 @@ class DataPlane:
     def _problem(self, exc: Exception, dialect: str) -> Problem:
         if not isinstance(exc, ApiKeyRouterError):
             _log.exception("request.crashed")
+        elif isinstance(exc, LedgerError) and not isinstance(exc, LedgerUnavailableError):
+            _log.error("ledger.failed", error=str(exc))  # an outage is logged once, by the router
         problem = problems.problem_of(exc, dialect)
         self._metrics.denied(problem.code)
         return problem

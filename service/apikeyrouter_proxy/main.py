@@ -4,7 +4,7 @@ Importing this connects to nothing; the lifespan (or, on servers without one, th
 """
 
 import asyncio
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ __all__ = ["Service", "app", "create_app"]
 class Service(FastAPI):
     """FastAPI for management and operations, with the data plane in front of all of its machinery."""
 
-    def __init__(self) -> None:
+    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         super().__init__(
             title="ApiKeyRouter",
             version=__version__,
@@ -34,6 +34,7 @@ class Service(FastAPI):
             lifespan=_lifespan,
         )
         self.runtime: Runtime | None = None
+        self._environ = environ
         self._opening = asyncio.Lock()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -58,7 +59,7 @@ class Service(FastAPI):
         """The runtime, opened now if it was not."""
         async with self._opening:
             if self.runtime is None:
-                self.runtime = await Runtime.open()
+                self.runtime = await Runtime.open(self._environ)
             return self.runtime
 
     async def closed(self) -> None:
@@ -74,9 +75,9 @@ class Service(FastAPI):
         return self.openapi_schema
 
 
-def create_app() -> Service:
-    """A new application, not started."""
-    service = Service()
+def create_app(environ: Mapping[str, str] | None = None) -> Service:
+    """A new application, not started. `environ` None: the process's own environment and a `.env` file."""
+    service = Service(environ)
     service.include_router(operations)
     service.include_router(management)
     service.include_router(aliases)

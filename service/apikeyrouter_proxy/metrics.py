@@ -49,7 +49,10 @@ class Metrics:
     def observe(self, facts: Facts) -> None:
         """Count one call that has ended."""
         attempts = facts.attempts
-        labels = (facts.operation, attempts[-1].provider_id if attempts else "", facts.model, facts.outcome)
+        if attempts:
+            labels = (facts.operation, attempts[-1].provider_id, facts.model, facts.outcome)
+        else:  # a model that nothing was ever held for may be anything a client made up
+            labels = (facts.operation, "", facts.model if facts.denial is not None else "", facts.outcome)
         series = self._series.get(labels) or self._add(labels)
         series[REQUESTS] += 1
         series[ATTEMPTS] += len(attempts)

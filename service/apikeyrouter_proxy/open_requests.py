@@ -30,6 +30,7 @@ class OpenRequests:
     """The data plane's requests under way in this process."""
 
     def __init__(self) -> None:
+        self.draining = False
         self._open: set[OpenRequest] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -54,6 +55,7 @@ class OpenRequests:
 
     async def drain(self, seconds: float) -> int:
         """Wait for every request, at most `seconds`, then cut off the rest; how many those were."""
+        self.draining = True
         deadline = time.perf_counter() + seconds
         while self._open and time.perf_counter() < deadline:
             await asyncio.wait([opened.task for opened in self._open], timeout=deadline - time.perf_counter())

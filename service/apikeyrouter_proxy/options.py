@@ -9,7 +9,7 @@ __all__ = ["ProxyOptions"]
 
 BODY_BYTES_DEFAULT = 32 * 2**20
 BODY_BYTES_LIMIT = 2**30
-DRAIN_SECONDS_DEFAULT = 30.0
+DRAIN_SECONDS_DEFAULT = 60.0
 DRAIN_SECONDS_LIMIT = 3600.0
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})

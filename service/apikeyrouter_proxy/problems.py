@@ -19,7 +19,7 @@ from apikeyrouter.domain.models.system_error import (
     ModelNotFoundError,
     NoEligibleKeysError,
     StateStoreError,
-    SystemError,  # noqa: A004 (the documents name it so)
+    SystemError,
 )
 
 __all__ = ["Problem", "RequestRefused", "problem_headers", "problem_of", "refuse"]
@@ -31,6 +31,8 @@ SPREAD_MS_MAX = 1000
 STORE_RETRY_MS = 1000
 OVERLOAD_RETRY_MS = 1000
 BUDGET_MESSAGE = "a budget that applies to this request has no room for it"
+_TYPED_BY_STATUS = frozenset({404, 413})
+"""Where Anthropic has a type of its own and OpenAI says `invalid_request_error`."""
 _OWN_FAULT = (401, 402, 403)
 
 
@@ -54,7 +56,7 @@ class RequestRefused(ApiKeyRouterError):
         self.problem = problem
 
 
-def refuse(status: int, type: str, code: str, message: str) -> RequestRefused:  # noqa: A002 (the wire's name)
+def refuse(status: int, type: str, code: str, message: str) -> RequestRefused:
     """An error to raise: not worth a retry."""
     return RequestRefused(Problem(status=status, type=type, code=code, message=message))
 
@@ -90,9 +92,10 @@ def problem_headers(problem: Problem) -> list[tuple[bytes, bytes]]:
 
 def problem_body(problem: Problem, wire: Wire, request_id: str) -> bytes:
     """The answer's body in the route's dialect."""
+    by_status = wire.dialect == "anthropic" and problem.status in _TYPED_BY_STATUS
     return wire.error_body(
         status=problem.status,
-        type=problem.type,
+        type="" if by_status else problem.type,
         code=problem.code,
         message=problem.message,
         request_id=request_id,

@@ -1,5 +1,7 @@
 """A client's HTTP request: its body within bounds, its headers as what routing needs. No I/O but receiving the body."""
 
+import asyncio
+import contextlib
 import math
 import random
 import re
@@ -12,7 +14,7 @@ from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter_proxy.clients import Caller
-from apikeyrouter_proxy.problems import refuse
+from apikeyrouter_proxy.problems import RequestRefused, refuse
 from apikeyrouter_proxy.routes import Route
 
 __all__ = ["ClientGone", "Headers", "make_call", "read_body", "request_id_of"]
@@ -24,6 +26,8 @@ HEADERS_MAX = 100
 REQUEST_ID_LENGTH_MAX = 128
 NAME_LENGTH_MAX = 256
 OBJECTIVES_REMEMBERED_MAX = 64
+DISCARD_SECONDS_MAX = 10.0
+DISCARDED_BYTES_MAX = 64 * 2**20
 TIMEOUT_MS_MAX = 24 * 3600 * 1000
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _PASSED_ON = tuple(
@@ -55,7 +59,7 @@ async def read_body(receive: Receive, headers: Headers, bytes_max: int) -> bytes
         raise refuse(431, "invalid_request_error", "headers_too_large", f"more than {HEADERS_MAX} headers")
     declared = headers.get(b"content-length")
     if declared is not None and (not declared.isdigit() or len(declared) > 15 or int(declared) > bytes_max):
-        raise _too_large(bytes_max)
+        raise await _too_large(receive, bytes_max, more=True)
     if (coding := headers.get(b"content-encoding", b"identity")) != b"identity":
         raise refuse(
             415, "invalid_request_error", "unsupported_encoding", f"send the body uncompressed, not {coding[:20]!r}"
@@ -67,7 +71,7 @@ async def read_body(receive: Receive, headers: Headers, bytes_max: int) -> bytes
     if message.get("more_body", False):
         body = await _read_rest(receive, body, bytes_max)
     if len(body) > bytes_max:
-        raise _too_large(bytes_max)
+        raise await _too_large(receive, bytes_max, more=False)
     return body
 
 
@@ -80,10 +84,24 @@ async def _read_rest(receive: Receive, first: bytes, bytes_max: int) -> bytes:
         part = message.get("body", b"")
         parts.append(part)
         size += len(part)
+        more = message.get("more_body", False)
         if size > bytes_max:
-            raise _too_large(bytes_max)
-        if not message.get("more_body", False):
+            raise await _too_large(receive, bytes_max, more=more)
+        if not more:
             return b"".join(parts)
+
+
+async def _too_large(receive: Receive, bytes_max: int, *, more: bool) -> RequestRefused:
+    """The error, after reading what is left: a connection that is closed on unread bytes is reset, and its client
+    may never see why."""
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_SECONDS_MAX):
+            while more and size <= DISCARDED_BYTES_MAX:
+                message = await receive()
+                size += len(message.get("body", b""))
+                more = message.get("more_body", False)
+    return refuse(413, "invalid_request_error", "request_too_large", f"the body is larger than {bytes_max} bytes")
 
 
 def make_call(
@@ -174,7 +192,3 @@ def _hinted_seconds(hint: bytes) -> float:
     except ValueError:
         return math.inf
     return seconds if seconds > 0 else math.inf
-
-
-def _too_large(bytes_max: int) -> Exception:
-    return refuse(413, "request_too_large", "request_too_large", f"the body is larger than {bytes_max} bytes")
