@@ -50,7 +50,7 @@ from apikeyrouter.domain.models.system_error import (
     ProviderError,
 )
 from apikeyrouter.domain.models.system_response import StreamChunk, SystemResponse, TokenUsage
-from apikeyrouter.infrastructure.adapters.http_transport import AiohttpTransport, Response, Timeouts
+from apikeyrouter.infrastructure.adapters.transport import Response, Timeouts, Transport
 from apikeyrouter.infrastructure.config.compiled import CompiledConfig
 from apikeyrouter.infrastructure.config.limit_profiles import profile_for
 from apikeyrouter.infrastructure.config.settings import RouterSettings
@@ -125,7 +125,7 @@ class ApiKeyRouter:
             self.ledger, self.catalogue, self.estimator, self.snapshot, lease_us=LEASE_US, refresh=self._refresh
         )
         self._attempts = Attempts(
-            AiohttpTransport(), self.books, self.estimator, observe=self._observe, finished=self._finished,
+            _open_transport, self.books, self.estimator, observe=self._observe, finished=self._finished,
             timeouts=Timeouts(),
         )  # fmt: skip
         self._housekeeper = Housekeeper(
@@ -447,6 +447,7 @@ class ApiKeyRouter:
             learned = await self.state_store.get_document(*RATIOS_DOCUMENT)
             if learned:
                 self.estimator.merge(learned)
+            self._attempts.open()
             self._loop = loop
             self.books.start()
             self._housekeeper.start()
@@ -474,7 +475,7 @@ class ApiKeyRouter:
         await self.books.close()
         with contextlib.suppress(Exception):  # learned ratios are a convenience; losing them costs accuracy only
             await self.state_store.save_document(*RATIOS_DOCUMENT, self.estimator.export())
-        await self._attempts.transport.close()
+        await self._attempts.close()
         for provider in self.catalogue.providers.values():
             closing = getattr(provider.adapter, "close", None)
             if closing is not None:
@@ -581,6 +582,12 @@ def _engine_for(store: StateStore) -> Engine:
     if not isinstance(store, InMemoryStateStore):
         _log.warning("ledger.in_process", store=type(store).__name__, reason="a custom store keeps entities only")
     return LocalEngine()
+
+
+def _open_transport() -> Transport:
+    from apikeyrouter.infrastructure.adapters.http_transport import AiohttpTransport
+
+    return AiohttpTransport()
 
 
 def _call_of(intent: RequestIntent, objective: RoutingObjective | str | None, *, stream: bool) -> Call:

@@ -11,8 +11,8 @@ from apikeyrouter.domain.models.request_intent import Operation, RequestIntent
 from apikeyrouter.domain.models.system_error import ErrorCategory, InvalidRequestError, ProviderError
 from apikeyrouter.infrastructure.adapters.anthropic_adapter import AnthropicAdapter
 from apikeyrouter.infrastructure.adapters.http_adapter import UpstreamFailure
-from apikeyrouter.infrastructure.adapters.http_transport import ConnectFailed, UpstreamTimeout
 from apikeyrouter.infrastructure.adapters.openai_adapter import OpenAIAdapter
+from apikeyrouter.infrastructure.adapters.transport import ConnectFailed, UpstreamTimeout
 from apikeyrouter.simulator.process import SimulatorProcess
 
 OPENAI_KEY = "sk-sim-0123456789abcdefghij"

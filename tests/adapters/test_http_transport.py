@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from apikeyrouter.domain.interfaces.wire import UpstreamRequest
-from apikeyrouter.infrastructure.adapters.http_transport import (
-    AiohttpTransport,
+from apikeyrouter.infrastructure.adapters.http_transport import AiohttpTransport
+from apikeyrouter.infrastructure.adapters.transport import (
     ConnectFailed,
     ResponseLost,
     ResponseTooLong,

@@ -17,7 +17,7 @@ from apikeyrouter.domain.models.failure import Failure, FailureAction, FailureSc
 from apikeyrouter.domain.models.system_error import ErrorCategory, ProviderError, SystemError
 from apikeyrouter.domain.models.system_response import StreamChunk, TokenUsage
 from apikeyrouter.domain.models.usage import Usage
-from apikeyrouter.infrastructure.adapters.http_transport import (
+from apikeyrouter.infrastructure.adapters.transport import (
     Response,
     Timeouts,
     Transport,
@@ -52,7 +52,7 @@ class Attempts:
 
     def __init__(
         self,
-        transport: Transport,
+        open_transport: Callable[[], Transport],
         books: Bookkeeper,
         estimator: TokenEstimator,
         *,
@@ -60,9 +60,22 @@ class Attempts:
         finished: Callable[[Call, Facts], None],
         timeouts: Timeouts,
     ) -> None:
-        self.transport = transport
+        self._open_transport = open_transport
+        self._transport: Transport | None = None
         self._books, self._estimator = books, estimator
         self._observe, self._finished, self._timeouts = observe, finished, timeouts
+
+    def open(self) -> Transport:
+        """Make the transport, if it is not there yet."""
+        if self._transport is None:
+            self._transport = self._open_transport()
+        return self._transport
+
+    async def close(self) -> None:
+        """Close the transport. Idempotent."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.close()
 
     async def run(self, attempt: Attempt) -> Exchange | Failure:
         """The answer, or what went wrong before its first substantive byte."""
@@ -88,7 +101,7 @@ class Attempts:
             parsed, operation=admitted.operation, model=admitted.option.model, token_cap=admitted.token_cap,
             key=key, headers=call.headers,
         )  # fmt: skip
-        response = await self.transport.send(request, timeouts=timeouts)
+        response = await (self._transport or self.open()).send(request, timeouts=timeouts)
         attempt.own.status = response.status
         self._observe(admitted, response)
         if response.status >= 400:

@@ -12,8 +12,8 @@ from apikeyrouter.domain.models.system_response import ResponseMetadata, StreamC
 from apikeyrouter.infrastructure.adapters import anthropic_intent
 from apikeyrouter.infrastructure.adapters.anthropic_wire import VERSION, AnthropicWire
 from apikeyrouter.infrastructure.adapters.http_adapter import Catalogue, HTTPAdapter
-from apikeyrouter.infrastructure.adapters.http_transport import Timeouts, Transport
 from apikeyrouter.infrastructure.adapters.json_body import JsonError
+from apikeyrouter.infrastructure.adapters.transport import Timeouts, Transport
 
 __all__ = ["AnthropicAdapter"]
 

@@ -18,8 +18,7 @@ from apikeyrouter.domain.models.failure import Failure
 from apikeyrouter.domain.models.request_intent import Operation, RequestIntent
 from apikeyrouter.domain.models.system_error import ErrorCategory, ProviderError, SystemError
 from apikeyrouter.domain.models.system_response import StreamChunk, SystemResponse, TokenUsage
-from apikeyrouter.infrastructure.adapters.http_transport import (
-    AiohttpTransport,
+from apikeyrouter.infrastructure.adapters.transport import (
     Response,
     Timeouts,
     Transport,
@@ -90,7 +89,7 @@ class HTTPAdapter(ProviderAdapter):
         self.wire = wire
         self._models = frozenset(models) if models is not None else self.default_models()
         self._given = transport
-        self._own: tuple[asyncio.AbstractEventLoop, AiohttpTransport] | None = None
+        self._own: tuple[asyncio.AbstractEventLoop, Transport] | None = None
         self._timeouts = timeouts or Timeouts()
 
     @abstractmethod
@@ -229,6 +228,8 @@ class HTTPAdapter(ProviderAdapter):
             return self._given
         loop = asyncio.get_running_loop()
         if self._own is None or self._own[0] is not loop:
+            from apikeyrouter.infrastructure.adapters.http_transport import AiohttpTransport
+
             self._own = (loop, AiohttpTransport())
         return self._own[1]
 

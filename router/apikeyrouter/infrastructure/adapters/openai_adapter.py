@@ -10,9 +10,9 @@ from apikeyrouter.domain.models.request_intent import Operation, RequestIntent
 from apikeyrouter.domain.models.system_error import ErrorCategory, InvalidRequestError, ProviderError
 from apikeyrouter.domain.models.system_response import ResponseMetadata, SystemResponse, TokenUsage
 from apikeyrouter.infrastructure.adapters.http_adapter import Catalogue, HTTPAdapter
-from apikeyrouter.infrastructure.adapters.http_transport import Timeouts, Transport
 from apikeyrouter.infrastructure.adapters.json_body import JsonError
 from apikeyrouter.infrastructure.adapters.openai_wire import BASE_URL, PATHS, OpenAIWire
+from apikeyrouter.infrastructure.adapters.transport import Timeouts, Transport
 
 __all__ = ["OpenAIAdapter"]
 
