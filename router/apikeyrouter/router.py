@@ -14,8 +14,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
-import structlog
-
 from apikeyrouter.domain.components.catalogue import (
     BudgetRule,
     Catalogue,
@@ -58,6 +56,7 @@ from apikeyrouter.infrastructure.ledger.engine import Engine
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from apikeyrouter.infrastructure.ledger.redis_engine import RedisEngine
+from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
@@ -77,7 +76,7 @@ RATIOS_DOCUMENT = ("token_ratios", "learned")
 KEY_BREAKER = Breaker()
 PROVIDER_BREAKER = Breaker(failures=20)
 """A provider opens only when far more fails in a row than one key's worth."""
-_log = structlog.get_logger("apikeyrouter")
+_log = EventLog("apikeyrouter")
 
 
 class ApiKeyRouter:

@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-import structlog
-
 from apikeyrouter.domain.interfaces.ledger import Ledger
 from apikeyrouter.domain.models.accounting import (
     ReserveRequest,
@@ -22,12 +20,13 @@ from apikeyrouter.domain.models.accounting import (
     Transition,
 )
 from apikeyrouter.domain.models.system_error import LedgerError, LedgerUnavailableError
+from apikeyrouter.infrastructure.observability.events import EventLog
 
 BATCH_MAX = 64
 FLUSH_SECONDS = 0.002
 RETRY_SECONDS_MAX = 2.0
 ACKNOWLEDGE_MAX = 128
-_log = structlog.get_logger("apikeyrouter")
+_log = EventLog("apikeyrouter")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,11 +6,10 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-import structlog
-
 from apikeyrouter.domain.components.pool import Snapshot
 from apikeyrouter.domain.models.system_error import LedgerError
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
+from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.bookkeeping import Bookkeeper
 
 TICK_SECONDS = 0.25
@@ -18,7 +17,7 @@ SWEEP_ROUNDS_MAX = 64
 LANES_PER_TICK = 2048
 CLOCK_DISAGREEMENT_US = 2_000_000
 CLOCK_AGREES_AGAIN_SECONDS = 5.0
-_log = structlog.get_logger("apikeyrouter")
+_log = EventLog("apikeyrouter")
 
 
 class Housekeeper:
