@@ -15,7 +15,7 @@ from apikeyrouter.domain.models.system_error import (
     LedgerUnavailableError,
     ModelNotFoundError,
     ProviderError,
-    SystemError,  # noqa: A004 (the documented name)
+    SystemError,
 )
 from apikeyrouter.domain.models.system_response import SystemResponse
 from apikeyrouter.infrastructure.config.settings import RouterSettings
