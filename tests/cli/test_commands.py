@@ -169,6 +169,14 @@ def test_a_data_directory_does_not_go_with_a_redis_url(tmp_path: Path) -> None:
     assert "--data-dir" in told.stderr
 
 
+def test_a_redis_that_does_not_answer_is_one_line_and_no_traceback(tmp_path: Path) -> None:
+    told = command("serve", "--redis-url", "redis://user:hidden@127.0.0.1:1/0", "--port", "0", cwd=tmp_path)
+    assert told.returncode == 2
+    assert told.stderr.startswith("error: Redis at redis://127.0.0.1:1/0 does not answer")
+    assert "Traceback" not in told.stderr
+    assert "hidden" not in told.stderr
+
+
 def test_doctor_finds_a_server_without_persistence_and_says_what_to_do(valkey_server: Server, tmp_path: Path) -> None:
     told = command("doctor", "--redis-url", valkey_server.url, "--json", cwd=tmp_path)
     findings = {finding["check"]: finding for finding in json.loads(told.stdout)}

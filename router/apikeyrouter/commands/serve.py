@@ -1,5 +1,6 @@
 """`apikeyrouter serve`."""
 
+import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import typer
 from apikeyrouter._version import __version__
 from apikeyrouter.commands.environment import Surroundings, look_around
 from apikeyrouter.domain.models.system_error import ConfigurationError
+from apikeyrouter.infrastructure.state_store.redis_connection import mapped_errors, open_client
 from apikeyrouter_proxy.server import APP, ServeOptions, serve
 
 __all__ = ["ServeArguments", "make_options", "one_line", "run"]
@@ -34,9 +36,11 @@ class ServeArguments:
 
 
 def run(arguments: ServeArguments) -> int:
-    """Serve until stopped; the exit code. Errors: ConfigurationError."""
+    """Serve until stopped; the exit code. Errors: ConfigurationError; StateStoreError for a Redis that cannot be used."""
     around = look_around(config=arguments.config)
     options = make_options(arguments, around)
+    if options.redis_url:
+        asyncio.run(_check_server(options.redis_url))
     if arguments.reload or around.settings.proxy_reload:
         return _serve_with_reload(options)
     return serve(options, tell=_tell_json if arguments.json else _tell_person)
@@ -75,6 +79,16 @@ def one_line(facts: Mapping[str, Any]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+async def _check_server(url: str) -> None:
+    """One clear line about a wrong Redis, instead of a traceback from every worker."""
+    client = open_client(url)
+    try:
+        with mapped_errors(url):
+            await client.ping()
+    finally:
+        await client.aclose()
 
 
 def _tell_person(event: str, facts: Mapping[str, Any]) -> None:
