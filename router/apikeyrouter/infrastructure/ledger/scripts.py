@@ -6,11 +6,13 @@ the engines pass; nothing is declared twice.
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import NamedTuple
 
 from apikeyrouter.domain.models.system_error import LedgerProtocolError
 
@@ -18,7 +20,7 @@ SCRIPT_NAMES = (
     "acknowledge", "audit", "cancel", "configure", "open", "reassert", "record", "release", "renew", "reserve",
     "settle", "snapshot", "suspect", "sweep",
 )  # fmt: skip
-_INCLUDE = re.compile(r"^( *)-- @include (\w+)$", re.MULTILINE)
+_INCLUDE = re.compile(r"^( *)-- @include (\w+)$")
 _KEYS = re.compile(r"^-- KEYS +(.+)$", re.MULTILINE)
 _CONSTANTS = re.compile(r"^ *local ((?:[A-Z][A-Z0-9_]*(?:, )?)+) = (\d+(?:, \d+)*)\n", re.MULTILINE)
 _WORDS = re.compile(r"'[^'\n]*'|\b[A-Z][A-Z0-9_]*\b")
@@ -38,6 +40,14 @@ class Script:
         return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
+class SourceLine(NamedTuple):
+    """One line of a script as it was written, and where: file below `lua/`, line from 1."""
+
+    file: str
+    number: int
+    text: str
+
+
 def lua_root() -> Traversable:
     """Where `lua/` is: package data of an installed wheel, or the folder of a source tree."""
     packaged = files("apikeyrouter") / "_lua"
@@ -47,39 +57,52 @@ def lua_root() -> Traversable:
 @cache
 def load_scripts(*, virtual_time: bool = False) -> dict[str, Script]:
     """All scripts by name. `virtual_time` builds them with a clock that tests set (field virtual_now of the cell)."""
+    return {name: _build(name, virtual_time=virtual_time) for name in SCRIPT_NAMES}
+
+
+def source_lines(name: str, *, virtual_time: bool = False) -> Iterator[SourceLine]:
+    """A script's lines with its includes in their places, as its author wrote them: what a linter reads.
+
+    Raises:
+        LedgerProtocolError: no `#!lua` line, or no KEYS in the header.
+    """
     root = lua_root()
-    return {name: _build(root, name, virtual_time=virtual_time) for name in SCRIPT_NAMES}
-
-
-def _build(root: Traversable, name: str, *, virtual_time: bool) -> Script:
     source = (root / f"{name}.lua").read_text(encoding="utf-8")
-    shebang, _, body = source.partition("\n")
-    declared = _KEYS.search(body)
-    if not shebang.startswith("#!lua") or declared is None:
+    declared = _KEYS.search(source)
+    if not source.startswith("#!lua") or declared is None:
         raise LedgerProtocolError(f"lua/{name}.lua: the first line must be #!lua and the header must declare KEYS")
-    keys = tuple(declared.group(1).split())
+    keys = declared.group(1).split()
     slots = ", ".join(f"KEYS[{i}]" for i in range(1, len(keys) + 1))
+    lines = _expand(root, f"{name}.lua", frozenset(), virtual_time=virtual_time)
+    yield next(lines)
+    yield SourceLine(f"{name}.lua", 1, f"local {', '.join(keys)} = {slots}")
+    yield from lines
 
-    def expand(text: str, outside: frozenset[str]) -> str:
-        """Put includes in their places, each once in a scope: an indented one is local to the function it stands in."""
-        inside = set(outside)
 
-        def include(match: re.Match[str]) -> str:
-            indent, part = match.groups()
-            if part in inside:
-                return ""
-            file = "clock_now_virtual" if virtual_time and part == "clock_now" else part
-            source = (root / "include" / f"{file}.lua").read_text(encoding="utf-8").rstrip()
-            if not indent:
-                inside.add(part)
-            local.add(part)
-            return expand(source, frozenset(inside | local))
+def _expand(root: Traversable, file: str, outside: frozenset[str], *, virtual_time: bool) -> Iterator[SourceLine]:
+    """Put includes in their places, each once in a scope: an indented one is local to the function it stands in."""
+    inside, local = set(outside), set[str]()
+    source = root.joinpath(*file.split("/")).read_text(encoding="utf-8")
+    for number, line in enumerate(source.rstrip().split("\n"), 1):
+        included = _INCLUDE.match(line)
+        if included is None:
+            yield SourceLine(file, number, line)
+            continue
+        indent, part = included.groups()
+        if part in inside:
+            continue
+        if not indent:
+            inside.add(part)
+        local.add(part)
+        chosen = "clock_now_virtual" if virtual_time and part == "clock_now" else part
+        yield from _expand(root, f"include/{chosen}.lua", frozenset(inside | local), virtual_time=virtual_time)
 
-        local: set[str] = set()
-        return _INCLUDE.sub(include, text)
 
-    built = _inline(_strip(expand(body, frozenset())))
-    return Script(name, f"{shebang}\nlocal {', '.join(keys)} = {slots}\n{built}\n", keys)
+def _build(name: str, *, virtual_time: bool) -> Script:
+    lines = [line.text for line in source_lines(name, virtual_time=virtual_time)]
+    built = _inline(_strip("\n".join(lines[1:])))
+    declared = next(filter(None, map(_KEYS.match, lines)))
+    return Script(name, f"{lines[0]}\n{built}\n", tuple(declared.group(1).split()))
 
 
 def _inline(text: str) -> str:
