@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from apikeyrouter.domain.interfaces.ledger import Ledger
@@ -23,7 +23,7 @@ from apikeyrouter.domain.models.system_error import LedgerError, LedgerUnavailab
 from apikeyrouter.infrastructure.observability.events import EventLog
 
 BATCH_MAX = 64
-FLUSH_SECONDS = 0.002
+FLUSH_SECONDS = 0.005
 RETRY_SECONDS_MAX = 2.0
 ACKNOWLEDGE_MAX = 128
 _log = EventLog("apikeyrouter")
@@ -127,7 +127,7 @@ class Bookkeeper:
         batch = [self._outbox[at] for at in range(min(len(self._outbox), BATCH_MAX))]
         if not batch:
             return
-        answers = await asyncio.gather(*(self._end(end) for end in batch), return_exceptions=True)
+        answers = await self._end_all(batch)
         failed: list[Settlement | Release] = []
         for end, answer in zip(batch, answers, strict=True):
             self._outbox.popleft()
@@ -142,10 +142,23 @@ class Bookkeeper:
             raise LedgerUnavailableError(f"{len(failed)} settlements wait for the ledger")
         await self._acknowledge()
 
-    def _end(self, end: Settlement | Release) -> Awaitable[Transition]:
-        if isinstance(end, Settlement):
-            return self._ledger.settle(end)
-        return self._release(end)
+    async def _end_all(self, batch: list[Settlement | Release]) -> list[Transition | BaseException]:
+        """An answer or an error for each. Settlements go together; one that is refused does not hold up the others."""
+        settlements = [end for end in batch if isinstance(end, Settlement)]
+        releases = (self._release(end) for end in batch if isinstance(end, Release))
+        returning = asyncio.gather(*releases, return_exceptions=True)
+        booked = await self._settle_all(settlements)
+        answers = {True: iter(booked), False: iter(await returning)}
+        return [next(answers[isinstance(end, Settlement)]) for end in batch]
+
+    async def _settle_all(self, settlements: list[Settlement]) -> list[Transition | BaseException]:
+        try:
+            return list(await self._ledger.settle_many(settlements))
+        except LedgerUnavailableError as exc:
+            return [exc] * len(settlements)
+        except LedgerError:
+            one_by_one = (self._ledger.settle(settlement) for settlement in settlements)
+            return await asyncio.gather(*one_by_one, return_exceptions=True)
 
     async def _release(self, end: Release) -> Transition:
         answer = await self._ledger.release(
