@@ -7,7 +7,7 @@ socket, whose workers race for each connection. And a killed worker's socket die
 others at once. Elsewhere the kernel does not spread, and the workers share one socket.
 
 **Ending.** SIGTERM or SIGINT: workers stop accepting, finish what is in flight (at most `drain_seconds`), flush their
-settlements, and go; then the embedded server, last. A second signal hurries. A killed supervisor ends its workers in
+settlements, and go; then the embedded server, last. A second signal, later, hurries. A killed supervisor ends its workers in
 the same way: they see their standard input close.
 """
 
@@ -48,6 +48,8 @@ STEADY_SECONDS = 10.0
 """A worker that lived this long and then died is no sign of a crash loop."""
 GRACE_SECONDS = 15.0
 """What a worker may take after the drain: settlements, connections, the interpreter's end."""
+HURRY_SECONDS = 1.0
+"""Sooner, a second signal is the first one told twice (by a process group, by `timeout`)."""
 _STDIN = object()
 _SPREADS = sys.platform == "linux"
 
@@ -149,7 +151,7 @@ class _Supervisor:
         self._selector = selectors.DefaultSelector()
         self._signals: list[int] = []
         self._draining = False
-        self._stops = 0
+        self._draining_since = 0.0
 
     def run(self) -> int:
         previous = self._listen_to_signals()
@@ -279,8 +281,7 @@ class _Supervisor:
         if not os.read(0, 4096):
             self._selector.unregister(0)
             if not self._draining:
-                self._signal_workers(signal.SIGTERM)
-                self._draining = True
+                self._drain()
 
     def _handle(self, number: int) -> None:
         if number == signal.SIGHUP:
@@ -288,10 +289,14 @@ class _Supervisor:
                 self._tell("reloading", {})
                 self._signal_workers(signal.SIGHUP)
             return
-        self._stops += 1
-        # uvicorn lets go of open requests at an interrupt that follows a first signal.
-        self._signal_workers(signal.SIGTERM if self._stops == 1 else signal.SIGINT)
-        self._draining = True
+        if not self._draining:
+            self._drain()
+        elif time.monotonic() - self._draining_since >= HURRY_SECONDS:
+            self._signal_workers(signal.SIGINT)  # at which uvicorn lets go of open requests
+
+    def _drain(self) -> None:
+        self._draining, self._draining_since = True, time.monotonic()
+        self._signal_workers(signal.SIGTERM)
 
     def _signal_workers(self, number: int) -> None:
         for worker in self._workers:

@@ -1,0 +1,232 @@
+"""Clients that leave, processes that stop, workers that count together."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from apikeyrouter.simulator import SimulatorProcess
+from tests.servers import Server, free_port
+from tests.service.running import Running, environ_for, providers_of, running_service, wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+BODY: dict[str, Any] = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello there"}]}
+STREAM = {**BODY, "model": "slow", "stream": True, "max_tokens": 4000}
+
+
+@pytest.fixture
+def config(simulator: SimulatorProcess) -> dict[str, Any]:
+    """A model that streams for long, one that streams briefly, one that does not answer for long."""
+    keys = [{"id": n, "provider": "openai", "key": f"sk-sim-{n}", "models": [n]} for n in ("slow", "brief", "late")]
+    return {"providers": providers_of(simulator), "keys": keys}
+
+
+async def settled(service: Running, count: int) -> None:
+    """Wait until so many reservations have ended, and nothing is open."""
+
+    async def done() -> bool:
+        return await service.count("apikeyrouter_settlements_total") == count and not service.runtime.router.in_flight
+
+    await wait_until(done)
+
+
+async def test_a_client_that_leaves_a_stream_pays_for_what_it_got(
+    simulator: SimulatorProcess, service: Running
+) -> None:
+    async with service.http() as client, client.stream("POST", "/v1/chat/completions", json=STREAM) as answer:
+        async for _ in answer.aiter_bytes():
+            break
+    await settled(service, 1)
+    facts = service.runtime.router.decisions[-1]
+    assert facts.outcome in ("disconnected", "cancelled")
+    assert facts.usage is not None
+    assert facts.usage.output_tokens < 1000
+    assert await service.count("apikeyrouter_requests_total") == 1
+    assert await service.count("apikeyrouter_inflight") == 0
+
+
+async def test_a_client_that_leaves_before_the_answer_frees_its_hold(
+    simulator: SimulatorProcess, service: Running
+) -> None:
+    async with service.http() as client:
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post("/v1/chat/completions", json={**BODY, "model": "late"}, timeout=0.3)
+    await settled(service, 1)
+    assert await service.count("apikeyrouter_inflight") == 0
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_holds_nothing(service: Running) -> None:
+    host, port = service.url.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{")
+    await writer.drain()
+    writer.close()
+
+    async def noted() -> bool:
+        return (
+            await service.count('apikeyrouter_requests_total{route="messages",provider="",model="",outcome="disc') == 1
+        )
+
+    await wait_until(noted)
+    assert await service.count("apikeyrouter_settlements_total") == 0
+
+
+async def test_a_stopping_service_finishes_what_is_under_way(
+    service_valkey: Server, config: dict[str, Any], simulator: SimulatorProcess
+) -> None:
+    async with running_service(service_valkey.url, config) as service, service.http() as client:
+        runtime = service.runtime
+        async with client.stream("POST", "/v1/chat/completions", json={**STREAM, "model": "brief"}) as answer:
+            chunks = answer.aiter_lines()
+            first = await anext(chunks)
+            service.server.should_exit = True
+            rest = [line async for line in chunks]
+    assert first.startswith("data: ")
+    assert rest[-2:] == ["data: [DONE]", ""]
+    assert runtime.router.books.waiting == 0
+    assert runtime.router.books.settled == 1
+
+
+async def test_what_does_not_end_in_time_is_cut_off_with_an_event(
+    service_valkey: Server, config: dict[str, Any], simulator: SimulatorProcess
+) -> None:
+    environ = {"PROXY_DRAIN_SECONDS": "0"}
+    async with running_service(service_valkey.url, config, environ=environ) as service, service.http() as client:
+        runtime = service.runtime
+        async with client.stream("POST", "/v1/chat/completions", json=STREAM) as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            drained = asyncio.create_task(runtime.drain())
+            rest = [line async for line in lines if line]
+            await drained
+        ready = await client.get("/health/ready")
+    assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
+    assert ready.status_code == 503
+    assert runtime.router.books.settled == 1
+
+
+@contextlib.asynccontextmanager
+async def worker_processes(
+    command: list[str], environ: Mapping[str, str], url: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A server process group that answers at `url`, ended by SIGTERM at exit."""
+    inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", *command, env={**inherited, **environ}, cwd=Path(environ["HOME"])
+    )
+    try:
+        async with httpx.AsyncClient() as client:
+
+            async def ready() -> bool:
+                assert process.returncode is None, "the server did not start"
+                with contextlib.suppress(httpx.TransportError):
+                    return (await client.get(f"{url}/health/ready")).status_code == 200
+                return False
+
+            await wait_until(ready)
+        yield process
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            await process.wait()
+
+
+async def _ask(url: str, count: int) -> list[int]:
+    """Ask over connections of their own, so that every worker gets some."""
+    statuses = []
+    for _ in range(count):
+        async with httpx.AsyncClient() as client:
+            statuses.append((await client.post(f"{url}/v1/chat/completions", json=BODY)).status_code)
+    return statuses
+
+
+def _prepared(directory: Path, simulator: SimulatorProcess, redis_url: str) -> tuple[dict[str, str], Path]:
+    config = {
+        "providers": providers_of(simulator),
+        "keys": [{"id": "k1", "provider": "openai", "key": "sk-sim-service-1", "models": ["gpt-4o-mini"]}],
+    }
+    path, log = directory / "config.yaml", directory / "access.log"
+    path.write_text(yaml.safe_dump(config))
+    environ = environ_for(redis_url, path, log) | {"HOME": str(directory)}
+    return {name: value for name, value in environ.items() if value}, log
+
+
+def _sample(text: str, name: str) -> int:
+    return sum(int(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
+
+
+@pytest.mark.parametrize("server", ["uvicorn", "gunicorn"])
+async def test_a_scrape_of_any_worker_counts_all_of_them_and_nothing_is_lost_at_the_end(
+    simulator: SimulatorProcess, service_valkey: Server, tmp_path: Path, server: str
+) -> None:
+    environ, log = _prepared(tmp_path, simulator, service_valkey.url)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    app = "apikeyrouter_proxy.main:app"
+    commands = {
+        "uvicorn": ["uvicorn", app, "--port", str(port), "--workers", "2", "--log-level", "warning"],
+        "gunicorn": [
+            "gunicorn", app, "-w", "2", "-k", "uvicorn.workers.UvicornWorker", "-b", f"127.0.0.1:{port}",
+            "--log-level", "warning",
+        ],
+    }  # fmt: skip
+    async with worker_processes(commands[server], environ, url) as process:
+        assert await _ask(url, 20) == [200] * 20
+
+        async def counted() -> bool:
+            async with httpx.AsyncClient() as client:
+                text = (await client.get(f"{url}/metrics")).text
+            found = [
+                _sample(text, f"apikeyrouter_{name}") for name in ("requests_total", "settlements_total", "workers")
+            ]
+            return found == [20, 20, 2]
+
+        await wait_until(counted)
+        assert await _ask(url, 5) == [200] * 5
+        process.send_signal(signal.SIGTERM)
+        await process.wait()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len({line["request_id"] for line in lines}) == len(lines) == 25
+
+
+async def test_workers_without_a_redis_share_one_embedded_server(simulator: SimulatorProcess, tmp_path: Path) -> None:
+    environ, _ = _prepared(tmp_path, simulator, "")
+    environ["APIKEYROUTER_DATA_DIR"] = str(tmp_path / "data")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [
+        "uvicorn", "apikeyrouter_proxy.main:app", "--port", str(port), "--workers", "2", "--log-level", "warning",
+    ]  # fmt: skip
+    async with worker_processes(command, environ, url), httpx.AsyncClient(base_url=url) as client:
+        assert await _ask(url, 10) == [200] * 10
+
+        async def shared() -> bool:
+            text = (await client.get("/metrics")).text
+            return (_sample(text, "apikeyrouter_requests_total"), _sample(text, "apikeyrouter_workers")) == (10, 2)
+
+        await wait_until(shared)
+
+
+async def test_an_application_without_a_lifespan_starts_with_its_first_request(
+    simulator: SimulatorProcess, service_valkey: Server, tmp_path: Path
+) -> None:
+    from apikeyrouter_proxy.main import create_app
+
+    environ, _ = _prepared(tmp_path, simulator, service_valkey.url)
+    app = create_app(environ)
+    transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        answer = await client.post("/v1/chat/completions", json=BODY)
+    await app.closed()
+    assert answer.status_code == 200
+    assert answer.json()["routing_metadata"]["key_used"] == "k1"
