@@ -36,8 +36,8 @@ types: $(READY) ## mypy, strict, on sources and tests
 imports: $(READY) ## import contracts: imports run one way
 	$(BIN)/lint-imports
 
-lua-lint: ## luacheck over lua/
-	luacheck lua
+lua-lint: $(READY) ## luacheck over the scripts as they are built
+	$(BIN)/python -m tools.lua_lint
 
 laws: $(READY) ## break each accounting law with a patch and see a test turn red
 	$(BIN)/python -m tests.laws

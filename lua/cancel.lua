@@ -15,7 +15,6 @@
 -- @include layout_lane
 -- @include layout_scope
 -- @include layout_reservation
--- @include argument_amount
 -- @include clock_now
 -- @include cell_begin
 -- @include reply_stamp

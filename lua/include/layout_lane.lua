@@ -6,7 +6,8 @@ local L_OK, L_FAILED, L_DECAYED, L_LATENCY, L_TOTAL, L_TOTAL_FAILED, L_LAST_USED
 local LANE_SIZE = 22
 
 -- Offsets inside a limit's block. Bucket: scale per unit of amount, drain per tick, tick in us; S1 level (scaled),
--- S2 time of that level, S3 what was refunded (modulo 2^52). Window: scale is the period or the calendar's number; S1 used, S2 start, S3 end.
+-- S2 time of that level, S3 what was refunded (modulo 2^52). Window: scale is the period or the calendar's number; S1 used,
+-- S2 start, S3 end.
 -- Sliding: scale is a slot's length; S1 start of the current slot, S2 … S8 its counter and those of the six before it.
 local D_NAME, D_METRIC, D_KIND, D_CAPACITY, D_SCALE, D_DRAIN, D_TICK, D_REFUND, D_LEARNED = 1, 2, 3, 4, 5, 6, 7, 8, 9
 local D_S1, D_S2, D_S3, D_S8 = 10, 11, 12, 17
