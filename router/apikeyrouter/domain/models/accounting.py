@@ -7,6 +7,8 @@ microseconds of the ledger's own clock. Nothing in this file does I/O.
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
+import msgspec
+
 AMOUNT_MAX = 2**53 - 1
 """Largest integer a Lua number holds exactly; larger amounts are refused, never rounded."""
 
@@ -131,8 +133,7 @@ class ScopeConfig:
     suspense_after_us: int = 3_600_000_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Charge:
+class Charge(msgspec.Struct, frozen=True, kw_only=True):
     """Amounts of one attempt. `expected` for ranking and lanes, `bound` for hard scopes; UNPRICED where unknown.
 
     `metered_tokens` is what limits on all tokens count at arrival (input plus the output cap at some providers);
@@ -146,8 +147,7 @@ class Charge:
     bound_nanousd: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One way to serve a request: the lanes it is metered in, its own scopes, and what it is expected to take."""
 
     lanes: tuple[str, ...]
@@ -155,8 +155,7 @@ class Candidate:
     charge: Charge = field(default_factory=Charge)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReserveRequest:
+class ReserveRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Hold the first candidate that has room in every lane and every scope, or nothing.
 
     `rid` is made by the caller, one per attempt, and makes every transition idempotent. `config_version` 0 means
@@ -195,8 +194,7 @@ class RetryKind(IntEnum):
     NEVER = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stamp:
+class Stamp(msgspec.Struct, frozen=True, kw_only=True):
     """Where in the cell's history an answer stands. A `seq` that goes back proves lost writes (law 9)."""
 
     epoch: int
@@ -205,8 +203,7 @@ class Stamp:
     config_version: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loss:
+class Loss(msgspec.Struct, frozen=True, kw_only=True):
     """Why one candidate lost: `where` is the id of the binding lane or scope, `limit` the name of its binding limit."""
 
     index: int
@@ -217,8 +214,7 @@ class Loss:
     retry_kind: RetryKind
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Admission:
+class Admission(msgspec.Struct, frozen=True, kw_only=True):
     """Held: candidate `index` (into the request's candidates) until `deadline_us`, renewable."""
 
     stamp: Stamp
@@ -231,8 +227,7 @@ class Admission:
     replayed: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Denial:
+class Denial(msgspec.Struct, frozen=True, kw_only=True):
     """Nothing was held. `binding` is the loss that ends soonest; `losses` has one entry per candidate."""
 
     stamp: Stamp
@@ -259,8 +254,7 @@ class Outcome(IntEnum):
     FAILURE = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settlement:
+class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     """What was really used. `cost_nanousd` UNPRICED when the price is unknown."""
 
     rid: bytes
@@ -283,8 +277,7 @@ class Result(IntEnum):
     UNMATCHED = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transition:
+class Transition(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to settle, release, cancel, reassert: the result and the state the reservation is in now."""
 
     stamp: Stamp

@@ -1,7 +1,8 @@
 """One request on the data plane, and what came of it: plain slotted data, no validation, no I/O."""
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
 
 from apikeyrouter.domain.models.accounting import Loss
 from apikeyrouter.domain.models.usage import Usage
@@ -13,8 +14,7 @@ if TYPE_CHECKING:
     from apikeyrouter.domain.models.wire import ParsedRequest
 
 
-@dataclass(slots=True, kw_only=True)
-class Call:
+class Call(msgspec.Struct, kw_only=True):
     """One request to be served. Either `parsed` (a client's body in `dialect`) or `intent` (the library) is set.
 
     `operation`: chat, completion, embedding, responses, messages, count_tokens, http. `provider_id` pins a provider.
@@ -43,8 +43,7 @@ class Call:
     deadline: float | None = None
 
 
-@dataclass(slots=True, kw_only=True)
-class AttemptFacts:
+class AttemptFacts(msgspec.Struct, kw_only=True):
     """One attempt: which key, what happened. `failure` "" when it succeeded. Times in microseconds."""
 
     key_id: str
@@ -60,8 +59,7 @@ class AttemptFacts:
     reserve_us: int = 0
 
 
-@dataclass(slots=True, kw_only=True)
-class Facts:
+class Facts(msgspec.Struct, kw_only=True):
     """What happened to one call: kept in a ring, rendered on demand.
 
     `cost_nanousd` and `usage` None: not known (yet: a stream's are set when it ends). `token_cap`: the cap that was
@@ -77,7 +75,7 @@ class Facts:
     team: str | None
     client: str | None
     at_us: int
-    attempts: list[AttemptFacts] = field(default_factory=list)
+    attempts: list[AttemptFacts] = msgspec.field(default_factory=list)
     usage: Usage | None = None
     cost_nanousd: int | None = None
     token_cap: int | None = None
@@ -118,8 +116,7 @@ class Chunks(Protocol):
         ...
 
 
-@dataclass(slots=True, kw_only=True)
-class Exchange:
+class Exchange(msgspec.Struct, kw_only=True):
     """The answer to one call: `body` when complete, else `chunks`, each to be passed on as it comes.
 
     Iterating `chunks` to its end, or closing it (`aclose`), settles the request; one of both must happen. A failure

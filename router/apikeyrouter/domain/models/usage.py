@@ -1,10 +1,9 @@
 """What one answer used, in one shape for every provider (`providers.md` §2.1)."""
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Token counts. Totals are inclusive: `input_tokens` contains cache reads and writes, `output_tokens` reasoning.
 
     `estimated` marks counts that the provider did not tell (a broken stream, a silent server).

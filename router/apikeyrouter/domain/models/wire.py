@@ -3,14 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from apikeyrouter.domain.models.failure import Failure
 
 Headers = Sequence[tuple[str, str]]
 """Header names in lower case."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParsedRequest:
+class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The few fields routing needs from a client's body, read once.
 
     `fields` holds the top-level members still encoded (name → JSON bytes), so that an edit splices, not re-serialises.
@@ -40,8 +41,7 @@ class ParsedRequest:
     body: bytes = b""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpstreamRequest:
+class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What goes to the provider."""
 
     method: str
@@ -50,8 +50,7 @@ class UpstreamRequest:
     body: bytes
 
 
-@dataclass(slots=True, kw_only=True)
-class StreamStep:
+class StreamStep(msgspec.Struct, kw_only=True):
     """What one chunk of a provider's stream means.
 
     `out`: bytes to pass on (may be empty). `substantive`: from here on the answer has begun, failover is over.
