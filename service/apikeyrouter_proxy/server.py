@@ -7,8 +7,8 @@ socket, whose workers race for each connection. And a killed worker's socket die
 others at once. Elsewhere the kernel does not spread, and the workers share one socket.
 
 **Ending.** SIGTERM or SIGINT: workers stop accepting, finish what is in flight (at most `drain_seconds`), flush their
-settlements, and go; then the embedded server, last. A second signal, later, hurries. A killed supervisor ends its workers in
-the same way: they see their standard input close.
+settlements, and go; then the embedded server, last. A second signal, later, hurries. A killed supervisor ends its
+workers in the same way: they see their standard input close.
 """
 
 import errno

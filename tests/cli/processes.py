@@ -27,7 +27,7 @@ def clean_environ(**more: str) -> dict[str, str]:
 def running(
     arguments: Sequence[str], *, cwd: Path, environ: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """A Python process with these arguments; killed at exit if it still runs."""
+    """A Python process with these arguments; told to end at exit if it still runs, and killed if it does not."""
     process = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=cwd,
@@ -39,9 +39,12 @@ def running(
     try:
         yield process
     finally:
-        if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(SECONDS_MAX)
+        except subprocess.TimeoutExpired:
             process.kill()
-        process.wait()
+            process.wait()
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
             with contextlib.suppress(BrokenPipeError):

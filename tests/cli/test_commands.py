@@ -155,6 +155,13 @@ def test_a_taken_port_names_the_way_out(tmp_path: Path) -> None:
         assert "--port" in again.stderr
 
 
+def test_a_port_that_is_taken_from_the_simulator_is_one_line(tmp_path: Path) -> None:
+    with simulator(tmp_path) as url:
+        again = command("simulate", "--port", url.rpartition(":")[2], cwd=tmp_path)
+        assert again.returncode == 2
+        assert again.stderr.startswith("error: cannot listen on port")
+
+
 def test_a_wrong_configuration_file_is_named_with_its_path_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "router.yaml").write_text("limits:\n  - {quota_group: a, rpm: -1}\n")
     told = command("serve", "--config", "router.yaml", "--data-dir", "data", cwd=tmp_path)

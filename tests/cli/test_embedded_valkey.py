@@ -121,6 +121,21 @@ def test_a_killed_server_comes_back_with_its_data(
         assert connection.get("budget") == "spent"
 
 
+def test_signals_to_every_process_at_once_do_not_take_the_server_from_its_users(
+    tmp_path: Path, opened: Callable[[Path | None], EmbeddedServer]
+) -> None:
+    server = opened(tmp_path / "data")
+    assert server.guard_pid is not None
+    with client(server.url) as connection:
+        connection.set("budget", "spent")
+        pid = int(connection.info("server")["process_id"])
+    for process in (server.guard_pid, pid):
+        os.kill(process, signal.SIGTERM)
+    wait_until(lambda: not is_alive(pid) and running_url(tmp_path / "data"))
+    with client(server.url) as connection:
+        assert connection.get("budget") == "spent"
+
+
 def test_a_killed_guard_takes_its_server_along_and_ensure_starts_both_again(
     tmp_path: Path, opened: Callable[[Path | None], EmbeddedServer]
 ) -> None:

@@ -17,7 +17,8 @@ import httpx
 from apikeyrouter_proxy.worker import bound_socket
 from tests.cli.processes import clean_environ, hear, is_alive, running, wait_until
 
-REPOSITORY = Path(__file__).parents[2]
+PATH = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+"""The workers import an app of the tests."""
 PROGRAM = """
 import json, sys
 from apikeyrouter_proxy.server import ServeOptions, serve
@@ -34,7 +35,7 @@ def supervisor(
 ) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """A running supervisor and what it announced."""
     told = json.dumps({"port": 0, "workers": 2, "drain_seconds": 20, **options})
-    given = clean_environ(PYTHONPATH=str(REPOSITORY), **(environ or {}))
+    given = clean_environ(PYTHONPATH=PATH, **(environ or {}))
     with running(["-c", PROGRAM, told], cwd=directory, environ=given) as process:
         yield process, hear(process, "listening")
 
@@ -73,6 +74,15 @@ def test_requests_in_flight_finish_and_every_worker_flushes_before_the_end(tmp_p
         assert {path.name for path in tmp_path.glob("flushed-*")} == {f"flushed-{pid}" for pid in told["workers"]}
 
 
+def test_a_signal_that_is_told_twice_still_lets_requests_finish(tmp_path: Path) -> None:
+    with supervisor(tmp_path) as (process, told), concurrent.futures.ThreadPoolExecutor() as pool:
+        slow = pool.submit(httpx.get, told["url"] + "/slow", timeout=60)
+        wait_until((tmp_path / "slow-began").exists)
+        process.send_signal(signal.SIGTERM)
+        assert end(process) == 0
+        assert slow.result().status_code == 200
+
+
 def test_an_interrupt_ends_it_as_cleanly(tmp_path: Path) -> None:
     with supervisor(tmp_path) as (process, told):
         assert end(process, signal.SIGINT) == 0
@@ -109,7 +119,7 @@ def test_a_taken_port_is_a_clear_error_even_where_workers_could_share_it(tmp_pat
         arguments = ["-c", PROGRAM, json.dumps({"port": told["port"]})]
         again = subprocess.run(
             [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
-            env=clean_environ(PYTHONPATH=str(REPOSITORY)),
+            env=clean_environ(PYTHONPATH=PATH),
         )  # fmt: skip
         assert again.returncode != 0
         assert f"port {told['port']}" in again.stderr
@@ -119,7 +129,7 @@ def test_a_taken_port_is_a_clear_error_even_where_workers_could_share_it(tmp_pat
 def test_a_worker_that_cannot_start_ends_everything_with_its_own_exit_code(tmp_path: Path) -> None:
     (tmp_path / "refuse-to-start").touch()
     told = json.dumps({"port": 0, "workers": 2})
-    with running(["-c", PROGRAM, told], cwd=tmp_path, environ=clean_environ(PYTHONPATH=str(REPOSITORY))) as process:
+    with running(["-c", PROGRAM, told], cwd=tmp_path, environ=clean_environ(PYTHONPATH=PATH)) as process:
         assert process.wait(60) == 3
 
 

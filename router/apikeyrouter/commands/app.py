@@ -98,9 +98,16 @@ def simulate(
     config: Annotated[Path | None, typer.Option("--config", help="JSON or YAML; none: a built-in example.")] = None,
 ) -> None:
     """Simulated providers alone: OpenAI and Anthropic dialects, limits that are really enforced."""
+    from apikeyrouter.domain.models.system_error import ConfigurationError
     from apikeyrouter.simulator import run
 
-    raise typer.Exit(run(["--port", str(port), *(["--config", str(config)] if config else [])]))
+    try:
+        code = run(["--port", str(port), *(["--config", str(config)] if config else [])])
+    except OSError as exc:
+        raise ConfigurationError(
+            f"cannot listen on port {port} ({exc.strerror or exc}); choose another: --port"
+        ) from exc
+    raise typer.Exit(code)
 
 
 @app.command()

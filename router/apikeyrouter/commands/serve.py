@@ -36,7 +36,7 @@ class ServeArguments:
 
 
 def run(arguments: ServeArguments) -> int:
-    """Serve until stopped; the exit code. Errors: ConfigurationError; StateStoreError for a Redis that cannot be used."""
+    """Serve until stopped; the exit code. Errors: ConfigurationError; StateStoreError when Redis cannot be used."""
     around = look_around(config=arguments.config)
     options = make_options(arguments, around)
     if options.redis_url:

@@ -69,9 +69,12 @@ def _guard_lock(directory: Path) -> BinaryIO | None:
     return None
 
 
-def try_lock(path: Path, kind: int) -> BinaryIO | None:
-    """A file that holds the lock (LOCK_SH or LOCK_EX) until it is closed, or None when another has it."""
-    file = path.open("ab")
+def try_lock(path: Path, kind: int, *, create: bool = True) -> BinaryIO | None:
+    """A file that holds the lock (LOCK_SH or LOCK_EX) until it is closed, or None when another has it.
+
+    Errors: FileNotFoundError with `create` False. A look must not make files in a directory that is being removed.
+    """
+    file = path.open("ab" if create else "rb")
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -124,6 +127,9 @@ class _Guard:
     def clean_up(self) -> None:
         """Leave nothing behind: the socket and the pid file, or the whole directory of an ephemeral server."""
         self._options.socket.unlink(missing_ok=True)
+        if self._options.socket.parent != self._directory:
+            with suppress(OSError):
+                self._options.socket.parent.rmdir()
         (self._directory / PID_FILE).unlink(missing_ok=True)
         if self._options.ephemeral:
             shutil.rmtree(self._directory, ignore_errors=True)
@@ -134,8 +140,7 @@ class _Guard:
             self._rest(LOOK_SECONDS)
             if process.poll() is None:
                 continue
-            if self._leaving:
-                break
+            # Also when we are to leave: whoever signals every process at once still wants his settlements booked.
             self._rest(pause_seconds)
             pause_seconds = min(pause_seconds * 2, RESTART_SECONDS_MAX)
             process = self._start()
@@ -158,6 +163,7 @@ class _Guard:
         return False
 
     def _start(self) -> subprocess.Popen[bytes]:
+        self._options.socket.parent.mkdir(mode=0o700, exist_ok=True)
         self._options.socket.unlink(missing_ok=True)
         with self._open_log() as log:
             return subprocess.Popen(  # noqa: S603  (the server program that the caller found)
@@ -186,7 +192,7 @@ class _Guard:
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> bool:
         deadline = time.monotonic() + READY_SECONDS_MAX
-        while process.poll() is None and time.monotonic() < deadline and not self._leaving:
+        while process.poll() is None and time.monotonic() < deadline:
             if answers(self._options.socket):
                 return True
             self._rest(0.02)

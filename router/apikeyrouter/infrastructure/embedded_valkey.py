@@ -95,7 +95,10 @@ class EmbeddedServer:
         False, and the server stays, when another process still uses it.
         """
         self.close()
-        return _stop_unused(self.directory)
+        stopped = _stop_unused(self.directory)
+        if stopped and self.ephemeral:
+            shutil.rmtree(self.directory, ignore_errors=True)  # the guard may be about to
+        return stopped
 
     def ensure(self) -> None:
         """Start it again if it has gone (its guard restarts a crashed server; this is for a killed guard).
@@ -228,7 +231,7 @@ def _stop_unused(directory: Path) -> bool:
 def _is_used(directory: Path) -> bool:
     """Whether a user holds the server. The guard's own exclusive lock, while it ends the server, is no use."""
     try:
-        shared = try_lock(directory / USERS_LOCK, fcntl.LOCK_SH)
+        shared = try_lock(directory / USERS_LOCK, fcntl.LOCK_SH, create=False)
         if shared is None:
             return False
         with shared:
@@ -253,9 +256,9 @@ def _guard_pid(directory: Path) -> int | None:
 
 def _is_guarded(directory: Path) -> bool:
     try:
-        lock = try_lock(directory / GUARD_LOCK, fcntl.LOCK_SH)
+        lock = try_lock(directory / GUARD_LOCK, fcntl.LOCK_SH, create=False)
     except FileNotFoundError:
-        return False  # an ephemeral server's directory went with it
+        return False  # none was ever started, or an ephemeral server's directory went with it
     if lock is not None:
         lock.close()
     return lock is None
