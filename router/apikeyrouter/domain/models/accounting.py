@@ -152,7 +152,14 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
     lanes: tuple[str, ...]
     scopes: tuple[str, ...] = ()
+    words: tuple[str | int, ...] = ()
+    """Lanes and scopes as the ledger sends them (`place_words`), where they were made in advance."""
     charge: Charge = field(default_factory=Charge)
+
+
+def place_words(lanes: tuple[str, ...], scopes: tuple[str, ...]) -> tuple[str | int, ...]:
+    """Count of lanes, lanes, count of scopes, scopes: where a candidate is counted, as the scripts read it."""
+    return len(lanes), *lanes, len(scopes), *scopes
 
 
 class ReserveRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,6 +31,7 @@ from apikeyrouter.domain.models.accounting import (
     Stamp,
     State,
     Transition,
+    place_words,
 )
 from apikeyrouter.domain.models.system_error import (
     LedgerConfigError,
@@ -156,6 +157,7 @@ class ScriptLedger:
         lost: list[bytes] = []
         for page in _pages(rids, PAGE_RIDS):
             reply = await self._run("renew", [lease_us, *page])
+            self._stamp(reply)
             lost.extend(_bytes(rid) for rid in reply[6:])
         return lost
 
@@ -169,6 +171,7 @@ class ScriptLedger:
     async def sweep(self) -> int:
         """Let time do its work, a bounded piece; returns how many leases and suspended amounts it ended."""
         reply = await self._run("sweep", [])
+        self._stamp(reply)
         return _int(reply[5]) + _int(reply[6])
 
     async def record(self, lane: str, *, observations: Sequence[Observation] = (), blocked_for_us: int = 0) -> Stamp:
@@ -307,21 +310,22 @@ class ScriptLedger:
         return _transition(self._stamp(reply), reply[0], reply[5])
 
     def _reserve_reply(self, request: ReserveRequest, reply: Reply) -> Admission | Denial:
-        code = Code(_int(reply[0]))
+        code = reply[0]
         stamp = self._stamp(reply)
-        if code is Code.DENIED:
+        if code == Code.DENIED:
             losses = _losses(reply, 5)
             return Denial(stamp=stamp, binding=min(losses, key=_loss_order), losses=losses)
         if code in (Code.ADMITTED, Code.REPLAYED):
             soft_count = _int(reply[8])
             return Admission(
                 stamp=stamp, rid=request.rid, index=_int(reply[5]), deadline_us=_int(reply[6]), probe=reply[7] == 1,
-                soft_exceeded=tuple(_text(scope) for scope in reply[9 : 9 + soft_count]),
-                losses=_losses(reply, 9 + soft_count), replayed=code is Code.REPLAYED,
+                soft_exceeded=tuple(_text(scope) for scope in reply[9 : 9 + soft_count]) if soft_count else (),
+                losses=_losses(reply, 9 + soft_count) if reply[9 + soft_count] else (),
+                replayed=code == Code.REPLAYED,
             )  # fmt: skip
-        if code is Code.STALE_CONFIG:
+        if code == Code.STALE_CONFIG:
             raise StaleConfigError(stamp.config_version)
-        if code is Code.UNKNOWN_SCOPE:
+        if code == Code.UNKNOWN_SCOPE:
             raise LedgerConfigError(f"scope {_text(reply[5])} is not configured")
         raise LedgerProtocolError(f"reservation {request.rid.hex()} has ended: {State(_int(reply[5])).name.lower()}")
 
@@ -353,7 +357,7 @@ def _reserve_args(request: ReserveRequest) -> list[Argument]:
         if number is None:
             number = charges[id(candidate.charge)] = len(charges) + 1
             words.extend(_charge_words(candidate.charge))
-        offers.extend(_candidate_words(candidate))
+        offers += candidate.words or _candidate_words(candidate)
         offers.append(number)
     scopes = request.scopes
     return [
@@ -362,13 +366,15 @@ def _reserve_args(request: ReserveRequest) -> list[Argument]:
     ]  # fmt: skip
 
 
-def _candidate_words(candidate: Candidate) -> list[Argument]:
+def _candidate_words(candidate: Candidate) -> tuple[str | int, ...]:
+    if candidate.words:
+        return candidate.words
     lanes, scopes = candidate.lanes, candidate.scopes
     if not 1 <= len(lanes) <= LANES_PER_CANDIDATE_MAX or len(scopes) > SCOPES_PER_CANDIDATE_MAX:
         raise LedgerConfigError(
             f"a candidate has 1 to {LANES_PER_CANDIDATE_MAX} lanes and at most {SCOPES_PER_CANDIDATE_MAX} scopes"
         )
-    return [len(lanes), *lanes, len(scopes), *scopes]
+    return place_words(lanes, scopes)
 
 
 def _charge_words(charge: Charge) -> tuple[Argument, ...]:

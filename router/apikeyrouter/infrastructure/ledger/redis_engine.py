@@ -6,7 +6,6 @@ whoever made the reservation id decides what an ambiguous answer means.
 """
 
 import asyncio
-import contextlib
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -74,10 +73,12 @@ def parse_redis_url(url: str) -> RedisAddress:
 class _Connection(asyncio.Protocol):
     """One connection: writes what was asked in a turn of the loop at once, hands replies out in order."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
+        self._loop, self._timeout_s = loop, timeout_s
         self._reader = hiredis.Reader(notEnoughData=Ellipsis)
         self._waiting: deque[asyncio.Future[object]] = deque()
+        self._due: deque[float] = deque()
+        self._timer: asyncio.TimerHandle | None = None
         self._outgoing: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self.closed = False
@@ -90,6 +91,7 @@ class _Connection(asyncio.Protocol):
         try:
             while (reply := self._reader.gets()) is not Ellipsis:
                 future = self._waiting.popleft()
+                self._due.popleft()
                 if not future.done():
                     future.set_result(reply)
         except (hiredis.ProtocolError, IndexError) as exc:
@@ -102,6 +104,9 @@ class _Connection(asyncio.Protocol):
         self.closed = True
         if self._transport is not None:
             self._transport.abort()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due.clear()
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():
@@ -114,10 +119,24 @@ class _Connection(asyncio.Protocol):
             future.set_exception(LedgerUnavailableError(f"Redis: {why}"))
             return future
         self._waiting.append(future)
+        self._due.append(self._loop.time() + self._timeout_s)
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._due[0], self._expire)
         self._outgoing.append(command)
         if len(self._outgoing) == 1:
             self._loop.call_soon(self._flush)
         return future
+
+    def _expire(self) -> None:
+        """End the waiting for what is overdue; its reply, if it still comes, is thrown away in its turn."""
+        self._timer = None
+        now = self._loop.time()
+        for future, due in zip(self._waiting, self._due, strict=True):
+            if due > now:
+                self._timer = self._loop.call_at(due, self._expire)
+                return
+            if not future.done():
+                future.set_exception(LedgerUnavailableError("Redis did not answer within the deadline"))
 
     def _flush(self) -> None:
         if self._transport is not None and not self.closed:
@@ -146,7 +165,7 @@ class RedisEngine:
         self.address = parse_redis_url(url)
         self._namespace, self._cell, self._timeout_s = namespace, cell, timeout_s
         self._scripts = load_scripts(virtual_time=virtual_time)
-        self._heads: dict[tuple[str, str], tuple[str | bytes, ...]] = {}
+        self._heads: dict[tuple[str, str], tuple[bytes, int]] = {}
         self._connection: _Connection | None = None
         self._connecting: asyncio.Lock | None = None
         self._closed = False
@@ -179,20 +198,19 @@ class RedisEngine:
         connection = self._connection
         if connection is None or connection.closed:
             connection = await self._connected()
-        head = self._heads.get((name, pool)) or self._head(name, pool)
-        future = connection.send(_packed((*head, *args)))
-        timer = asyncio.get_running_loop().call_later(self._timeout_s, _expire, future)
-        try:
-            return await future
-        finally:
-            timer.cancel()
+        head, words = self._heads.get((name, pool)) or self._head(name, pool)
+        tail = _packed(tuple(args))
+        return await connection.send(b"*%d\r\n%b%b" % (words + len(args), head, tail[tail.index(b"\n") + 1 :]))
 
-    def _head(self, name: str, pool: str) -> tuple[str | bytes, ...]:
+    def _head(self, name: str, pool: str) -> tuple[bytes, int]:
+        """What every call of a script begins with, packed once (EVALSHA, SHA, keys), and how many words that is."""
         if len(self._heads) > _CACHE_MAX:
             self._heads.clear()
         script = self._scripts[name]
         keys = cell_keys(self._namespace, self._cell, script.keys, pool=pool)
-        head = self._heads[name, pool] = ("EVALSHA", script.sha, str(len(keys)), *keys)
+        words = ("EVALSHA", script.sha, str(len(keys)), *keys)
+        packed = _packed(words)
+        head = self._heads[name, pool] = (packed[packed.index(b"\n") + 1 :], len(words))
         return head
 
     async def _connected(self) -> _Connection:
@@ -216,15 +234,19 @@ class RedisEngine:
 
     async def _dial(self) -> _Connection:
         loop, at = asyncio.get_running_loop(), self.address
+
+        def make() -> _Connection:
+            return _Connection(loop, self._timeout_s)
+
         if at.path:
-            _, connection = await loop.create_unix_connection(lambda: _Connection(loop), at.path)
+            _, connection = await loop.create_unix_connection(make, at.path)
             return connection
         context = None
         if at.tls:
             context = ssl.create_default_context()
             if not at.verify:
                 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        _, connection = await loop.create_connection(lambda: _Connection(loop), at.host, at.port, ssl=context)
+        _, connection = await loop.create_connection(make, at.host, at.port, ssl=context)
         return connection
 
     async def _greet(self, connection: _Connection) -> None:
@@ -262,9 +284,3 @@ class RedisEngine:
 
 def _refusal(reply: hiredis.ReplyError, address: RedisAddress) -> LedgerUnavailableError:
     return LedgerUnavailableError(f"Redis at {address!r} refused: {reply}")
-
-
-def _expire(future: "asyncio.Future[object]") -> None:
-    if not future.done():
-        with contextlib.suppress(asyncio.InvalidStateError):
-            future.set_exception(LedgerUnavailableError("Redis did not answer within the deadline"))
