@@ -70,7 +70,7 @@ def test_a_retry_after_on_a_good_answer_is_no_observation() -> None:
     [("1s", 1_000_000), ("6m0s", 360_000_000), ("12ms", 12_000), ("8.64s", 8_640_000), ("2m59.56s", 179_560_000),
      ("1h0m0s", 3_600_000_000), ("7", 7_000_000), ("0", 0), ("-1", None), ("", None), ("1x", None), ("s", None)],
 )  # fmt: skip
-def test_durations(text: str, expected: int | None) -> None:
+def test_durations_are_read_in_every_form(text: str, expected: int | None) -> None:
     assert duration_us(text) == expected
 
 
