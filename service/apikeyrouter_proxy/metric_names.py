@@ -8,13 +8,12 @@ __all__ = ["METRICS", "MetricName"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricName:
-    """One metric. `labels` are in the order in which they are shown; `scope`: whose value it is."""
+    """One metric. `labels` are in the order in which they are shown."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...] = ()
-    scope: Literal["host", "worker", "fleet"] = "host"
 
 
 REQUESTS = MetricName(
@@ -79,7 +78,6 @@ KEY_STATE = MetricName(
     kind="gauge",
     help="1 for the state that a key is in.",
     labels=("key", "provider", "state"),
-    scope="fleet",
 )
 WORKERS = MetricName(
     name="apikeyrouter_workers", kind="gauge", help="Live worker processes of this service on the host."

@@ -202,3 +202,12 @@ def test_a_store_that_is_away_is_worth_a_retry_in_both_dialects() -> None:
 def test_a_wrong_option_names_its_variable(name: str, value: str) -> None:
     with pytest.raises(ConfigurationError, match=name):
         ProxyOptions.read({name: value})
+
+
+def test_the_page_about_metrics_shows_the_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    rows = [row for row in page.splitlines() if row.startswith("| `")]
+    assert rows == [
+        f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels) or '–'} | {metric.help} |"
+        for metric in metric_names.METRICS
+    ]
