@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,6 +112,7 @@ class Runtime:
             )
         self.router.on_finished.append(self.plane.finished)
         self._shared.start()
+        _settle_garbage_collector()
 
     async def _take_over(self, compiled: CompiledConfig) -> None:
         await self.router.apply(compiled)
@@ -215,3 +217,14 @@ def _store(redis_url: str | None, settings: ServiceSettings, router_settings: Ro
     if redis_url is None:
         return InMemoryStateStore(**kept)
     return RedisStateStore(redis_url, settings.namespace, **kept)
+
+
+GC_THRESHOLDS = (20_000, 10, 50)
+"""Containers made before the youngest generation is looked through. Requests make no cycles that pile up."""
+
+
+def _settle_garbage_collector() -> None:
+    """What is loaded by now stays: walking it again and again took a sixth of a request's CPU (benchmarks/RESULTS.md)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
