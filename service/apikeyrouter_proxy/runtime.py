@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 
+from apikeyrouter.domain.components.key_identity import derive_key_id
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError
 from apikeyrouter.infrastructure.config.compile import compile_config
@@ -34,6 +35,8 @@ __all__ = ["Runtime"]
 
 HEALTH_SECONDS = 1.0
 """How long an answer about the store's health is believed, and how long one may take."""
+FOUND_IN = "env:"
+"""How the metadata of a key that was found in the environment says so."""
 KEYS_SHOWN_MAX = 2_000
 """Keys that `/metrics` lists one by one."""
 _log = structlog.get_logger("apikeyrouter")
@@ -106,10 +109,7 @@ class Runtime:
         self._access_log.start()
         await self.router.start()
         await self._take_over(compiled)
-        for found in provider_keys(self._environ):
-            await self.router.key_manager.register_key(
-                found.material, found.provider_id, {"source": f"env:{found.variable}"}
-            )
+        await self._register_found_keys({(key.provider_id, key.material) for key in compiled.keys})
         self.router.on_finished.append(self.plane.finished)
         self._shared.start()
         _settle_garbage_collector()
@@ -119,6 +119,19 @@ class Runtime:
         self.plane.clients = Clients(compiled.clients, open_to_all=self.settings.proxy_open)
         for warning in compiled.warnings:
             _log.warning("configuration.warned", warning=warning)
+
+    async def _register_found_keys(self, configured: set[tuple[str, str]]) -> None:
+        """The environment's provider keys, but for those that the configuration file names: one key twice would be
+        limited twice over."""
+        manager = self.router.key_manager
+        for found in provider_keys(self._environ):
+            if (found.provider_id, found.material) not in configured:
+                source = f"{FOUND_IN}{found.variable}"
+                await manager.register_key(found.material, found.provider_id, {"source": source})
+                continue
+            known = await manager.get_key(derive_key_id(found.material, provider_id=found.provider_id))
+            if known is not None and str(known.metadata.get("source", "")).startswith(FOUND_IN):
+                await manager.revoke_key(known.id)
 
     async def reload(self) -> CompiledConfig:
         """Read the configuration file again and take it over. Errors: ConfigurationError; then nothing changed."""
@@ -224,7 +237,7 @@ GC_THRESHOLDS = (20_000, 10, 50)
 
 
 def _settle_garbage_collector() -> None:
-    """What is loaded by now stays: walking it again and again took a sixth of a request's CPU (benchmarks/RESULTS.md)."""
+    """What is loaded by now stays; walking it again and again took a sixth of a request's CPU."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
