@@ -39,6 +39,7 @@ class _Line(msgspec.Struct, gc=False):
     overhead_us: int = 0
     first_token_us: int = 0
     status: int | None = None
+    denied_by: str | None = None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -85,6 +86,8 @@ class AccessLog:
                 facts.total_us,
                 facts.overhead_us,
                 facts.first_token_us,
+                None,
+                None if facts.denial is None else f"{facts.denial.where} {facts.denial.limit}".rstrip(),
             )
         )
 

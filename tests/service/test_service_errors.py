@@ -116,6 +116,8 @@ async def test_a_client_limit_says_when_to_come_back(
         await client.chat.completions.create(model="gpt-4o-mini", messages=HELLO)
         with pytest.raises(openai.RateLimitError) as caught:
             await client.chat.completions.create(model="gpt-4o-mini", messages=HELLO)
+        await service.runtime._access_log.flush()
+        assert '"denied_by":"c:app rpm"' in service.log.read_text()
     headers = caught.value.response.headers
     assert caught.value.code == "tenant_rate_limited"
     assert headers["x-should-retry"] == "true"

@@ -81,6 +81,20 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_holds_nothing(serv
     assert await service.count("apikeyrouter_settlements_total") == 0
 
 
+async def test_a_key_of_the_environment_that_the_file_names_is_one_key(
+    service_valkey: Server, config: dict[str, Any]
+) -> None:
+    environ = {"OPENAI_KEY_1": "sk-sim-slow", "OPENAI_KEY_2": "sk-sim-other", "APIKEYROUTER_NAMESPACE": "same-store"}
+    without = {**config, "keys": []}
+    named = {**config, "keys": [{"id": "slow", "provider": "openai", "key": "env:OPENAI_KEY_1"}]}
+    async with running_service(service_valkey.url, without, environ=environ) as service, service.operator() as client:
+        found = (await client.get("/api/v1/keys")).json()["keys"]
+    async with running_service(service_valkey.url, named, environ=environ) as service, service.operator() as client:
+        keys = (await client.get("/api/v1/keys")).json()["keys"]
+    assert [key["metadata"]["source"] for key in found] == ["env:OPENAI_KEY_1", "env:OPENAI_KEY_2"]
+    assert {key["id"] for key in keys} == {"slow", found[1]["id"]}
+
+
 async def test_a_stopping_service_finishes_what_is_under_way(
     service_valkey: Server, config: dict[str, Any], simulator: SimulatorProcess
 ) -> None:
