@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -87,6 +88,8 @@ class ScriptLedger:
         self._tries = tries
         self._chores: set[asyncio.Task[None]] = set()
         self.stamp = Stamp(epoch=0, seq=0, now_us=0, config_version=0)
+        self.clock = (0, 0)
+        """The cell's time and this process's monotonic time, in microseconds, when the last reply came (law 3)."""
         self.forgotten = 0
         """How often a reply proved that the store forgot writes: seq went back, or the epoch changed (law 9)."""
 
@@ -298,6 +301,7 @@ class ScriptLedger:
     def _stamp(self, reply: Reply) -> Stamp:
         _, epoch, seq, now, config = reply[:5]
         stamp = Stamp(epoch=_int(epoch), seq=_int(seq), now_us=_int(now), config_version=_int(config))
+        self.clock = (stamp.now_us, time.monotonic_ns() // 1000)
         before = self.stamp
         if before.epoch and (stamp.epoch != before.epoch or stamp.seq < before.seq):
             self.forgotten += 1
