@@ -64,9 +64,9 @@ class Service(FastAPI):
 
     async def closed(self) -> None:
         """Close the runtime, if there is one."""
-        runtime, self.runtime = self.runtime, None
-        if runtime is not None:
-            await runtime.close()
+        if self.runtime is not None:
+            await self.runtime.close()
+            self.runtime = None
 
     def openapi(self) -> dict[str, Any]:
         """The description of everything, the data plane included."""
