@@ -9,48 +9,36 @@ import asyncio
 import contextlib
 import os
 import time
-import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
-from apikeyrouter.domain.components.catalogue import (
-    BudgetRule,
-    Catalogue,
-    Key,
-    ModelPool,
-    Provider,
-    key_lane,
-    provider_lane,
-)
+from apikeyrouter.domain.components.catalogue import Catalogue, Key, Provider
 from apikeyrouter.domain.components.failure_handler import consequences
 from apikeyrouter.domain.components.key_manager import KeyManager
-from apikeyrouter.domain.components.limits import LimitRow, compile_limits
 from apikeyrouter.domain.components.pool import Option, Pool, Snapshot
 from apikeyrouter.domain.components.price_book import PriceBook
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.interfaces.state_store import StateStore
-from apikeyrouter.domain.interfaces.wire import ParsedRequest
-from apikeyrouter.domain.models.accounting import Breaker, LaneConfig, Reason
-from apikeyrouter.domain.models.api_key import APIKey, KeyRouting, KeyState, StateTransition
+from apikeyrouter.domain.models.accounting import Reason
+from apikeyrouter.domain.models.api_key import APIKey, KeyState, StateTransition
 from apikeyrouter.domain.models.call import AttemptFacts, Call, Exchange, Facts
-from apikeyrouter.domain.models.cost_estimate import CostEstimate
 from apikeyrouter.domain.models.failure import Failure
 from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from apikeyrouter.domain.models.state_summary import StateSummary
 from apikeyrouter.domain.models.system_error import (
+    ApiKeyRouterError,
     ConfigurationError,
     InvalidRequestError,
-    LedgerError,
-    NoEligibleKeysError,
+    LedgerUnavailableError,
     ProviderError,
+    StaleConfigError,
 )
-from apikeyrouter.domain.models.system_response import StreamChunk, SystemResponse, TokenUsage
+from apikeyrouter.domain.models.system_response import StreamChunk, SystemResponse
 from apikeyrouter.infrastructure.adapters.transport import Response, Timeouts, Transport
-from apikeyrouter.infrastructure.config.compiled import CompiledConfig
-from apikeyrouter.infrastructure.config.limit_profiles import profile_for
+from apikeyrouter.infrastructure.config.compiled import CompiledConfig, KeyRecord, ProviderRecord
 from apikeyrouter.infrastructure.config.settings import RouterSettings
 from apikeyrouter.infrastructure.ledger.engine import Engine
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
@@ -61,21 +49,29 @@ from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.serving.admission import Admissions, Admitted, ParsedFor, Refused
-from apikeyrouter.serving.attempt import Attempt, Attempts
-from apikeyrouter.serving.bookkeeping import Bookkeeper
+from apikeyrouter.serving.answers import last_chunk, outcome_of, pieces_of, provider_error, response_of
+from apikeyrouter.serving.attempt import Attempts
+from apikeyrouter.serving.bookkeeping import Bookkeeper, Release
+from apikeyrouter.serving.configuring import Configuration, metadata_of
 from apikeyrouter.serving.deferred import Deferrals
+from apikeyrouter.serving.endings import Attempt
 from apikeyrouter.serving.housekeeping import Housekeeper
 from apikeyrouter.serving.reporting import budget_exceeded, decision_of, no_eligible_keys, summarise
+from apikeyrouter.serving.requests import call_of, parsed_for, unfit
 
 ATTEMPTS_MAX = 3
 LEASE_US = 30_000_000
+ABORT_SECONDS_AT_CLOSE = 1.0
 FLUSH_SECONDS_AT_CLOSE = 5.0
+CHORES_SECONDS_AT_CLOSE = 1.0
 OBSERVE_EVERY_SECONDS = 0.5
 """A lane is re-synced with its provider's headers at most this often."""
+DECISION_SECONDS_MAX = 0.1
+"""Longest that an answer waits for its decision to be kept; after that it is kept behind its back."""
+STALE_ROUNDS_MAX = 3
+"""Tries under the configuration that is known here; while others keep changing it, then under whichever is active."""
 RATIOS_DOCUMENT = ("token_ratios", "learned")
-KEY_BREAKER = Breaker()
-PROVIDER_BREAKER = Breaker(failures=20)
-"""A provider opens only when far more fails in a row than one key's worth."""
+RATIOS_EVERY_SECONDS = 30.0
 _log = EventLog("apikeyrouter")
 
 
@@ -116,29 +112,32 @@ class ApiKeyRouter:
         self.objective = "fairness"
         self.attempts_max = ATTEMPTS_MAX
         self.books = Bookkeeper(self.ledger)
+        self._configuration = Configuration(self.catalogue, self.ledger, self.state_store)
         self.key_manager = KeyManager(
-            self.state_store, self.catalogue, self._open_vault, declare=self._declare_key,
-            announce=self._announce, cooldown_seconds=self.settings.default_cooldown_seconds,
+            self.state_store, self.catalogue, self._open_vault, lanes=self._configuration, announce=self._announce,
+            report=self._report_unreadable, cooldown_seconds=self.settings.default_cooldown_seconds,
         )  # fmt: skip
-        self._admissions = Admissions(
-            self.ledger, self.catalogue, self.estimator, self.snapshot, lease_us=LEASE_US, refresh=self._refresh
-        )
+        self._admissions = Admissions(self.ledger, self.catalogue, self.estimator, self.snapshot, lease_us=LEASE_US)
         self._attempts = Attempts(
             _open_transport, self.books, self.estimator, observe=self._observe, finished=self._finished,
             timeouts=Timeouts(),
         )  # fmt: skip
         self._housekeeper = Housekeeper(
-            self.ledger, self.books, self.snapshot, self._lane_ids, self._restore_configuration
+            self.ledger, self.books, self.snapshot, self._lane_ids, self._restore, self._periodic
         )
-        self._configured: dict[str, LaneConfig] = {}
         self._deferrals = Deferrals()
         self._vault: KeyVault | None = None
         self._observed: dict[str, float] = {}
+        self._lanes_known: tuple[int, list[str]] = (-1, [])
+        self._file_providers: frozenset[str] = frozenset()
+        self._restored = 0
+        self._ratios_at = 0.0
         self._starting: asyncio.Lock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self._chores: set[asyncio.Task[Any]] = set()
-        self._draining = False
+        self._refresh_lock = asyncio.Lock()
+        self._refresh_asked = self._refresh_done = 0
+        self._chores: set[asyncio.Task[None]] = set()
 
     # --- the way of one request ------------------------------------------------------------------------------------
 
@@ -152,96 +151,116 @@ class ApiKeyRouter:
             ProviderError: every attempt failed; `details["failure"]` says how the last one did.
             LedgerUnavailableError: the store cannot be reached.
         """
-        if self._loop is None or self._deferrals.pending:
+        if self._loop is not asyncio.get_running_loop() or self._deferrals.pending:
             await self.start()
-        objective = call.objective.primary if call.objective is not None else self.objective
-        facts = self._facts(call, objective)
+        facts = self._facts(call)
         self.in_flight += 1
         streaming = False
         try:
-            pool = self.catalogue.pool(call.model, call.provider_id, call.dialect)
-            tried: list[Option] = []
+            parsed = parsed_for(call)
+            tried: set[tuple[str, str]] = set()
+            failed: ProviderError | None = None
             while True:
-                admitted = await self._admit(call, pool, facts, tried)
-                answer = await self._attempt(call, facts, admitted)
+                pool, attempt = await self._admit(call, parsed, facts, tried, failed)
+                answer = await self._attempts.run(attempt)
                 if not isinstance(answer, Failure):
                     streaming = answer.chunks is not None
+                    self._learn_success(attempt.admitted.option)
                     return answer
-                self._learn(answer, admitted.option, pool, tried)
-                if not answer.retry_elsewhere or len(tried) == len(pool.options) or self._is_over(call, facts):
-                    raise _provider_error(answer, facts)
+                self._learn(answer, attempt.admitted.option, pool, tried)
+                failed = provider_error(answer, facts)
+                if not answer.retry_elsewhere or self._is_over(call, facts) or _all_tried(pool, tried):
+                    raise failed
         except BaseException as exc:
-            facts.outcome = _outcome_of(exc)
+            facts.outcome = outcome_of(exc)
             raise
         finally:
             if not streaming:
                 self._finished(call, facts)
 
-    async def _admit(self, call: Call, pool: Pool, facts: Facts, tried: list[Option]) -> Admitted:
+    async def _admit(
+        self, call: Call, parsed: ParsedFor, facts: Facts, tried: set[tuple[str, str]], failed: ProviderError | None
+    ) -> tuple[Pool, Attempt]:
+        """Hold an option that was not tried yet, under the configuration that is in force."""
         started = time.perf_counter()
-        admitted = await self._admissions.admit(call, pool, _parsed_of(call), objective=facts.objective, skip=tried)
-        if isinstance(admitted, Refused):
-            raise await self._refusal(admitted, facts)
-        option = admitted.option
-        facts.token_cap = admitted.token_cap
-        facts.soft_exceeded = admitted.admission.soft_exceeded
-        facts.attempts.append(
-            AttemptFacts(
-                key_id=option.key.id, provider_id=option.provider.id, model=option.model, rid=admitted.request.rid,
-                losses=admitted.admission.losses, candidates=tuple(other.key.id for other in admitted.offered),
-                probe=admitted.admission.probe, reserve_us=int((time.perf_counter() - started) * 1e6),
-            )
-        )  # fmt: skip
-        self.decided += 1
-        return admitted
+        for rounds in range(STALE_ROUNDS_MAX + 1):
+            pool = self.catalogue.pool(call.model, call.provider_id, call.dialect)
+            mute = unfit(call, pool, parsed)
+            skip = _skipped(pool, tried, mute) if tried or mute else ()
+            try:
+                admitted = await self._admissions.admit(
+                    call, pool, parsed, objective=facts.objective, skip=skip, any_version=rounds == STALE_ROUNDS_MAX
+                )
+            except StaleConfigError:
+                await self._refresh()
+                continue
+            if isinstance(admitted, Refused):
+                raise await self._refusal(admitted, pool, facts) from failed
+            return pool, self._held(call, facts, admitted, started)
+        raise LedgerUnavailableError("the configuration changes faster than it can be read")
 
-    async def _attempt(self, call: Call, facts: Facts, admitted: Admitted) -> Exchange | Failure:
+    def _held(self, call: Call, facts: Facts, admitted: Admitted, started: float) -> Attempt:
+        """What was admitted, noted. From here on somebody hands its end in, whatever happens."""
         hold = self.books.held(admitted.request, admitted.admission.index)
-        task = asyncio.current_task()
-        if task is not None:
-            hold.abort = task.cancel
-        timeouts = self._attempts.timeouts(call)
-        provider = admitted.option.provider
-        attempt = Attempt(
-            call=call, facts=facts, own=facts.attempts[-1], admitted=admitted, wire=provider.wire, timeouts=timeouts
-        )
-        if provider.wire is None:
-            return await self._attempts.run_adapter(attempt, provider.adapter)
-        return await self._attempts.run(attempt)
+        try:
+            option, admission = admitted.option, admitted.admission
+            facts.token_cap = admitted.token_cap
+            facts.soft_exceeded = admission.soft_exceeded
+            own = AttemptFacts(
+                key_id=option.key.id, provider_id=option.provider.id, model=option.model, rid=admitted.request.rid,
+                losses=admission.losses, candidates=tuple(other.key.id for other in admitted.offered),
+                probe=admission.probe, reserve_us=int((time.perf_counter() - started) * 1e6),
+            )  # fmt: skip
+            facts.attempts.append(own)
+            self.decided += 1
+            return Attempt(
+                call=call, facts=facts, own=own, admitted=admitted, hold=hold, wire=option.provider.wire,
+                timeouts=self._attempts.timeouts(call),
+            )  # fmt: skip
+        except BaseException:
+            self.books.hand_in(Release(rid=admitted.request.rid, sent=False))
+            raise
 
-    def _learn(self, failure: Failure, option: Option, pool: Pool, tried: list[Option]) -> None:
+    def _learn(self, failure: Failure, option: Option, pool: Pool, tried: set[tuple[str, str]]) -> None:
         """Act on a failure at the scope it speaks for; what this request need not try again goes to `tried`."""
         found = consequences(
             failure, option, pool.options, now_us=time.time_ns() // 1000,
             default_seconds=self.settings.quota_default_cooldown_seconds,
         )  # fmt: skip
-        tried.extend(other for other in found.skip if other not in tried)
+        tried.update((other.key.id, other.model) for other in found.skip)
         until = time.perf_counter() + found.seconds
         for lane in found.cool:
             self.snapshot.blocked[lane] = max(until, self.snapshot.blocked.get(lane, 0.0))
             self._chore(self.ledger.record(lane, blocked_for_us=int(found.seconds * 1e6)))
         if found.key_state is not None:
-            self._chore(self._key_out(option.key, found.key_state, failure, found.seconds))
+            for key in found.keys:
+                self._chore(self._key_out(key, found.key_state, failure, found.seconds))
+
+    def _learn_success(self, option: Option) -> None:
+        """A key that was given another chance has taken it."""
+        if option.key.state is KeyState.Recovering:
+            self._chore(self._move_key(option.key, KeyState.Available, "it serves again", None))
 
     async def _key_out(self, key: Key, state: KeyState, failure: Failure, seconds: float) -> None:
+        for_seconds = seconds if state is KeyState.Exhausted else None
+        await self._move_key(key, state, failure.message, for_seconds)
+
+    async def _move_key(self, key: Key, state: KeyState, reason: str, for_seconds: float | None) -> None:
         if key.state is state:
             return
-        for_seconds = seconds if state is KeyState.Exhausted else None
-        with contextlib.suppress(InvalidRequestError):  # another attempt was first
-            await self.key_manager.update_key_state(
-                key.id, state, failure.message, actor="router", for_seconds=for_seconds
-            )
+        with contextlib.suppress(InvalidRequestError):  # another attempt was first, or the key is gone
+            await self.key_manager.update_key_state(key.id, state, reason, actor="router", for_seconds=for_seconds)
 
-    async def _refusal(self, refused: Refused, facts: Facts) -> Exception:
+    async def _refusal(self, refused: Refused, pool: Pool, facts: Facts) -> Exception:
         now_us = self.ledger.stamp.now_us
         binding = refused.binding
         facts.denial = binding
-        if binding.reason in (Reason.BUDGET, Reason.UNPRICED):
+        if binding is not None and binding.reason in (Reason.BUDGET, Reason.UNPRICED):
             states = await self.ledger.scopes([binding.where])
             if states:
                 needed = -1 if binding.reason is Reason.UNPRICED else refused.needed_nanousd
                 return budget_exceeded(binding, states[0], needed, now_us=now_us)
-        return no_eligible_keys(refused.losses, binding, now_us=now_us)
+        return no_eligible_keys(refused.losses, binding, out=pool.out, now_us=now_us)
 
     def _finished(self, call: Call, facts: Facts) -> None:
         self.in_flight -= 1
@@ -253,16 +272,20 @@ class ApiKeyRouter:
             self.spent_nanousd += facts.cost_nanousd
         self.decisions.append(facts)
         for told in self.on_finished:
-            told(facts)
+            try:
+                told(facts)
+            except Exception as exc:
+                _log.error("listener.failed", error=repr(exc))
 
     def _is_over(self, call: Call, facts: Facts) -> bool:
         late = call.deadline is not None and time.perf_counter() >= call.deadline
         return late or len(facts.attempts) >= self.attempts_max
 
-    def _facts(self, call: Call, objective: str) -> Facts:
+    def _facts(self, call: Call) -> Facts:
         return Facts(
             request_id=call.request_id, operation=call.operation, model=call.model, stream=call.stream,
-            objective=objective, team=call.team, client=call.client, at_us=time.time_ns() // 1000,
+            objective=self.objective if call.objective is None else call.objective.primary, team=call.team,
+            client=call.client, at_us=time.time_ns() // 1000,
             snapshot_age_us=int((call.started - self.snapshot.taken) * 1e6) if self.snapshot.taken else 0,
         )  # fmt: skip
 
@@ -272,9 +295,9 @@ class ApiKeyRouter:
         self, request_intent: RequestIntent | Mapping[str, Any], objective: RoutingObjective | str | None = None
     ) -> SystemResponse:
         """Route one request and return its answer. Raises as `serve`; wrong input is a ValueError."""
-        call = _call_of(RequestIntent.parse(request_intent), objective, stream=False)
+        call = call_of(RequestIntent.parse(request_intent), objective, stream=False)
         exchange = await self.serve(call)
-        response = self._decoded(call, exchange)
+        response = response_of(self._provider_of(exchange.facts), call, exchange)
         await self._keep_decision(exchange.facts)
         return response
 
@@ -282,13 +305,14 @@ class ApiKeyRouter:
         self, request_intent: RequestIntent | Mapping[str, Any], objective: RoutingObjective | str | None = None
     ) -> AsyncIterator[StreamChunk]:
         """Yield the answer in pieces; printing a piece prints its text. The last one has usage, cost and key_used."""
-        call = _call_of(RequestIntent.parse(request_intent), objective, stream=True)
+        call = call_of(RequestIntent.parse(request_intent), objective, stream=True)
         exchange = await self.serve(call)
         assert exchange.chunks is not None
         received: list[str] = []
         try:
+            provider = self._provider_of(exchange.facts)
             async for piece in exchange.chunks:
-                for chunk in self._pieces(exchange.facts, piece):
+                for chunk in pieces_of(provider, piece):
                     received.append(chunk.text)
                     yield chunk
         except ProviderError as exc:
@@ -297,31 +321,11 @@ class ApiKeyRouter:
         finally:
             await exchange.chunks.aclose()
             await self._keep_decision(exchange.facts)
-        yield _last_chunk(exchange.facts)
+        yield last_chunk(exchange.facts)
 
-    def _pieces(self, facts: Facts, piece: bytes | StreamChunk) -> list[StreamChunk]:
-        if isinstance(piece, StreamChunk):
-            return [piece]
-        provider = self.catalogue.providers[facts.provider_id]
-        return [provider.adapter.decode_delta(delta) for delta in provider.wire.read_deltas(piece)]
-
-    def _decoded(self, call: Call, exchange: Exchange) -> SystemResponse:
-        facts = exchange.facts
-        adapter = self.catalogue.providers[facts.provider_id].adapter
-        answer: SystemResponse = exchange.response or adapter.decode_response(exchange.body, call.intent)
-        cost = _cost_of(facts)
-        metadata = answer.metadata.model_copy(
-            update={
-                "provider_id": facts.provider_id, "response_time_ms": facts.total_us // 1000,
-                "request_id": call.request_id, "correlation_id": call.request_id, "key_used": facts.key_id,
-                "model_used": answer.metadata.model_used or call.model,
-                "cost": cost.amount if cost else None, "cost_actual": cost.amount if cost else None,
-                "tokens_used": TokenUsage.from_usage(facts.usage) if facts.usage else answer.metadata.tokens_used,
-            }
-        )  # fmt: skip
-        return answer.model_copy(
-            update={"metadata": metadata, "cost": cost, "key_used": facts.key_id, "request_id": call.request_id}
-        )
+    def _provider_of(self, facts: Facts) -> Provider:
+        provider: Provider = self.catalogue.providers[facts.provider_id]
+        return provider
 
     # --- registration --------------------------------------------------------------------------------------------
 
@@ -342,13 +346,11 @@ class ApiKeyRouter:
         if id_ in self.catalogue.providers and not overwrite:
             raise ConfigurationError(f"provider {id_!r} is registered already; pass overwrite=True to replace it")
         await self._started()
-        await self.ledger.put(lanes=[LaneConfig(id=provider_lane(id_), breaker=PROVIDER_BREAKER)])
-        models = adapter.get_capabilities().models
-        self.catalogue.providers[id_] = Provider(
-            id=id_, adapter=adapter, wire=getattr(adapter, "wire", None), models=models
-        )
+        made = _provider(id_, adapter)
+        await self._configuration.declare_provider(id_)
+        self.catalogue.providers[id_] = made
         self.catalogue.changed()
-        await self.key_manager.refresh()
+        await self._refresh()
 
     def register_key(
         self, key_material: str, provider_id: str, metadata: dict[str, Any] | None = None
@@ -365,66 +367,49 @@ class ApiKeyRouter:
         return await self.key_manager.register_key(key_material, provider_id, metadata)
 
     async def apply(self, config: CompiledConfig) -> None:
-        """Take over a compiled configuration file, all of it."""
-        await self.start()
-        from apikeyrouter.infrastructure.adapters.registry import make_adapter
+        """Take over a compiled configuration file, while requests run. What can be wrong is found before any change.
 
-        for provider in config.providers.values():
-            adapter = make_adapter(provider)
-            self.catalogue.providers[provider.id] = Provider(
-                id=provider.id, adapter=adapter, wire=getattr(adapter, "wire", None),
-                models=adapter.get_capabilities().models,
-            )  # fmt: skip
-        for group, pools in config.pools.items():
-            self.catalogue.set_model_pools(group, [ModelPool(lane=lane, models=models) for lane, models in pools])
-        self.catalogue.aliases = {
-            alias: tuple((target.provider_id, target.model) for target in targets)
-            for alias, targets in config.aliases.items()
-        }
-        for price in config.prices:
-            self.catalogue.prices.add(
-                price.provider_id, price.model, input=price.input, output=price.output,
-                cached_input=price.cached_input, cache_write=price.cache_write,
-                cache_write_long=price.cache_write_long, request=price.request,
-            )  # fmt: skip
-        self.catalogue.set_budgets(
-            BudgetRule(scope=budget.config, kind=budget.scope.value, target=budget.scope_id or "")
-            for budget in config.budgets
-        )
-        self._configured = {lane.id: lane for lane in config.lanes}
-        await self.ledger.put(lanes=config.lanes, scopes=config.scopes)
+        What the file of before named and this one does not is dropped: keys, budgets, limits, aliases, prices.
+        After an outage in the middle, applying it again completes it.
+
+        Raises:
+            ConfigurationError: an adapter refuses its options; nothing was changed.
+            LedgerUnavailableError, StateStoreUnavailableError: the store went away.
+        """
+        await self.start()
+        adapters = _adapters(config.providers)
+        if config.keys:
+            self._open_vault()
+        for provider_id in self._file_providers.difference(adapters):
+            self.catalogue.providers.pop(provider_id, None)
+        self._file_providers = frozenset(adapters)
+        self.catalogue.providers.update(adapters)
+        self.catalogue.changed()
+        dropped = await self._configuration.replace_file(config)
         self.objective = config.routing.objective
         self.attempts_max = config.routing.attempts_max
         self._admissions.lease_us = config.routing.lease_ms * 1000
         for record in config.keys:
-            metadata = {**record.metadata, "quota_group": record.quota_group, "weight": record.weight}
-            if record.models is not None:
-                metadata["models"] = sorted(record.models)
-            await self.key_manager.register_key(record.material, record.provider_id, metadata, key_id=record.id)
-        self._admissions.config_version = self.ledger.stamp.config_version
+            await self._apply_key(record)
+        for key_id in dropped:
+            with contextlib.suppress(InvalidRequestError):  # another process was first
+                await self.key_manager.revoke_key(key_id)
+        await self._refresh()
 
-    async def _declare_key(self, key: Key, routing: KeyRouting) -> None:
-        """Put a key's lanes, and its group's when the metadata states limits, into the ledger."""
-        provider = self.catalogue.providers.get(key.provider_id)
-        profile = profile_for(provider.wire.dialect if provider is not None and provider.wire is not None else "")
-        lanes = [self._configured.get(key_lane(key.id)) or LaneConfig(id=key_lane(key.id), breaker=KEY_BREAKER)]
-        pools: list[ModelPool] = []
-        for row in routing.limits:
-            fields = dict(row)
-            models = fields.pop("models", None)
-            named = None if models is None else frozenset(models)
-            lane = f"g:{key.quota_group}:{'*' if named is None else '+'.join(sorted(named))}"
-            lanes.append(LaneConfig(id=lane, limits=compile_limits(LimitRow.parse(fields), profile), fair=True))
-            pools.append(ModelPool(lane=lane, models=named))
-        if pools:
-            self.catalogue.set_model_pools(key.quota_group, pools)
-        await self.ledger.put(lanes=lanes)
-        self._admissions.config_version = self.ledger.stamp.config_version
+    async def _apply_key(self, record: KeyRecord) -> None:
+        metadata = metadata_of(
+            record.metadata, quota_group=record.quota_group, weight=record.weight, models=record.models
+        )
+        await self.key_manager.register_key(record.material, record.provider_id, metadata, key_id=record.id)
 
     # --- life ----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Connect, begin background work, finish registrations that were not awaited. Called by itself on first use."""
+        """Connect, begin background work, finish registrations that were not awaited. Called by itself on first use.
+
+        Raises:
+            ConfigurationError: the router belongs to another event loop, or a registration was wrong.
+        """
         await self._started()
         await self._deferrals.finish()
 
@@ -437,52 +422,63 @@ class ApiKeyRouter:
         if self._starting is None:
             self._starting = asyncio.Lock()
         async with self._starting:
-            await self._open_once(loop)
+            if self._loop is None:
+                await self._open(loop)
 
-    async def _open_once(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._loop is None:
-            stamp = await self.ledger.open()
-            self._admissions.config_version = stamp.config_version
-            learned = await self.state_store.get_document(*RATIOS_DOCUMENT)
-            if learned:
-                self.estimator.merge(learned)
-            self._attempts.open()
-            self._loop = loop
-            self.books.start()
-            self._housekeeper.start()
-            self._watcher = loop.create_task(self._watch(), name="apikeyrouter.watcher")
+    async def _open(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._refresh_lock = asyncio.Lock()
+        await self.ledger.open()
+        await self._configuration.refresh()
+        await self._share_ratios()
+        self._admissions.config_version = self.ledger.stamp.config_version
+        self._attempts.open()
+        self._loop = loop
+        self.books.start()
+        self._housekeeper.start()
+        self._watcher = loop.create_task(self._watch(), name="apikeyrouter.watcher")
 
     async def drain(self, timeout_s: float = 60.0) -> bool:
         """Wait until no call is open and every settlement is booked; whether both came true in time."""
-        self._draining = True
         deadline = time.perf_counter() + timeout_s
-        while self.in_flight and time.perf_counter() < deadline:
-            await asyncio.sleep(0.02)
+        await self._until_idle(timeout_s)
         flushed = await self.books.flush(seconds=max(0.1, deadline - time.perf_counter()))
         return flushed and not self.in_flight
 
     async def close(self) -> None:
-        """Flush settlements and decisions, stop background work, let go of connections. Idempotent."""
+        """End what is open, flush settlements, stop background work, let go of connections. Idempotent."""
         if self._loop is None:
             return
+        self.books.give_up(self.books.open, "the router was closed")
+        await self._until_idle(ABORT_SECONDS_AT_CLOSE)
         await self.books.flush(seconds=FLUSH_SECONDS_AT_CLOSE)
-        for task in (self._watcher, *self._chores):
-            if task is not None:
-                task.cancel()
-        await asyncio.gather(*(task for task in (self._watcher, *self._chores) if task), return_exceptions=True)
-        await self._housekeeper.close()
-        await self.books.close()
+        await self._end_background()
         with contextlib.suppress(Exception):  # learned ratios are a convenience; losing them costs accuracy only
-            await self.state_store.save_document(*RATIOS_DOCUMENT, self.estimator.export())
+            await self._share_ratios()
         await self._attempts.close()
         for provider in self.catalogue.providers.values():
             closing = getattr(provider.adapter, "close", None)
             if closing is not None:
-                await closing()
+                with contextlib.suppress(Exception):  # an adapter's mistake must not keep the rest open
+                    await closing()
         await self.ledger.close()
         await self.state_store.aclose()
         self._loop = None
         self._starting = None
+
+    async def _until_idle(self, seconds: float) -> None:
+        deadline = time.perf_counter() + seconds
+        while self.in_flight and time.perf_counter() < deadline:
+            await asyncio.sleep(0.01)
+
+    async def _end_background(self) -> None:
+        if self._chores:
+            await asyncio.wait(self._chores, timeout=CHORES_SECONDS_AT_CLOSE)
+        tasks = [task for task in (self._watcher, *self._chores) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._housekeeper.close()
+        await self.books.close()
 
     async def __aenter__(self) -> "ApiKeyRouter":
         await self.start()
@@ -501,33 +497,66 @@ class ApiKeyRouter:
 
     async def _watch(self) -> None:
         """Take over what other processes change, within a second."""
+        seen = 0
         while True:
             try:
-                async for _ in self.state_store.watch():
-                    await self.key_manager.refresh()
+                async for change in self.state_store.watch():
+                    if change.version > seen or not change.kind:
+                        seen = await self.state_store.version()
+                        await self._refresh()
                 return
-            except asyncio.CancelledError:
-                raise
-            except Exception as exc:  # the watcher must outlive every outage
+            except Exception as exc:
                 _log.warning("watch.failed", error=str(exc))
                 await asyncio.sleep(1.0)
 
     async def _refresh(self) -> None:
-        await self.key_manager.refresh()
+        """Take over configuration and keys as they are from now on. Who asks meanwhile shares the next round."""
+        self._refresh_asked += 1
+        mine = self._refresh_asked
+        async with self._refresh_lock:
+            if self._refresh_done >= mine:
+                return
+            asked = self._refresh_asked
+            await self._refresh_now()
+            self._refresh_done = asked
 
-    async def _restore_configuration(self) -> None:
-        """Put every lane and budget this process knows back into a cell that forgot them."""
-        await self.ledger.put(lanes=list(self._configured.values()), scopes=self.catalogue.budgets())
-        for key in list(self.catalogue.keys.values()):
-            await self._declare_key(key, KeyRouting.parse(key.metadata))
+    async def _refresh_now(self) -> None:
+        if self.ledger.forgotten != self._restored:
+            await self._restore()
+        await self._configuration.refresh()
+        await self.key_manager.refresh()
         self._admissions.config_version = self.ledger.stamp.config_version
 
+    async def _restore(self) -> None:
+        """Put every lane and budget this process knows back into a cell that forgot them."""
+        seen = self.ledger.forgotten
+        await self._configuration.restore()
+        self._restored = seen
+
+    async def _periodic(self) -> None:
+        """What is due by time: keys that come back, ratios to be shared."""
+        if self.key_manager.is_due():
+            await self._refresh()
+        if time.perf_counter() >= self._ratios_at:
+            await self._share_ratios()
+
+    async def _share_ratios(self) -> None:
+        """Learned token ratios: take the others', leave ours."""
+        self._ratios_at = time.perf_counter() + RATIOS_EVERY_SECONDS
+        told = await self.state_store.get_document(*RATIOS_DOCUMENT)
+        if told:
+            self.estimator.merge(told)
+        learned = self.estimator.export()
+        if learned["models"] and learned != told:
+            with contextlib.suppress(NotImplementedError):  # a user's own store may keep no documents
+                await self.state_store.save_document(*RATIOS_DOCUMENT, learned)
+
     def _lane_ids(self) -> list[str]:
-        lanes = {key_lane(key_id) for key_id in self.catalogue.keys}
-        lanes.update(provider_lane(provider_id) for provider_id in self.catalogue.providers)
-        for key in self.catalogue.keys.values():
-            lanes.update(self.catalogue.lanes_of_group(key.quota_group))
-        return sorted(lanes)
+        version, known = self._lanes_known
+        if version != self.catalogue.version:
+            known = self.catalogue.lane_ids()
+            self._lanes_known = (self.catalogue.version, known)
+        return known
 
     def _observe(self, admitted: Admitted, response: Response) -> None:
         """Re-sync the lane that meters this model with what the provider's headers say, now and then."""
@@ -545,9 +574,14 @@ class ApiKeyRouter:
             "key.state_changed", key_id=transition.entity_id, state=transition.to_state.value, reason=transition.reason
         )
 
+    def _report_unreadable(self, key_id: str, error: Exception) -> None:
+        _log.error("key.unreadable", key_id=key_id, error=str(error))
+
     async def _keep_decision(self, facts: Facts) -> None:
+        """Keep the decision in the store. An answer is never lost, and hardly delayed, by a store in trouble."""
         if facts.attempts:
-            await self.state_store.save_routing_decision(decision_of(facts))
+            task = self._chore(self.state_store.save_routing_decision(decision_of(facts)))
+            await asyncio.wait([task], timeout=DECISION_SECONDS_MAX)
 
     def _open_vault(self) -> KeyVault:
         if self._vault is None:
@@ -555,16 +589,21 @@ class ApiKeyRouter:
             self._vault = KeyVault.open(self.settings.encryption_key, private_store=private)
         return self._vault
 
-    def _chore(self, work: Any) -> None:
+    def _chore(self, work: Coroutine[Any, Any, object]) -> "asyncio.Task[None]":
+        """Do something behind the request's back; a failure is logged."""
+
         async def quietly() -> None:
             try:
                 await work
-            except LedgerError as exc:
+            except ApiKeyRouterError as exc:
                 _log.warning("chore.failed", error=str(exc))
+            except Exception as exc:
+                _log.error("chore.failed", error=repr(exc))
 
         task = asyncio.get_running_loop().create_task(quietly())
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
+        return task
 
 
 def _default_store(settings: RouterSettings) -> StateStore:
@@ -589,67 +628,21 @@ def _open_transport() -> Transport:
     return AiohttpTransport()
 
 
-def _call_of(intent: RequestIntent, objective: RoutingObjective | str | None, *, stream: bool) -> Call:
-    return Call(
-        request_id=f"req_{uuid.uuid4().hex}", operation=intent.operation.value, model=intent.model, stream=stream,
-        started=time.perf_counter(), intent=intent, provider_id=intent.provider_id, team=intent.team,
-        client=intent.client, principal=intent.client or "",
-        objective=None if objective is None else RoutingObjective.read(objective),
-    )  # fmt: skip
+def _provider(provider_id: str, adapter: ProviderAdapter) -> Provider:
+    return Provider(
+        id=provider_id, adapter=adapter, wire=getattr(adapter, "wire", None), models=adapter.get_capabilities().models
+    )
 
 
-def _parsed_of(call: Call) -> ParsedFor:
-    """The request in an option's dialect: the client's own body, or the intent put into that dialect, once each."""
-    if call.parsed is not None:
-        own = (call.operation, call.parsed)
-        return lambda _: own
-    known: dict[str, tuple[str, ParsedRequest | None]] = {}
+def _adapters(records: Mapping[str, ProviderRecord]) -> dict[str, Provider]:
+    from apikeyrouter.infrastructure.adapters.registry import make_adapter
 
-    def parsed(option: Option) -> tuple[str, ParsedRequest | None]:
-        provider = option.provider
-        if provider.id not in known:
-            known[provider.id] = (call.operation, None)
-            if provider.wire is not None and call.intent is not None:
-                operation, body = provider.adapter.encode_intent(call.intent, stream=call.stream)
-                known[provider.id] = (operation, provider.wire.parse(body, operation=operation))
-        return known[provider.id]
-
-    return parsed
+    return {record.id: _provider(record.id, make_adapter(record)) for record in records.values()}
 
 
-def _provider_error(failure: Failure, facts: Facts) -> ProviderError:
-    seconds = -(-failure.retry_after_us // 1_000_000)
-    return ProviderError(
-        failure.message, category=failure.category, retryable=failure.retry_elsewhere, retry_after=seconds or None,
-        details={
-            "failure": failure, "status": failure.status, "code": failure.code, "request_id": facts.request_id,
-            "attempts": len(facts.attempts),
-        },
-    )  # fmt: skip
+def _skipped(pool: Pool, tried: set[tuple[str, str]], mute: frozenset[str]) -> list[Option]:
+    return [option for option in pool.options if option.provider.id in mute or (option.key.id, option.model) in tried]
 
 
-def _outcome_of(error: BaseException) -> str:
-    category = getattr(error, "category", None)
-    if category is not None:
-        return str(category.value)
-    return {
-        InvalidRequestError: "invalid_request", NoEligibleKeysError: "no_eligible_keys",
-        asyncio.CancelledError: "cancelled",
-    }.get(type(error), "ledger_error" if isinstance(error, LedgerError) else type(error).__name__)  # fmt: skip
-
-
-def _cost_of(facts: Facts) -> CostEstimate | None:
-    if facts.cost_nanousd is None:
-        return None
-    usage = facts.usage
-    return CostEstimate.from_nanousd(
-        facts.cost_nanousd, input_tokens=usage.input_tokens if usage else 0,
-        output_tokens=usage.output_tokens if usage else 0,
-    )  # fmt: skip
-
-
-def _last_chunk(facts: Facts) -> StreamChunk:
-    return StreamChunk(
-        last=True, usage=TokenUsage.from_usage(facts.usage) if facts.usage else None, cost=_cost_of(facts),
-        key_used=facts.key_id, request_id=facts.request_id, finish_reason=facts.finish_reason,
-    )  # fmt: skip
+def _all_tried(pool: Pool, tried: set[tuple[str, str]]) -> bool:
+    return all((option.key.id, option.model) in tried for option in pool.eligible)

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from apikeyrouter.domain.components.catalogue import Catalogue
@@ -16,14 +16,12 @@ from apikeyrouter.domain.models.accounting import (
     Admission,
     Candidate,
     Charge,
-    Denial,
     Loss,
     ReserveRequest,
     RetryKind,
     ScopeConfig,
 )
 from apikeyrouter.domain.models.call import Call
-from apikeyrouter.domain.models.system_error import StaleConfigError
 
 CANDIDATES = 8
 """K: options offered to the first reserve of an attempt."""
@@ -31,7 +29,6 @@ ROUNDS_MAX = 200
 """Further rounds of CANDIDATES_MAX options before a denial is final; more keys than that are not looked at."""
 INJECTED_TOKEN_CAP = 4096
 """Output cap per choice where a hard budget applies and the client gave none."""
-STALE_ROUNDS_MAX = 3
 ParsedFor = Callable[[Option], tuple[str, ParsedRequest | None]]
 """The operation and the request in an option's dialect; None for an adapter that only takes intents."""
 
@@ -53,10 +50,10 @@ class Admitted:
 
 @dataclass(slots=True, kw_only=True)
 class Refused:
-    """Nothing was held. `losses` pairs every option that was seen with why it lost."""
+    """Nothing was held. `losses` pairs every option that was seen with why it lost; `binding` None: there was none."""
 
     losses: list[tuple[Option, Loss]]
-    binding: Loss
+    binding: Loss | None
     needed_nanousd: int
 
 
@@ -71,18 +68,30 @@ class Admissions:
         snapshot: Snapshot,
         *,
         lease_us: int,
-        refresh: Callable[[], Awaitable[None]],
     ) -> None:
         self._ledger, self._catalogue, self._estimator, self._snapshot = ledger, catalogue, estimator, snapshot
-        self._refresh = refresh
         self.lease_us = lease_us
         self.config_version = 0
         """The configuration this process decides under; the ledger refuses any other."""
 
     async def admit(
-        self, call: Call, pool: Pool, parsed_for: ParsedFor, *, objective: str, skip: Sequence[Option]
+        self,
+        call: Call,
+        pool: Pool,
+        parsed_for: ParsedFor,
+        *,
+        objective: str,
+        skip: Sequence[Option],
+        any_version: bool,
     ) -> Admitted | Refused:
-        """Hold the best option with room in every lane and every budget, or find that there is none."""
+        """Hold the best option with room in every lane and every budget, or find that there is none.
+
+        Raises:
+            StaleConfigError: another process changed limits or budgets; take them over and decide again. Not with
+                `any_version`.
+            InvalidRequestError: the request cannot be put into an option's dialect.
+        """
+        version = 0 if any_version else self.config_version
         shared = self._catalogue.shared_scopes(call.team, call.client)
         options = pool.rank(objective, CANDIDATES, snapshot=self._snapshot, now=time.perf_counter(), skip=skip)
         seen = list(skip)
@@ -91,7 +100,12 @@ class Admissions:
         for _ in range(ROUNDS_MAX):
             if not options:
                 break
-            answer, request = await self._reserve(call, pool, [offers.of(option) for option in options], shared)
+            request = ReserveRequest(
+                rid=new_rid(), candidates=tuple(offers.of(option) for option in options),
+                scopes=tuple(scope.id for scope in shared), lease_us=self.lease_us, config_version=version,
+                principal=call.principal, weight=call.weight, pool=pool.model,
+            )  # fmt: skip
+            answer = await self._ledger.reserve(request)
             if isinstance(answer, Admission):
                 option = options[answer.index]
                 charge, estimate, cap = offers.details(option)
@@ -104,24 +118,8 @@ class Admissions:
             seen.extend(options)
             options = pool.rest(seen, CANDIDATES_MAX)
         needed = max((offers.details(option)[0].bound_nanousd for option, _ in losses), default=UNPRICED)
-        return Refused(losses=losses, binding=min((loss for _, loss in losses), key=_soonest), needed_nanousd=needed)
-
-    async def _reserve(
-        self, call: Call, pool: Pool, candidates: list[Candidate], shared: Sequence[ScopeConfig]
-    ) -> tuple[Admission | Denial, ReserveRequest]:
-        for _ in range(STALE_ROUNDS_MAX):
-            request = ReserveRequest(
-                rid=new_rid(), candidates=tuple(candidates), scopes=tuple(scope.id for scope in shared),
-                lease_us=self.lease_us, config_version=self.config_version, principal=call.principal,
-                weight=call.weight, pool=pool.model,
-            )  # fmt: skip
-            try:
-                return await self._ledger.reserve(request), request
-            except StaleConfigError as exc:
-                # another process changed limits or budgets: learn of it, and decide again under what is active
-                await self._refresh()
-                self.config_version = exc.version
-        raise StaleConfigError(self.config_version)
+        binding = min((loss for _, loss in losses), key=_soonest, default=None)
+        return Refused(losses=losses, binding=binding, needed_nanousd=needed)
 
 
 class _Offers:

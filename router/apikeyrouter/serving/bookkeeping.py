@@ -8,8 +8,9 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from apikeyrouter.domain.interfaces.ledger import Ledger
 from apikeyrouter.domain.models.accounting import (
@@ -26,6 +27,7 @@ BATCH_MAX = 64
 FLUSH_SECONDS = 0.005
 RETRY_SECONDS_MAX = 2.0
 ACKNOWLEDGE_MAX = 128
+ACKNOWLEDGE_SECONDS = 1.0
 _log = EventLog("apikeyrouter")
 
 
@@ -46,8 +48,16 @@ class OpenHold:
     request: ReserveRequest
     index: int
     renew_at: float
-    abort: Callable[[], object] | None = None
-    """Ends the call when the lease was lost (law 6)."""
+    abort: Callable[[str], None] | None = None
+    """Ends the call, for the reason given: its lease was lost (law 6), or we shut down. It then hands its end in."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """An end in the outbox, and what it ends, in case the store forgets that in between."""
+
+    end: Settlement | Release
+    hold: OpenHold
 
 
 class Bookkeeper:
@@ -56,8 +66,9 @@ class Bookkeeper:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self.open: dict[bytes, OpenHold] = {}
-        self._outbox: deque[Settlement | Release] = deque()
+        self._outbox: deque[_Waiting] = deque()
         self._seen: list[bytes] = []
+        self._acknowledge_at = 0.0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -78,9 +89,10 @@ class Bookkeeper:
 
     def hand_in(self, end: Settlement | Release) -> None:
         """Note how a reservation ends. Never waits, never raises; a second end of the same rid is ignored."""
-        if self.open.pop(end.rid, None) is None:
+        hold = self.open.pop(end.rid, None)
+        if hold is None:
             return
-        self._outbox.append(end)
+        self._outbox.append(_Waiting(end, hold))
         self._idle.clear()
         if len(self._outbox) == 1 or len(self._outbox) >= BATCH_MAX:
             self._wake.set()
@@ -99,24 +111,28 @@ class Bookkeeper:
         return not self._outbox
 
     async def close(self) -> None:
-        """Stop flushing. What waits stays in the outbox."""
+        """Stop flushing. What waits stays in the outbox; its leases end it."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+        await self._acknowledge()
 
     async def _run(self) -> None:
         pause = FLUSH_SECONDS
         while True:
             await self._wake.wait()
-            if len(self._outbox) < BATCH_MAX:
+            if len(self._outbox) < BATCH_MAX or pause > FLUSH_SECONDS:
                 await asyncio.sleep(pause)
             self._wake.clear()
             try:
                 await self._flush_some()
                 pause = FLUSH_SECONDS
             except LedgerUnavailableError:
+                pause = min(pause * 2, RETRY_SECONDS_MAX)
+            except Exception as exc:
+                _log.error("flush.failed", error=repr(exc))
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
             if self._outbox:
                 self._wake.set()
@@ -127,38 +143,50 @@ class Bookkeeper:
         batch = [self._outbox[at] for at in range(min(len(self._outbox), BATCH_MAX))]
         if not batch:
             return
-        answers = await self._end_all(batch)
-        failed: list[Settlement | Release] = []
-        for end, answer in zip(batch, answers, strict=True):
+        answers = await self._end_all([waiting.end for waiting in batch])
+        failed: list[_Waiting] = []
+        for waiting, answer in zip(batch, answers, strict=True):
             self._outbox.popleft()
+            if not isinstance(answer, BaseException) and answer.result is Result.UNMATCHED:
+                answer = await self._end_anew(waiting)
             if isinstance(answer, LedgerUnavailableError):
-                failed.append(end)
+                failed.append(waiting)
             elif isinstance(answer, BaseException):
-                _log.error("settlement.refused", rid=end.rid.hex(), error=str(answer))
+                _log.error("settlement.refused", rid=waiting.end.rid.hex(), error=str(answer))
             else:
-                self._note(end, answer)
+                self._note(waiting.end, answer)
         self._outbox.extendleft(reversed(failed))
         if failed:
             raise LedgerUnavailableError(f"{len(failed)} settlements wait for the ledger")
-        await self._acknowledge()
+        if len(self._seen) >= ACKNOWLEDGE_MAX or (self._seen and time.perf_counter() >= self._acknowledge_at):
+            await self._acknowledge()
 
     async def _end_all(self, batch: list[Settlement | Release]) -> list[Transition | BaseException]:
         """An answer or an error for each. Settlements go together; one that is refused does not hold up the others."""
         settlements = [end for end in batch if isinstance(end, Settlement)]
-        releases = (self._release(end) for end in batch if isinstance(end, Release))
-        returning = asyncio.gather(*releases, return_exceptions=True)
-        booked = await self._settle_all(settlements)
-        answers = {True: iter(booked), False: iter(await returning)}
-        return [next(answers[isinstance(end, Settlement)]) for end in batch]
-
-    async def _settle_all(self, settlements: list[Settlement]) -> list[Transition | BaseException]:
-        try:
-            return list(await self._ledger.settle_many(settlements))
-        except LedgerUnavailableError as exc:
-            return [exc] * len(settlements)
-        except LedgerError:
+        releases = [self._release(end) for end in batch if isinstance(end, Release)]
+        together, *others = await asyncio.gather(
+            self._ledger.settle_many(settlements), *releases, return_exceptions=True
+        )
+        if isinstance(together, LedgerError) and not isinstance(together, LedgerUnavailableError):
             one_by_one = (self._ledger.settle(settlement) for settlement in settlements)
-            return await asyncio.gather(*one_by_one, return_exceptions=True)
+            together = await asyncio.gather(*one_by_one, return_exceptions=True)
+        booked: Iterator[Any] = iter(together if isinstance(together, list) else [together] * len(settlements))
+        returned: Iterator[Any] = iter(others)
+        return [next(booked) if isinstance(end, Settlement) else next(returned) for end in batch]
+
+    async def _end_anew(self, waiting: _Waiting) -> Transition | BaseException:
+        """The store forgot the reservation before its end came: book it again, then end it.
+
+        Safe, because an end is never sent again once its answer was seen: the cell cannot have booked this one.
+        """
+        _log.warning("settlement.unmatched", rid=waiting.end.rid.hex())
+        self.unmatched += 1
+        try:
+            await self._ledger.reassert(waiting.hold.request, index=waiting.hold.index)
+            return (await self._end_all([waiting.end]))[0]
+        except LedgerError as exc:
+            return exc
 
     async def _release(self, end: Release) -> Transition:
         answer = await self._ledger.release(
@@ -171,16 +199,17 @@ class Bookkeeper:
 
     def _note(self, end: Settlement | Release, answer: Transition) -> None:
         self.settled += 1
-        if answer.result is Result.UNMATCHED:
-            self.unmatched += 1
-            _log.error("settlement.unmatched", rid=end.rid.hex())
-        else:
-            self._seen.append(end.rid)
+        if answer.result is Result.CONFLICT:
+            state = answer.state.name.lower() if answer.state is not None else "unknown"
+            _log.error("settlement.refused", rid=end.rid.hex(), error=f"the reservation is {state}")
+        self._seen.append(end.rid)
 
     async def _acknowledge(self) -> None:
-        if len(self._seen) >= ACKNOWLEDGE_MAX or (self._seen and not self._outbox):
-            seen, self._seen = self._seen, []
-            with contextlib.suppress(LedgerError):  # tombstones then go after a day
+        """Let tombstones go, now and then; those that are never acknowledged go after a day."""
+        seen, self._seen = self._seen, []
+        self._acknowledge_at = time.perf_counter() + ACKNOWLEDGE_SECONDS
+        if seen:
+            with contextlib.suppress(LedgerError):
                 await self._ledger.acknowledge(seen)
 
     # --- leases --------------------------------------------------------------------------------------------------
@@ -189,27 +218,41 @@ class Bookkeeper:
         """Open reservations whose lease should be renewed."""
         return [(rid, hold) for rid, hold in self.open.items() if hold.renew_at <= now]
 
-    async def renew(self) -> None:
-        """Renew what is due; abort the calls whose lease is lost."""
+    async def renew(self) -> list[bytes]:
+        """Renew what is due, all of it in a call per lease length; what the ledger no longer knows as open."""
         now = time.perf_counter()
         by_lease: dict[int, list[bytes]] = {}
         for rid, hold in self.due(now):
             by_lease.setdefault(hold.request.lease_us, []).append(rid)
+        lost: list[bytes] = []
         for lease_us, rids in by_lease.items():
-            lost = set(await self._ledger.renew(rids, lease_us=lease_us))
+            gone = set(await self._ledger.renew(rids, lease_us=lease_us))
             for rid in rids:
                 held = self.open.get(rid)
                 if held is None:
                     continue
-                held.renew_at = now + lease_us / 3e6
-                if rid in lost:
-                    _log.warning("lease.lost", rid=rid.hex())
-                    if held.abort is not None:
-                        held.abort()
+                if rid in gone:
+                    lost.append(rid)
+                else:
+                    held.renew_at = now + lease_us / 3e6
+        return lost
+
+    def give_up(self, rids: Iterable[bytes], why: str) -> None:
+        """End these calls; each hands in what it used until now."""
+        for rid in list(rids):
+            known = self.open.get(rid)
+            if known is not None and known.abort is not None:
+                known.abort(why)
 
     async def reassert(self) -> int:
-        """Tell the ledger every open reservation again, after it forgot; how many."""
-        holds = list(self.open.values())
-        for hold in holds:
-            await self._ledger.reassert(hold.request, index=hold.index)
+        """Tell the ledger every reservation again that has not ended there, after it forgot; how many."""
+        holds = [*self.open.values(), *(waiting.hold for waiting in self._outbox)]
+        for at in range(0, len(holds), BATCH_MAX):
+            page = holds[at : at + BATCH_MAX]
+            told = (self._ledger.reassert(hold.request, index=hold.index) for hold in page)
+            for hold, answer in zip(page, await asyncio.gather(*told, return_exceptions=True), strict=True):
+                if isinstance(answer, LedgerUnavailableError):
+                    raise answer
+                if isinstance(answer, BaseException):
+                    _log.error("reassert.refused", rid=hold.request.rid.hex(), error=str(answer))
         return len(holds)

@@ -1,6 +1,7 @@
 """Registration calls that start at once, in order, whether or not they are awaited."""
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar
 
@@ -39,13 +40,13 @@ class Deferrals:
 
     def __init__(self) -> None:
         self._last: Deferred[Any] | None = None
-        self._all: list[Deferred[Any]] = []
+        self._unfinished: deque[Deferred[Any]] = deque()
 
     def add(self, work: Callable[[], Awaitable[T]]) -> Deferred[T]:
         """Queue a call behind all earlier ones, and start it when a loop runs."""
         made = Deferred(work, self._last)
         self._last = made
-        self._all.append(made)
+        self._unfinished.append(made)
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -56,17 +57,22 @@ class Deferrals:
     @property
     def pending(self) -> bool:
         """Whether calls are queued whose end was not waited for yet."""
-        return bool(self._all)
+        return bool(self._unfinished)
 
     async def finish(self) -> None:
-        """Wait for all of them. The first error that nobody has seen is raised here."""
-        waiting, self._all, self._last = self._all, [], None
+        """Wait for all of them. The first error that nobody has seen is raised here, once."""
         first: BaseException | None = None
-        for deferred in waiting:
+        while self._unfinished:
+            deferred = self._unfinished[0]
             task = deferred.start()
-            await asyncio.wait([task])
-            error = task.exception() if not task.cancelled() else None
-            if error is not None and not deferred.observed and first is None:
+            if not task.done():
+                await asyncio.wait([task])
+            if not self._unfinished or self._unfinished[0] is not deferred:
+                continue  # somebody else waited too, and was first
+            self._unfinished.popleft()
+            error = None if task.cancelled() else task.exception()
+            if first is None and not deferred.observed:
                 first = error
+        self._last = None
         if first is not None:
             raise first

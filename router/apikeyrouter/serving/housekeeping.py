@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from apikeyrouter.domain.components.pool import Snapshot
 from apikeyrouter.domain.models.system_error import LedgerError
@@ -29,13 +29,14 @@ class Housekeeper:
         books: Bookkeeper,
         snapshot: Snapshot,
         lane_ids: Callable[[], Sequence[str]],
-        restore: Callable[[], "asyncio.Future[None] | object"],
+        restore: Callable[[], Awaitable[None]],
+        periodic: Callable[[], Awaitable[None]],
     ) -> None:
         self._ledger, self._books, self._snapshot = ledger, books, snapshot
-        self._lane_ids, self._restore = lane_ids, restore
+        self._lane_ids, self._restore, self._periodic = lane_ids, restore, periodic
         self._next_lane = 0
         self._next_sweep = 0.0
-        self._forgotten = 0
+        self._repaired = 0
         self._clock = ClockWatch()
         self._task: asyncio.Task[None] | None = None
         self.healthy = True
@@ -60,37 +61,39 @@ class Housekeeper:
                 if not self.healthy:
                     _log.info("ledger.recovered")
                 self.healthy = True
-            except LedgerError as exc:
-                if self.healthy:
-                    _log.warning("ledger.unavailable", error=str(exc))
+            except Exception as exc:
+                if self.healthy or not isinstance(exc, LedgerError):
+                    _log.warning("housekeeping.failed", error=str(exc), kind=type(exc).__name__)
                 self.healthy = False
-                await self._repair()
             await asyncio.sleep(TICK_SECONDS)
 
     async def tick(self) -> None:
         """One round: repair what the store forgot, renew leases, sweep, refresh the snapshot, compare clocks."""
-        if self._ledger.forgotten != self._forgotten:
-            await self._remember()
-        await self._books.renew()
+        if self._ledger.forgotten != self._repaired:
+            await self._repair()
+        await self._renew()
         if time.perf_counter() >= self._next_sweep:
             self._next_sweep = time.perf_counter() + random.uniform(0.8, 1.2)  # noqa: S311 (spreads workers)
             await self._sweep()
         await self.refresh()
         await self._compare_clocks()
+        await self._periodic()
 
     async def _repair(self) -> None:
-        with contextlib.suppress(LedgerError):
-            await self._ledger.open()
-
-    async def _remember(self) -> None:
         """The store forgot writes (law 9): bring back the configuration and every open reservation of this process."""
-        self._forgotten = self._ledger.forgotten
         await self._ledger.open()
-        restored = self._restore()
-        if asyncio.iscoroutine(restored) or isinstance(restored, asyncio.Future):
-            await restored
+        seen = self._ledger.forgotten
+        await self._restore()
         count = await self._books.reassert()
+        self._repaired = seen
         _log.warning("store.forgot", reasserted=count)
+
+    async def _renew(self) -> None:
+        """Renew leases. A lost one ends its call, unless the store forgot it: then it is told again first."""
+        lost = await self._books.renew()
+        if lost and self._ledger.forgotten == self._repaired:
+            _log.warning("lease.lost", count=len(lost))
+            self._books.give_up(lost, "the ledger gave up this call's lease, so the call was aborted")
 
     async def _sweep(self) -> None:
         for _ in range(SWEEP_ROUNDS_MAX):
@@ -114,7 +117,7 @@ class Housekeeper:
             del self._snapshot.blocked[lane_id]
 
     async def _compare_clocks(self) -> None:
-        verdict = self._clock.compare(self._ledger.stamp.now_us, time.monotonic_ns() // 1000)
+        verdict = self._clock.compare(*self._ledger.clock)
         if verdict is not None:
             _log.warning("clock.suspected" if verdict else "clock.agrees")
             await self._ledger.suspect_clock(verdict)

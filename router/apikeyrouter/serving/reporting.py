@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from apikeyrouter.domain.components.catalogue import Catalogue
+from apikeyrouter.domain.components.catalogue import Catalogue, Key
 from apikeyrouter.domain.components.pool import Option
 from apikeyrouter.domain.models.accounting import Loss, Reason, RetryKind, ScopeState
 from apikeyrouter.domain.models.api_key import KeyState
@@ -48,17 +48,35 @@ def retry_after_us(loss: Loss, now_us: int) -> int | None:
     return max(0, loss.retry_at_us - now_us)
 
 
-def no_eligible_keys(losses: Sequence[tuple[Option, Loss]], binding: Loss, *, now_us: int) -> NoEligibleKeysError:
-    """The error for a final denial: every key that was seen, why not, and when the first is back."""
+def no_eligible_keys(
+    losses: Sequence[tuple[Option, Loss]], binding: Loss | None, *, out: Sequence[Option], now_us: int
+) -> NoEligibleKeysError:
+    """The error for a final denial: every key that was seen, why not, and when the first is back.
+
+    `out`: options whose keys are out by their state.
+    """
     reasons = {option.key.id: told(loss) for option, loss in losses}
-    wait_us = retry_after_us(binding, now_us)
-    never_fits = all(loss.reason is Reason.NEVER_FITS for _, loss in losses)
+    reasons.update((option.key.id, told_state(option.key)) for option in out)
+    returns_us = [int(key.state_until.timestamp() * 1e6) for key in (option.key for option in out) if key.state_until]
+    if binding is not None and binding.retry_kind is not RetryKind.NEVER:
+        returns_us.append(binding.retry_at_us)
+    first_us = min(returns_us, default=None)
+    wait_us = None if first_us is None or first_us - now_us > _YEAR_US else max(0, first_us - now_us)
+    never_fits = bool(losses) and not out and all(loss.reason is Reason.NEVER_FITS for _, loss in losses)
     return NoEligibleKeysError(
         "the request is larger than any limit could ever admit" if never_fits else "no eligible key",
-        reasons=reasons, first_back_at=back_at(binding),
+        reasons=reasons, first_back_at=None if wait_us is None else datetime.fromtimestamp((first_us or 0) / 1e6, UTC),
         retry_after=None if wait_us is None else -(-wait_us // 1_000_000),
         retry_after_us=wait_us, never_fits=never_fits, binding=binding,
     )  # fmt: skip
+
+
+def told_state(key: Key) -> str:
+    """Why a key is out by its state."""
+    text = f"the key is {key.state.value}"
+    if key.state_reason:
+        text += f" ({key.state_reason})"
+    return text if key.state_until is None else f"{text} until {key.state_until.isoformat()}"
 
 
 def budget_exceeded(binding: Loss, state: ScopeState, needed: int, *, now_us: int) -> BudgetExceededError:

@@ -12,12 +12,14 @@ from typing import Any
 
 from apikeyrouter.domain.components.pool import Option, Pool
 from apikeyrouter.domain.components.price_book import PriceBook
-from apikeyrouter.domain.models.accounting import LaneConfig, ScopeConfig
+from apikeyrouter.domain.models.accounting import ScopeConfig
 from apikeyrouter.domain.models.api_key import KeyMaterial, KeyState
 from apikeyrouter.domain.models.system_error import InvalidRequestError, ModelNotFoundError
 
 POOLS_MAX = 1024
 """Pools remembered; beyond it the memory starts afresh."""
+OPTIONS_MAX = 200_000
+"""Options remembered over all pools: anybody may ask for models that nobody has heard of."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,7 +43,10 @@ class Key:
     quota_group: str
     models: frozenset[str] | None = None
     weight: float = 1.0
+    quality: float = 0.5
     state: KeyState = KeyState.Available
+    state_reason: str = ""
+    state_until: datetime | None = None
     cost_per_1k: Decimal | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     updated_at: datetime | None = None
@@ -72,16 +77,20 @@ class Catalogue:
         self.providers: dict[str, Provider] = {}
         self.keys: dict[str, Key] = {}
         self.aliases: dict[str, tuple[tuple[str, str], ...]] = {}
-        self.lanes: dict[str, LaneConfig] = {}
+        self.version = 0
+        """Grows with every change."""
         self._model_pools: dict[str, list[ModelPool]] = {}
         self._budgets: dict[tuple[str, str], list[ScopeConfig]] = {}
         self._pools: dict[tuple[str, str | None, str], Pool] = {}
+        self._options_kept = 0
 
     # --- control plane -------------------------------------------------------------------------------------------
 
     def changed(self) -> None:
         """Forget what was derived; the next request builds it anew."""
         self._pools.clear()
+        self._options_kept = 0
+        self.version += 1
 
     def put_key(self, key: Key) -> None:
         """Add or replace a key."""
@@ -96,6 +105,11 @@ class Catalogue:
     def set_model_pools(self, group: str, pools: Iterable[ModelPool]) -> None:
         """The lanes of a quota group."""
         self._model_pools[group] = list(pools)
+        self.changed()
+
+    def replace_model_pools(self, pools: Mapping[str, Iterable[ModelPool]]) -> None:
+        """The lanes of all quota groups, at once."""
+        self._model_pools = {group: list(found) for group, found in pools.items()}
         self.changed()
 
     def set_budgets(self, budgets: Iterable[BudgetRule]) -> None:
@@ -115,7 +129,8 @@ class Catalogue:
         """Model ids that can be asked for, with the providers that serve them; aliases included."""
         found: dict[str, set[str]] = {}
         for key in self.keys.values():
-            for model in key.models or self.providers[key.provider_id].models or ():
+            provider = self.providers.get(key.provider_id)
+            for model in key.models or (provider.models if provider is not None else None) or ():
                 found.setdefault(model, set()).add(key.provider_id)
         for alias, targets in self.aliases.items():
             found.setdefault(alias, set()).update(provider for provider, _ in targets)
@@ -149,8 +164,10 @@ class Catalogue:
             options = list(self._options(model, provider_id, dialect))
             if not options:
                 raise ModelNotFoundError(model, provider_id, tuple(name for name, _ in self.models()))
-            if len(self._pools) >= POOLS_MAX:
+            self._options_kept += len(options)
+            if len(self._pools) >= POOLS_MAX or self._options_kept > OPTIONS_MAX:
                 self._pools.clear()
+                self._options_kept = len(options)
             pool = self._pools[model, provider_id, dialect] = Pool(model, options)
         return pool
 
@@ -202,14 +219,15 @@ class Catalogue:
         general = tuple(pool.lane for pool in pools if pool.models is None)
         return (*named, *general) or (f"g:{group}:{model}",)
 
-    def lanes_of_group(self, group: str) -> set[str]:
-        """Every lane of a quota group that is configured or in use."""
-        found = {pool.lane for pool in self._model_pools.get(group, ())}
+    def lane_ids(self) -> list[str]:
+        """Every lane that is configured or in use: keys', providers', quota groups'."""
+        found = {key_lane(key_id) for key_id in self.keys}
+        found.update(provider_lane(provider_id) for provider_id in self.providers)
+        found.update(pool.lane for pools in self._model_pools.values() for pool in pools)
         for pool in self._pools.values():
             for option in pool.options:
-                if option.key.quota_group == group:
-                    found.update(option.lanes[1:-1])
-        return found
+                found.update(option.lanes[1:-1])
+        return sorted(found)
 
 
 def key_lane(key_id: str) -> str:

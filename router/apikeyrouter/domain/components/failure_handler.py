@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from apikeyrouter.domain.components.pool import Option
 from apikeyrouter.domain.models.api_key import KeyState
 from apikeyrouter.domain.models.failure import Failure, FailureAction, FailureScope
+
+if TYPE_CHECKING:
+    from apikeyrouter.domain.components.catalogue import Key
 
 COOL_SECONDS_MAX = 86_400.0
 EXHAUSTED_SECONDS_DEFAULT = 3600.0
@@ -20,13 +24,14 @@ _COOLED_STATES = {
 class Consequences:
     """What to do after a failure.
 
-    `cool`: lanes to block for `seconds`. `key_state`: new state of the key, None to leave it. `skip`: options of the
+    `cool`: lanes to block for `seconds`. `key_state`: new state of `keys`, None to leave them. `skip`: options of the
     pool that this request does not try again.
     """
 
     cool: tuple[str, ...] = ()
     seconds: float = 0.0
     key_state: KeyState | None = None
+    keys: tuple["Key", ...] = ()
     skip: tuple[Option, ...] = ()
 
 
@@ -43,7 +48,9 @@ def consequences(
         seconds = min(_stated(failure, now_us) or EXHAUSTED_SECONDS_DEFAULT, 40 * COOL_SECONDS_MAX)
         state = _COOLED_STATES[action]
         cool = () if state is KeyState.Invalid else _lanes(failure.scope, option)
-        return Consequences(cool=cool, seconds=seconds, key_state=state, skip=skip)
+        return Consequences(
+            cool=cool, seconds=seconds, key_state=state, keys=_keys(failure.scope, option, options), skip=skip
+        )
     return Consequences(skip=skip)
 
 
@@ -61,6 +68,14 @@ def _lanes(scope: FailureScope, option: Option) -> tuple[str, ...]:
     if scope is FailureScope.PROVIDER:
         return (provider,)
     return tuple(group) or (own,)
+
+
+def _keys(scope: FailureScope, failed: Option, options: Sequence[Option]) -> tuple["Key", ...]:
+    """The keys that a failure puts out: all of a group that cannot pay, or was closed, share its fate."""
+    if scope is not FailureScope.QUOTA_GROUP:
+        return (failed.key,)
+    group = failed.key.quota_group
+    return tuple({other.key.id: other.key for other in options if other.key.quota_group == group}.values())
 
 
 def _skipped(scope: FailureScope, failed: Option, options: Sequence[Option]) -> tuple[Option, ...]:

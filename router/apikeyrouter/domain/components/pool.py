@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SHORTLIST_MAX = 256
 """Longest order kept; more keys than that are rotated through rebuild by rebuild."""
+SCAN_MAX = 64
+"""Most places of the order that one request looks at, however many of them are known to be out."""
 PRICED_TOKENS = (1000, 500)
 """Input and output tokens of the typical request by which prices are compared."""
 
@@ -86,38 +88,58 @@ def fairness_score(option: Option, lanes: Mapping[str, LaneState]) -> float:
     return 0.0
 
 
+def quality_score(option: Option, lanes: Mapping[str, LaneState]) -> float:
+    """The quality declared in the key's metadata; what declares none is of middling quality."""
+    return -option.key.quality
+
+
 SCORES: dict[str, Score] = {
     "cost": cost_score, "reliability": reliability_score, "latency": latency_score, "fairness": fairness_score,
+    "quality": quality_score,
 }  # fmt: skip
 
 
 class Pool:
-    """The options for one model, in an order per objective."""
+    """The options for one model, in an order per objective. Keys that are out by their state are never offered."""
 
     def __init__(self, model: str, options: Sequence[Option]) -> None:
         self.model = model
         self.options = list(options)
+        self.eligible = [option for option in self.options if option.key.state.eligible]
+        self.samples = tuple({option.provider.id: option for option in self.options}.values())
+        """One option of each provider."""
         self._orders: dict[str, tuple[int, list[Option], int]] = {}
-        self._turn = random.randrange(len(self.options))  # noqa: S311 (workers should not start in step)
+        self._turn = random.randrange(max(1, len(self.eligible)))  # noqa: S311 (workers should not start in step)
+
+    @property
+    def out(self) -> list[Option]:
+        """The options whose keys are out by their state, whatever the limits say."""
+        return [option for option in self.options if not option.key.state.eligible]
 
     def rank(
         self, objective: str, count: int, *, snapshot: Snapshot, now: float, skip: Collection[Option] = ()
     ) -> list[Option]:
-        """At most `count` distinct options, best first, without `skip`; those known to be out come last."""
+        """At most `count` distinct options, best first, without `skip`; those known to be out come last.
+
+        Looks at SCAN_MAX places of the order; what lies beyond is found by `rest`.
+        """
         known = self._orders.get(objective)
         if known is None or known[0] != snapshot.version:
             known = self._orders[objective] = (snapshot.version, *self._order(objective, snapshot.lanes))
         _, order, turning = known
+        if not order:
+            return []
         self._turn = start = (self._turn + 1) % turning
         chosen: list[Option] = []
         out: list[Option] = []
-        for place in range(len(order)):
+        for place in range(min(len(order), SCAN_MAX)):
             at = place if place >= turning else (start + place) % turning
             option = order[at]
-            if (skip and option in skip) or option in chosen:
+            if option in chosen or (skip and (option in skip or not option.key.state.eligible)):
                 continue
             if snapshot.blocked and snapshot.is_blocked(option, now):
-                out.append(option)
+                if len(out) < count and option not in out:
+                    out.append(option)
                 continue
             chosen.append(option)
             if len(chosen) == count:
@@ -126,25 +148,30 @@ class Pool:
 
     def rest(self, seen: Collection[Option], count: int) -> list[Option]:
         """The next `count` options that no round has tried yet, in any order: a final denial has seen them all."""
+        known = frozenset(seen)
         found: list[Option] = []
-        for option in self.options:
-            if option not in seen:
+        for option in self.eligible:
+            if option not in known and option.key.state.eligible:
                 found.append(option)
                 if len(found) == count:
                     break
         return found
 
     def _order(self, objective: str, lanes: Mapping[str, LaneState]) -> tuple[list[Option], int]:
-        """The order, and how many at its head take turns."""
-        eligible = [option for option in self.options if option.key.state.eligible] or list(self.options)
+        """The order, and how many at its head take turns: those that are equally good."""
+        if not self.eligible:
+            return [], 1
         if objective == "fairness":
-            first = min(option.rank for option in eligible)
-            head = _woven([option for option in eligible if option.rank == first])
-            rest = sorted((option for option in eligible if option.rank != first), key=lambda option: option.rank)
-            return head + rest, len(head)
+            first = min(option.rank for option in self.eligible)
+            head = _woven([option for option in self.eligible if option.rank == first])
+            rest = [option for option in self.eligible if option.rank != first]
+            return head + sorted(rest, key=lambda option: option.rank), len(head)
         score = SCORES[objective]
-        random.shuffle(eligible)  # equals take turns, rebuild by rebuild
-        return sorted(eligible, key=lambda option: (option.rank, score(option, lanes)))[:SHORTLIST_MAX], 1
+        scored = [((option.rank, score(option, lanes)), option) for option in self.eligible]
+        random.shuffle(scored)  # equals take turns, rebuild by rebuild
+        scored.sort(key=lambda pair: pair[0])
+        equals = sum(1 for value, _ in scored[:SHORTLIST_MAX] if value == scored[0][0])
+        return [option for _, option in scored[:SHORTLIST_MAX]], equals
 
 
 def _woven(options: Sequence[Option]) -> list[Option]:

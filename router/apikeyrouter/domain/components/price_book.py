@@ -200,6 +200,11 @@ class PriceBook:
         self._known.clear()
         return price
 
+    def remove(self, provider_id: str | None, model: str) -> None:
+        """Take an override back; one that is not there is fine."""
+        self._overrides.pop((provider_id, model.lower()), None)
+        self._known.clear()
+
     def _look_up(self, provider_id: str, model: str, now: float) -> ModelPrice | None:
         name = model.lower()
         override = self._overrides.get((provider_id, name)) or self._overrides.get((None, name))

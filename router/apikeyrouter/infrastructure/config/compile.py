@@ -46,7 +46,7 @@ from apikeyrouter.infrastructure.config.config_file import BudgetEntry, ClientEn
 from apikeyrouter.infrastructure.config.limit_profiles import KNOWN_PROFILES, profile_for
 from apikeyrouter.infrastructure.config.secrets import SecretReader
 
-__all__ = ["BUILTIN_PROVIDERS", "KNOWN_ADAPTERS", "compile_config"]
+__all__ = ["BUILTIN_PROVIDERS", "KNOWN_ADAPTERS", "compile_config", "pool_name"]
 
 BUILTIN_PROVIDERS = ("openai", "anthropic")
 """Registered from the start, under the adapter of the same name."""
@@ -265,7 +265,7 @@ class _Compiler:
         if not keys:
             self._warnings.append(f"{path}.quota_group: no key is in group {group}; the limit is of no use")
         models = None if entry.models is None else frozenset(entry.models)
-        lane = f"g:{group}:{_pool_name(models)}"
+        lane = f"g:{group}:{pool_name(models)}"
         if all(lane != known for known, _ in self._pools[group]):
             self._pools[group].append((lane, models))
         profile = self._profile(keys[0], providers) if keys else profile_for("", self._profiles)
@@ -392,7 +392,7 @@ def _scopes_of(budgets: list[BudgetRecord], wanted: set[tuple[BudgetScope, str |
     return tuple(budget.config.id for budget in budgets if (budget.scope, budget.scope_id) in wanted)
 
 
-def _pool_name(models: frozenset[str] | None) -> str:
+def pool_name(models: frozenset[str] | None) -> str:
     """`*` for all models, the names joined by `+`, or where that is too long the first and a digest of all."""
     if models is None:
         return "*"

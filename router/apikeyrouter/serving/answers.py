@@ -1,0 +1,92 @@
+"""What a Python caller gets: an exchange as a response, as chunks, as an error."""
+
+import asyncio
+from typing import Any
+
+from apikeyrouter.domain.components.catalogue import Provider
+from apikeyrouter.domain.models.call import Call, Exchange, Facts
+from apikeyrouter.domain.models.cost_estimate import CostEstimate
+from apikeyrouter.domain.models.failure import Failure
+from apikeyrouter.domain.models.system_error import (
+    InvalidRequestError,
+    LedgerError,
+    NoEligibleKeysError,
+    ProviderError,
+)
+from apikeyrouter.domain.models.system_response import StreamChunk, SystemResponse, TokenUsage
+
+
+def response_of(provider: Provider, call: Call, exchange: Exchange) -> SystemResponse:
+    """The whole answer, with how it came about filled in. Raises ProviderError when the body is no answer."""
+    facts = exchange.facts
+    answer: SystemResponse = exchange.response or provider.adapter.decode_response(exchange.body, call.intent)
+    cost = cost_of(facts)
+    metadata = answer.metadata.model_copy(
+        update={
+            "provider_id": facts.provider_id, "response_time_ms": facts.total_us // 1000,
+            "request_id": call.request_id, "correlation_id": call.request_id, "key_used": facts.key_id,
+            "model_used": answer.metadata.model_used or call.model,
+            "cost": cost.amount if cost else None, "cost_actual": cost.amount if cost else None,
+            "tokens_used": TokenUsage.from_usage(facts.usage) if facts.usage else answer.metadata.tokens_used,
+        }
+    )  # fmt: skip
+    return answer.model_copy(
+        update={"metadata": metadata, "cost": cost, "key_used": facts.key_id, "request_id": call.request_id}
+    )
+
+
+def pieces_of(provider: Provider, piece: bytes | StreamChunk) -> list[StreamChunk]:
+    """The chunks in one piece of a stream. What an adapter calls its last chunk is not: the router's own is."""
+    if not isinstance(piece, StreamChunk):
+        return [provider.adapter.decode_delta(delta) for delta in provider.wire.read_deltas(piece)]
+    if not piece.last:
+        return [piece]
+    if not (piece.text or piece.tool_calls or piece.refusal):
+        return []
+    return [StreamChunk(text=piece.text, tool_calls=piece.tool_calls, refusal=piece.refusal, raw=piece.raw)]
+
+
+def last_chunk(facts: Facts) -> StreamChunk:
+    """What ends a stream: usage, cost, key."""
+    return StreamChunk(
+        last=True, usage=TokenUsage.from_usage(facts.usage) if facts.usage else None, cost=cost_of(facts),
+        key_used=facts.key_id, request_id=facts.request_id, finish_reason=facts.finish_reason,
+    )  # fmt: skip
+
+
+def cost_of(facts: Facts) -> CostEstimate | None:
+    """What the answer cost; None where the price is unknown."""
+    if facts.cost_nanousd is None:
+        return None
+    usage = facts.usage
+    return CostEstimate.from_nanousd(
+        facts.cost_nanousd, input_tokens=usage.input_tokens if usage else 0,
+        output_tokens=usage.output_tokens if usage else 0,
+    )  # fmt: skip
+
+
+def provider_error(failure: Failure, facts: Facts) -> ProviderError:
+    """The error when the last attempt failed."""
+    seconds = -(-failure.retry_after_us // 1_000_000)
+    details: dict[str, Any] = {
+        "failure": failure, "status": failure.status, "code": failure.code, "request_id": facts.request_id,
+        "attempts": len(facts.attempts),
+    }  # fmt: skip
+    return ProviderError(
+        failure.message, category=failure.category, retryable=failure.retry_elsewhere, retry_after=seconds or None,
+        details=details,
+    )  # fmt: skip
+
+
+def outcome_of(error: BaseException) -> str:
+    """An error in one word, for facts and metrics."""
+    category = getattr(error, "category", None)
+    if category is not None:
+        return str(category.value)
+    if isinstance(error, InvalidRequestError):
+        return "invalid_request"
+    if isinstance(error, NoEligibleKeysError):
+        return "no_eligible_keys"
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    return "ledger_error" if isinstance(error, LedgerError) else type(error).__name__

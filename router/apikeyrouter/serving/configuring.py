@@ -1,0 +1,252 @@
+"""Configuration in force: what a file declares and what keys' metadata declare, in the catalogue and in the ledger.
+
+What a file declares is also kept as a document of the store (without secrets), so that every process on it, with the
+file or without, meters the same lanes and holds in the same budgets. It is put into the ledger before anybody names it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import msgspec
+
+from apikeyrouter.domain.components.catalogue import BudgetRule, Catalogue, Key, ModelPool, key_lane, provider_lane
+from apikeyrouter.domain.components.limits import LimitRow, compile_limits
+from apikeyrouter.domain.interfaces.state_store import StateStore
+from apikeyrouter.domain.models.accounting import LANES_PER_CANDIDATE_MAX, Breaker, LaneConfig, Limit, ScopeConfig
+from apikeyrouter.domain.models.api_key import KeyRouting
+from apikeyrouter.domain.models.system_error import InvalidRequestError, StateStoreError
+from apikeyrouter.infrastructure.config.compile import pool_name
+from apikeyrouter.infrastructure.config.compiled import BudgetRecord, CompiledConfig, PriceRecord, Target
+from apikeyrouter.infrastructure.config.limit_profiles import profile_for
+from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
+from apikeyrouter.infrastructure.observability.events import EventLog
+
+DOCUMENT = ("configuration", "file")
+KEY_BREAKER = Breaker()
+PROVIDER_BREAKER = Breaker(failures=20)
+"""A provider opens only when far more fails in a row than one key's worth."""
+GROUP_LANES_MAX = LANES_PER_CANDIDATE_MAX - 2
+_log = EventLog("apikeyrouter")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedConfig:
+    """What every process must know of a configuration file. `keys`: the ids of the keys it names."""
+
+    lanes: tuple[LaneConfig, ...] = ()
+    scopes: tuple[ScopeConfig, ...] = ()
+    pools: dict[str, list[tuple[str, list[str] | None]]] = field(default_factory=dict)
+    aliases: dict[str, tuple[Target, ...]] = field(default_factory=dict)
+    prices: tuple[PriceRecord, ...] = ()
+    budgets: tuple[BudgetRecord, ...] = ()
+    keys: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: CompiledConfig) -> "SharedConfig":
+        """The part of a compiled file that is shared."""
+        return cls(
+            lanes=config.lanes, scopes=config.scopes, aliases=dict(config.aliases), prices=config.prices,
+            budgets=config.budgets, keys=tuple(sorted(key.id for key in config.keys)),
+            pools={
+                group: [(lane, None if models is None else sorted(models)) for lane, models in pools]
+                for group, pools in config.pools.items()
+            },
+        )  # fmt: skip
+
+
+class Configuration:
+    """Keeps catalogue and ledger in step with what is declared."""
+
+    def __init__(self, catalogue: Catalogue, ledger: ScriptLedger, store: StateStore) -> None:
+        self._catalogue, self._ledger, self._store = catalogue, ledger, store
+        self._file = SharedConfig()
+        self._by_key: dict[str, tuple[str, tuple[LaneConfig, ...], dict[str, frozenset[str] | None]]] = {}
+        """Per key: its group, the lanes of the group that its metadata declares, and the models of each."""
+
+    # --- a file --------------------------------------------------------------------------------------------------
+
+    async def replace_file(self, config: CompiledConfig) -> tuple[str, ...]:
+        """Put a file's lanes and budgets into force; the ids of the keys that it names no longer."""
+        before = await self._read()
+        new = SharedConfig.of(config)
+        kept = {lane.id for lane in new.lanes}
+        emptied = [LaneConfig(id=lane.id) for lane in before.lanes if lane.id not in kept]
+        await self._ledger.put(lanes=[*new.lanes, *emptied], scopes=new.scopes)
+        try:
+            await self._store.save_document(*DOCUMENT, msgspec.to_builtins(new))
+        except (NotImplementedError, InvalidRequestError) as exc:
+            await self._store.delete_document(*DOCUMENT)
+            _log.warning("configuration.not_shared", error=str(exc))
+        self._take(new)
+        return tuple(key_id for key_id in before.keys if key_id not in new.keys)
+
+    async def refresh(self) -> None:
+        """Take over what another process has put into force."""
+        told = await self._read()
+        if told != self._file:
+            self._take(told)
+
+    async def _read(self) -> SharedConfig:
+        told = await self._store.get_document(*DOCUMENT)
+        if told is None:
+            return self._file
+        try:
+            return msgspec.convert(told, SharedConfig, strict=False)
+        except msgspec.ValidationError as exc:
+            raise StateStoreError(f"the shared configuration cannot be read: {exc}") from exc
+
+    def _take(self, new: SharedConfig) -> None:
+        catalogue = self._catalogue
+        for old in self._file.prices:
+            catalogue.prices.remove(old.provider_id, old.model)
+        for price in new.prices:
+            catalogue.prices.add(
+                price.provider_id, price.model, input=price.input, output=price.output,
+                cached_input=price.cached_input, cache_write=price.cache_write,
+                cache_write_long=price.cache_write_long, request=price.request,
+            )  # fmt: skip
+        self._file = new
+        catalogue.aliases = {
+            alias: tuple((target.provider_id, target.model) for target in targets)
+            for alias, targets in new.aliases.items()
+        }
+        catalogue.set_budgets(
+            BudgetRule(scope=budget.config, kind=budget.scope.value, target=budget.scope_id or "")
+            for budget in new.budgets
+        )
+        self._index_pools()
+
+    # --- keys and providers --------------------------------------------------------------------------------------
+
+    async def declare_provider(self, provider_id: str) -> None:
+        """Put a provider's breaker into the ledger."""
+        await self._ledger.put(lanes=[LaneConfig(id=provider_lane(provider_id), breaker=PROVIDER_BREAKER)])
+
+    def check_key(self, key: Key, routing: KeyRouting) -> None:
+        """Refuse limits in a key's metadata that are wrong, or more than a request can be held in.
+
+        Raises:
+            InvalidRequestError: naming the field.
+        """
+        if key.id not in self._file.keys:
+            self._lanes_of(key, routing)
+
+    async def declare_key(self, key: Key, routing: KeyRouting) -> None:
+        """Put a key's own lane, and its group's where the metadata states limits, into the ledger.
+
+        Of several keys of one group that state the same limit, the lowest amount holds. A key that a file names has
+        its lanes from there.
+        """
+        if key.id in self._file.keys:
+            self._by_key.pop(key.id, None)
+            return
+        lanes, models = self._lanes_of(key, routing)
+        known = self._by_key.get(key.id)
+        self._by_key[key.id] = (key.quota_group, lanes, models)
+        await self._ledger.put(lanes=[self._own_lane(key.id), *self._merged(key.quota_group)])
+        if (known is None and lanes) or (known is not None and known != self._by_key[key.id]):
+            self._index_pools()
+
+    def forget_key(self, key_id: str) -> None:
+        """A key is gone; what it declared for its group goes with it."""
+        known = self._by_key.pop(key_id, None)
+        if known is not None and known[1]:
+            self._index_pools()
+
+    async def restore(self) -> None:
+        """Put everything this process knows into a cell that forgot it, and the file's part into the store."""
+        lanes = {lane.id: lane for group in self._groups() for lane in self._merged(group)}
+        lanes.update((key_lane(key_id), self._own_lane(key_id)) for key_id in self._by_key)
+        lanes.update(
+            (provider_lane(id_), LaneConfig(id=provider_lane(id_), breaker=PROVIDER_BREAKER))
+            for id_ in self._catalogue.providers
+        )
+        lanes.update((lane.id, lane) for lane in self._file.lanes)
+        await self._ledger.put(lanes=list(lanes.values()), scopes=self._file.scopes)
+        if self._file != SharedConfig() and await self._store.get_document(*DOCUMENT) is None:
+            await self._store.save_document(*DOCUMENT, msgspec.to_builtins(self._file))
+
+    # --- the rim -------------------------------------------------------------------------------------------------
+
+    def _own_lane(self, key_id: str) -> LaneConfig:
+        return LaneConfig(id=key_lane(key_id), breaker=KEY_BREAKER)
+
+    def _lanes_of(
+        self, key: Key, routing: KeyRouting
+    ) -> tuple[tuple[LaneConfig, ...], dict[str, frozenset[str] | None]]:
+        provider = self._catalogue.providers.get(key.provider_id)
+        profile = profile_for(provider.wire.dialect if provider is not None and provider.wire is not None else "")
+        lanes: dict[str, LaneConfig] = {}
+        models: dict[str, frozenset[str] | None] = {}
+        for row in routing.limits:
+            fields = dict(row)
+            named = _names(fields.pop("models", None))
+            lane_id = f"g:{key.quota_group}:{pool_name(named)}"
+            limits = compile_limits(LimitRow.parse(fields), profile)
+            before = lanes.get(lane_id, LaneConfig(id=lane_id))
+            lanes[lane_id] = LaneConfig(id=lane_id, limits=_lowest([*before.limits, *limits]), fair=True)
+            models[lane_id] = named
+        _refuse_crowds(models.values())
+        return tuple(lanes.values()), models
+
+    def _groups(self) -> set[str]:
+        return {group for group, lanes, _ in self._by_key.values() if lanes}
+
+    def _merged(self, group: str) -> list[LaneConfig]:
+        """The lanes that the keys of a group declare together, but for those that a file declares."""
+        declared = {lane.id for lane in self._file.lanes}
+        merged: dict[str, LaneConfig] = {}
+        for of, lanes, _ in self._by_key.values():
+            for lane in lanes if of == group else ():
+                before = merged.get(lane.id, lane)
+                merged[lane.id] = replace(lane, limits=_lowest([*before.limits, *lane.limits]))
+        return [lane for lane in merged.values() if lane.id not in declared]
+
+    def _index_pools(self) -> None:
+        pools: dict[str, dict[str, frozenset[str] | None]] = {
+            group: {lane: _names(models) for lane, models in found} for group, found in self._file.pools.items()
+        }
+        for group, _, models in self._by_key.values():
+            for lane_id, named in models.items():
+                pools.setdefault(group, {}).setdefault(lane_id, named)
+        self._catalogue.replace_model_pools(
+            {
+                group: [ModelPool(lane=lane, models=named) for lane, named in found.items()]
+                for group, found in pools.items()
+            }
+        )
+
+
+def _names(models: object) -> frozenset[str] | None:
+    if models is None:
+        return None
+    if not isinstance(models, list | tuple) or not models or not all(isinstance(name, str) for name in models):
+        raise InvalidRequestError("must be a list of model names", field="limits.models")
+    return frozenset(models)
+
+
+def _lowest(limits: Iterable[Limit]) -> tuple[Limit, ...]:
+    found: dict[str, Limit] = {}
+    for limit in limits:
+        known = found.get(limit.name)
+        if known is None or limit.amount * known.period_us < known.amount * limit.period_us:
+            found[limit.name] = limit
+    return tuple(found.values())
+
+
+def _refuse_crowds(pools: Iterable[frozenset[str] | None]) -> None:
+    named = [models for models in pools if models is not None]
+    everywhere = sum(1 for models in pools if models is None)
+    most = max((sum(model in models for models in named) for found in named for model in found), default=0)
+    if most + everywhere > GROUP_LANES_MAX:
+        raise InvalidRequestError(f"a model may be in at most {GROUP_LANES_MAX} pools of its group", field="limits")
+
+
+def metadata_of(
+    metadata: Mapping[str, object], *, quota_group: str, weight: float, models: frozenset[str] | None
+) -> dict[str, object]:
+    """A file's key as the metadata that every process reads."""
+    told: dict[str, object] = {**metadata, "quota_group": quota_group, "weight": weight}
+    if models is not None:
+        told["models"] = sorted(models)
+    return told

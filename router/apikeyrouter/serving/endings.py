@@ -1,0 +1,161 @@
+"""How an attempt ends: with an answer, a failure, or unknown. Each hands its reservation in exactly once."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from apikeyrouter.domain.components.token_estimator import TokenEstimator
+from apikeyrouter.domain.interfaces.wire import Wire
+from apikeyrouter.domain.models.accounting import UNPRICED, Outcome, Settlement
+from apikeyrouter.domain.models.call import AttemptFacts, Call, Facts
+from apikeyrouter.domain.models.failure import Failure, FailureScope
+from apikeyrouter.domain.models.usage import Usage
+from apikeyrouter.infrastructure.adapters.transport import Timeouts
+from apikeyrouter.serving.admission import Admitted
+from apikeyrouter.serving.bookkeeping import Bookkeeper, OpenHold, Release
+from apikeyrouter.serving.outcomes import estimated_usage, failed_lanes, given_up
+
+TOKENS_MAX = 2**31
+"""Most tokens of one request that are believed; the ledger takes no more."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Attempt:
+    """What one attempt works with. `timeouts` None: the call's deadline leaves no time."""
+
+    call: Call
+    facts: Facts
+    own: AttemptFacts
+    admitted: Admitted
+    hold: OpenHold
+    wire: Wire | None
+    timeouts: Timeouts | None
+    started: float = field(default_factory=time.perf_counter)
+    sent: bool = False
+    """Whether the provider may have received something."""
+    given_up: Failure | None = None
+    """Why we ended it ourselves."""
+    _task: "asyncio.Task[object] | None" = None
+    _cancelled_before: int = 0
+
+    def watch(self) -> None:
+        """From now on a lost lease ends the task that runs this."""
+        self._task = asyncio.current_task()
+        self.hold.abort = self._abort
+
+    def _abort(self, why: str) -> None:
+        if self._task is not None:
+            self.given_up = given_up(why)
+            self._cancelled_before = self._task.cancelling()
+            self._task.cancel()
+
+    def let_go(self) -> None:
+        """It has ended: drop what refers back to it, so that nothing waits for the garbage collector."""
+        self.hold.abort = None
+        self._task = None
+
+    def was_given_up(self) -> Failure | None:
+        """To be asked on CancelledError: the failure when the cancellation was ours alone, None when the caller's."""
+        if self.given_up is None or self._task is None or self._task.uncancel() > self._cancelled_before:
+            return None
+        return self.given_up
+
+
+class Endings:
+    """Writes facts, teaches the estimator, hands settlements and releases in."""
+
+    def __init__(
+        self, books: Bookkeeper, estimator: TokenEstimator, *, finished: Callable[[Call, Facts], None]
+    ) -> None:
+        self._books, self._estimator, self._finished = books, estimator, finished
+
+    def answered(
+        self, attempt: Attempt, usage: Usage | None, *, produced: int, outcome: str = "ok", failed: bool = False
+    ) -> None:
+        """An answer, or a part of one. `usage` None: not told. `failed`: evidence against the provider."""
+        admitted, facts = attempt.admitted, attempt.facts
+        if usage is None:
+            usage = estimated_usage(admitted, produced)
+        self._learn(admitted, usage)
+        cost = UNPRICED if admitted.option.price is None else admitted.option.price.cost(usage)
+        latency_us = self._clock(attempt)
+        attempt.let_go()
+        self._books.hand_in(
+            Settlement(
+                rid=admitted.request.rid, input_tokens=_believed(_metered(attempt, usage)),
+                output_tokens=_believed(usage.output_tokens), cost_nanousd=cost,
+                outcome=Outcome.FAILURE if failed else Outcome.SUCCESS,
+                failed_lanes=1 << (len(admitted.option.lanes) - 1) if failed else 0, latency_us=latency_us,
+                estimated=usage.estimated,
+            )
+        )  # fmt: skip
+        facts.usage = usage
+        facts.cost_nanousd = None if cost == UNPRICED else cost
+        facts.outcome = outcome
+
+    def failed(self, attempt: Attempt, failure: Failure) -> Failure:
+        """Nothing reached the caller. What may have been billed is charged as expected."""
+        latency_us = self._clock(attempt)
+        attempt.own.failure = failure.category.value
+        bits = failed_lanes(attempt.admitted, failure)
+        if failure.billed is False:
+            sent = failure.status > 0 or failure.scope is not FailureScope.PROVIDER
+            self._release(attempt, sent=sent and attempt.sent, bits=bits, latency_us=latency_us)
+        else:
+            self._charge_expected(attempt, Outcome.FAILURE if bits else Outcome.NEUTRAL, bits, latency_us)
+        return failure
+
+    def abandoned(self, attempt: Attempt) -> None:
+        """Cancelled, or our own bug. Once sent, the provider may have billed: the estimate is charged and marked."""
+        latency_us = self._clock(attempt)
+        attempt.own.failure = attempt.own.failure or "cancelled"
+        if attempt.sent:
+            self._charge_expected(attempt, Outcome.NEUTRAL, 0, latency_us)
+        else:
+            self._release(attempt, sent=False, bits=0, latency_us=0)
+
+    def finish(self, attempt: Attempt) -> None:
+        """The call has ended."""
+        self._finished(attempt.call, attempt.facts)
+
+    def _learn(self, admitted: Admitted, usage: Usage) -> None:
+        if admitted.parsed is None:
+            return
+        self._estimator.learn(
+            admitted.option.provider.id, admitted.option.model, base_tokens=admitted.estimate.base_tokens,
+            choices=admitted.parsed.choices, usage=usage,
+        )  # fmt: skip
+
+    def _clock(self, attempt: Attempt) -> int:
+        latency_us = int((time.perf_counter() - attempt.started) * 1e6)
+        attempt.own.upstream_us = latency_us
+        attempt.facts.upstream_us += latency_us
+        return latency_us
+
+    def _release(self, attempt: Attempt, *, sent: bool, bits: int, latency_us: int) -> None:
+        attempt.let_go()
+        self._books.hand_in(
+            Release(rid=attempt.admitted.request.rid, sent=sent, failed_lanes=bits, latency_us=latency_us)
+        )
+
+    def _charge_expected(self, attempt: Attempt, outcome: Outcome, bits: int, latency_us: int) -> None:
+        charge = attempt.admitted.charge
+        attempt.let_go()
+        self._books.hand_in(
+            Settlement(
+                rid=attempt.admitted.request.rid, input_tokens=charge.input_tokens, output_tokens=charge.output_tokens,
+                cost_nanousd=charge.expected_nanousd, outcome=outcome, failed_lanes=bits, latency_us=latency_us,
+                estimated=True,
+            )
+        )  # fmt: skip
+
+
+def _metered(attempt: Attempt, usage: Usage) -> int:
+    """Input tokens as the provider's limits count them."""
+    free = usage.cache_read_tokens if getattr(attempt.wire, "cache_reads_are_free", False) else 0
+    return usage.input_tokens - free
+
+
+def _believed(tokens: int) -> int:
+    return min(max(0, tokens), TOKENS_MAX)

@@ -1,0 +1,83 @@
+"""A Python caller's intent as a call, and a call as what an option's provider takes."""
+
+import time
+import uuid
+
+import msgspec
+
+from apikeyrouter.domain.components.pool import Option, Pool
+from apikeyrouter.domain.interfaces.wire import ParsedRequest
+from apikeyrouter.domain.models.call import Call
+from apikeyrouter.domain.models.request_intent import RequestIntent
+from apikeyrouter.domain.models.routing_decision import RoutingObjective
+from apikeyrouter.domain.models.system_error import InvalidRequestError
+from apikeyrouter.serving.admission import ParsedFor
+
+_CAPS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+
+
+def call_of(intent: RequestIntent, objective: RoutingObjective | str | None, *, stream: bool) -> Call:
+    """A call for `serve`. Its principal is the client that the intent names; without one it is gated with nobody."""
+    return Call(
+        request_id=f"req_{uuid.uuid4().hex}", operation=intent.operation.value, model=intent.model, stream=stream,
+        started=time.perf_counter(), intent=intent, provider_id=intent.provider_id, team=intent.team,
+        client=intent.client, principal=intent.client or "",
+        objective=None if objective is None else RoutingObjective.read(objective),
+    )  # fmt: skip
+
+
+def parsed_for(call: Call) -> ParsedFor:
+    """The request in an option's dialect: the client's own body, or the intent put into that dialect, once each."""
+    if call.parsed is not None:
+        own = (call.operation, call.parsed)
+        return lambda _: own
+    known: dict[str, tuple[str, ParsedRequest | None]] = {}
+
+    def parsed(option: Option) -> tuple[str, ParsedRequest | None]:
+        found = known.get(option.provider.id)
+        if found is None:
+            found = known[option.provider.id] = _parsed(call, option)
+        return found
+
+    return parsed
+
+
+def unfit(call: Call, pool: Pool, parsed: ParsedFor) -> frozenset[str]:
+    """Providers of the pool whose dialect cannot say this request.
+
+    Raises:
+        InvalidRequestError: none of them can.
+    """
+    if call.parsed is not None or len(pool.samples) == 1:
+        return frozenset()
+    refused: dict[str, InvalidRequestError] = {}
+    for sample in pool.samples:
+        try:
+            parsed(sample)
+        except InvalidRequestError as exc:
+            refused[sample.provider.id] = exc
+    if len(refused) == len(pool.samples):
+        raise next(iter(refused.values()))
+    return frozenset(refused)
+
+
+def _parsed(call: Call, option: Option) -> tuple[str, ParsedRequest | None]:
+    provider, intent = option.provider, call.intent
+    assert intent is not None
+    if provider.wire is None:
+        return call.operation, _plain(intent, stream=call.stream)
+    operation, body = provider.adapter.encode_intent(intent, stream=call.stream)
+    return operation, provider.wire.parse(body, operation=operation)
+
+
+def _plain(intent: RequestIntent, *, stream: bool) -> ParsedRequest:
+    """What routing needs to know of an intent whose adapter has no dialect of ours: its size, and its caps."""
+    told = {"messages": intent.to_wire_messages(), **(intent.payload or {})}
+    size = len(msgspec.json.encode(told))
+    cap = next((intent.parameters[name] for name in _CAPS if isinstance(intent.parameters.get(name), int)), None)
+    choices = intent.parameters.get("n")
+    return ParsedRequest(
+        model=intent.model, stream=stream, choices=choices if isinstance(choices, int) and choices > 0 else 1,
+        max_output_tokens=cap, input_bytes=size, messages=len(intent.messages), extra_tokens=0, unbounded=False,
+        include_usage=True, fields={}, text_bytes=size,
+    )  # fmt: skip

@@ -1,0 +1,258 @@
+"""Streamed answers. Each is settled exactly once, however it is left: read to its end, broken, closed, given up."""
+
+import asyncio
+import contextlib
+import inspect
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from typing import Any
+
+from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
+from apikeyrouter.domain.interfaces.wire import StreamReader, StreamStep
+from apikeyrouter.domain.models.failure import Failure, FailureScope
+from apikeyrouter.domain.models.system_error import ErrorCategory, ProviderError, SystemError
+from apikeyrouter.domain.models.system_response import StreamChunk, TokenUsage
+from apikeyrouter.domain.models.usage import Usage
+from apikeyrouter.infrastructure.adapters.transport import Response, Timeouts, TransportError
+from apikeyrouter.serving.endings import Attempt, Endings
+from apikeyrouter.serving.outcomes import adapter_failure, given_up, partial_usage, transport_failure
+
+HELD_BYTES_MAX = 1024 * 1024
+"""Most bytes of a stream that are held back before its first substantive event; then it is passed on as it is."""
+
+
+class _Stream(ABC):
+    """What all streams share: the way they end."""
+
+    def __init__(self, ends: Endings, attempt: Attempt) -> None:
+        self._ends, self._attempt = ends, attempt
+        self._failure: Failure | None = None
+        self._over = False
+        """Whether the provider has said all."""
+        self._settled = False
+        self._finished = False
+
+    def take_over(self) -> None:
+        """The answer has begun: from now on this stream, not the task that began it, is what a lost lease ends."""
+        self._attempt.hold.abort = self._abort
+        self._attempt.facts.first_token_us = int((time.perf_counter() - self._attempt.call.started) * 1e6)
+
+    async def aclose(self) -> None:
+        """Give up the rest: the provider is cut off, and what was received is charged. Idempotent."""
+        self._over, self._failure = True, None
+        try:
+            await self._let_go()
+        finally:
+            self._settle("disconnected")
+            self._finish()
+
+    def _abort(self, why: str) -> None:
+        self._failure = given_up(why)
+        self._attempt.own.failure = self._failure.category.value
+        self._settle(self._failure.category.value)
+        self._finish()
+        self._closing = asyncio.ensure_future(self._let_go())
+
+    async def _break(self, failure: Failure) -> ProviderError:
+        """End with a failure; the error to raise."""
+        self._attempt.own.failure = failure.category.value
+        try:
+            await self._let_go()
+        finally:
+            self._settle(failure.category.value, failed=failure.scope is FailureScope.PROVIDER)
+            self._finish()
+        return ProviderError(
+            failure.message, category=failure.category, retryable=False,
+            details={
+                "failure": failure, "usage": self._attempt.facts.usage, "request_id": self._attempt.call.request_id,
+            },
+        )  # fmt: skip
+
+    def _settle(self, outcome: str, *, failed: bool = False) -> None:
+        if self._settled:
+            return
+        self._settled = True
+        usage, produced = self._used(complete=outcome == "ok")
+        self._ends.answered(self._attempt, usage, produced=produced, outcome=outcome, failed=failed)
+
+    def _finish(self) -> None:
+        if not self._finished:
+            self._finished = True
+            self._ends.finish(self._attempt)
+
+    @abstractmethod
+    def _used(self, *, complete: bool) -> tuple[Usage | None, int]:
+        """Usage as far as it was told, and the bytes of output that were received."""
+
+    @abstractmethod
+    async def _let_go(self) -> None:
+        """Close what the answer comes from. Idempotent."""
+
+
+class HttpStream(_Stream):
+    """The bytes of a provider's stream, from its first substantive event on."""
+
+    def __init__(self, ends: Endings, attempt: Attempt, response: Response, reader: StreamReader) -> None:
+        super().__init__(ends, attempt)
+        self._response, self._reader = response, reader
+        self._source = response.chunks()
+        self._held = b""
+
+    async def begin(self) -> Failure | None:
+        """Hold the stream back until its first substantive event: until then another key may still serve.
+
+        The failure, if there was one before it. Raises TransportError.
+        """
+        held = bytearray()
+        while not self._over and len(held) <= HELD_BYTES_MAX:
+            step = await self._step()
+            held += step.out
+            if step.substantive:
+                break
+            if step.failure is not None:
+                await self._let_go()
+                return step.failure
+        self._held = bytes(held)
+        self.take_over()
+        return None
+
+    def __aiter__(self) -> "HttpStream":
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._held:
+            held, self._held = self._held, b""
+            return held
+        try:
+            while not self._over and self._failure is None:
+                out = (await self._step()).out
+                if out:
+                    return out
+        except TransportError as exc:
+            self._failure = self._failure or transport_failure(exc)
+        except BaseException:
+            await self.aclose()
+            raise
+        if self._failure is not None:
+            raise await self._break(self._failure)
+        await self.aclose()
+        raise StopAsyncIteration
+
+    async def _step(self) -> StreamStep:
+        """The next bytes, read. When the provider has said all, the settlement leaves: nothing more can be billed."""
+        try:
+            step = self._reader.feed(await self._source.__anext__())
+            self._over = step.done
+        except StopAsyncIteration:
+            step = self._reader.end()
+            self._over = True
+        self._failure = self._failure or step.failure
+        if self._over and self._failure is None:
+            self._settle("ok")
+        return step
+
+    def _used(self, *, complete: bool) -> tuple[Usage | None, int]:
+        reader = self._reader
+        self._attempt.facts.finish_reason = reader.finish_reason
+        usage = reader.usage
+        if usage is not None and not complete:
+            usage = partial_usage(usage, reader.output_bytes)
+        return usage, reader.output_bytes
+
+    async def _let_go(self) -> None:
+        self._held = b""
+        await self._response.close()
+        await _closed(self._source)
+
+
+class AdapterStream(_Stream):
+    """The pieces of an adapter that is no wire."""
+
+    def __init__(self, ends: Endings, attempt: Attempt, adapter: ProviderAdapter, source: Any) -> None:
+        super().__init__(ends, attempt)
+        self._adapter, self._source = adapter, source
+        self._timeouts = attempt.timeouts or Timeouts()
+        self._first: StreamChunk | None = None
+        self._produced = 0
+        self._usage: TokenUsage | None = None
+
+    async def begin(self) -> None:
+        """Wait for the first piece: until then another key may still serve. Raises what the adapter raises."""
+        if inspect.isawaitable(self._source):
+            self._source = await self._source
+        self._first = await self._pull(self._timeouts.first_byte)
+        self.take_over()
+
+    def __aiter__(self) -> "AdapterStream":
+        return self
+
+    async def __anext__(self) -> StreamChunk:
+        chunk, self._first = self._first, None
+        try:
+            if chunk is None and not self._over and self._failure is None:
+                chunk = await self._pull(self._timeouts.idle)
+        except Exception as exc:
+            secret = str.__str__(self._attempt.admitted.option.key.material)
+            self._failure = self._failure or adapter_failure(self._adapter, exc, secret=secret)
+        except BaseException:
+            await self.aclose()
+            raise
+        if self._failure is not None:
+            raise await self._break(self._failure)
+        if chunk is None:
+            await self.aclose()
+            raise StopAsyncIteration
+        return chunk
+
+    async def _pull(self, seconds: float | None) -> StreamChunk | None:
+        try:
+            async with asyncio.timeout(seconds):
+                piece = await self._source.__anext__()
+        except StopAsyncIteration:
+            self._over = True
+            self._settle("ok")
+            return None
+        chunk = _as_chunk(piece)
+        self._produced += len(chunk.text.encode())
+        self._usage = chunk.usage or self._usage
+        self._attempt.facts.finish_reason = chunk.finish_reason or self._attempt.facts.finish_reason
+        return chunk
+
+    def _used(self, *, complete: bool) -> tuple[Usage | None, int]:
+        usage = told_usage(self._usage)
+        if usage is not None and not complete:
+            usage = partial_usage(usage, self._produced)
+        return usage, self._produced
+
+    async def _let_go(self) -> None:
+        self._first = None
+        await _closed(self._source)
+
+
+def told_usage(told: TokenUsage | None) -> Usage | None:
+    """The usage an adapter told; None when it told nothing."""
+    if told is None or (told.estimated and not told.total_tokens):
+        return None
+    return Usage(
+        input_tokens=told.input_tokens, output_tokens=told.output_tokens, cache_read_tokens=told.cache_read_tokens,
+        cache_write_tokens=told.cache_write_tokens, reasoning_tokens=told.reasoning_tokens, estimated=told.estimated,
+    )  # fmt: skip
+
+
+def _as_chunk(piece: object) -> StreamChunk:
+    if isinstance(piece, StreamChunk):
+        return piece
+    if isinstance(piece, str):
+        return StreamChunk(text=piece)
+    raise SystemError(
+        f"the adapter's stream yielded {type(piece).__name__}, not StreamChunk", category=ErrorCategory.ProviderError
+    )
+
+
+async def _closed(source: AsyncIterator[Any]) -> None:
+    """Close a generator, unless another task is inside it: that one finds its source closed and ends by itself."""
+    closing = getattr(source, "aclose", None)
+    if closing is not None:
+        with contextlib.suppress(Exception):
+            await closing()
