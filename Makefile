@@ -3,14 +3,16 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+CODE   := router/apikeyrouter service/apikeyrouter_proxy tests benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types imports lua-lint ci bench laws demo constraints clean
+.PHONY: help setup run demo test lint format types imports lua-lint laws bench ci constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[proxy,dev]'
 	@touch $(READY)
@@ -30,11 +32,15 @@ lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(READY) ## mypy, strict, on sources and tests
-	$(BIN)/mypy router/apikeyrouter service/apikeyrouter_proxy tests
+format: $(READY) ## ruff: put imports and format right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY) ## mypy, strict, on sources, tests, benchmarks and tools
+	$(BIN)/mypy $(CODE)
 
 imports: $(READY) ## import contracts: imports run one way
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 lua-lint: $(READY) ## luacheck over the scripts as they are built
 	$(BIN)/python -m tools.lua_lint
@@ -45,10 +51,14 @@ laws: $(READY) ## break each accounting law with a patch and see a test turn red
 bench: $(READY) ## CPU per request against the reference pass-through
 	$(BIN)/python -m benchmarks.run
 
-ci: lint types imports lua-lint test laws ## what .ci/run runs
+ci: lint types imports lua-lint test laws ## every check: what .ci/run runs
 
-constraints: ## write constraints.txt from what .venv holds now
-	$(BIN)/pip freeze --exclude-editable | grep -vE '@ (file|https?)' > constraints.txt
+constraints: ## resolve every dependency anew and pin it in constraints.txt
+	rm -rf $(VENV).new
+	$(PYTHON) -m venv $(VENV).new
+	$(VENV).new/bin/pip install -q --disable-pip-version-check -e '.[proxy,dev]'
+	$(VENV).new/bin/pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' > constraints.txt
+	rm -rf $(VENV).new
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) $(VENV).new .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist

