@@ -1,0 +1,1 @@
+"""Speed, measured: `make bench`. CPU time per request, medians of interleaved runs, proven by counts."""

@@ -1,0 +1,50 @@
+"""`route()`: what the library costs on top of the call itself, in memory and on a server."""
+
+import subprocess
+
+import msgspec
+from tests.servers import Server
+
+from benchmarks.library_worker import Told
+from benchmarks.processes import python_module, root
+from benchmarks.proof import ProofError
+from benchmarks.report import Figure, Section
+from benchmarks.samples import Spread
+from benchmarks.upstream import Upstream, running_upstream
+
+__all__ = ["measure_library"]
+
+ROUNDS, REQUESTS = 7, 400
+ROUNDS_QUICK, REQUESTS_QUICK = 3, 200
+SECONDS_MAX = 120.0
+
+
+def measure_library(server: Server, *, quick: bool = False) -> Section:
+    """CPU of `route()` less that of a bare aiohttp call in the same process, in turns. Errors: ProofError."""
+    section = Section(title="The library: route(), provider cost excluded")
+    rounds, requests = (ROUNDS_QUICK, REQUESTS_QUICK) if quick else (ROUNDS, REQUESTS)
+    with running_upstream() as upstream:
+        for what, url in (("in memory", ""), (f"on {server.flavour} {server.version}", server.unix_url)):
+            told = _run(upstream, url, rounds, requests)
+            bare, own = Spread.of(told.bare_us), Spread.of(told.route_us)
+            added = Spread.of([route - call for route, call in zip(told.route_us, told.bare_us, strict=True)])
+            section.figures += [
+                Figure(name=f"{what}: route(), CPU", measured=own.text("µs")),
+                Figure(name=f"{what}: a bare aiohttp call, CPU", measured=bare.text("µs")),
+                Figure(name=f"{what}: route() less the call", measured=added.text("µs")),
+            ]
+            section.notes.append(
+                f"proven {what}: {told.settled:,} nano-dollars settled = {told.requests:,} requests × price"
+            )
+    section.notes.append(f"asyncio's own loop, 32 calls at a time, {rounds} rounds of {requests}")
+    return section
+
+
+def _run(upstream: Upstream, redis_url: str, rounds: int, requests: int) -> Told:
+    command = python_module(
+        "benchmarks.library_worker", upstream.base_url, redis_url, "--rounds", str(rounds), "--requests", str(requests)
+    )
+    done = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS_MAX, cwd=root())
+    if done.returncode:
+        raise ProofError(f"route(): {done.stderr.decode(errors='replace')[-2000:]}")
+    return msgspec.json.decode(done.stdout.splitlines()[-1], type=Told)

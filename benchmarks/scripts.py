@@ -1,0 +1,234 @@
+"""The server's side: time of each script, per request, under the conditions of the design's §8.
+
+Each phase runs one kind of script only, between two resets of the server's statistics, so that `commandstats` tells
+them apart. Cells of different sizes live side by side on one server and take turns.
+"""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from redis.asyncio import Redis
+from tests.servers import Server
+
+from apikeyrouter.domain.models.accounting import (
+    Admission,
+    Candidate,
+    Charge,
+    ReserveRequest,
+    Settlement,
+)
+from apikeyrouter.infrastructure.config.compile import compile_config
+from apikeyrouter.infrastructure.config.compiled import CompiledConfig
+from apikeyrouter.infrastructure.config.config_file import read_config
+from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
+from apikeyrouter.infrastructure.ledger.redis_engine import RedisEngine
+from benchmarks.payload import COMPLETION_TOKENS, COST_NANOUSD, MODEL, PROMPT_TOKENS
+from benchmarks.proof import ProofError
+from benchmarks.report import Figure, Section
+from benchmarks.samples import Spread
+from benchmarks.workers import BUDGETS, CLIENT, configuration
+
+__all__ = ["measure_scripts"]
+
+CANDIDATES = 8
+AT_ONCE = 32
+"""Calls that are under way together, as under load; the server runs them one after the other."""
+DUE = 8
+SHORT_LEASE_US = 20_000
+LONG_LEASE_US = 30_000_000
+RESERVE_SETTLE_US_MAX, RESERVE_SETTLE_US_AIM = 60.0, 45.0
+DUE_US_MAX = 150.0
+GROWTH_MAX = 1.2
+_SERVICE_LANES, _DESIGN_LANES = 3, 2
+
+
+@dataclass(slots=True, kw_only=True)
+class _Cell:
+    """One cell under measurement, and its samples in µs of server time per request."""
+
+    keys: int
+    lanes: int
+    ledger: ScriptLedger
+    config: CompiledConfig
+    at: int = 0
+    requests: int = 0
+    samples: dict[str, list[float]] = field(default_factory=dict)
+
+    def note(self, name: str, us: float) -> None:
+        self.samples.setdefault(name, []).append(us)
+
+    def spread(self, *names: str) -> Spread:
+        """Of the sum of these, round by round."""
+        return Spread.of([sum(values) for values in zip(*(self.samples[name] for name in names), strict=True)])
+
+
+def measure_scripts(server: Server, *, rounds: int, requests: int) -> Section:
+    """Every figure of one server. Errors: ProofError."""
+    return asyncio.run(_measure(server, rounds, requests))
+
+
+async def _measure(server: Server, rounds: int, requests: int) -> Section:
+    sizes = [(3, _DESIGN_LANES), (100, _DESIGN_LANES), (10_000, _DESIGN_LANES), (100, _SERVICE_LANES)]
+    async with Redis.from_url(server.unix_url) as client:
+        cells = [await _made(server, keys, lanes) for keys, lanes in sizes]
+        for number in range(rounds + 1):
+            for cell in cells:
+                await _round(client, cell, requests)
+                if number == 0:
+                    cell.samples.clear()
+        for _ in range(rounds * 3):
+            await _due(client, cells[1])
+        for cell in cells:
+            await _prove(cell)
+            await cell.ledger.close()
+    return _section(server, cells, rounds, requests)
+
+
+async def _made(server: Server, keys: int, lanes: int) -> _Cell:
+    entries = configuration("http://127.0.0.1:1/v1", count=keys)
+    config = compile_config(read_config(entries), environ={})
+    ledger = ScriptLedger(RedisEngine(server.unix_url, namespace=f"scripts-{keys}-{lanes}", timeout_s=5.0))
+    await ledger.open()
+    await ledger.put(lanes=config.lanes, scopes=config.scopes)
+    cell = _Cell(keys=keys, lanes=lanes, ledger=ledger, config=config)
+    first = _request(cell)
+    await _reserved(cell, first)  # supplies calendars
+    await ledger.settle(_settlement(first))
+    cell.requests += 1
+    return cell
+
+
+async def _round(client: Redis, cell: _Cell, requests: int) -> None:
+    """Hold, settle one by one and in pages, acknowledge: each phase by itself."""
+    held = [_request(cell) for _ in range(requests)]
+    cell.note("reserve", await _phase(client, cell, [_reserved(cell, request) for request in held], requests))
+    half = requests // 2
+    single, paged = [_settlement(request) for request in held[:half]], [_settlement(request) for request in held[half:]]
+    cell.note("settle", await _phase(client, cell, [cell.ledger.settle(end) for end in single], len(single)))
+    pages = [paged[at : at + AT_ONCE] for at in range(0, len(paged), AT_ONCE)]
+    cell.note(
+        "settle by page", await _phase(client, cell, [cell.ledger.settle_many(page) for page in pages], len(paged))
+    )
+    rids = [request.rid for request in held]
+    parts = [rids[at : at + AT_ONCE] for at in range(0, len(rids), AT_ONCE)]
+    cell.note("acknowledge", await _phase(client, cell, [cell.ledger.acknowledge(part) for part in parts], len(rids)))
+    cell.requests += requests
+
+
+async def _due(client: Redis, cell: _Cell) -> None:
+    """A reserve that finds eight leases at their end. What it ends is settled afterwards: the books stay even."""
+    short = [_request(cell, lease_us=SHORT_LEASE_US) for _ in range(DUE)]
+    await asyncio.gather(*(_reserved(cell, request) for request in short))
+    await asyncio.sleep(2 * SHORT_LEASE_US / 1e6)
+    request = _request(cell)
+    us = await _phase(client, cell, [_reserved(cell, request)], 1)
+    if len(await cell.ledger.reservations(suspended=True)) != DUE:
+        raise ProofError(f"{cell.keys} keys: the reserve did not sweep the {DUE} leases that were due")
+    cell.note("reserve with 8 due", us)
+    await cell.ledger.settle_many([_settlement(ended) for ended in (*short, request)])
+    cell.requests += DUE + 1
+
+
+async def _phase(client: Redis, cell: _Cell, calls: Sequence[object], requests: int) -> float:
+    """Server time per request of these calls, in µs, some at once. Errors: ProofError when others ran as well."""
+    await client.config_resetstat()
+    for at in range(0, len(calls), AT_ONCE):
+        await asyncio.gather(*calls[at : at + AT_ONCE])  # type: ignore[call-overload]
+    stats = (await client.info("commandstats"))["cmdstat_evalsha"]
+    if stats["calls"] != len(calls):
+        raise ProofError(f"{cell.keys} keys: {stats['calls']} scripts ran instead of {len(calls)}")
+    return float(stats["usec"]) / requests
+
+
+async def _reserved(cell: _Cell, request: ReserveRequest) -> None:
+    answer = await cell.ledger.reserve(request)
+    if not isinstance(answer, Admission):
+        raise ProofError(f"{cell.keys} keys: a reserve was denied ({answer.binding})")
+
+
+async def _prove(cell: _Cell) -> None:
+    for scope in await cell.ledger.scopes([BUDGETS[0], BUDGETS[3]]):
+        if scope.settled != cell.requests * COST_NANOUSD or scope.held or scope.suspense:
+            raise ProofError(f"{cell.keys} keys: {scope.id} has {scope.settled} settled after {cell.requests} requests")
+
+
+def _request(cell: _Cell, *, lease_us: int = LONG_LEASE_US) -> ReserveRequest:
+    """The next candidates, round and round through all keys."""
+    count = min(CANDIDATES, cell.keys)
+    keys = [cell.config.keys[(cell.at + number) % cell.keys] for number in range(count)]
+    cell.at += count
+    charge = Charge(
+        input_tokens=PROMPT_TOKENS, output_tokens=COMPLETION_TOKENS, metered_tokens=PROMPT_TOKENS + 100,
+        expected_nanousd=COST_NANOUSD, bound_nanousd=3 * COST_NANOUSD,
+    )  # fmt: skip
+    candidates = [
+        Candidate(lanes=cell.config.lanes_of(key, MODEL)[: cell.lanes], scopes=(BUDGETS[3],), charge=charge)
+        for key in keys
+    ]
+    return ReserveRequest(
+        rid=os.urandom(16),
+        candidates=tuple(candidates),
+        scopes=BUDGETS[:3],
+        lease_us=lease_us,
+        principal=CLIENT,
+        pool=MODEL,
+    )
+
+
+def _settlement(request: ReserveRequest) -> Settlement:
+    return Settlement(
+        rid=request.rid, input_tokens=PROMPT_TOKENS, output_tokens=COMPLETION_TOKENS, cost_nanousd=COST_NANOUSD,
+        latency_us=1_000,
+    )  # fmt: skip
+
+
+def _section(server: Server, cells: Sequence[_Cell], rounds: int, requests: int) -> Section:
+    section = Section(title=f"Scripts, µs of server time per request, {server.flavour} {server.version}")
+    for cell in cells:
+        what = f"{cell.keys:,} keys, {min(CANDIDATES, cell.keys)} candidates of {cell.lanes} lanes"
+        for name in ("reserve", "settle", "settle by page", "acknowledge"):
+            section.figures.append(Figure(name=f"{what}: {name}", measured=cell.spread(name).text("µs", digits=1)))
+        for settle, note in (("settle", "one by one"), ("settle by page", f"settled {AT_ONCE} at a time")):
+            section.figures.append(_budgeted(cell, f"{what}: reserve + settle, {note}", settle))
+    section.figures.append(_growth(cells[1], cells[2]))
+    due = cells[1].spread("reserve with 8 due")
+    section.figures.append(
+        Figure(
+            name="a reserve that ends 8 due leases", measured=due.text("µs"), budget=f"≤ {DUE_US_MAX:g} µs",
+            holds=due.median <= DUE_US_MAX,
+        )
+    )  # fmt: skip
+    section.notes = [
+        f"{rounds} rounds of {requests:,} requests a cell, cells in turn, after one round to warm up; 4 hard budgets,"
+        " fairness on, no lease due; `commandstats`, which counts wall time of the server's thread",
+        f"the service holds {_SERVICE_LANES} lanes a candidate (key, group, provider) and settles in pages",
+        "proven: number of scripts, every admission, and settled money equal the requests; nothing held",
+    ]
+    return section
+
+
+def _budgeted(cell: _Cell, name: str, settle: str) -> Figure:
+    """Under budget are the design's conditions: two lanes a candidate."""
+    spread = cell.spread("reserve", settle)
+    is_design = cell.lanes == _DESIGN_LANES
+    return Figure(
+        name=name,
+        measured=spread.text("µs", digits=1),
+        budget=f"≤ {RESERVE_SETTLE_US_MAX:g} µs (in the end {RESERVE_SETTLE_US_AIM:g})" if is_design else "",
+        holds=spread.median <= RESERVE_SETTLE_US_MAX if is_design else None,
+    )
+
+
+def _growth(few: _Cell, many: _Cell) -> Figure:
+    pairs = zip(
+        [a + b for a, b in zip(few.samples["reserve"], few.samples["settle"], strict=True)],
+        [a + b for a, b in zip(many.samples["reserve"], many.samples["settle"], strict=True)],
+        strict=True,
+    )
+    ratio = Spread.of([most / least for least, most in pairs])
+    return Figure(
+        name=f"reserve + settle, {many.keys:,} keys ÷ {few.keys} keys", measured=ratio.text(digits=2),
+        budget=f"≤ {GROWTH_MAX}", holds=ratio.median <= GROWTH_MAX,
+    )  # fmt: skip

@@ -1,0 +1,123 @@
+"""The two workers that are compared: the reference and ours, each one process of the same uvicorn."""
+
+import base64
+import contextlib
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import msgspec
+from tests.servers import free_port
+
+from benchmarks.payload import INPUT_USD, MODEL, OUTPUT_USD, RPM, TPM
+from benchmarks.processes import python_module, running_process, wait_for
+from benchmarks.upstream import Upstream
+
+__all__ = [
+    "BUDGETS",
+    "CLIENT",
+    "GROUP_LANE",
+    "TEAM",
+    "TOKEN",
+    "Worker",
+    "configuration",
+    "running_ours",
+    "running_reference",
+]
+
+KEYS = 8
+TEAM, CLIENT, GROUP = "engineering", "bench", "org-bench"
+TOKEN = "akr-bench-token-0123456789abcdef"
+LIMIT_USD = 9_000_000
+BUDGETS = ("global:all", f"team:{TEAM}:team", f"client:{CLIENT}:client", "provider:openai:provider")
+"""Ids of the four hard budgets that every request holds in."""
+GROUP_LANE = f"g:{GROUP}:*"
+_KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH")
+_OURS_APP = "apikeyrouter_proxy.main:app"
+_REFERENCE_APP = "benchmarks.reference:app"
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A running worker process; the reference has no namespace and no files. `complaints`: its standard error."""
+
+    name: str
+    pid: int
+    port: int
+    namespace: str = ""
+    access_log: Path | None = None
+    complaints: Path | None = None
+
+
+def configuration(base_url: str, *, count: int = KEYS) -> dict[str, object]:
+    """The conditions of `design.md` §8: keys of one quota group, 4 hard budgets, one client with a token."""
+    budgets = [
+        {"name": "all", "scope": "global", "period": "daily"},
+        {"name": "team", "scope": "team", "scope_id": TEAM, "period": "monthly"},
+        {"name": "client", "scope": "client", "scope_id": CLIENT, "period": "hourly"},
+        {"name": "provider", "scope": "provider", "scope_id": "openai", "period": "total"},
+    ]
+    keys = [
+        {"id": f"k{number}", "provider": "openai", "key": f"sk-bench-{number:040d}", "quota_group": GROUP}
+        for number in range(count)
+    ]
+    return {
+        "providers": {"openai": {"adapter": "openai", "base_url": base_url}},
+        "keys": keys,
+        "limits": [{"quota_group": GROUP, "rpm": RPM, "tpm": TPM}],
+        "prices": [{"model": MODEL, "input": INPUT_USD, "output": OUTPUT_USD}],
+        "budgets": [{**budget, "limit_usd": LIMIT_USD, "enforcement": "hard"} for budget in budgets],
+        "clients": [{"name": CLIENT, "token": TOKEN, "team": TEAM}],
+    }
+
+
+def environment(upstream: Upstream, redis_url: str, folder: Path, namespace: str) -> dict[str, str]:
+    """The environment of our worker; its configuration file and access log are in `folder`."""
+    config = folder / f"{namespace}.yaml"
+    config.write_bytes(msgspec.json.encode(configuration(upstream.base_url)))  # JSON is YAML
+    key = base64.b64encode(secrets.token_bytes(32)).decode()
+    kept = {name: value for name, value in os.environ.items() if name in _KEPT}
+    return kept | {
+        "APIKEYROUTER_CONFIG": str(config),
+        "APIKEYROUTER_NAMESPACE": namespace,
+        "APIKEYROUTER_ENCRYPTION_KEY": key,
+        "APIKEYROUTER_REDIS_URL": redis_url,
+        "PROXY_ACCESS_LOG_FILE": str(folder / f"{namespace}.log"),
+    }
+
+
+@contextlib.contextmanager
+def running_ours(upstream: Upstream, redis_url: str, folder: Path, *, namespace: str) -> Iterator[Worker]:
+    """Our worker over a Redis, with everything on: tokens, budgets, limits, metrics, access log."""
+    environ = environment(upstream, redis_url, folder, namespace)
+    complaints = folder / f"{namespace}.err"
+    with complaints.open("wb") as stderr, _running(_OURS_APP, environ, stderr) as (pid, port):
+        yield Worker("ours", pid, port, namespace, folder / f"{namespace}.log", complaints)
+
+
+@contextlib.contextmanager
+def running_reference(upstream: Upstream) -> Iterator[Worker]:
+    """The bare pass-through."""
+    with _running(_REFERENCE_APP, {**os.environ, "UPSTREAM_URL": upstream.base_url}) as (pid, port):
+        yield Worker("reference", pid, port)
+
+
+@contextlib.contextmanager
+def _running(app: str, environ: Mapping[str, str], stderr: IO[bytes] | None = None) -> Iterator[tuple[int, int]]:
+    port = free_port()
+    read_fd, write_fd = os.pipe()
+    arguments = ["--app", app, "--host", "127.0.0.1", "--port", str(port), "--ready-fd", str(write_fd)]
+    command = python_module("apikeyrouter_proxy.worker", *arguments)
+    with running_process(
+        command, environ=environ, stdin=subprocess.PIPE, stderr=stderr, pass_fds=[write_fd]
+    ) as process:
+        os.close(write_fd)
+        try:
+            wait_for(read_fd, process, app)
+        finally:
+            os.close(read_fd)
+        yield process.pid, port
