@@ -19,7 +19,6 @@ from apikeyrouter.domain.models.accounting import (
     Loss,
     ReserveRequest,
     RetryKind,
-    ScopeConfig,
 )
 from apikeyrouter.domain.models.call import Call
 
@@ -96,13 +95,13 @@ class Admissions:
         options = pool.rank(objective, CANDIDATES, snapshot=self._snapshot, now=time.perf_counter(), skip=skip)
         seen = list(skip)
         losses: list[tuple[Option, Loss]] = []
-        offers = _Offers(self._estimator, call, parsed_for, shared)
+        offers = _Offers(self._estimator, call, parsed_for, hard=shared.hard)
         for _ in range(ROUNDS_MAX):
             if not options:
                 break
             request = ReserveRequest(
-                rid=new_rid(), candidates=tuple(offers.of(option) for option in options),
-                scopes=tuple(scope.id for scope in shared), lease_us=self.lease_us, config_version=version,
+                rid=new_rid(), candidates=offers.all(options), scopes=shared.ids, lease_us=self.lease_us,
+                config_version=version,
                 principal=call.principal, weight=call.weight, pool=pool.model,
             )  # fmt: skip
             answer = await self._ledger.reserve(request)
@@ -125,23 +124,24 @@ class Admissions:
 class _Offers:
     """What each option would take: computed once per (provider, model, price), shared by the options that are alike."""
 
-    def __init__(
-        self, estimator: TokenEstimator, call: Call, parsed_for: ParsedFor, shared: Sequence[ScopeConfig]
-    ) -> None:
-        self._estimator, self._call, self._parsed_for = estimator, call, parsed_for
-        self._hard = any(scope.hard for scope in shared)
-        self._known: dict[tuple[str, str, int, bool], tuple[Charge, TokenEstimate, int | None]] = {}
+    def __init__(self, estimator: TokenEstimator, call: Call, parsed_for: ParsedFor, *, hard: bool) -> None:
+        self._estimator, self._call, self._parsed_for, self._hard = estimator, call, parsed_for, hard
+        self._known: dict[int, tuple[Charge, TokenEstimate, int | None]] = {}
 
-    def of(self, option: Option) -> Candidate:
-        lanes = option.lanes if not self._call.lanes else (*option.lanes, *self._call.lanes)
-        return Candidate(lanes=lanes, scopes=option.scopes, charge=self.details(option)[0])
+    def all(self, options: Sequence[Option]) -> tuple[Candidate, ...]:
+        """A candidate for each option."""
+        made = []
+        for option in options:
+            lanes, words = option.place(self._call.lanes)
+            charge = self.details(option)[0]
+            made.append(Candidate(lanes=lanes, scopes=option.scopes, words=words, charge=charge))
+        return tuple(made)
 
     def details(self, option: Option) -> tuple[Charge, TokenEstimate, int | None]:
-        hard = self._hard or option.hard
-        key = (option.provider.id, option.model, id(option.price), hard)
-        known = self._known.get(key)
+        """What an option would take, the estimate behind it, and the token cap it needs."""
+        known = self._known.get(option.rate)
         if known is None:
-            known = self._known[key] = self._compute(option, hard)
+            known = self._known[option.rate] = self._compute(option, self._hard or option.hard)
         return known
 
     def _compute(self, option: Option, hard: bool) -> tuple[Charge, TokenEstimate, int | None]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from apikeyrouter.domain.components.pool import Option, Pool
 from apikeyrouter.domain.components.price_book import PriceBook
@@ -69,6 +69,13 @@ class BudgetRule:
     target: str = ""
 
 
+class SharedScopes(NamedTuple):
+    """Ids of the budgets that a request is in whichever key serves it, and whether one of them is hard."""
+
+    ids: tuple[str, ...]
+    hard: bool
+
+
 class Catalogue:
     """Indexes of everything configured. Not thread-safe; one event loop owns it."""
 
@@ -82,12 +89,16 @@ class Catalogue:
         self._model_pools: dict[str, list[ModelPool]] = {}
         self._budgets: dict[tuple[str, str], list[ScopeConfig]] = {}
         self._pools: dict[tuple[str, str | None, str], Pool] = {}
+        self._shared: dict[tuple[str | None, str | None], SharedScopes] = {}
+        self._rates: dict[tuple[str, str, int, bool], int] = {}
         self._options_kept = 0
 
     # --- control plane -------------------------------------------------------------------------------------------
 
     def changed(self) -> None:
         """Forget what was derived; the next request builds it anew."""
+        self._shared.clear()
+        self._rates.clear()
         self._pools.clear()
         self._options_kept = 0
         self.version += 1
@@ -136,17 +147,18 @@ class Catalogue:
             found.setdefault(alias, set()).update(provider for provider, _ in targets)
         return [(model, tuple(sorted(providers))) for model, providers in sorted(found.items())]
 
-    def shared_scopes(self, team: str | None, client: str | None) -> list[ScopeConfig]:
+    def shared_scopes(self, team: str | None, client: str | None) -> SharedScopes:
         """Budgets that apply whichever key is chosen: global, the team's, the client's."""
-        budgets = self._budgets
-        if not budgets:
-            return []
-        found = list(budgets.get(("global", ""), ()))
-        if team is not None:
-            found += budgets.get(("team", team), ())
-        if client is not None:
-            found += budgets.get(("client", client), ())
-        return found
+        known = self._shared.get((team, client))
+        if known is None:
+            found = [*self._budgets.get(("global", ""), ())]
+            found += self._budgets.get(("team", team), ()) if team is not None else ()
+            found += self._budgets.get(("client", client), ()) if client is not None else ()
+            known = SharedScopes(tuple(scope.id for scope in found), any(scope.hard for scope in found))
+            if len(self._shared) >= POOLS_MAX:
+                self._shared.clear()
+            self._shared[team, client] = known
+        return known
 
     def pool(self, model: str, provider_id: str | None, dialect: str) -> Pool:
         """Every way to serve a model. `dialect` "" : any adapter will do; else only wires that speak it.
@@ -205,12 +217,15 @@ class Catalogue:
     def _option(self, key: Key, provider: Provider, model: str, rank: int) -> Option:
         scopes = [*self._budgets.get(("provider", provider.id), ()), *self._budgets.get(("key", key.id), ())]
         price = self.prices.price(key_price_name(key.id), "*") if key.cost_per_1k is not None else None
-        return Option(
+        option = Option(
             key=key, provider=provider, model=model, rank=rank,
             lanes=(key_lane(key.id), *self.group_lanes(key.quota_group, model), provider_lane(provider.id)),
             scopes=tuple(scope.id for scope in scopes), hard=any(scope.hard for scope in scopes),
             price=price or self.prices.price(provider.id, model),
         )  # fmt: skip
+        rate = (provider.id, model, id(option.price), option.hard)
+        option.rate = self._rates.setdefault(rate, len(self._rates))
+        return option
 
     def group_lanes(self, group: str, model: str) -> tuple[str, ...]:
         """The lanes a quota group meters a model in. A group without configured limits learns one per model."""

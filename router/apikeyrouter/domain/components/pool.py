@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from apikeyrouter.domain.components.price_book import ModelPrice
-from apikeyrouter.domain.models.accounting import LaneState
+from apikeyrouter.domain.models.accounting import LaneState, place_words
 
 if TYPE_CHECKING:
     from apikeyrouter.domain.components.catalogue import Key, Provider
@@ -19,6 +19,8 @@ SHORTLIST_MAX = 256
 """Longest order kept; more keys than that are rotated through rebuild by rebuild."""
 SCAN_MAX = 64
 """Most places of the order that one request looks at, however many of them are known to be out."""
+PLACES_MAX = 64
+"""Clients with limits of their own whose places an option remembers."""
 PRICED_TOKENS = (1000, 500)
 """Input and output tokens of the typical request by which prices are compared."""
 
@@ -28,6 +30,7 @@ class Option:
     """One key with one upstream model: the lanes that meter it (own lane first, provider's last) and its price.
 
     `rank`: the place of its target in an alias; a lower one is preferred. `hard`: a hard budget of its own applies.
+    `rate`: equal for options on which a request costs the same.
     """
 
     key: "Key"
@@ -38,6 +41,18 @@ class Option:
     scopes: tuple[str, ...]
     hard: bool
     price: ModelPrice | None
+    rate: int = 0
+    _words: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str | int, ...]]] = field(default_factory=dict)
+
+    def place(self, more: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str | int, ...]]:
+        """Its lanes with a client's own behind them, and both with its scopes as the ledger sends them. Made once."""
+        known = self._words.get(more)
+        if known is None:
+            if len(self._words) >= PLACES_MAX:
+                self._words.clear()
+            lanes = (*self.lanes, *more)
+            known = self._words[more] = (lanes, place_words(lanes, self.scopes))
+        return known
 
 
 @dataclass(slots=True)
@@ -130,6 +145,8 @@ class Pool:
         if not order:
             return []
         self._turn = start = (self._turn + 1) % turning
+        if not skip and not snapshot.blocked and turning == len(self.eligible) and count <= turning:
+            return order[start : start + count] + order[: max(0, start + count - turning)]
         chosen: list[Option] = []
         out: list[Option] = []
         for place in range(min(len(order), SCAN_MAX)):
