@@ -232,24 +232,26 @@ class ApiKeyRouter:
         for lane in found.cool:
             self.snapshot.blocked[lane] = max(until, self.snapshot.blocked.get(lane, 0.0))
             self._chore(self.ledger.record(lane, blocked_for_us=int(found.seconds * 1e6)))
-        if found.key_state is not None:
-            for key in found.keys:
-                self._chore(self._key_out(key, found.key_state, failure, found.seconds))
+        for key in found.keys:
+            self._put_out(key, found.key_state, failure, found.seconds)
+
+    def _put_out(self, key: Key, state: KeyState | None, failure: Failure, seconds: float) -> None:
+        """Here at once, elsewhere as soon as the store has it."""
+        if state is None or key.state is state:
+            return
+        key.state, key.state_reason = state, failure.message
+        self.catalogue.changed()
+        self._chore(self._move_key(key.id, state, failure.message, seconds if state is KeyState.Exhausted else None))
 
     def _learn_success(self, option: Option) -> None:
         """A key that was given another chance has taken it."""
         if option.key.state is KeyState.Recovering:
-            self._chore(self._move_key(option.key, KeyState.Available, "it serves again", None))
+            option.key.state = KeyState.Available
+            self._chore(self._move_key(option.key.id, KeyState.Available, "it serves again", None))
 
-    async def _key_out(self, key: Key, state: KeyState, failure: Failure, seconds: float) -> None:
-        for_seconds = seconds if state is KeyState.Exhausted else None
-        await self._move_key(key, state, failure.message, for_seconds)
-
-    async def _move_key(self, key: Key, state: KeyState, reason: str, for_seconds: float | None) -> None:
-        if key.state is state:
-            return
+    async def _move_key(self, key_id: str, state: KeyState, reason: str, for_seconds: float | None) -> None:
         with contextlib.suppress(InvalidRequestError):  # another attempt was first, or the key is gone
-            await self.key_manager.update_key_state(key.id, state, reason, actor="router", for_seconds=for_seconds)
+            await self.key_manager.update_key_state(key_id, state, reason, actor="router", for_seconds=for_seconds)
 
     async def _refusal(self, refused: Refused, pool: Pool, facts: Facts) -> Exception:
         now_us = self.ledger.stamp.now_us
@@ -401,6 +403,15 @@ class ApiKeyRouter:
             record.metadata, quota_group=record.quota_group, weight=record.weight, models=record.models
         )
         await self.key_manager.register_key(record.material, record.provider_id, metadata, key_id=record.id)
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """Seconds that each phase of an exchange with a provider may take."""
+        return self._attempts.default_timeouts
+
+    @timeouts.setter
+    def timeouts(self, timeouts: Timeouts) -> None:
+        self._attempts.default_timeouts = timeouts
 
     # --- life ----------------------------------------------------------------------------------------------------
 
