@@ -77,8 +77,8 @@ async def _cpu_us(call: Callable[[], Awaitable[object]], requests: int) -> float
 
 def _router_call(router: ApiKeyRouter) -> Callable[[], Awaitable[object]]:
     body = msgspec.json.decode(request_body(), type=dict[str, object])
-    intent = {name: body[name] for name in ("model", "messages", "max_tokens", "temperature")}
-    intent |= {"team": TEAM, "client": CLIENT}
+    intent = {"model": body["model"], "messages": body["messages"], "team": TEAM, "client": CLIENT}
+    intent["parameters"] = {name: body[name] for name in ("max_tokens", "temperature")}
     return lambda: router.route(intent)
 
 

@@ -4,7 +4,7 @@ import contextlib
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
@@ -12,7 +12,7 @@ from tests.servers import Server
 
 from apikeyrouter.infrastructure.ledger.scripts import load_scripts
 
-__all__ = ["count_scripts"]
+__all__ = ["commands_of_scripts", "count_scripts"]
 
 COMMANDS_MAX = 1_000_000
 _END = b"benchmark-is-over"
@@ -30,6 +30,24 @@ def count_scripts(server: Server, work: Callable[[], object]) -> dict[str, int]:
             client.echo(_END)
         watcher.join(timeout=10)
     return dict(counted)
+
+
+async def commands_of_scripts(server: Server, work: Callable[[], Awaitable[object]]) -> list[str]:
+    """What the scripts that ran during `work` asked of the server: name, key, and how much they sent."""
+    with _monitor(server) as lines:
+        await work()
+        with server.client() as client:
+            client.echo(_END)
+        found: list[str] = []
+        for _ in range(COMMANDS_MAX):
+            line = lines.readline()
+            if not line or _END in line:
+                break
+            if b" lua]" in line:
+                words = line.partition(b"] ")[2].strip().split(b" ")
+                key = words[1].decode() if len(words) > 1 else ""
+                found.append(f"{words[0].decode()} {key} … {len(words) - 2} more words".replace('"', ""))
+        return found
 
 
 def _count(lines: BinaryIO, names: dict[bytes, str], counted: Counter[str]) -> None:

@@ -30,7 +30,7 @@ from benchmarks.report import Figure, Section
 from benchmarks.samples import Spread
 from benchmarks.workers import BUDGETS, CLIENT, configuration
 
-__all__ = ["measure_scripts"]
+__all__ = ["Cell", "make_cell", "measure_scripts", "next_request", "reserved", "settlement_of"]
 
 CANDIDATES = 8
 AT_ONCE = 32
@@ -45,7 +45,7 @@ _SERVICE_LANES, _DESIGN_LANES = 3, 2
 
 
 @dataclass(slots=True, kw_only=True)
-class _Cell:
+class Cell:
     """One cell under measurement, and its samples in µs of server time per request."""
 
     keys: int
@@ -72,7 +72,7 @@ def measure_scripts(server: Server, *, rounds: int, requests: int) -> Section:
 async def _measure(server: Server, rounds: int, requests: int) -> Section:
     sizes = [(3, _DESIGN_LANES), (100, _DESIGN_LANES), (10_000, _DESIGN_LANES), (100, _SERVICE_LANES)]
     async with Redis.from_url(server.unix_url) as client:
-        cells = [await _made(server, keys, lanes) for keys, lanes in sizes]
+        cells = [await make_cell(server, keys, lanes) for keys, lanes in sizes]
         for number in range(rounds + 1):
             for cell in cells:
                 await _round(client, cell, requests)
@@ -86,26 +86,30 @@ async def _measure(server: Server, rounds: int, requests: int) -> Section:
     return _section(server, cells, rounds, requests)
 
 
-async def _made(server: Server, keys: int, lanes: int) -> _Cell:
+async def make_cell(server: Server, keys: int, lanes: int) -> Cell:
+    """A configured cell with that many keys, whose candidates hold that many lanes."""
     entries = configuration("http://127.0.0.1:1/v1", count=keys)
     config = compile_config(read_config(entries), environ={})
     ledger = ScriptLedger(RedisEngine(server.unix_url, namespace=f"scripts-{keys}-{lanes}", timeout_s=5.0))
     await ledger.open()
     await ledger.put(lanes=config.lanes, scopes=config.scopes)
-    cell = _Cell(keys=keys, lanes=lanes, ledger=ledger, config=config)
-    first = _request(cell)
-    await _reserved(cell, first)  # supplies calendars
-    await ledger.settle(_settlement(first))
+    cell = Cell(keys=keys, lanes=lanes, ledger=ledger, config=config)
+    first = next_request(cell)
+    await reserved(cell, first)  # supplies calendars
+    await ledger.settle(settlement_of(first))
     cell.requests += 1
     return cell
 
 
-async def _round(client: Redis, cell: _Cell, requests: int) -> None:
+async def _round(client: Redis, cell: Cell, requests: int) -> None:
     """Hold, settle one by one and in pages, acknowledge: each phase by itself."""
-    held = [_request(cell) for _ in range(requests)]
-    cell.note("reserve", await _phase(client, cell, [_reserved(cell, request) for request in held], requests))
+    held = [next_request(cell) for _ in range(requests)]
+    cell.note("reserve", await _phase(client, cell, [reserved(cell, request) for request in held], requests))
     half = requests // 2
-    single, paged = [_settlement(request) for request in held[:half]], [_settlement(request) for request in held[half:]]
+    single, paged = (
+        [settlement_of(request) for request in held[:half]],
+        [settlement_of(request) for request in held[half:]],
+    )
     cell.note("settle", await _phase(client, cell, [cell.ledger.settle(end) for end in single], len(single)))
     pages = [paged[at : at + AT_ONCE] for at in range(0, len(paged), AT_ONCE)]
     cell.note(
@@ -117,21 +121,21 @@ async def _round(client: Redis, cell: _Cell, requests: int) -> None:
     cell.requests += requests
 
 
-async def _due(client: Redis, cell: _Cell) -> None:
+async def _due(client: Redis, cell: Cell) -> None:
     """A reserve that finds eight leases at their end. What it ends is settled afterwards: the books stay even."""
-    short = [_request(cell, lease_us=SHORT_LEASE_US) for _ in range(DUE)]
-    await asyncio.gather(*(_reserved(cell, request) for request in short))
+    short = [next_request(cell, lease_us=SHORT_LEASE_US) for _ in range(DUE)]
+    await asyncio.gather(*(reserved(cell, request) for request in short))
     await asyncio.sleep(2 * SHORT_LEASE_US / 1e6)
-    request = _request(cell)
-    us = await _phase(client, cell, [_reserved(cell, request)], 1)
+    request = next_request(cell)
+    us = await _phase(client, cell, [reserved(cell, request)], 1)
     if len(await cell.ledger.reservations(suspended=True)) != DUE:
         raise ProofError(f"{cell.keys} keys: the reserve did not sweep the {DUE} leases that were due")
     cell.note("reserve with 8 due", us)
-    await cell.ledger.settle_many([_settlement(ended) for ended in (*short, request)])
+    await cell.ledger.settle_many([settlement_of(ended) for ended in (*short, request)])
     cell.requests += DUE + 1
 
 
-async def _phase(client: Redis, cell: _Cell, calls: Sequence[object], requests: int) -> float:
+async def _phase(client: Redis, cell: Cell, calls: Sequence[object], requests: int) -> float:
     """Server time per request of these calls, in µs, some at once. Errors: ProofError when others ran as well."""
     await client.config_resetstat()
     for at in range(0, len(calls), AT_ONCE):
@@ -142,19 +146,20 @@ async def _phase(client: Redis, cell: _Cell, calls: Sequence[object], requests: 
     return float(stats["usec"]) / requests
 
 
-async def _reserved(cell: _Cell, request: ReserveRequest) -> None:
+async def reserved(cell: Cell, request: ReserveRequest) -> None:
+    """Hold. Errors: ProofError when it is denied."""
     answer = await cell.ledger.reserve(request)
     if not isinstance(answer, Admission):
         raise ProofError(f"{cell.keys} keys: a reserve was denied ({answer.binding})")
 
 
-async def _prove(cell: _Cell) -> None:
+async def _prove(cell: Cell) -> None:
     for scope in await cell.ledger.scopes([BUDGETS[0], BUDGETS[3]]):
         if scope.settled != cell.requests * COST_NANOUSD or scope.held or scope.suspense:
             raise ProofError(f"{cell.keys} keys: {scope.id} has {scope.settled} settled after {cell.requests} requests")
 
 
-def _request(cell: _Cell, *, lease_us: int = LONG_LEASE_US) -> ReserveRequest:
+def next_request(cell: Cell, *, lease_us: int = LONG_LEASE_US) -> ReserveRequest:
     """The next candidates, round and round through all keys."""
     count = min(CANDIDATES, cell.keys)
     keys = [cell.config.keys[(cell.at + number) % cell.keys] for number in range(count)]
@@ -177,14 +182,15 @@ def _request(cell: _Cell, *, lease_us: int = LONG_LEASE_US) -> ReserveRequest:
     )
 
 
-def _settlement(request: ReserveRequest) -> Settlement:
+def settlement_of(request: ReserveRequest) -> Settlement:
+    """How such a request ends: with the fixed answer's usage."""
     return Settlement(
         rid=request.rid, input_tokens=PROMPT_TOKENS, output_tokens=COMPLETION_TOKENS, cost_nanousd=COST_NANOUSD,
         latency_us=1_000,
     )  # fmt: skip
 
 
-def _section(server: Server, cells: Sequence[_Cell], rounds: int, requests: int) -> Section:
+def _section(server: Server, cells: Sequence[Cell], rounds: int, requests: int) -> Section:
     section = Section(title=f"Scripts, µs of server time per request, {server.flavour} {server.version}")
     for cell in cells:
         what = f"{cell.keys:,} keys, {min(CANDIDATES, cell.keys)} candidates of {cell.lanes} lanes"
@@ -209,7 +215,7 @@ def _section(server: Server, cells: Sequence[_Cell], rounds: int, requests: int)
     return section
 
 
-def _budgeted(cell: _Cell, name: str, settle: str) -> Figure:
+def _budgeted(cell: Cell, name: str, settle: str) -> Figure:
     """Under budget are the design's conditions: two lanes a candidate."""
     spread = cell.spread("reserve", settle)
     is_design = cell.lanes == _DESIGN_LANES
@@ -221,7 +227,7 @@ def _budgeted(cell: _Cell, name: str, settle: str) -> Figure:
     )
 
 
-def _growth(few: _Cell, many: _Cell) -> Figure:
+def _growth(few: Cell, many: Cell) -> Figure:
     pairs = zip(
         [a + b for a, b in zip(few.samples["reserve"], few.samples["settle"], strict=True)],
         [a + b for a, b in zip(many.samples["reserve"], many.samples["settle"], strict=True)],
