@@ -20,8 +20,8 @@ from redis.asyncio import Redis
 from tests.servers import Server, running
 
 from apikeyrouter.domain.models.accounting import ReserveRequest
+from apikeyrouter.infrastructure.ledger.engine import cell_keys
 from apikeyrouter.infrastructure.ledger.ledger import _reserve_args, _settle_args
-from apikeyrouter.infrastructure.ledger.redis_engine import cell_keys
 from apikeyrouter.infrastructure.ledger.scripts import load_scripts
 from benchmarks.round_trips import commands_of_scripts
 from benchmarks.scripts import Cell, make_cell, next_request, reserved, settlement_of
@@ -31,7 +31,7 @@ __all__ = ["main"]
 CALLS, ROUNDS = 150, 7
 LINES_MAX = 400
 LEASE_US = 3_600_000_000
-"""Longer than a profile takes: a script that was cut in the middle of its writes leaves records that no sweep may see."""
+"""Longer than a profile takes: a script cut in the middle of its writes leaves what no sweep may see."""
 INSIDE = ("commit", "load", "settle")
 """Functions whose lines are looked at too."""
 _CUT = "error('cut')"
@@ -119,10 +119,11 @@ async def _calls(cell: Cell, name: str) -> list[tuple[str, Sequence[str | bytes 
     return [("", _settle_args(settlement_of(request))) for request in requests]
 
 
-def _packed(name: str, sha: str, call: tuple[str, Sequence[str | bytes | int]], namespace: str = "") -> bytes:
+def _packed(name: str, sha: str, call: tuple[str, Sequence[str | bytes | int]]) -> bytes:
     pool, args = call
-    keys = cell_keys(namespace or _NAMESPACE, "main", load_scripts()[name].keys, pool=pool)
-    return hiredis.pack_command(("EVALSHA", sha, str(len(keys)), *keys, *args))
+    keys = cell_keys(_NAMESPACE, "main", load_scripts()[name].keys, pool=pool)
+    packed: bytes = hiredis.pack_command(("EVALSHA", sha, str(len(keys)), *keys, *args))  # type: ignore[arg-type]
+    return packed
 
 
 _NAMESPACE = "scripts-100-2"
@@ -163,9 +164,7 @@ def _places(lines: Sequence[str]) -> list[int]:
 
 def _print(name: str, times: dict[str, float], least: float) -> None:
     ordered = sorted(times.items(), key=lambda pair: pair[1])
-    print(
-        f"\n{name}: {times[_WHOLE]:.1f} µs of server time; until each line (and the error that ends it there), then the step"
-    )
+    print(f"\n{name}: {times[_WHOLE]:.1f} µs of server time; until each line (and the error there), then the step")
     shown = [ordered[0]]
     for line, us in ordered[1:]:
         if us - shown[-1][1] >= least or line == _WHOLE:

@@ -132,7 +132,13 @@ def _paced(workers: dict[Worker, _Measured], load: Load, plan: Plan) -> list[Fig
         p50.append(own.p50_us - base.p50_us)
         p99.append(own.p99_us - base.p99_us)
     what = f"added latency at {rate:,.0f} requests/s (half load)"
+    serial = []
+    for _ in range(plan.paced_rounds):
+        base = _slice(reference, workers[reference], load, SERIAL_REQUESTS, connections=1)
+        own = _slice(ours, workers[ours], load, SERIAL_REQUESTS, connections=1)
+        serial.append(own.p50_us - base.p50_us)
     return [
+        Figure(name="added latency, one request at a time, median", measured=Spread.of(serial).text("µs")),
         _latency(f"{what}, median", Spread.of(p50), ADDED_P50_US_MAX),
         _latency(f"{what}, p99", Spread.of(p99), ADDED_P99_US_MAX),
     ]
