@@ -64,6 +64,9 @@ LEASE_US = 30_000_000
 ABORT_SECONDS_AT_CLOSE = 1.0
 FLUSH_SECONDS_AT_CLOSE = 5.0
 CHORES_SECONDS_AT_CLOSE = 1.0
+CANCEL_ROUNDS_MAX = 20
+CANCEL_SECONDS = 0.1
+"""A client library may swallow a cancellation while it connects; then it is cancelled again."""
 OBSERVE_EVERY_SECONDS = 0.5
 """A lane is re-synced with its provider's headers at most this often."""
 DECISION_SECONDS_MAX = 0.1
@@ -484,10 +487,13 @@ class ApiKeyRouter:
     async def _end_background(self) -> None:
         if self._chores:
             await asyncio.wait(self._chores, timeout=CHORES_SECONDS_AT_CLOSE)
-        tasks = [task for task in (self._watcher, *self._chores) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        pending = {task for task in (self._watcher, *self._chores) if task is not None}
+        for _ in range(CANCEL_ROUNDS_MAX):
+            if not pending:
+                break
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=CANCEL_SECONDS)
         await self._housekeeper.close()
         await self.books.close()
 
@@ -539,9 +545,10 @@ class ApiKeyRouter:
         self._admissions.config_version = self.ledger.stamp.config_version
 
     async def _restore(self) -> None:
-        """Put every lane and budget this process knows back into a cell that forgot them."""
+        """Put every lane, budget and key this process knows back into a store that forgot them."""
         seen = self.ledger.forgotten
         await self._configuration.restore()
+        await self.key_manager.restore_if_emptied()
         self._restored = seen
 
     async def _periodic(self) -> None:

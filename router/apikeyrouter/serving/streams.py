@@ -232,7 +232,7 @@ class AdapterStream(_Stream):
 
 def told_usage(told: TokenUsage | None) -> Usage | None:
     """The usage an adapter told; None when it told nothing."""
-    if told is None or (told.estimated and not told.total_tokens):
+    if told is None or not told.total_tokens:
         return None
     return Usage(
         input_tokens=told.input_tokens, output_tokens=told.output_tokens, cache_read_tokens=told.cache_read_tokens,

@@ -194,7 +194,7 @@ class KeyManager:
 
     async def refresh(self) -> None:
         """Take over what the store has: keys of other processes, changed states, revoked keys, returns that are due."""
-        await self._restore_if_emptied()
+        await self.restore_if_emptied()
         before = list(self._catalogue.keys)
         found = {key.id: key for key in await self.list_keys()}
         for key_id in before:
@@ -208,7 +208,7 @@ class KeyManager:
         now = _now()
         return any(key.state_until is not None and key.state_until <= now for key in self._catalogue.keys.values())
 
-    async def _restore_if_emptied(self) -> None:
+    async def restore_if_emptied(self) -> None:
         """A store that lost the marker was emptied: what this process knows is put back, not dropped."""
         if not self._marked:
             self._marked = await self._store.get_document(*MARKER) is not None
