@@ -1,4 +1,4 @@
-"""A router over simulated providers, and the three books that must agree: the caller's, the ledger's, the provider's."""
+"""A router over simulated providers, and three books that must agree: the caller's, the ledger's, the provider's."""
 
 import asyncio
 import time
@@ -9,7 +9,6 @@ from typing import Any
 
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.call import Facts
-from apikeyrouter.domain.models.system_error import LedgerUnavailableError
 from apikeyrouter.domain.models.system_response import StreamChunk, SystemResponse
 from apikeyrouter.infrastructure.adapters.transport import Timeouts
 from apikeyrouter.infrastructure.config.compile import compile_config

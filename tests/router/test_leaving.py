@@ -1,4 +1,4 @@
-"""Who leaves early: cancelled callers, disconnected clients, deadlines, shutdowns. Nothing stays held, all is told once."""
+"""Who leaves early: cancelled callers, gone clients, deadlines, shutdowns. Nothing stays held, all is told once."""
 
 import asyncio
 import contextlib
