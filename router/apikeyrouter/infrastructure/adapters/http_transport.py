@@ -27,7 +27,8 @@ from apikeyrouter.infrastructure.adapters.transport import (
 
 __all__ = ["AiohttpResponse", "AiohttpTransport"]
 
-CONNECTIONS_MAX = 1000
+CONNECTIONS_MAX = 0
+"""0: no limit of the pool's own; there are as many connections as calls, which the caller bounds."""
 CONNECTIONS_PER_HOST_MAX = 0
 """0: no limit per host below CONNECTIONS_MAX."""
 
@@ -130,7 +131,7 @@ class AiohttpTransport:
         if known is None or known[0] is not timeouts:
             made = aiohttp.ClientTimeout(
                 total=timeouts.total,
-                connect=timeouts.connect,
+                connect=None,  # waiting for a place in the pool; there are as many places as calls
                 sock_connect=timeouts.connect,
                 sock_read=timeouts.first_byte,
             )
@@ -146,10 +147,7 @@ class AiohttpResponse:
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
         self.status = response.status
-        self.headers: Mapping[str, str] = {
-            name.decode("latin-1").lower(): value.decode("utf-8", "surrogateescape")
-            for name, value in response.raw_headers
-        }
+        self.headers: Mapping[str, str] = response.headers  # looks names up in any case
 
     async def read(self, max_bytes: int = BODY_BYTES_MAX) -> bytes:
         """The whole body. Raises TransportError; ResponseTooLong beyond `max_bytes`."""

@@ -50,12 +50,13 @@ class UpstreamTimeout(TransportError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """Seconds per phase; None: no limit. `idle`: between chunks. `total`: a deadline for the whole exchange."""
+    """Seconds per phase; None: no limit. `idle`: between chunks. `total`: a deadline for the whole exchange,
+    where the caller has one; a timer for each exchange costs more than the phases' own."""
 
     connect: float | None = 5.0
     first_byte: float | None = 120.0
     idle: float | None = 120.0
-    total: float | None = 600.0
+    total: float | None = None
 
 
 DEFAULT_TIMEOUTS = Timeouts()
