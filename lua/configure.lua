@@ -63,7 +63,7 @@ elseif mode == 'begin' then
   return reply_stamp(OK)
 elseif redis.call('HGET', M, 'staging') ~= ARGV[2] then
   return reply_transition(CONFLICT, 0)
-elseif mode == 'stage' then
+elseif mode == 'stage' and #entries > 0 then
   redis.call('HSET', other, unpack(entries))
   return reply_stamp(OK)
 elseif mode == 'flip' then

@@ -37,7 +37,7 @@
 -- @include candidate_read
 
 local lease, index = argument_amount(ARGV[2]), argument_amount(ARGV[3])
-local shared, charges = names_read(4)
+local shared, charges = names_read(4, 8)
 local candidate = shared and candidate_read(charges + 5, shared, charges)
 if not (lease and index and candidate) then
   return reply_stamp(BAD_ARGUMENT)

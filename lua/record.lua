@@ -58,7 +58,7 @@ if cool > 0 then
   lane[L_BLOCKED] = math.max(lane[L_BLOCKED], cell.now + cool)
 end
 for i = 1, #observations do
-  lane_observe(lane, observations[i])
+  lane_observe(id, lane, observations[i])
 end
 lanes_dirty[id] = lane
 commit()

@@ -7,7 +7,8 @@
 --          REPLAYED: as ADMITTED, without losses: this rid is held already
 --          DENIED: stamp, losses: count, then reason, id, limit, retry time (us), trust for each candidate in order
 --          CONFLICT: stamp, state: this rid has ended · STALE_CONFIG · NO_CELL · BAD_SCHEMA
---          UNKNOWN_SCOPE: stamp, id · CALENDAR_NEEDED: stamp, number of the calendar · BAD_ARGUMENT
+--          UNKNOWN_SCOPE: stamp, id · CALENDAR_NEEDED: stamp, number of the calendar · BAD_ARGUMENT: no amount, or more
+--          than 64 candidates, 4 lanes and 4 scopes each, 8 shared scopes
 -- IDEMPOTENT by rid. A denial writes nothing but leases that were due.
 -- COST     one read of lanes and scopes for the first candidate, one for all others; at most 8 expired leases.
 
@@ -39,6 +40,7 @@
 -- @include scope_hold
 -- @include scope_check
 -- @include reservation_record
+-- @include probe_lanes
 -- @include reservation_open
 -- @include cell_write
 -- @include commit
@@ -46,11 +48,11 @@
 
 local rid, wanted_config, lease = ARGV[1], argument_amount(ARGV[2]), argument_amount(ARGV[3])
 local principal, weight, pool = ARGV[4], argument_amount(ARGV[5]), ARGV[6]
-local shared, charges = names_read(7)
+local shared, charges = names_read(7, 8)
 local charge_count = shared and argument_amount(ARGV[charges])
 local next_at = charge_count and charges + charge_count * 5 + 1
 local count = next_at and argument_amount(ARGV[next_at])
-if not (wanted_config and lease and weight and weight > 0 and count and count > 0) then
+if not (wanted_config and lease and weight and weight > 0 and count and count > 0 and count <= 64 and charge_count <= 64) then
   return reply_stamp(BAD_ARGUMENT)
 end
 charges, next_at = charges + 1, next_at + 1
@@ -76,7 +78,7 @@ if known then
   if numbers[R_STATE] ~= OPEN then
     return reply_transition(CONFLICT, numbers[R_STATE])
   end
-  local reply = reply_admitted(REPLAYED, numbers[R_INDEX], numbers[R_DEADLINE], false, {})
+  local reply = reply_admitted(REPLAYED, numbers[R_INDEX], numbers[R_DEADLINE], probe_lanes(numbers) > 0, {})
   reply[#reply + 1] = 0
   return reply
 end

@@ -102,7 +102,11 @@ end
 if missing_calendar then
   return reply_transition(CALENDAR_NEEDED, missing_calendar)
 end
-if next(ended) or #unmatched > 0 then
+local news = 0
+for i = 1, #unmatched, 2 do
+  news = news + 1 - redis.call('HEXISTS', U, unmatched[i])
+end
+if next(ended) or news > 0 then
   commit()
 end
 for i = 1, #unmatched, 2 do

@@ -12,9 +12,9 @@ local function charge_read(at)
   return nil
 end
 
-local function names_read(at)
+local function names_read(at, most)
   local count = argument_amount(ARGV[at])
-  if not count then
+  if not count or count > most then
     return nil
   end
   local names = {}
@@ -24,12 +24,12 @@ local function names_read(at)
   return names, at + count + 1
 end
 
--- Returns the candidate and where the next begins; nil when an argument is no amount.
+-- Returns the candidate and where the next begins; nil when an argument is no amount or too large.
 local function candidate_read(at, shared, charges)
   local lanes_named, own
-  lanes_named, at = names_read(at)
+  lanes_named, at = names_read(at, 4)
   if lanes_named then
-    own, at = names_read(at)
+    own, at = names_read(at, 4)
   end
   local number = own and argument_amount(ARGV[at])
   local amounts = number and number >= 1 and charge_read(charges + (number - 1) * CHARGE_SIZE)

@@ -1,5 +1,15 @@
--- Writes the working set: one command per structure. The last write is the new seq.
+-- Writes the working set: one command per structure. The last write is the new seq. A structure that may not have been
+-- read yet is looked at first: a key of another type fails there, before the first write.
 local function commit()
+  if #leases_set + #reservations_gone > 0 then
+    redis.call('ZCARD', D)
+  end
+  if #graves_set > 0 then
+    redis.call('ZCARD', G)
+  end
+  if #suspense_set + #suspense_gone > 0 then
+    redis.call('ZCARD', S)
+  end
   local seq = cell.seq + 1
   local list = {}
   for id, lane in pairs(lanes_dirty) do

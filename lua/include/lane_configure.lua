@@ -1,5 +1,5 @@
--- Rebuilds a lane under the active configuration; what each limit had counted stays counted. A lane without
--- configuration keeps what it learned from its provider.
+-- Rebuilds a lane under the active configuration; what each limit had counted stays counted. What was learned from the
+-- provider, and is not configured, stays too.
 local function lane_configure(id, lane, now)
   lane[L_CONFIG] = cell.config
   local packed = redis.call('HGET', cell_catalogue(), 'l:' .. id)
@@ -10,7 +10,7 @@ local function lane_configure(id, lane, now)
   for field = L_FAIR, L_BREAK_OPEN_MAX do
     lane[field] = config[field - L_FAIR + 1]
   end
-  local before = {}
+  local before, names = {}, {}
   for at = LANE_SIZE, #lane - 1, LIMIT_SIZE do
     limit_advance(lane, at, now)
     local block = { used = limit_used(lane, at) }
@@ -18,6 +18,7 @@ local function lane_configure(id, lane, now)
       block[field] = lane[at + field]
     end
     before[block[D_NAME]] = block
+    names[#names + 1] = block[D_NAME]
   end
   for field = #lane, LANE_SIZE + 1, -1 do
     lane[field] = nil
@@ -36,6 +37,15 @@ local function lane_configure(id, lane, now)
       end
     else
       limit_start(lane, at, old and old.used or 0, now)
+    end
+    before[lane[at + D_NAME]] = nil
+  end
+  for i = 1, #names do
+    local old, at = before[names[i]], #lane
+    if old and old[D_LEARNED] == 1 and at < LANE_SIZE + LIMITS_MAX * LIMIT_SIZE then
+      for field = 1, LIMIT_SIZE do
+        lane[at + field] = old[field]
+      end
     end
   end
 end

@@ -1,29 +1,42 @@
 -- Re-syncs one limit of a lane with what its provider said. Usage is only ever raised: what is in flight may not be in
--- the provider's count yet. A limit that is lower than configured is adopted, an unknown one is learned.
+-- the provider's count yet. A limit that is lower than configured is adopted while it is told, an unknown one is learned.
 local O_NAME, O_CAPACITY, O_TICK, O_USED, O_FULL_IN = 1, 4, 7, 8, 9
 
-local function lane_observe(lane, seen)
+-- What the configuration says about the limit that was seen; nil: nothing.
+local function limit_configured(id, seen)
+  local packed = redis.call('HGET', cell_catalogue(), 'l:' .. id)
+  local config = packed and numbers_unpack(packed) or {}
+  for from = 5, #config - 1, LIMIT_CONFIG_SIZE do
+    if config[from + D_NAME] == seen[O_NAME] then
+      return { unpack(config, from + 1, from + LIMIT_CONFIG_SIZE) }
+    end
+  end
+end
+
+local function lane_observe(id, lane, seen)
   local at
   for offset = LANE_SIZE, #lane - 1, LIMIT_SIZE do
     if lane[offset + D_NAME] == seen[O_NAME] then
       at = offset
     end
   end
-  if seen[O_CAPACITY] > 0 and (not at or lane[at + D_LEARNED] == 1 or seen[O_CAPACITY] < lane[at + D_CAPACITY]) then
-    local used, refund = 0, 1
+  if seen[O_CAPACITY] > 0 then
+    local configured, rule, used, refund = limit_configured(id, seen), seen, 0, 1
+    if configured and configured[D_CAPACITY] <= seen[O_CAPACITY] then
+      rule = configured
+    end
     if at then
       used, refund = limit_used(lane, at), lane[at + D_REFUND]
-    elseif #lane < LANE_SIZE + 8 * LIMIT_SIZE then
+    elseif #lane < LANE_SIZE + LIMITS_MAX * LIMIT_SIZE then
       at = #lane
     else
       return
     end
-    local changed = lane[at + D_CAPACITY] ~= seen[O_CAPACITY] or lane[at + D_KIND] ~= seen[D_KIND]
-    if changed then
+    if lane[at + D_CAPACITY] ~= rule[D_CAPACITY] or lane[at + D_KIND] ~= rule[D_KIND] then
       for field = O_NAME, O_TICK do
-        lane[at + field] = seen[field]
+        lane[at + field] = rule[field]
       end
-      lane[at + D_REFUND], lane[at + D_LEARNED] = refund, 1
+      lane[at + D_REFUND], lane[at + D_LEARNED] = refund, rule == seen and 1 or 0
       limit_start(lane, at, used, cell.now)
     end
   end

@@ -7,12 +7,13 @@ local LANE_SIZE = 22
 
 -- Offsets inside a limit's block. Bucket: scale per unit of amount, drain per tick, tick in us; S1 level (scaled),
 -- S2 time of that level, S3 what was refunded (modulo 2^52). Window: scale is the period or the calendar's number; S1 used,
--- S2 start, S3 end.
+-- S2 start, S3 end. Of both: S4 the seq at which it began to count.
 -- Sliding: scale is a slot's length; S1 start of the current slot, S2 … S8 its counter and those of the six before it.
 local D_NAME, D_METRIC, D_KIND, D_CAPACITY, D_SCALE, D_DRAIN, D_TICK, D_REFUND, D_LEARNED = 1, 2, 3, 4, 5, 6, 7, 8, 9
-local D_S1, D_S2, D_S3, D_S8 = 10, 11, 12, 17
+local D_S1, D_S2, D_S3, D_S4, D_S8 = 10, 11, 12, 13, 17
 local LIMIT_SIZE = 17
 local LIMIT_CONFIG_SIZE = 8
+local LIMITS_MAX = 8
 
 local BUCKET, FIXED, CALENDAR, SLIDING, CONCURRENCY = 1, 2, 3, 4, 5
 local REFUND_MODULUS = 4503599627370496

@@ -10,6 +10,9 @@ local function limit_wait(lane, at, amount, now)
       return 0, EXACT
     end
     local drain = lane[at + D_DRAIN]
+    if drain == 0 then
+      return AMOUNT_MAX, NEVER
+    end
     local ticks = (over + (drain - over % drain) % drain) / drain
     return lane[at + D_S2] + ticks * lane[at + D_TICK], EXACT
   end

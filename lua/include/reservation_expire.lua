@@ -2,14 +2,7 @@
 -- failed, money moves to suspense.
 local KEEP = { -1, -1, -1, -1, -1, -1 }
 
-local function probe_lanes(numbers)
-  local mask, at = 0, R_HEAD
-  for i = 1, numbers[R_LANES] do
-    mask = mask + numbers[at + 1] * 2 ^ (i - 1)
-    at = at + 2 + numbers[at + 2] * MARK_SIZE
-  end
-  return mask
-end
+-- @include probe_lanes
 
 local function reservation_expire(rid, numbers, ids)
   local probes = probe_lanes(numbers)

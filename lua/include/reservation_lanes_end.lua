@@ -14,8 +14,7 @@ local function reservation_lanes_end(numbers, ids, actuals, arrived, outcome, fa
           local actual = actuals[lane[limit + D_METRIC]]
           local change = actual - numbers[at + K_CHARGED]
           if actual >= 0 and (change > 0 or not arrived or lane[limit + D_REFUND] == 1) then
-            limit_correct(lane, limit, change, numbers[at + K_WHERE], numbers[at + K_REFUNDED],
-              numbers[R_CREATED], cell.now)
+            limit_correct(lane, limit, change, numbers[at + K_WHERE], numbers[at + K_REFUNDED], numbers)
           end
         end
       end

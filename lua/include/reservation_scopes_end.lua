@@ -17,7 +17,9 @@ local function reservation_scopes_end(numbers, ids, at, cost, billed)
     elseif billed then
       settled = settled + amount
       unpriced = math.max(0, cost - amount)
-      scope[S_UNPRICED_COUNT] = scope[S_UNPRICED_COUNT] + 1
+      if numbers[at + P_START] == scope[S_START] then
+        scope[S_UNPRICED_COUNT] = scope[S_UNPRICED_COUNT] + 1
+      end
     end
     scope_book(scope, numbers[at + P_START], settled, held, suspense, unpriced)
     scopes_dirty[id] = scope

@@ -16,8 +16,8 @@ local function scope_configure(id, scope)
   for field = S_LIMIT, S_SUSPENSE_AFTER do
     scope[field] = config[field - S_LIMIT + 1]
   end
-  if scope[S_CONFIG] ~= 0 and calendar ~= scope[S_CALENDAR] then
-    -- another calendar: the period that is under way keeps its start, and what it counted, until the new one's end
+  if calendar ~= scope[S_CALENDAR] and cell.now < scope[S_END] then
+    -- another calendar: a period that is under way keeps its start, and what it counted, until the new one's end
     local _, stop = calendar_period(scope[S_CALENDAR], cell.now)
     scope[S_END] = stop
   end

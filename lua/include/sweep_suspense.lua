@@ -8,13 +8,17 @@ local function suspense_resolve(rid, numbers, ids)
   for i = 1, numbers[R_SCOPES] do
     local id = ids[numbers[R_LANES] + i]
     local scope = scopes[id]
-    if numbers[at + P_DUE] > 0 and numbers[at + P_DUE] <= cell.now then
+    local is_due = numbers[at + P_DUE] > 0 and numbers[at + P_DUE] <= cell.now
+    if is_due and scope[S_SUSPENSE_RULE] == SUSPENSE_HOLD then
+      numbers[at + P_DUE] = AMOUNT_MAX -- the rule has changed since the lease ended
+    elseif is_due then
       local amount = numbers[at + P_AMOUNT]
       numbers[at + P_CHARGED] = scope[S_SUSPENSE_RULE] == SUSPENSE_CHARGE and amount or 0
       numbers[at + P_DUE] = 0
       scope_book(scope, numbers[at + P_START], numbers[at + P_CHARGED], 0, -amount, 0)
       scopes_dirty[id] = scope
-    elseif numbers[at + P_DUE] > 0 then
+    end
+    if numbers[at + P_DUE] > 0 then
       due, waiting = math.min(due, numbers[at + P_DUE]), true
     end
     at = at + SCOPE_PART

@@ -4,7 +4,7 @@ Units are fixed here once: amounts are integers (requests, tokens, nano-dollars)
 microseconds of the ledger's own clock. Nothing in this file does I/O.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
 import msgspec
@@ -154,7 +154,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     scopes: tuple[str, ...] = ()
     words: tuple[str | int, ...] = ()
     """Lanes and scopes as the ledger sends them (`place_words`), where they were made in advance."""
-    charge: Charge = field(default_factory=Charge)
+    charge: Charge = msgspec.field(default_factory=Charge)
 
 
 def place_words(lanes: tuple[str, ...], scopes: tuple[str, ...]) -> tuple[str | int, ...]:

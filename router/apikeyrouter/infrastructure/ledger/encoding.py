@@ -25,6 +25,7 @@ SUSPENSE_CODES = {rule: code for code, rule in enumerate(SuspenseRule, start=1)}
 NAME_CODES = {name: code for code, name in enumerate(LIMIT_NAMES, start=1)}
 SLIDING_SLOTS = 6
 ID_BYTES_MAX = 200
+PERIOD_US_MIN = 1000
 _LEVEL_MAX = 2**50
 """A bucket's level in scaled units stays below this, so that refunds modulo 2^52 are unambiguous."""
 _TICKS_US = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
@@ -84,9 +85,11 @@ def _limit_state_numbers(limit: Limit, what: str) -> tuple[int, int, int, int]:
     if limit.kind is LimitKind.CALENDAR:
         return capacity, calendar_number(limit.calendar, limit.timezone), 0, 1
     check_amount(limit.period_us, what=f"{what}: period")
-    if limit.period_us < 1000:
+    if limit.period_us < PERIOD_US_MIN:
         raise LedgerConfigError(f"{what}: the period must be at least 1 ms")
     if limit.kind is LimitKind.BUCKET:
+        if capacity and not limit.amount:
+            raise LedgerConfigError(f"{what}: a bucket of amount 0 with a burst would never drain; leave the burst out")
         return capacity, *bucket_numbers(limit.amount, limit.period_us, capacity, what=what)
     slot = limit.period_us if limit.kind is LimitKind.FIXED else ceil(limit.period_us / SLIDING_SLOTS)
     return capacity, slot, 0, 1
@@ -139,12 +142,21 @@ def observation_numbers(seen: Observation) -> list[int] | None:
         return None
     remaining = seen.remaining
     used = -1 if remaining is None or not 0 <= remaining <= seen.limit else seen.limit - remaining
-    scale, drain, tick_us = 1, 0, 1
-    if seen.kind is LimitKind.BUCKET and seen.limit:
-        scale, drain, tick_us = bucket_numbers(seen.limit, seen.period_us, seen.limit, what=seen.name)
-    elif seen.kind is LimitKind.FIXED:
-        scale = seen.period_us
-    elif seen.kind in (LimitKind.CALENDAR, LimitKind.SLIDING):
+    numbers = _observed_numbers(seen)
+    if numbers is None:
         return None
     head = [NAME_CODES[seen.name], METRIC_CODES[seen.metric], KIND_CODES[seen.kind], seen.limit]
-    return [*head, scale, drain, tick_us, used, seen.reset_us]
+    return [*head, *numbers, used, seen.reset_us]
+
+
+def _observed_numbers(seen: Observation) -> tuple[int, int, int] | None:
+    if seen.kind is LimitKind.CONCURRENCY or not seen.limit:
+        return 1, 0, 1
+    if seen.kind in (LimitKind.CALENDAR, LimitKind.SLIDING) or not PERIOD_US_MIN <= seen.period_us <= 2**50:
+        return None
+    if seen.kind is LimitKind.FIXED:
+        return seen.period_us, 0, 1
+    try:
+        return bucket_numbers(seen.limit, seen.period_us, seen.limit, what=seen.name)
+    except LedgerConfigError:
+        return None

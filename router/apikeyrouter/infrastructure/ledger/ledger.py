@@ -364,6 +364,8 @@ def _reserve_args(request: ReserveRequest) -> list[Argument]:
         offers += candidate.words or _candidate_words(candidate)
         offers.append(number)
     scopes = request.scopes
+    if scopes:
+        _check_shared(scopes, candidates)
     return [
         request.rid, request.config_version, request.lease_us, request.principal, request.weight, request.pool,
         len(scopes), *scopes, len(charges), *words, *offers,
@@ -378,7 +380,24 @@ def _candidate_words(candidate: Candidate) -> tuple[str | int, ...]:
         raise LedgerConfigError(
             f"a candidate has 1 to {LANES_PER_CANDIDATE_MAX} lanes and at most {SCOPES_PER_CANDIDATE_MAX} scopes"
         )
+    _check_names(lanes, what="lane")
+    _check_names(scopes, what="scope")
     return place_words(lanes, scopes)
+
+
+def _check_shared(scopes: Sequence[str], candidates: Sequence[Candidate]) -> None:
+    _check_names(scopes, what="scope")
+    for candidate in candidates:
+        if candidate.scopes and not set(scopes).isdisjoint(candidate.scopes):
+            raise LedgerConfigError(f"a scope is named twice: {', '.join((*scopes, *candidate.scopes))}")
+
+
+def _check_names(names: Sequence[str], *, what: str) -> None:
+    """Each lane and scope counts once for a request, and has a name that a record can hold."""
+    for name in names:
+        check_id(name, what=what)
+    if len(set(names)) < len(names):
+        raise LedgerConfigError(f"a {what} is named twice: {', '.join(names)}")
 
 
 def _charge_words(charge: Charge) -> tuple[Argument, ...]:

@@ -62,6 +62,9 @@ function commands.HSETNX(key, field, value)
   to[field] = text(value)
   return 1
 end
+function commands.HEXISTS(key, field)
+  return hash(key)[field] and 1 or 0
+end
 function commands.HDEL(key, ...)
   local from = hash(key)
   for _, field in ipairs({ ... }) do
@@ -168,10 +171,11 @@ class _SortedSets:
             return self._table([part for score, member in found for part in (member, _number_text(score))])
         return self._table([member for _, member in found])
 
-    def due(self, key: bytes, _low: bytes, high: float, _limit: bytes, _offset: float, most: float) -> Any:
+    def due(self, key: bytes, low: float, high: float, _limit: bytes, _offset: float, most: float) -> Any:
         order = self._orders.get(key, [])
-        end = min(bisect_right(order, float(high), key=lambda pair: pair[0]), int(most))
-        return self._table([member for _, member in islice(order, end)])
+        start = bisect_left(order, float(low), key=lambda pair: pair[0])
+        end = min(bisect_right(order, float(high), key=lambda pair: pair[0]), start + int(most))
+        return self._table([member for _, member in islice(order, start, end)])
 
 
 def _number_text(value: float) -> bytes:

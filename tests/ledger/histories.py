@@ -1,0 +1,385 @@
+"""Random histories of one cell: every transition, good and bad arguments, seeded so that a failure can be repeated."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from apikeyrouter.domain.models.accounting import (
+    Breaker,
+    LaneConfig,
+    Limit,
+    LimitKind,
+    Metric,
+    Period,
+    ScopeConfig,
+    SuspenseRule,
+    UnpricedRule,
+)
+from apikeyrouter.infrastructure.ledger.calendars import boundaries, calendar_number
+from apikeyrouter.infrastructure.ledger.encoding import (
+    METRIC_CODES,
+    NAME_CODES,
+    bucket_numbers,
+    lane_entry,
+    scope_entry,
+)
+from apikeyrouter.infrastructure.ledger.engine import Argument
+
+SECOND_US, MINUTE_US, HOUR_US, DAY_US = 1_000_000, 60_000_000, 3_600_000_000, 86_400_000_000
+LANES = ("org/a", "org/b", "key/1", "key/2", "day/1", "free", "unseen")
+SCOPES = ("global", "team/x", "key/1", "soft", "total", "flat")
+CALENDARS = (
+    (Period.HOURLY, "UTC"), (Period.DAILY, "America/Los_Angeles"), (Period.DAILY, "UTC"),
+    (Period.MONTHLY, "Europe/Berlin"), (Period.WEEKLY, "UTC"), (Period.TOTAL, "UTC"),
+)  # fmt: skip
+ZONED = tuple(calendar for calendar in CALENDARS if calendar[0] is not Period.TOTAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One transition."""
+
+    name: str
+    args: list[Argument]
+    pool: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wind:
+    """The clock moves to this instant, forwards or backwards."""
+
+    now_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """The store forgets: everything (scripts are kept), or only its scripts."""
+
+    scripts_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """The cell is another version's, or ours again."""
+
+    ours: bool
+
+
+Event = Call | Wind | Flush | Schema
+
+
+@dataclass
+class History:
+    """A seeded source of events. Its world is small, so that limits are full half of the time."""
+
+    seed: int
+    now_us: int
+    flushes: bool = True
+    rids: list[bytes] = field(default_factory=list)
+    made: int = 0
+    version: int = 1
+    token: int = 0
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+
+    def events(self, count: int) -> Iterator[Event]:
+        """`count` events, the first of which make a configured cell."""
+        yield from self.beginning()
+        for _ in range(count):
+            yield from self.one()
+
+    def beginning(self) -> Iterator[Event]:
+        yield Call("open", [self.random.randrange(2**52)])
+        yield from self.put(all_of_them=True)
+
+    def one(self) -> Iterator[Event]:
+        draw = self.random.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
+        yield from getattr(self, f"_{draw}")()
+
+    # --- what there is ------------------------------------------------------------------------------------------------
+
+    def put(self, *, all_of_them: bool = False) -> Iterator[Event]:
+        lanes = [self.lane(name) for name in LANES[:-1] if all_of_them or self.random.random() < 0.2]
+        scopes = [self.scope(name) for name in SCOPES if all_of_them or self.random.random() < 0.2]
+        yield Call("configure", ["put", 0, *_flat(lanes, scopes)])
+        self.version += 1
+
+    def lane(self, name: str) -> LaneConfig:
+        pick = self.random.choice
+        limits: list[Limit] = []
+        if name.startswith("org"):
+            limits = [
+                self.limit("rpm", Metric.REQUESTS, pick([4, 6, 7, 60])),
+                self.limit("tpm", Metric.TOKENS, pick([50, 70, 1000])),
+                self.limit("spend", Metric.SPEND, pick([80, 200])),
+            ]
+        elif name.startswith("key"):
+            limits = [
+                Limit(
+                    name="concurrency", metric=Metric.CONCURRENCY, kind=LimitKind.CONCURRENCY, amount=pick([1, 2, 5])
+                ),
+                self.limit("otpm", Metric.OUTPUT_TOKENS, pick([0, 30, 100])),
+            ]
+        elif name.startswith("day"):
+            period, zone = pick(ZONED)
+            limits = [
+                Limit(name="rpd", metric=Metric.REQUESTS, kind=LimitKind.CALENDAR, amount=pick([5, 20]), calendar=period,
+                      timezone=zone),
+                self.limit("itpd", Metric.INPUT_TOKENS, 200),
+            ]  # fmt: skip
+        breaker = Breaker(
+            failures=pick([1, 2, 3]), window_us=10 * SECOND_US, open_us=2 * SECOND_US, open_max_us=MINUTE_US
+        )
+        return LaneConfig(
+            id=name, limits=tuple(self.random.sample(limits, self.random.randint(min(1, len(limits)), len(limits)))),
+            breaker=pick([None, breaker]), fair=pick([True, False]),
+        )  # fmt: skip
+
+    def limit(self, name: str, metric: Metric, amount: int) -> Limit:
+        kind = self.random.choice([LimitKind.BUCKET, LimitKind.BUCKET, LimitKind.FIXED, LimitKind.SLIDING])
+        burst = self.random.choice([None, amount // 2 or amount]) if kind is LimitKind.BUCKET else None
+        return Limit(
+            name=name, metric=metric, kind=kind, amount=amount, burst=burst,
+            period_us=self.random.choice([SECOND_US, MINUTE_US, 7 * SECOND_US, DAY_US]),
+            headroom=self.random.choice([0.0, 0.02, 0.25]), refund=self.random.choice([True, True, False]),
+        )  # fmt: skip
+
+    def scope(self, name: str) -> ScopeConfig:
+        pick = self.random.choice
+        period, zone = (Period.TOTAL, "UTC") if name == "total" else pick(CALENDARS)
+        return ScopeConfig(
+            id=name, limit_nanousd=pick([0, 100, 300, 1000]), hard=name != "soft", period=period, timezone=zone,
+            unpriced=UnpricedRule.FLAT if name == "flat" else pick(list(UnpricedRule)), flat_nanousd=20,
+            suspense=pick(list(SuspenseRule)), suspense_after_us=pick([SECOND_US, MINUTE_US, HOUR_US]),
+        )  # fmt: skip
+
+    # --- what happens -------------------------------------------------------------------------------------------------
+
+    def _reserve(self) -> Iterator[Event]:
+        pick = self.random.choice
+        new = self.random.random() < 0.9
+        principal = pick(["", "", "p1", "p2", "p3"])
+        args: list[Argument] = [
+            self.new_rid() if new else self.rid(), pick([0, 0, 0, 0, self.version, 10**6]),
+            pick([0, 5 * SECOND_US, 30 * SECOND_US, HOUR_US]), principal, pick([1, 1, 2]), pick(["", "pool"]),
+            *self.names(SCOPES, 2),
+        ]  # fmt: skip
+        charges = self.random.randint(1, 2)
+        args += [charges, *(word for _ in range(charges) for word in self.charge())]
+        count = pick([1, 1, 2, 3, 5])
+        args += [
+            count,
+            *(word for _ in range(count) for word in (*self.candidate(args), self.random.randint(1, charges))),
+        ]
+        yield Call("reserve", args, str(args[5]))
+
+    def candidate(self, args: list[Argument]) -> list[Argument]:
+        shared = args[7 : 7 + int(args[6])]
+        lanes = self.random.sample(LANES, self.random.randint(1, 3))
+        scopes = [name for name in SCOPES if name not in shared and self.random.random() < 0.1]
+        if self.random.random() < 0.01:
+            scopes = ["nobody"]
+        return [len(lanes), *lanes, len(scopes), *scopes]
+
+    def charge(self) -> list[Argument]:
+        pick = self.random.choice
+        tokens_in, tokens_out = pick([0, 1, 5, 20, 90]), pick([0, 5, 30])
+        return [tokens_in, tokens_out, tokens_in + tokens_out, pick([-1, 0, 10, 50]), pick([-1, 0, 20, 60, 60, 500])]
+
+    def _settle(self) -> Iterator[Event]:
+        args: list[Argument] = []
+        for _ in range(self.random.choice([1, 1, 1, 3])):
+            args += self.settlement()
+        yield Call("settle", args)
+
+    def settlement(self) -> list[Argument]:
+        pick = self.random.choice
+        cost, outcome = pick([-1, 0, 10, 45, 80]), pick([0, 1, 1, 2])
+        return [
+            self.rid(),
+            pick([0, 3, 20]),
+            pick([0, 4, 30, 60]),
+            cost,
+            outcome,
+            pick([0, 1, 3]),
+            pick([0, 900, 10**6]),
+        ]
+
+    def _release(self) -> Iterator[Event]:
+        yield Call("release", [self.rid(), self.random.randint(0, 1), self.random.choice([0, 0, 1, 2]), 1000])
+
+    def _cancel(self) -> Iterator[Event]:
+        yield Call("cancel", [self.new_rid() if self.random.random() < 0.1 else self.rid()])
+
+    def _reassert(self) -> Iterator[Event]:
+        shared = self.names(SCOPES, 2)
+        rid = self.new_rid() if self.random.random() < 0.5 else self.rid()
+        head: list[Argument] = [rid, 0, 0, "", 1, "", *shared]
+        yield Call("reassert", [rid, 10 * SECOND_US, 0, *shared, *self.charge(), *self.candidate(head), 1])
+
+    def _renew(self) -> Iterator[Event]:
+        rids = [self.rid() for _ in range(self.random.randint(1, 4))]
+        yield Call("renew", [self.random.choice([SECOND_US, MINUTE_US]), *rids])
+
+    def _acknowledge(self) -> Iterator[Event]:
+        yield Call("acknowledge", [self.rid() for _ in range(3)])
+
+    def _sweep(self) -> Iterator[Event]:
+        yield Call("sweep", [])
+
+    def _record(self) -> Iterator[Event]:
+        pick = self.random.choice
+        args: list[Argument] = [pick(LANES), pick([0, 0, SECOND_US, MINUTE_US])]
+        for name in self.random.sample(["rpm", "tpm", "otpm", "itpm", "concurrency"], self.random.randint(0, 2)):
+            args += self.observation(name)
+        yield Call("record", args)
+
+    def observation(self, name: str) -> list[Argument]:
+        pick = self.random.choice
+        metric = {"rpm": Metric.REQUESTS, "tpm": Metric.TOKENS, "otpm": Metric.OUTPUT_TOKENS,
+                  "itpm": Metric.INPUT_TOKENS, "concurrency": Metric.CONCURRENCY}[name]  # fmt: skip
+        capacity = pick([0, 3, 10, 60, 500])
+        kind, scale, drain, tick = pick([2, 4]), pick([SECOND_US, MINUTE_US]), 0, 1
+        if name == "concurrency":
+            kind, scale = 5, 1
+        elif capacity and self.random.random() < 0.6:
+            kind, (scale, drain, tick) = 1, bucket_numbers(capacity, pick([SECOND_US, MINUTE_US]), capacity, what=name)
+        return [
+            NAME_CODES[name], METRIC_CODES[metric], kind, capacity, scale, drain, tick,
+            pick([-1, 0, 2, 20]), pick([0, 0, 100_000, 10 * SECOND_US]),
+        ]  # fmt: skip
+
+    def _suspect(self) -> Iterator[Event]:
+        yield Call("suspect", [1 if self.random.random() < 0.2 else 0])
+
+    def _snapshot(self) -> Iterator[Event]:
+        since = self.random.choice([0, 0, self.made, 10**6])
+        yield Call("snapshot", [since, len(LANES), *LANES, len(SCOPES), *SCOPES])
+
+    def _audit(self) -> Iterator[Event]:
+        yield Call(
+            "audit", [self.random.randint(1, 2), self.random.choice([0, 0, 5]), self.random.choice([1, 50, 256])]
+        )
+
+    def _open(self) -> Iterator[Event]:
+        yield Call("open", [self.random.randrange(2**52)])
+
+    def _put(self) -> Iterator[Event]:
+        yield from self.put()
+
+    def _calendar(self) -> Iterator[Event]:
+        for calendar in ZONED:
+            number = calendar_number(*calendar)
+            bounds = boundaries(number, self.now_us)[: self.random.choice([2, 3, 32])]
+            yield Call("configure", ["calendar", 0, f"c:{number}", len(bounds), *bounds])
+
+    def _replace(self) -> Iterator[Event]:
+        self.token += 1
+        lanes = [self.lane(name) for name in LANES[:-1] if self.random.random() < 0.9]
+        scopes = [self.scope(name) for name in SCOPES if self.random.random() < 0.9]
+        yield Call("configure", ["begin", self.token])
+        if self.random.random() < 0.5:
+            yield from self.one()
+        token = self.token if self.random.random() < 0.8 else self.token + 1
+        yield Call("configure", ["stage", token, *_flat(lanes, scopes)])
+        wrong = self.random.random() < 0.2
+        yield Call("configure", ["flip", self.token, "version", 1, 10**6 if wrong else self.version])
+
+    def _wrong(self) -> Iterator[Event]:
+        yield self.random.choice(WRONG_CALLS)
+
+    def _wind(self) -> Iterator[Event]:
+        step = self.random.choice(
+            [1, 250, 10_000, 400_000, SECOND_US, SECOND_US, 3 * SECOND_US, 20 * SECOND_US, MINUTE_US, -2 * SECOND_US]
+        )
+        yield self.wind(self.now_us + step + self.random.randint(0, 5))
+
+    def _leap(self) -> Iterator[Event]:
+        if self.random.random() < 0.5:
+            edge = boundaries(calendar_number(*self.random.choice(ZONED)), self.now_us)[1]
+            yield self.wind(edge + self.random.choice([-1, 0, 1]))
+        else:
+            yield self.wind(self.now_us + self.random.choice([HOUR_US, HOUR_US, DAY_US, 40 * DAY_US]))
+
+    def wind(self, now_us: int) -> Wind:
+        self.now_us = now_us
+        return Wind(now_us)
+
+    def _forget_scripts(self) -> Iterator[Event]:
+        yield Flush(scripts_only=True)
+
+    def _forget(self) -> Iterator[Event]:
+        if not self.flushes:
+            return
+        yield Flush(scripts_only=False)
+        for name in ("reserve", "settle", "sweep", "snapshot", "renew", "record", "release", "cancel", "audit",
+                     "acknowledge", "suspect", "reassert"):  # fmt: skip
+            yield from getattr(self, f"_{name}")()
+        yield Call("configure", ["begin", 1])
+        self.version = 1
+        yield from self.beginning()
+
+    def _foreign(self) -> Iterator[Event]:
+        yield Schema(ours=False)
+        for name in ("open", "reserve", "settle", "sweep", "snapshot", "renew", "record", "release", "cancel", "audit",
+                     "acknowledge", "suspect", "reassert"):  # fmt: skip
+            yield from getattr(self, f"_{name}")()
+        yield Call("configure", ["begin", 1])
+        yield Schema(ours=True)
+
+    # --- names --------------------------------------------------------------------------------------------------------
+
+    def new_rid(self) -> bytes:
+        self.made += 1
+        rid = b"%d\x00\n\xff" % self.made
+        self.rids.append(rid)
+        return rid
+
+    def rid(self) -> bytes:
+        """One of those made lately, seldom one that nobody made."""
+        if not self.rids or self.random.random() < 0.02:
+            return b"nobody's %d" % self.random.randint(0, 5)
+        recent = self.random.random() < 0.9
+        return self.random.choice(self.rids[-25:] if recent else self.rids[-400:])
+
+    def names(self, among: tuple[str, ...], most: int) -> list[Argument]:
+        chosen = self.random.sample(among, self.random.randint(0, most))
+        return [len(chosen), *chosen]
+
+
+_WEIGHTS = {
+    "reserve": 300, "settle": 120, "release": 30, "cancel": 25, "reassert": 12, "renew": 25, "acknowledge": 10,
+    "sweep": 20, "record": 25, "suspect": 5, "snapshot": 12, "audit": 6, "open": 2, "put": 8, "calendar": 12,
+    "replace": 4, "wrong": 10, "wind": 200, "leap": 10, "forget_scripts": 1, "forget": 1, "foreign": 1,
+}  # fmt: skip
+
+WRONG_CALLS = (
+    Call("open", [-1]), Call("open", ["x"]), Call("configure", ["put", 0, "l:x", 2, 5]),
+    Call("configure", ["put", 0, "l:x", 0]), Call("configure", ["put", "-", "l:x", 1, 5]),
+    Call("configure", ["stage", 1, "l:x", 1, 2**53]), Call("reserve", [b"wrong", 0, 1, "", 0, "", 0, 0, 1]),
+    Call("reserve", [b"wrong", 0, 1, "", 1, "", 0, 1, 1, 1, 1, 1, 1, 0]),
+    Call("reserve", [b"wrong", 0, 1, "", 1, "", 0, 1, 1, 1, 1, 1, 1, 65]),
+    Call("reserve", [b"wrong", 0, 1, "", 1, "", 9, *"abcdefghi", 1, 1, 1, 1, 1, 1, 1, 1, "free", 0, 1]),
+    Call("reserve", [b"wrong", 0, 1, "", 1, "", 0, 1, 1, 1, 1, 1, 1, 1, 5, *"abcde", 0, 1]),
+    Call("reserve", [b"wrong", 0, 1, "", 1, "", 0, 1, 1, 1, 1, 1, 1, 1, 1, "free", 5, *"abcde", 1]),
+    Call("reserve", [b"wrong", 0, 1, "", 1, "", 0, 1, 1, 1, 1, -2, 1, 1, 1, "free", 0, 1]),
+    Call("reserve", [b"wrong", 0, -1, "", 1, "", 0, 1, 1, 1, 1, 1, 1, 1, 1, "free", 0, 1]),
+    Call("settle", [b"wrong", 1, 1, -2, 0, 0, 0]), Call("settle", [b"wrong", 1, 1, 1, 0, 0]), Call("settle", []),
+    Call("settle", [b"wrong", 2**53, 1, 1, 0, 0, 0]), Call("release", [b"wrong", 0, -1, 0]),
+    Call("release", [b"wrong", 0, 0, 1.5]),  # type: ignore[list-item]
+    Call("reassert", [b"wrong", 1, 0, 0, 1, 1, 1, 1, "x", 1, "free", 0, 1]), Call("renew", [1]),
+    Call("renew", [-1, b"wrong"]), Call("renew", [1, *(b"%d" % n for n in range(129))]), Call("acknowledge", []),
+    Call("acknowledge", [b"%d" % n for n in range(129)]), Call("record", ["free", -1]),
+    Call("record", ["free", 0, 1, 1, 1]), Call("record", ["free", 0, *([1] * 9 * 9)]), Call("snapshot", [-1, 0, 0]),
+    Call("snapshot", [0, 2, "free", 0]), Call("snapshot", [0, 0, 5]), Call("audit", [1, 0, 257]),
+    Call("audit", [1, -1, 5]),
+)  # fmt: skip
+"""Calls that the typed ledger would not make."""
+
+
+def _flat(lanes: list[LaneConfig], scopes: list[ScopeConfig]) -> list[Argument]:
+    words: list[Argument] = []
+    for name, numbers in [*map(lane_entry, lanes), *map(scope_entry, scopes)]:
+        words += [name, len(numbers), *numbers]
+    return words
