@@ -47,7 +47,7 @@
 -- @include candidate_read
 
 local rid, wanted_config, lease = ARGV[1], argument_amount(ARGV[2]), argument_amount(ARGV[3])
-local principal, weight, pool = ARGV[4], argument_amount(ARGV[5]), ARGV[6]
+local principal, weight = ARGV[4], argument_amount(ARGV[5]) -- the pool is in the name of F
 local shared, charges = names_read(7, 8)
 local charge_count = shared and argument_amount(ARGV[charges])
 local next_at = charge_count and charges + charge_count * 5 + 1
@@ -185,7 +185,7 @@ for i = 1, count do
   if reason == 0 and principal ~= '' then
     local scarce
     scarce, charge = fair_charge(candidates[i])
-    fair = fair or fair_read(pool, principal)
+    fair = fair or fair_read(principal)
     if scarce and not fair_allows(fair, charge) then
       reason, where, limit, retry, trust = FAIR_SHARE, candidates[i].lanes[1], 0, cell.now + 100000, ESTIMATED
     end
@@ -214,7 +214,7 @@ if chosen then
   end
   commit()
   if fair then
-    fair_write(fair, pool, principal, charge)
+    fair_write(fair, principal, charge)
   end
   reply = reply_admitted(ADMITTED, chosen - 1, deadline, probe, soft)
 else

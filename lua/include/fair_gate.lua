@@ -1,27 +1,42 @@
--- Fairness between principals of a pool: each has a virtual counter of the shares it took, per weight, since the epoch
--- began. When headroom is scarce only who is within two requests of the least served may take it. A newcomer starts
--- level with the least served, so that idling earns no claim. Counters are no accounting: they may be lost freely.
-local FAIR_EPOCH = 10000000
+-- Fairness between principals of a pool: each has a virtual counter of the shares it took, per weight. When headroom is
+-- scarce only who is within two requests of the least served may take it. F holds `c` and a principal: its counter; `t`
+-- and a principal: when it was last served, above all counters; `v`: what the leader has, less its lead. Nobody starts
+-- below that, so that idling or asking for little earns no claim. Who was not served for ten seconds is idle and binds
+-- nobody; at most eight of them leave at a time. Counters are no accounting: they may be lost freely.
+local FAIR_IDLE, FAIR_LEAD, FAIR_TIMES = 10000000, 125000, 4503599627370496
 
-local function fair_read(pool, principal)
-  local epoch = cell.now - cell.now % FAIR_EPOCH
-  if tonumber(redis.call('HGET', M, 'fair:' .. pool) or -1) ~= epoch then
-    return { epoch = epoch, stale = true, least = 0, mine = 0 }
+local function fair_read(principal)
+  local gone = {}
+  local idle = redis.call('ZRANGEBYSCORE', F, FAIR_TIMES, FAIR_TIMES + cell.now - FAIR_IDLE, 'LIMIT', 0, 8)
+  for i = 1, #idle do
+    local name = string.sub(idle[i], 2)
+    if name ~= principal then
+      gone[#gone + 1], gone[#gone + 2] = idle[i], 'c' .. name
+      gone['c' .. name] = true
+    end
   end
-  local first = redis.call('ZRANGE', F, 0, 0, 'WITHSCORES')
-  local least = tonumber(first[2]) or 0
-  local mine = tonumber(redis.call('ZSCORE', F, principal) or nil)
-  return { epoch = epoch, least = least, mine = mine and math.max(mine, least) or least }
+  local scores = redis.call('ZMSCORE', F, 'v', 'c' .. principal)
+  local floor, mine = tonumber(scores[1] or 0), tonumber(scores[2] or 0)
+  local served, least = redis.call('ZRANGE', F, 0, #idle + 1, 'WITHSCORES'), nil
+  for i = 1, #served, 2 do
+    if string.sub(served[i], 1, 1) == 'c' and not gone[served[i]] then
+      least = tonumber(served[i + 1])
+      break
+    end
+  end
+  least = math.max(floor, least or mine)
+  return { least = least, mine = math.max(mine, least), gone = gone, floor = floor }
 end
 
 local function fair_allows(state, charge)
   return state.mine <= state.least + 2 * charge
 end
 
-local function fair_write(state, pool, principal, charge)
-  if state.stale then
-    redis.call('DEL', F)
-    redis.call('HSET', M, 'fair:' .. pool, state.epoch)
+local function fair_write(state, principal, charge)
+  local mine = state.mine + charge
+  local floor = math.max(state.floor, mine - math.max(FAIR_LEAD, 8 * charge))
+  redis.call('ZADD', F, floor, 'v', mine, 'c' .. principal, FAIR_TIMES + cell.now, 't' .. principal)
+  if #state.gone > 0 then
+    redis.call('ZREM', F, unpack(state.gone))
   end
-  redis.call('ZADD', F, state.mine + charge, principal)
 end
