@@ -14,7 +14,7 @@ from benchmarks.upstream import Upstream, running_upstream
 
 __all__ = ["measure_library"]
 
-ROUNDS, REQUESTS = 7, 400
+ROUNDS, REQUESTS = 11, 400
 ROUNDS_QUICK, REQUESTS_QUICK = 3, 200
 SECONDS_MAX = 120.0
 

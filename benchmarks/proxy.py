@@ -64,14 +64,17 @@ def measure_proxy(server: Server, load: Load, plan: Plan) -> Section:
             workers = {reference: _Measured(), ours: _Measured()}
             _take_turns(workers, load, plan.rounds, plan.requests)
             paced = _paced(workers, load, plan)
-            scripts = count_scripts(server, lambda: _slice(ours, workers[ours], load, SERIAL_REQUESTS, connections=1))
+            counted = {
+                connections: _scripts(server, ours, workers[ours], load, connections)
+                for connections in (1, CONNECTIONS)
+            }
             proof = prove(
                 ours, server.unix_url, requests=workers[ours].requests, errors=workers[ours].errors, since_us=since_us
             )
             rss = [(worker.name, resident_bytes(worker.pid)) for worker in workers]
     section = Section(title=f"One worker, {server.flavour} {server.version} over a unix socket")
     section.figures = [*_cpu_figures(workers[reference], workers[ours]), *paced]
-    section.figures += [*_script_figures(scripts), *(_rss_figure(worker, size) for worker, size in rss)]
+    section.figures += [*_script_figures(counted), *(_rss_figure(worker, size) for worker, size in rss)]
     section.notes = [
         f"upstream: {upstream.name}; {CONNECTIONS} connections, {plan.rounds} rounds of {plan.requests:,} requests"
         " each, in turn, after one round to warm up; CPU is user and system time of the worker process",
@@ -193,19 +196,29 @@ def _cpu_figures(reference: _Measured, ours: _Measured) -> list[Figure]:
     ]
 
 
-def _script_figures(scripts: dict[str, int]) -> list[Figure]:
-    """Scripts that one request causes, one request at a time, so that nothing is batched with others."""
-    reserves = scripts.pop("reserve", 0)
-    others = ", ".join(f"{name} {count / SERIAL_REQUESTS:.2f}" for name, count in sorted(scripts.items()))
-    return [
-        Figure(
-            name="round trips before the upstream is called (reserve)",
-            measured=f"{reserves / SERIAL_REQUESTS:.2f} per request",
-            budget="1",
-            holds=reserves == SERIAL_REQUESTS,
-        ),
-        Figure(name="other scripts, requests one at a time", measured=f"{others} per request"),
-    ]
+def _scripts(server: Server, ours: Worker, measured: _Measured, load: Load, connections: int) -> dict[str, int]:
+    requests = SERIAL_REQUESTS * connections
+    return count_scripts(server, lambda: _slice(ours, measured, load, requests, connections=connections))
+
+
+def _script_figures(counted: dict[int, dict[str, int]]) -> list[Figure]:
+    """Scripts that a request causes, by number of connections: one at a time, nothing is batched with others."""
+    figures = []
+    for connections, scripts in counted.items():
+        requests = SERIAL_REQUESTS * connections
+        at = "one at a time" if connections == 1 else f"{connections} at a time"
+        reserves = scripts.pop("reserve", 0)
+        others = ", ".join(f"{name} {count / requests:.2f}" for name, count in sorted(scripts.items()))
+        figures += [
+            Figure(
+                name=f"round trips before the upstream is called (reserve), {at}",
+                measured=f"{reserves / requests:.2f} per request",
+                budget="1",
+                holds=reserves == requests,
+            ),
+            Figure(name=f"other scripts, {at}", measured=f"{others} per request"),
+        ]
+    return figures
 
 
 def _rss_figure(name: str, size: int) -> Figure:

@@ -20,10 +20,10 @@ __all__ = ["main"]
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 PARTS = ("proxy", "scripts", "library", "streams", "startup")
-_FULL = Plan(rounds=9, requests=3_000, paced_rounds=3, paced_seconds=3.0, streams=256)
-_SECOND = Plan(rounds=5, requests=3_000, paced_rounds=0, paced_seconds=0.0, streams=0)
+_FULL = Plan(rounds=15, requests=3_000, paced_rounds=5, paced_seconds=3.0, streams=256)
+_SECOND = Plan(rounds=9, requests=3_000, paced_rounds=0, paced_seconds=0.0, streams=0)
 _QUICK = Plan(rounds=3, requests=1_500, paced_rounds=1, paced_seconds=1.0, streams=96)
-_SCRIPT_ROUNDS, _SCRIPT_REQUESTS = 9, 512
+_SCRIPT_ROUNDS, _SCRIPT_REQUESTS = 15, 512
 _SCRIPT_ROUNDS_QUICK, _SCRIPT_REQUESTS_QUICK = 3, 256
 
 
