@@ -260,11 +260,11 @@ class ApiKeyRouter:
         now_us = self.ledger.stamp.now_us
         binding = refused.binding
         facts.denial = binding
-        if binding is not None and binding.reason in (Reason.BUDGET, Reason.UNPRICED):
-            states = await self.ledger.scopes([binding.where])
-            if states:
-                needed = -1 if binding.reason is Reason.UNPRICED else refused.needed_nanousd
-                return budget_exceeded(binding, states[0], needed, now_us=now_us)
+        budget = None if binding is None else self.catalogue.budget(binding.where)
+        if binding is not None and budget is not None:
+            states = await self.ledger.scopes([budget.id])  # a budget that was never held in has no state yet
+            needed = -1 if binding.reason is Reason.UNPRICED else refused.needed_nanousd
+            return budget_exceeded(binding, budget, states[0] if states else None, needed, now_us=now_us)
         return no_eligible_keys(refused.losses, binding, out=pool.out, now_us=now_us)
 
     def _finished(self, call: Call, facts: Facts) -> None:
@@ -291,7 +291,7 @@ class ApiKeyRouter:
             request_id=call.request_id, operation=call.operation, model=call.model, stream=call.stream,
             objective=self.objective if call.objective is None else call.objective.primary, team=call.team,
             client=call.client, at_us=time.time_ns() // 1000,
-            snapshot_age_us=int((call.started - self.snapshot.taken) * 1e6) if self.snapshot.taken else 0,
+            snapshot_age_us=max(0, int((call.started - self.snapshot.taken) * 1e6)) if self.snapshot.taken else 0,
         )  # fmt: skip
 
     # --- Python callers ------------------------------------------------------------------------------------------
@@ -598,8 +598,11 @@ class ApiKeyRouter:
     async def _keep_decision(self, facts: Facts) -> None:
         """Keep the decision in the store. An answer is never lost, and hardly delayed, by a store in trouble."""
         if facts.attempts:
-            task = self._chore(self.state_store.save_routing_decision(decision_of(facts)))
+            task = self._chore(self._save_decision(facts))
             await asyncio.wait([task], timeout=DECISION_SECONDS_MAX)
+
+    async def _save_decision(self, facts: Facts) -> None:
+        await self.state_store.save_routing_decision(decision_of(facts))
 
     def _open_vault(self) -> KeyVault:
         if self._vault is None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.call import Facts
@@ -26,7 +26,13 @@ SIMULATED: dict[str, Any] = {
         {"id": "org-a", "keys": ["sk-sim-house-a-number-1", "sk-sim-house-a-number-2"], "output_tokens": 12},
         {"id": "org-b", "keys": ["sk-sim-house-b-number-1"], "output_tokens": 12},
         {"id": "org-c", "dialect": "anthropic", "keys": ["sk-ant-sim-house-c-1"], "output_tokens": 12},
-        {"id": "org-s", "keys": ["sk-sim-house-slow-1"], "output_tokens": 400, "tokens_per_second": 40},
+        {
+            "id": "org-s",
+            "keys": ["sk-sim-house-slow-1"],
+            "output_tokens": 400,
+            "tokens_per_second": 40,
+            "limits": [{"concurrency": 70}],
+        },
     ],
 }
 KEYS: dict[str, dict[str, Any]] = {
@@ -38,7 +44,21 @@ KEYS: dict[str, dict[str, Any]] = {
 }
 
 
-def config_of(simulator: SimulatorProcess, keys: Sequence[str], **parts: Any) -> CompiledConfig:
+class Urls(Protocol):
+    """Where the simulated providers are."""
+
+    @property
+    def openai_url(self) -> str:
+        """The base URL of the OpenAI dialect."""
+        ...
+
+    @property
+    def anthropic_url(self) -> str:
+        """The base URL of the Anthropic dialect."""
+        ...
+
+
+def config_of(simulator: Urls, keys: Sequence[str], **parts: Any) -> CompiledConfig:
     """A compiled file with these keys of `KEYS` and a soft global budget; `parts` are other sections of it."""
     sections: dict[str, Any] = {
         "providers": {

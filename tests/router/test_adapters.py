@@ -18,6 +18,7 @@ from tests.router.house import MASTER_KEY, intent, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 SECRET = "custom-key-material-0123456789"
+INVALID = SystemError(f"no: {SECRET}", category=ErrorCategory.ValidationError)
 
 
 class Scripted(ProviderAdapter):
@@ -79,7 +80,7 @@ async def at_rest(router: ApiKeyRouter) -> None:
     [
         (Scripted(raising(ValueError(f"bad key {SECRET}"))), ErrorCategory.UnknownError),
         (Scripted(raising(TimeoutError())), ErrorCategory.TimeoutError),
-        (Scripted(raising(SystemError(f"no: {SECRET}", category=ErrorCategory.ValidationError))), ErrorCategory.ValidationError),
+        (Scripted(raising(INVALID)), ErrorCategory.ValidationError),
         (Scripted(lambda _: object()), ErrorCategory.ProviderError),
         (Scripted(lambda _: None), ErrorCategory.ProviderError),
         (Scripted(lambda _: asyncio.sleep(3600)), ErrorCategory.TimeoutError),

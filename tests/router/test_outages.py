@@ -1,8 +1,6 @@
 """When the ledger is away, answers get lost, leases run out, or the store forgets everything."""
 
 import asyncio
-from collections import Counter
-from collections.abc import Sequence
 
 import pytest
 import redis
@@ -10,55 +8,17 @@ import redis
 from apikeyrouter import ProviderError
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.system_error import LedgerUnavailableError, StateStoreUnavailableError
-from apikeyrouter.infrastructure.ledger.engine import Argument, Engine, Reply
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.simulator import SimulatorProcess
-from tests.router.house import SCOPE, House, house, intent, until
+from tests.router.faulty import ALWAYS, faults_in
+from tests.router.house import SCOPE, house, intent, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
-ALWAYS = 10**9
-
-
-class Faulty:
-    """An engine in front of the real one that does not reach it, or loses its answers, as often as it is told."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.unreachable: Counter[str] = Counter()
-        self.answers_lost: Counter[str] = Counter()
-        self.calls: Counter[str] = Counter()
-
-    async def open(self) -> None:
-        await self._engine.open()
-
-    async def close(self) -> None:
-        await self._engine.close()
-
-    async def run(self, name: str, args: Sequence[Argument], *, pool: str = "") -> Reply:
-        self.calls[name] += 1
-        if self.unreachable[name] > 0:
-            self.unreachable[name] -= 1
-            raise LedgerUnavailableError("cut off by the test")
-        reply = await self._engine.run(name, args, pool=pool)
-        if self.answers_lost[name] > 0:
-            self.answers_lost[name] -= 1
-            raise LedgerUnavailableError("the answer was lost by the test")
-        return reply
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._engine, name)
-
-
-def faults_in(made: House) -> Faulty:
-    """Put a faulty engine into the router's ledger."""
-    faulty = Faulty(made.router.ledger.engine)
-    made.router.ledger.engine = faulty
-    return faulty
 
 
 async def test_without_a_ledger_nothing_is_sent(simulator: SimulatorProcess, store: StateStore) -> None:
     async with house(simulator, store, ["a1"]) as made:
-        faults = faults_in(made)
+        faults = faults_in(made.router)
         faults.unreachable["reserve"] = 2
         with pytest.raises(LedgerUnavailableError):
             await made.route()
@@ -70,14 +30,14 @@ async def test_without_a_ledger_nothing_is_sent(simulator: SimulatorProcess, sto
 
 async def test_a_reserve_whose_answer_is_lost_is_held_once(simulator: SimulatorProcess, store: StateStore) -> None:
     async with house(simulator, store, ["a1"]) as made:
-        faults_in(made).answers_lost["reserve"] = 1
+        faults_in(made.router).answers_lost["reserve"] = 1
         assert (await made.route()).content
         assert await made.at_rest() == await made.billed()
 
 
 async def test_a_reserve_that_is_never_answered_is_cancelled(simulator: SimulatorProcess, store: StateStore) -> None:
     async with house(simulator, store, ["a1"]) as made:
-        faults = faults_in(made)
+        faults = faults_in(made.router)
         faults.answers_lost["reserve"] = 2
         with pytest.raises(LedgerUnavailableError):
             await made.route()
@@ -90,7 +50,7 @@ async def test_settlements_wait_for_the_ledger_and_are_booked_once(
     simulator: SimulatorProcess, store: StateStore, how: str
 ) -> None:
     async with house(simulator, store, ["a1", "b1"]) as made:
-        trouble = getattr(faults_in(made), how)
+        trouble = getattr(faults_in(made.router), how)
         trouble["settle"] = ALWAYS
         answers = await asyncio.gather(*(made.route(f"number {n}") for n in range(100)))
         assert len(answers) == 100
@@ -102,7 +62,7 @@ async def test_settlements_wait_for_the_ledger_and_are_booked_once(
 
 async def test_a_ledger_that_is_away_is_not_hammered(simulator: SimulatorProcess, store: StateStore) -> None:
     async with house(simulator, store, ["a1"]) as made:
-        faults = faults_in(made)
+        faults = faults_in(made.router)
         faults.unreachable["settle"] = ALWAYS
         await asyncio.gather(*(made.route() for _ in range(100)))
         before = faults.calls["settle"]
@@ -114,7 +74,7 @@ async def test_a_ledger_that_is_away_is_not_hammered(simulator: SimulatorProcess
 
 async def test_a_lost_lease_ends_its_calls_and_they_are_booked(simulator: SimulatorProcess, store: StateStore) -> None:
     async with house(simulator, store, ["s1"], routing={"lease_ms": 1000}) as made:
-        faults = faults_in(made)
+        faults = faults_in(made.router)
         faults.unreachable["renew"] = ALWAYS
         whole = asyncio.create_task(made.route())
         stream = made.router.route_stream(intent())
@@ -196,7 +156,7 @@ async def test_settlements_that_waited_while_the_store_forgot_are_booked(
     simulator: SimulatorProcess, redis_url: str
 ) -> None:
     async with house(simulator, RedisStateStore(redis_url), ["a1"]) as made:
-        faults = faults_in(made)
+        faults = faults_in(made.router)
         faults.unreachable["settle"] = ALWAYS
         await asyncio.gather(*(made.route() for _ in range(5)))
         with redis.Redis.from_url(redis_url) as client:

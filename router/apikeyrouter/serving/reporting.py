@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from apikeyrouter.domain.components.catalogue import Catalogue, Key
 from apikeyrouter.domain.components.pool import Option
-from apikeyrouter.domain.models.accounting import Loss, Reason, RetryKind, ScopeState
+from apikeyrouter.domain.models.accounting import Loss, Reason, RetryKind, ScopeConfig, ScopeState
 from apikeyrouter.domain.models.api_key import KeyState
 from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.domain.models.cost_estimate import dollars
@@ -24,6 +24,7 @@ _WHY = {
     Reason.NEVER_FITS: "the request is larger than {where} ever admits",
     Reason.CLOCK_SUSPECT: "the ledger's clock is in doubt, so {where} refuses",
 }
+_NEVER_US = 2**53 - 1
 _YEAR_US = 366 * 86_400 * 1_000_000
 
 
@@ -79,14 +80,18 @@ def told_state(key: Key) -> str:
     return text if key.state_until is None else f"{text} until {key.state_until.isoformat()}"
 
 
-def budget_exceeded(binding: Loss, state: ScopeState, needed: int, *, now_us: int) -> BudgetExceededError:
-    """The error for a hard budget without room."""
+def budget_exceeded(
+    binding: Loss, budget: ScopeConfig, state: ScopeState | None, needed: int, *, now_us: int
+) -> BudgetExceededError:
+    """The error for a hard budget without room. `state` None: nothing was ever held in it."""
     wait_us = retry_after_us(binding, now_us)
-    resets = None if state.resets_at_us >= 2**53 - 1 else datetime.fromtimestamp(state.resets_at_us / 1e6, UTC)
+    resets = None
+    if state is not None and state.resets_at_us < _NEVER_US:
+        resets = datetime.fromtimestamp(state.resets_at_us / 1e6, UTC)
     return BudgetExceededError(
-        scope=state.id, limit=dollars(state.limit), settled=dollars(state.settled),
-        held=dollars(state.held + state.suspense), needed=None if needed < 0 else dollars(needed), resets_at=resets,
-        retry_after=None if wait_us is None else -(-wait_us // 1_000_000),
+        scope=budget.id, limit=dollars(budget.limit_nanousd), settled=dollars(state.settled if state else 0),
+        held=dollars(state.held + state.suspense if state else 0), needed=None if needed < 0 else dollars(needed),
+        resets_at=resets, retry_after=None if wait_us is None else -(-wait_us // 1_000_000),
     )  # fmt: skip
 
 

@@ -134,6 +134,10 @@ class Catalogue:
         """Every budget."""
         return [scope for scopes in self._budgets.values() for scope in scopes]
 
+    def budget(self, scope_id: str) -> ScopeConfig | None:
+        """The budget with that id, None if it is none of ours."""
+        return next((scope for scope in self.budgets() if scope.id == scope_id), None)
+
     # --- reading -------------------------------------------------------------------------------------------------
 
     def models(self) -> list[tuple[str, tuple[str, ...]]]:
