@@ -124,8 +124,10 @@ class History:
         elif name.startswith("day"):
             period, zone = pick(ZONED)
             limits = [
-                Limit(name="rpd", metric=Metric.REQUESTS, kind=LimitKind.CALENDAR, amount=pick([5, 20]), calendar=period,
-                      timezone=zone),
+                Limit(
+                    name="rpd", metric=Metric.REQUESTS, kind=LimitKind.CALENDAR, amount=pick([5, 20]),
+                    calendar=period, timezone=zone,
+                ),
                 self.limit("itpd", Metric.INPUT_TOKENS, 200),
             ]  # fmt: skip
         breaker = Breaker(
