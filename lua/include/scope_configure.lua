@@ -16,10 +16,12 @@ local function scope_configure(id, scope)
   for field = S_LIMIT, S_SUSPENSE_AFTER do
     scope[field] = config[field - S_LIMIT + 1]
   end
-  if calendar ~= scope[S_CALENDAR] and cell.now < scope[S_END] then
-    -- another calendar: a period that is under way keeps its start, and what it counted, until the new one's end
-    local _, stop = calendar_period(scope[S_CALENDAR], cell.now)
-    scope[S_END] = stop
+  if calendar ~= scope[S_CALENDAR] then
+    -- another calendar: a period that reaches into the new one goes on, with what it counted, until the new one's end
+    local start, stop = calendar_period(scope[S_CALENDAR], cell.now)
+    if scope[S_END] > start then
+      scope[S_END] = stop
+    end
   end
   scope[S_CONFIG] = cell.config
   return scope

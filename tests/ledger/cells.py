@@ -71,21 +71,21 @@ def ledger_over(engine: Engine) -> ScriptLedger:
 
 
 def require_same(answer: Answer, reply: Reply, *, what: str) -> None:
-    """Fail with both sides when a reply is not the answer."""
-    told = as_told(answer, reply)
-    assert told is not None, f"{what}\n  oracle: {answer}\n  script: {reply}"
+    """Fail with what differs when a reply is not the answer."""
+    differences = differences_of(answer, reply)
+    assert not differences, "\n".join([what, *differences])
 
 
-def as_told(answer: Answer, reply: Reply) -> Reply | None:
-    """The reply with its records read, if it is the answer; else None."""
+def differences_of(answer: Answer, reply: Reply) -> list[str]:
+    """Each place where a reply, its records read, is not the answer."""
     if len(answer) != len(reply):
-        return None
-    told = [_read(wanted, value, reply) for wanted, value in zip(answer, reply, strict=True)]
-    same = all(
-        value in wanted.values if isinstance(wanted, AnyOf) else value == wanted
-        for wanted, value in zip(answer, told, strict=True)
-    )
-    return told if same else None
+        return [f"  oracle: {answer}", f"  script: {reply}"]
+    found = []
+    for place, (wanted, value) in enumerate(zip(answer, reply, strict=True)):
+        told = _read(wanted, value, reply)
+        if told not in wanted.values if isinstance(wanted, AnyOf) else told != wanted:
+            found.append(f"  [{place}] oracle: {wanted}\n  [{place}] script: {told}")
+    return found
 
 
 def _read(wanted: object, value: object, reply: Reply) -> object:

@@ -34,7 +34,7 @@ Refusal = tuple[Reason, bytes, int, int, RetryKind]
 
 MINUTE_US = 60_000_000
 DAY_US = 86_400_000_000
-FAIR_EPOCH_US = 10_000_000
+FAIR_IDLE_US, FAIR_LEAD, FAIR_LEAVERS_MAX = 10_000_000, 125_000, 8
 LIMITS_MAX = 8
 SWEPT_LEASES_MAX = 8
 NO_PERIOD = -1
@@ -226,6 +226,15 @@ class Reservation:
     holds: tuple[Hold, ...] = ()
 
 
+@dataclass(slots=True)
+class FairPool:
+    """What principals of one pool took of its lanes, per weight, in millionths; and when they were last served."""
+
+    counters: dict[bytes, int] = field(default_factory=dict)
+    served: dict[bytes, int] = field(default_factory=dict)
+    floor: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """A candidate as it arrives."""
@@ -268,7 +277,7 @@ class Oracle:
         self.suspended: dict[bytes, int] = {}
         self.graves: dict[bytes, int] = {}
         self.unmatched: dict[bytes, tuple[int, ...]] = {}
-        self.fair: dict[bytes, tuple[int, dict[bytes, int]]] = {}
+        self.fair: dict[bytes, FairPool] = {}
 
     def run(self, name: str, args: Sequence[Argument], *, pool: str = "", now: int) -> Answer:
         """The answer of script `name` at time `now`; the cell changes as it must."""
@@ -548,16 +557,16 @@ class Turn:
         limit, hard, calendar, unpriced, flat, suspense, after = numbers
         if scope is None:
             return Scope(self.oracle.version, limit, bool(hard), calendar, unpriced, flat, suspense, after)
-        if calendar != scope.calendar and self.now < scope.end:
-            # the period that is under way keeps its start and its book, until the end of the new calendar's period
-            scope.end = self.period(calendar)[1]
+        if calendar != scope.calendar:
+            start, end = self.period(calendar)
+            if scope.end > start:  # what was counted reaches into the new calendar's period: it goes on until that ends
+                scope.end = end
         scope.limit, scope.hard, scope.calendar, scope.unpriced = limit, bool(hard), calendar, unpriced
         scope.flat, scope.suspense, scope.suspense_after, scope.version = flat, suspense, after, self.oracle.version
         return scope
 
     def roll(self, scope: Scope) -> None:
         start, end = self.period(scope.calendar)
-        start = max(start, scope.end)  # another calendar's period may have begun before: what it counted is gone
         scope.before = scope.now_book if start == scope.end else None
         scope.now_book, scope.end = Book(start), end
 
@@ -864,40 +873,50 @@ class Turn:
     # --- fairness ----------------------------------------------------------------------------------------------------
 
     def fair_charge(self, offer: Offer, weight: int) -> tuple[bool, int]:
-        """Whether a fair lane of the offer is scarce, and the millionths of it that the offer takes, per weight."""
+        """Whether the offer would use what a fair lane keeps for who was served least, and the millionths of the lane
+        that it takes, per weight. Gates are no accounting: here both sides may use floating point."""
         scarce, share = False, 0
         for name in offer.lanes:
             lane = self.lane(name)
             for counter in lane.counters if lane.fair else ():
                 rule, amount = counter.rule, offer.amount(counter.rule.metric)
-                if rule.capacity == 0:
+                if amount == 0:
                     continue
-                open_part = rule.capacity - max(Fraction(amount), Fraction(rule.capacity, 8))
-                if rule.kind in (LimitKind.FIXED, LimitKind.CALENDAR):
-                    start, end = counter.window
-                    open_part *= Fraction(self.now - start, end - start) if start < end else 1
-                scarce |= self.used(name, counter) + amount > open_part
+                scarce |= self.used(name, counter) + amount > self.open_to_all(counter, amount)
                 share = max(share, ceil(Fraction(amount * 1_000_000, rule.capacity)))
         return scarce, max(1, ceil(Fraction(share, weight)))
 
-    def fair_counters(self, principal: bytes) -> tuple[int, int]:
-        """The least served principal's counter and this one's, which is never below it: idling earns no claim."""
-        epoch, counters = self.oracle.fair.get(self.pool, (-1, {}))
-        if epoch != self.fair_epoch() or not counters:
-            return 0, 0
-        least = min(counters.values())
-        return least, max(least, counters.get(principal, least))
+    def open_to_all(self, counter: Counter, amount: int) -> float:
+        """A bucket keeps its last eighth, a window an eighth ahead of its pace, others as little as can be."""
+        capacity, kind = counter.rule.capacity, counter.rule.kind
+        if kind in (LimitKind.FIXED, LimitKind.CALENDAR):
+            start, end = counter.window
+            if start == end:  # its calendar is missing: this turn comes to nothing
+                return capacity
+            return capacity * (1 - (end - self.now) / (end - start) * 9 / 8)
+        return capacity - max(amount, capacity / (8 if kind is LimitKind.BUCKET else 64))
 
-    def fair_epoch(self) -> int:
-        return self.now - self.now % FAIR_EPOCH_US
+    def fair_counters(self, principal: bytes) -> tuple[int, int]:
+        """The least served principal's counter and this one's. Nobody is below the floor; who is idle binds nobody."""
+        fair = self.fair_pool()
+        binding = [counter for name, counter in fair.counters.items() if name not in self.fair_idle(principal)]
+        mine = fair.counters.get(principal, 0)
+        least = max(fair.floor, min(binding, default=mine))
+        return least, max(least, mine)
+
+    def fair_idle(self, principal: bytes) -> set[bytes]:
+        """Those not served for ten seconds, the eight longest idle of them; whoever asks now is not idle."""
+        return set(_due(self.fair_pool().served, self.now - FAIR_IDLE_US, FAIR_LEAVERS_MAX)) - {principal}
+
+    def fair_pool(self) -> FairPool:
+        return self.oracle.fair.setdefault(self.pool, FairPool())
 
     def fair_take(self, principal: bytes, charge: int) -> None:
-        _, mine = self.fair_counters(principal)
-        epoch, counters = self.oracle.fair.get(self.pool, (-1, {}))
-        if epoch != self.fair_epoch():
-            counters = {}
-        counters[principal] = mine + charge
-        self.oracle.fair[self.pool] = (self.fair_epoch(), counters)
+        fair, (_, mine) = self.fair_pool(), self.fair_counters(principal)
+        for name in self.fair_idle(principal):
+            del fair.counters[name], fair.served[name]
+        fair.counters[principal], fair.served[principal] = mine + charge, self.now
+        fair.floor = max(fair.floor, mine + charge - max(FAIR_LEAD, 8 * charge))
 
 
 UNKNOWN = -1

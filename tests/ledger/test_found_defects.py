@@ -84,6 +84,17 @@ async def test_a_day_that_has_ended_does_not_count_in_the_month_that_replaces_it
     await admitted(ledger, request(2, scopes=("budget",), cost=100))
 
 
+async def test_an_hour_that_has_ended_still_counts_in_the_day_that_replaces_it(
+    ledger: ScriptLedger, clock: Clock
+) -> None:
+    await ledger.put(lanes=[lane()], scopes=[budget(100, period=Period.HOURLY)])
+    await admitted(ledger, request(1, scopes=("budget",), cost=100))
+    await ledger.settle(settled(1, cost=100))
+    clock.now_us += 2 * HOUR
+    await ledger.put(scopes=[budget(100)])
+    await denied(ledger, request(2, scopes=("budget",), cost=1))
+
+
 async def test_suspense_whose_rule_becomes_hold_is_held_and_not_refunded(ledger: ScriptLedger, clock: Clock) -> None:
     scope = budget(100, period=Period.TOTAL, suspense_after_us=HOUR)
     await ledger.put(lanes=[lane()], scopes=[scope])
