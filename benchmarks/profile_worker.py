@@ -27,7 +27,7 @@ from apikeyrouter_proxy import worker
 from benchmarks.load_client import Load, Slice, SliceResult, running_load
 from benchmarks.processes import cpu_seconds
 from benchmarks.upstream import running_upstream
-from benchmarks.workers import TOKEN, environment
+from benchmarks.workers import OURS_APP, REFERENCE_APP, TOKEN, environment
 
 __all__ = ["main"]
 
@@ -36,7 +36,7 @@ WARM_UP_REQUESTS = 1_000
 FRAMES_MAX = 120
 LINES_DEFAULT = 45
 _BEGIN, _END = signal.SIGUSR1, signal.SIGUSR2
-_ROOMS = ("apikeyrouter_proxy", "apikeyrouter", "aiohttp", "uvicorn")
+_ROOMS = ("apikeyrouter_proxy", "apikeyrouter", "benchmarks", "aiohttp", "uvicorn")
 """Packages that time is charged to; what they call in other packages is charged to the caller."""
 
 
@@ -126,8 +126,10 @@ def main() -> None:
         running_upstream() as upstream,
     ):
         os.environ.update(environment(upstream, server.unix_url, Path(folder), "profile"))
+        os.environ["UPSTREAM_URL"] = upstream.base_url
+        app = REFERENCE_APP if options.reference else OURS_APP
         with _driving(load, options.requests) as driver:
-            worker.main(["--app", "apikeyrouter_proxy.main:app", "--port", str(driver.port)])
+            worker.main(["--app", app, "--port", str(driver.port)])
     assert driver.result is not None, "the load did not finish"
     _print(profiler, driver, collections, options)
 
@@ -216,6 +218,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--lines", type=int, default=LINES_DEFAULT)
     parser.add_argument("--calls", action="store_true", help="cProfile instead of sampling")
+    parser.add_argument("--reference", action="store_true", help="the reference instead of our worker")
     parser.add_argument("--server", default="valkey", choices=("valkey", "redis"))
     return parser.parse_args()
 

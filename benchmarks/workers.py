@@ -18,16 +18,9 @@ from benchmarks.processes import python_module, running_process, wait_for
 from benchmarks.upstream import Upstream
 
 __all__ = [
-    "BUDGETS",
-    "CLIENT",
-    "GROUP_LANE",
-    "TEAM",
-    "TOKEN",
-    "Worker",
-    "configuration",
-    "running_ours",
-    "running_reference",
-]
+    "BUDGETS", "CLIENT", "GROUP_LANE", "OURS_APP", "REFERENCE_APP", "TEAM", "TOKEN", "Worker", "configuration",
+    "environment", "running_ours", "running_reference",
+]  # fmt: skip
 
 KEYS = 8
 TEAM, CLIENT, GROUP = "engineering", "bench", "org-bench"
@@ -37,8 +30,8 @@ BUDGETS = ("global:all", f"team:{TEAM}:team", f"client:{CLIENT}:client", "provid
 """Ids of the four hard budgets that every request holds in."""
 GROUP_LANE = f"g:{GROUP}:*"
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH")
-_OURS_APP = "apikeyrouter_proxy.main:app"
-_REFERENCE_APP = "benchmarks.reference:app"
+OURS_APP = "apikeyrouter_proxy.main:app"
+REFERENCE_APP = "benchmarks.reference:app"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +88,14 @@ def running_ours(upstream: Upstream, redis_url: str, folder: Path, *, namespace:
     """Our worker over a Redis, with everything on: tokens, budgets, limits, metrics, access log."""
     environ = environment(upstream, redis_url, folder, namespace)
     complaints = folder / f"{namespace}.err"
-    with complaints.open("wb") as stderr, _running(_OURS_APP, environ, stderr) as (pid, port):
+    with complaints.open("wb") as stderr, _running(OURS_APP, environ, stderr) as (pid, port):
         yield Worker("ours", pid, port, namespace, folder / f"{namespace}.log", complaints)
 
 
 @contextlib.contextmanager
 def running_reference(upstream: Upstream) -> Iterator[Worker]:
     """The bare pass-through."""
-    with _running(_REFERENCE_APP, {**os.environ, "UPSTREAM_URL": upstream.base_url}) as (pid, port):
+    with _running(REFERENCE_APP, {**os.environ, "UPSTREAM_URL": upstream.base_url}) as (pid, port):
         yield Worker("reference", pid, port)
 
 
