@@ -84,14 +84,18 @@ class History:
         self.random = random.Random(self.seed)
 
     def events(self, count: int) -> Iterator[Event]:
-        """`count` events, the first of which make a configured cell."""
+        """`count` events, the first of which make a configured cell, and refuse every wrong call."""
         yield from self.beginning()
+        yield from WRONG_CALLS
         for _ in range(count):
             yield from self.one()
 
     def beginning(self) -> Iterator[Event]:
         yield Call("open", [self.random.randrange(2**52)])
+        self.version = 1
         yield from self.put(all_of_them=True)
+        if self.random.random() < 0.8:
+            yield from self._calendar()
 
     def one(self) -> Iterator[Event]:
         draw = self.random.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
@@ -151,7 +155,7 @@ class History:
         pick = self.random.choice
         period, zone = (Period.TOTAL, "UTC") if name == "total" else pick(CALENDARS)
         return ScopeConfig(
-            id=name, limit_nanousd=pick([0, 100, 300, 1000]), hard=name != "soft", period=period, timezone=zone,
+            id=name, limit_nanousd=pick([0, 100, 300, 1000, 1000, 10_000]), hard=name != "soft", period=period, timezone=zone,
             unpriced=UnpricedRule.FLAT if name == "flat" else pick(list(UnpricedRule)), flat_nanousd=20,
             suspense=pick(list(SuspenseRule)), suspense_after_us=pick([SECOND_US, MINUTE_US, HOUR_US]),
         )  # fmt: skip
@@ -163,7 +167,7 @@ class History:
         new = self.random.random() < 0.9
         principal = pick(["", "", "p1", "p2", "p3"])
         args: list[Argument] = [
-            self.new_rid() if new else self.rid(), pick([0, 0, 0, 0, self.version, 10**6]),
+            self.new_rid() if new else self.rid(), pick([0] * 9 + [self.version, 10**6]),
             pick([0, 5 * SECOND_US, 30 * SECOND_US, HOUR_US]), principal, pick([1, 1, 2]), pick(["", "pool"]),
             *self.names(SCOPES, 2),
         ]  # fmt: skip
@@ -178,7 +182,7 @@ class History:
 
     def candidate(self, args: list[Argument]) -> list[Argument]:
         shared = args[7 : 7 + int(args[6])]
-        lanes = self.random.sample(LANES, self.random.randint(1, 3))
+        lanes = self.random.sample(LANES, self.random.choice([1, 1, 2, 3]))
         scopes = [name for name in SCOPES if name not in shared and self.random.random() < 0.1]
         if self.random.random() < 0.01:
             scopes = ["nobody"]
@@ -218,7 +222,8 @@ class History:
         shared = self.names(SCOPES, 2)
         rid = self.new_rid() if self.random.random() < 0.5 else self.rid()
         head: list[Argument] = [rid, 0, 0, "", 1, "", *shared]
-        yield Call("reassert", [rid, 10 * SECOND_US, 0, *shared, *self.charge(), *self.candidate(head), 1])
+        again = Call("reassert", [rid, 10 * SECOND_US, 0, *shared, *self.charge(), *self.candidate(head), 1])
+        yield from [again] * self.random.choice([1, 1, 2])
 
     def _renew(self) -> Iterator[Event]:
         rids = [self.rid() for _ in range(self.random.randint(1, 4))]
@@ -232,7 +237,7 @@ class History:
 
     def _record(self) -> Iterator[Event]:
         pick = self.random.choice
-        args: list[Argument] = [pick(LANES), pick([0, 0, SECOND_US, MINUTE_US])]
+        args: list[Argument] = [pick(LANES), pick([0] * 8 + [SECOND_US, 10 * SECOND_US])]
         for name in self.random.sample(["rpm", "tpm", "otpm", "itpm", "concurrency"], self.random.randint(0, 2)):
             args += self.observation(name)
         yield Call("record", args)
@@ -287,6 +292,7 @@ class History:
         yield Call("configure", ["stage", token, *_flat(lanes, scopes)])
         wrong = self.random.random() < 0.2
         yield Call("configure", ["flip", self.token, "version", 1, 10**6 if wrong else self.version])
+        self.version += not wrong
 
     def _wrong(self) -> Iterator[Event]:
         yield self.random.choice(WRONG_CALLS)
@@ -298,11 +304,14 @@ class History:
         yield self.wind(self.now_us + step + self.random.randint(0, 5))
 
     def _leap(self) -> Iterator[Event]:
-        if self.random.random() < 0.5:
+        if self.random.random() < 0.7:
             edge = boundaries(calendar_number(*self.random.choice(ZONED)), self.now_us)[1]
             yield self.wind(edge + self.random.choice([-1, 0, 1]))
-        else:
-            yield self.wind(self.now_us + self.random.choice([HOUR_US, HOUR_US, DAY_US, 40 * DAY_US]))
+            return
+        yield self.wind(self.now_us + self.random.choice([HOUR_US, HOUR_US, DAY_US, 40 * DAY_US]))
+        for name in self.random.sample(["cancel", "release", "reassert", "record", "settle", "sweep"], 6):
+            yield from getattr(self, f"_{name}")()
+        yield from self._calendar()
 
     def wind(self, now_us: int) -> Wind:
         self.now_us = now_us
@@ -319,7 +328,6 @@ class History:
                      "acknowledge", "suspect", "reassert"):  # fmt: skip
             yield from getattr(self, f"_{name}")()
         yield Call("configure", ["begin", 1])
-        self.version = 1
         yield from self.beginning()
 
     def _foreign(self) -> Iterator[Event]:
@@ -352,8 +360,8 @@ class History:
 
 _WEIGHTS = {
     "reserve": 300, "settle": 120, "release": 30, "cancel": 25, "reassert": 12, "renew": 25, "acknowledge": 10,
-    "sweep": 20, "record": 25, "suspect": 5, "snapshot": 12, "audit": 6, "open": 2, "put": 8, "calendar": 12,
-    "replace": 4, "wrong": 10, "wind": 200, "leap": 10, "forget_scripts": 1, "forget": 1, "foreign": 1,
+    "sweep": 20, "record": 25, "suspect": 5, "snapshot": 12, "audit": 6, "open": 2, "put": 8, "calendar": 30,
+    "replace": 4, "wrong": 3, "wind": 200, "leap": 12, "forget_scripts": 1, "forget": 1, "foreign": 1,
 }  # fmt: skip
 
 WRONG_CALLS = (
