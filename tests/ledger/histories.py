@@ -155,7 +155,8 @@ class History:
         pick = self.random.choice
         period, zone = (Period.TOTAL, "UTC") if name == "total" else pick(CALENDARS)
         return ScopeConfig(
-            id=name, limit_nanousd=pick([0, 100, 300, 1000, 1000, 10_000]), hard=name != "soft", period=period, timezone=zone,
+            id=name, limit_nanousd=pick([0, 100, 300, 1000, 1000, 10_000]), hard=name != "soft", period=period,
+            timezone=zone,
             unpriced=UnpricedRule.FLAT if name == "flat" else pick(list(UnpricedRule)), flat_nanousd=20,
             suspense=pick(list(SuspenseRule)), suspense_after_us=pick([SECOND_US, MINUTE_US, HOUR_US]),
         )  # fmt: skip

@@ -1044,14 +1044,11 @@ def _told(losses: list[Refusal]) -> Answer:
 def _settle(turn: Turn, words: list[bytes]) -> Answer:
     if not words or len(words) % 7 or len(words) > 7 * 32:
         raise BadArgumentError
-    rows = [
-        (words[at], _amount(words[at + 1]), _amount(words[at + 2]), _cost(words[at + 3]), *map(_amount, words[at + 4 : at + 7]))
-        for at in range(0, len(words), 7)
-    ]  # fmt: skip
+    rows = [(words[at], _used_numbers(words[at + 1 : at + 7])) for at in range(0, len(words), 7)]
     turn.begin()
     results: Answer = []
     unmatched: dict[bytes, tuple[int, ...]] = {}
-    for rid, tokens_in, tokens_out, cost, outcome, failed, latency in rows:
+    for rid, (tokens_in, tokens_out, cost, outcome, failed, latency) in rows:
         found = turn.reservation(rid)
         if found is None:
             unmatched.setdefault(rid, (turn.now, tokens_in, tokens_out, cost))
@@ -1315,6 +1312,12 @@ def _cost(word: bytes) -> int:
     return UNKNOWN if word == b"-1" else _amount(word)
 
 
+def _used_numbers(words: list[bytes]) -> tuple[int, int, int, int, int, int]:
+    tokens_in, tokens_out, cost, outcome, failed, latency = words
+    amounts = _amount(tokens_in), _amount(tokens_out), _cost(cost)
+    return (*amounts, _amount(outcome), _amount(failed), _amount(latency))
+
+
 def _names(words: list[bytes], at: int, most: int) -> tuple[tuple[bytes, ...], int]:
     count = _amount_at(words, at)
     if count > most or at + count >= len(words):
@@ -1339,7 +1342,7 @@ def _offer(
 
 
 def _config_entries(words: list[bytes]) -> list[tuple[bytes, tuple[int, ...]]]:
-    entries = []
+    entries: list[tuple[bytes, tuple[int, ...]]] = []
     at = 0
     while at < len(words):
         count = _amount_at(words, at + 1)

@@ -25,6 +25,7 @@ from apikeyrouter.domain.models.accounting import (
 from apikeyrouter.domain.models.system_error import LedgerConfigError
 from apikeyrouter.infrastructure.ledger.codes import Code
 from apikeyrouter.infrastructure.ledger.encoding import lane_entry, observation_numbers
+from apikeyrouter.infrastructure.ledger.engine import Argument
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from tests.ledger import support
@@ -208,9 +209,9 @@ async def test_a_request_without_a_price_is_counted_in_the_period_that_it_was_ch
 
 def test_a_script_refuses_more_work_than_its_header_allows(engine: LocalEngine) -> None:
     engine.run_now("open", [1])
-    charge = [1, 1, 1, 1, 1, 1]
-    many = [1, "free", 0, 1]
-    calls: list[list[str | bytes | int]] = [
+    charge: list[Argument] = [1, 1, 1, 1, 1, 1]
+    many: list[Argument] = [1, "free", 0, 1]
+    calls: list[list[Argument]] = [
         [b"r", 0, 1, "", 1, "", 0, *charge, 65, *(many * 65)],
         [b"r", 0, 1, "", 1, "", 9, *"abcdefghi", *charge, 1, *many],
         [b"r", 0, 1, "", 1, "", 0, *charge, 1, 5, *"abcde", 0, 1],
