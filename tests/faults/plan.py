@@ -2,7 +2,7 @@
 
 from typing import Any
 
-LEASE_MS = 2000
+LEASE_MS = 4000
 CONCURRENCY = 70
 KEYS = ("s1", "b1")
 PARTS: dict[str, Any] = {

@@ -145,7 +145,7 @@ async def test_a_store_that_was_emptied_is_told_everything_again(simulator: Simu
         rest = [chunk async for chunk in stream]
         assert str(first) or rest
         assert rest[-1].last
-        answers = [await made.route(provider_id="openai") for _ in range(4)]
+        answers = [await made.route("[[tokens:5]]", provider_id="openai") for _ in range(4)]
         assert len(answers) == 4
         assert await made.at_rest() == await made.billed()
         lanes = {lane.id: lane for lane in await made.router.ledger.lanes(["g:org-a:*"])}
