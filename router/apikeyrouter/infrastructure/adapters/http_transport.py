@@ -4,7 +4,6 @@ Imported when the first transport is made: aiohttp takes longer to import than a
 """
 
 import ssl as ssl_module
-import urllib.request
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Self
@@ -13,6 +12,7 @@ import aiohttp
 from yarl import URL
 
 from apikeyrouter.domain.interfaces.wire import UpstreamRequest
+from apikeyrouter.infrastructure.adapters.proxies import proxy_for
 from apikeyrouter.infrastructure.adapters.transport import (
     BODY_BYTES_MAX,
     DEFAULT_TIMEOUTS,
@@ -123,7 +123,7 @@ class AiohttpTransport:
             raise ConnectFailed("the provider's URL is not an http(s) address")
         if len(self._targets) >= _URLS_MAX:
             self._targets.clear()
-        target = self._targets[text] = (url, _proxy_for(url) if self._trust_env else None)
+        target = self._targets[text] = (url, proxy_for(url) if self._trust_env else None)
         return target
 
     def _client_timeout(self, timeouts: Timeouts) -> aiohttp.ClientTimeout:
@@ -230,12 +230,3 @@ def _set_idle(response: aiohttp.ClientResponse, seconds: float | None) -> None:
     if protocol is not None and not response.content.is_eof():
         protocol.read_timeout = seconds
         protocol.start_timeout()
-
-
-def _proxy_for(url: URL) -> URL | None:
-    host = url.host or ""
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(url.scheme) or proxies.get("all")
-    if not proxy or urllib.request.proxy_bypass(f"{host}:{url.port}") or urllib.request.proxy_bypass(host):
-        return None
-    return URL(proxy if "://" in proxy else f"http://{proxy}")

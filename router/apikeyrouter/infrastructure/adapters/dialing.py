@@ -1,0 +1,93 @@
+"""From a name to a connected socket: all addresses are tried, IPv6 and IPv4 in turn; a slow one delays nobody for long.
+
+`loop.create_connection` does this on asyncio's own loop, but not on uvloop's.
+"""
+
+import asyncio
+import socket
+from collections.abc import Iterable
+from itertools import chain, zip_longest
+from typing import Any
+
+__all__ = ["open_socket"]
+
+HEAD_START_SECONDS = 0.25
+"""How long an address is tried alone before the next joins in (RFC 8305)."""
+ADDRESSES_MAX = 16
+
+_Address = tuple[int, int, int, str, Any]
+
+
+async def open_socket(host: str, port: int) -> socket.socket:
+    """A connected, non-blocking socket. The name is looked up anew. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = _in_turn(found)[:ADDRESSES_MAX]
+    if not addresses:
+        raise OSError("the name has no address")
+    if len(addresses) == 1:
+        return await _connected(addresses[0])
+    return await _first_of(addresses)
+
+
+def _in_turn(found: Iterable[Any]) -> list[_Address]:
+    """The addresses, families alternating, beginning with the family that the resolver prefers."""
+    families: dict[int, list[_Address]] = {}
+    for address in found:
+        families.setdefault(address[0], []).append(address)
+    return [address for address in chain.from_iterable(zip_longest(*families.values())) if address is not None]
+
+
+async def _connected(address: _Address) -> socket.socket:
+    family, kind, protocol, _, where = address
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setblocking(False)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        await asyncio.get_running_loop().sock_connect(made, where)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+async def _first_of(addresses: list[_Address]) -> socket.socket:
+    """The first that answers; the others are given up. Raises the last OSError when none does."""
+    trying: set[asyncio.Task[socket.socket]] = set()
+    left = iter(addresses)
+    failed: BaseException = OSError("no address answered")
+    try:
+        for address in left:
+            trying.add(asyncio.create_task(_connected(address)))
+            winner, failed = await _wait(trying, failed, HEAD_START_SECONDS)
+            if winner is not None:
+                return winner
+        while trying:
+            winner, failed = await _wait(trying, failed, None)
+            if winner is not None:
+                return winner
+        raise failed
+    finally:
+        for task in trying:
+            task.add_done_callback(_discard)
+            task.cancel()
+
+
+async def _wait(
+    trying: set[asyncio.Task[socket.socket]], failed: BaseException, seconds: float | None
+) -> tuple[socket.socket | None, BaseException]:
+    """Wait for one of them; what is over leaves the set."""
+    done, _ = await asyncio.wait(trying, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        trying.discard(task)
+        error = task.exception()
+        if error is None:
+            return task.result(), failed
+        failed = error
+    return None, failed
+
+
+def _discard(task: asyncio.Task[socket.socket]) -> None:
+    """Close the socket of a task that nobody waits for any more."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()

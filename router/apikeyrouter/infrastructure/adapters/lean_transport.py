@@ -1,0 +1,171 @@
+"""The upstream HTTP client for the hot path: our own connections, httptools for what comes back.
+
+Imported where httptools is there (`transports.py`). Foreign errors are mapped here and in `lean_connection.py`.
+"""
+
+import asyncio
+import ssl as ssl_module
+from types import TracebackType
+from typing import Self
+
+from apikeyrouter.domain.interfaces.wire import UpstreamRequest
+from apikeyrouter.infrastructure.adapters.dialing import open_socket
+from apikeyrouter.infrastructure.adapters.lean_connection import LeanConnection
+from apikeyrouter.infrastructure.adapters.request_head import Origin, RequestHeads, says_length
+from apikeyrouter.infrastructure.adapters.transport import (
+    DEFAULT_TIMEOUTS,
+    ConnectFailed,
+    Response,
+    Timeouts,
+    Transport,
+    UpstreamTimeout,
+)
+
+__all__ = ["LeanTransport"]
+
+IDLE_CONNECTIONS_MAX = 4096
+"""Most connections per origin that are kept while nobody uses them."""
+
+
+class LeanTransport:
+    """`Transport` over asyncio and httptools.
+
+    Connections belong to the event loop that made them: on another loop, as in a forked process, it begins anew.
+    TLS is verified, compressed answers are decompressed. What goes through a proxy goes through aiohttp.
+    """
+
+    def __init__(self, *, trust_env: bool = True, ssl: ssl_module.SSLContext | bool = True) -> None:
+        self._trust_env = trust_env
+        self._ssl = ssl
+        self._context: ssl_module.SSLContext | None = None
+        self._heads = RequestHeads(trust_env=trust_env)
+        self._pool: _Pool | None = None
+        self._other: tuple[asyncio.AbstractEventLoop, Transport] | None = None
+
+    async def send(self, request: UpstreamRequest, *, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> Response:
+        """Send one request; returns once status and headers are there. Raises TransportError."""
+        target = self._heads.target(request.url)
+        if target.delegated:
+            return await self._delegate().send(request, timeouts=timeouts)
+        pool = self._bound()
+        head, body = self._heads.head(request, target), request.body
+        head = b"%bcontent-length: %d\r\n\r\n" % (head, len(body)) if says_length(request) else head + b"\r\n"
+        deadline = None if timeouts.total is None else pool.loop.time() + timeouts.total
+        connection = pool.take(target.origin)
+        response = None if connection is None else connection.begin(head, body, timeouts, deadline)
+        if response is None:
+            connection = await self._connect(pool, target.origin, timeouts)
+            response = connection.begin(head, body, timeouts, deadline)
+        if response is None:
+            raise ConnectFailed("no connection to the provider (closed at once)")
+        return await response.begun()
+
+    async def close(self) -> None:
+        """Close every connection. Idempotent."""
+        pool, self._pool = self._pool, None
+        other, self._other = self._other, None
+        if pool is not None:
+            pool.close()
+            await asyncio.sleep(0)  # the sockets close in the loop's next turn
+        if other is not None:
+            await other[1].close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _bound(self) -> "_Pool":
+        """This event loop's connections. Another loop's are left to it: it may run in another thread or process."""
+        loop = asyncio.get_running_loop()
+        if self._pool is None or self._pool.loop is not loop:
+            self._pool = _Pool(loop)
+        return self._pool
+
+    def _delegate(self) -> Transport:
+        loop = asyncio.get_running_loop()
+        if self._other is None or self._other[0] is not loop:
+            from apikeyrouter.infrastructure.adapters.http_transport import AiohttpTransport
+
+            self._other = (loop, AiohttpTransport(trust_env=self._trust_env, ssl=self._ssl))
+        return self._other[1]
+
+    async def _connect(self, pool: "_Pool", origin: Origin, timeouts: Timeouts) -> LeanConnection:
+        limits = [seconds for seconds in (timeouts.connect, timeouts.total) if seconds is not None]
+        phase = "total" if timeouts.connect is None or min(limits) < timeouts.connect else "connect"
+        try:
+            async with asyncio.timeout(min(limits, default=None)):
+                return await pool.dial(origin, self._tls() if origin.tls else None)
+        except TimeoutError as exc:
+            raise UpstreamTimeout(phase, sent=False) from exc
+        except (OSError, ValueError) as exc:  # TLS failures are OSErrors, a name that is none is a ValueError
+            raise ConnectFailed(f"no connection to the provider ({type(exc).__name__})") from exc
+
+    def _tls(self) -> ssl_module.SSLContext:
+        if isinstance(self._ssl, ssl_module.SSLContext):
+            return self._ssl
+        if self._context is None:
+            context = self._context = ssl_module.create_default_context()
+            context.set_alpn_protocols(["http/1.1"])
+            if not self._ssl:
+                context.check_hostname, context.verify_mode = False, ssl_module.CERT_NONE
+        return self._context
+
+
+class _Pool:
+    """The connections of one event loop. The one that was used last is used first, so that the others may go."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._idle: dict[object, dict[LeanConnection, None]] = {}
+        self._all: set[LeanConnection] = set()
+        self._closed = False
+
+    def take(self, origin: Origin) -> LeanConnection | None:
+        """A connection that is open; None when there is none."""
+        idle = self._idle.get(origin)
+        while idle:
+            connection, _ = idle.popitem()
+            if connection.is_usable():
+                return connection
+            connection.end(None)
+        return None
+
+    def take_back(self, connection: LeanConnection) -> None:
+        """Keep a connection whose exchange is over."""
+        idle = self._idle.setdefault(connection.origin, {})
+        if len(idle) >= IDLE_CONNECTIONS_MAX:
+            connection.end(None)
+        else:
+            idle[connection] = None
+
+    def forget(self, connection: LeanConnection) -> None:
+        """The connection is closed."""
+        self._all.discard(connection)
+        idle = self._idle.get(connection.origin)
+        if idle is not None:
+            idle.pop(connection, None)
+            if not idle:
+                del self._idle[connection.origin]
+
+    async def dial(self, origin: Origin, tls: ssl_module.SSLContext | None) -> LeanConnection:
+        """A new connection. Raises OSError, ValueError."""
+        opened = await open_socket(origin.host, origin.port)
+        _, connection = await self.loop.create_connection(
+            lambda: LeanConnection(self.loop, self, origin), sock=opened, ssl=tls,
+            server_hostname=origin.host if tls is not None else None,
+        )  # fmt: skip
+        self._all.add(connection)
+        if self._closed:
+            connection.end(None)
+            raise ConnectionAbortedError("the transport was closed")
+        return connection
+
+    def close(self) -> None:
+        """Close every connection; exchanges under way fail."""
+        self._closed = True
+        for connection in tuple(self._all):
+            connection.end(None)
