@@ -12,7 +12,12 @@ import structlog
 
 from apikeyrouter.domain.interfaces.wire import Wire
 from apikeyrouter.domain.models.call import Call, Exchange, Facts
-from apikeyrouter.domain.models.system_error import ApiKeyRouterError, LedgerError, LedgerUnavailableError
+from apikeyrouter.domain.models.system_error import (
+    ApiKeyRouterError,
+    InvalidRequestError,
+    LedgerError,
+    LedgerUnavailableError,
+)
 from apikeyrouter.router import ApiKeyRouter
 from apikeyrouter_proxy import problems
 from apikeyrouter_proxy.access_log import AccessLog
@@ -130,9 +135,7 @@ class DataPlane:
 
     async def _list(self, path: str, headers: Headers, caller: Caller, request_id: str, send: Send) -> None:
         is_anthropic = b"anthropic-version" in headers
-        models = self._router.catalogue.models()
-        if caller.models is not None:
-            models = [entry for entry in models if entry[0] in caller.models]
+        models = self._models_for(caller)
         if path.startswith(MODELS_PREFIX):
             body = model_body(models, path.removeprefix(MODELS_PREFIX), anthropic=is_anthropic)
         else:
@@ -140,6 +143,23 @@ class DataPlane:
         dialect = "anthropic" if is_anthropic else "openai"
         head = [_JSON, (b"content-length", b"%d" % len(body)), *identity_headers(request_id, dialect)]
         await _send(send, 200, head, body)
+
+    def _models_for(self, caller: Caller) -> list[tuple[str, tuple[str, ...]]]:
+        """What the caller may ask for. A client's own models are named even where no price list knows them."""
+        catalogue = self._router.catalogue
+        listed = catalogue.models()
+        if caller.models is None:
+            return listed
+        known = dict(listed)
+        found = [(name, known.get(name) or self._providers_of(name)) for name in sorted(caller.models)]
+        return [entry for entry in found if entry[1]]
+
+    def _providers_of(self, model: str) -> tuple[str, ...]:
+        try:
+            pool = self._router.catalogue.pool(model, None, "")
+        except InvalidRequestError:
+            return ()
+        return tuple(sorted({option.provider.id for option in pool.options}))
 
     async def _send_stream(
         self, exchange: Exchange, call: Call, wire: Wire, started: float, opened: OpenRequest, send: Send

@@ -64,6 +64,17 @@ async def test_a_wrong_token_is_an_authentication_error_in_the_sdk(
 
 
 @pytest.mark.asyncio(loop_scope="package")
+async def test_a_client_sees_its_models_that_are_served_though_no_price_list_knows_them(
+    service_valkey: Server, config: dict[str, Any]
+) -> None:
+    for key in config["keys"]:
+        del key["models"]
+    config["clients"] = [{"name": "first", "token": TOKEN, "models": ["gpt-of-tomorrow", "gpt-4o-mini"]}]
+    async with running_service(service_valkey.url, config) as service, service.openai(TOKEN) as client:
+        assert [model.id async for model in client.models.list()] == ["gpt-4o-mini", "gpt-of-tomorrow"]
+
+
+@pytest.mark.asyncio(loop_scope="package")
 async def test_a_client_may_use_its_models_and_sees_no_others(service_valkey: Server, config: dict[str, Any]) -> None:
     config["clients"] = CLIENTS
     async with running_service(service_valkey.url, config) as service, service.openai(TOKEN) as client:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion
 
-from tests.service.running import Running, wait_until
+from tests.servers import Server
+from tests.service.running import Running, running_service, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -144,6 +145,31 @@ async def test_both_sdks_list_models_in_their_own_shape(service: Running) -> Non
         other = await anthropic.models.retrieve("claude-haiku-4-5")
     assert listed == same == ["claude-haiku-4-5", "gpt-4o", "gpt-4o-mini"]
     assert (one.id, one.owned_by, other.type) == ("gpt-4o-mini", "openai", "model")
+
+
+async def test_models_of_keys_that_name_none_are_those_with_a_price_that_their_provider_serves(
+    service_valkey: Server, config: dict[str, Any]
+) -> None:
+    for key in config["keys"]:
+        del key["models"]
+    config["models"] = {"fast": [{"provider": "openai", "model": "gpt-4o-mini"}]}
+    config["prices"] = [
+        {"provider": "openai", "model": "gpt-of-ours", "input": 1, "output": 2},
+        {"provider": "openai", "model": "claude-of-ours", "input": 1, "output": 2},
+    ]
+    async with (
+        running_service(service_valkey.url, config) as service,
+        service.openai() as openai,
+        service.anthropic() as anthropic,
+    ):
+        listed = {model.id: model.owned_by async for model in openai.models.list()}
+        same = [model.id async for model in anthropic.models.list()]
+        one = await openai.models.retrieve("gpt-4o-mini")
+    assert list(listed) == same
+    wanted = {"fast": "openai", "gpt-4o-mini": "openai", "claude-haiku-4-5": "anthropic", "gpt-of-ours": "openai"}
+    assert wanted.items() <= listed.items()
+    assert not {"claude-of-ours", "ft:gpt-4o"} & set(listed)
+    assert one.owned_by == "openai"
 
 
 async def test_a_request_id_of_the_client_is_echoed_and_a_strange_one_replaced(service: Running) -> None:

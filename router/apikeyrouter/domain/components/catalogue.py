@@ -144,12 +144,24 @@ class Catalogue:
         """Model ids that can be asked for, with the providers that serve them; aliases included."""
         found: dict[str, set[str]] = {}
         for key in self.keys.values():
-            provider = self.providers.get(key.provider_id)
-            for model in key.models or (provider.models if provider is not None else None) or ():
+            for model in key.models or ():
                 found.setdefault(model, set()).add(key.provider_id)
+        for provider_id in {key.provider_id for key in self.keys.values() if key.models is None}:
+            for model in self._names(provider_id):
+                found.setdefault(model, set()).add(provider_id)
         for alias, targets in self.aliases.items():
             found.setdefault(alias, set()).update(provider for provider, _ in targets)
         return [(model, tuple(sorted(providers))) for model, providers in sorted(found.items())]
+
+    def _names(self, provider_id: str) -> Iterable[str]:
+        """A provider's catalogue; where that is a pattern or open, what it serves of the models with a price."""
+        provider = self.providers.get(provider_id)
+        if provider is None:
+            return ()
+        if provider.models:
+            return provider.models
+        priced = self.prices.models(provider_id)
+        return priced if provider.models is None else [model for model in priced if model in provider.models]
 
     def shared_scopes(self, team: str | None, client: str | None) -> SharedScopes:
         """Budgets that apply whichever key is chosen: global, the team's, the client's."""

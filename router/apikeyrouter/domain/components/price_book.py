@@ -169,6 +169,14 @@ class PriceBook:
         self._known[key] = ((now // PERIOD_SECONDS + 1) * PERIOD_SECONDS, price)
         return price
 
+    def models(self, provider_id: str) -> list[str]:
+        """The names that have a price of their own at this provider now; patterns and date suffixes match more."""
+        provider = self._find_provider(provider_id.lower())
+        shipped = provider.names if provider is not None else []
+        named = [model for owner, model in self._overrides if owner in (None, provider_id)]
+        own = [(name, self.price(provider_id, name)) for name in shipped]
+        return list(dict.fromkeys([*named, *(name for name, price in own if price and price.model == name)]))
+
     def add(
         self,
         provider_id: str | None,
@@ -261,6 +269,11 @@ class _Provider:
         self._models: list[Mapping[str, Any]] = data["models"]
         self._exact: dict[str, int] | None = None
         self._others: list[tuple[int, Matcher]] = []
+
+    @property
+    def names(self) -> list[str]:
+        """The ids of the list, matched by themselves or not."""
+        return [model["id"] for model in self._models]
 
     def find(self, name: str) -> Mapping[str, Any] | None:
         """The first model of the list that matches a lower-case name."""
