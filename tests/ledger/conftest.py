@@ -1,12 +1,13 @@
 """Cells for the proofs: in process, or on a server under a virtual clock."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from tests.ledger.cells import Witnessed, ledger_over, local_engine
+from tests.ledger.crew import Crew
 from tests.ledger.support import Clock
 
 
@@ -29,3 +30,11 @@ async def ledger(engine: LocalEngine, clock: Clock) -> AsyncIterator[ScriptLedge
     await made.open()
     yield made
     await made.close()
+
+
+@pytest.fixture(scope="session")
+def crew() -> Iterator[Crew]:
+    """Eight processes that do jobs."""
+    made = Crew(8)
+    yield made
+    made.dismiss()
