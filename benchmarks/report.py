@@ -1,5 +1,6 @@
 """Figures, and how they are shown: a table for the terminal, a table for `RESULTS.md`. Gaps are shown as gaps."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+import apikeyrouter
 
 __all__ = ["Figure", "Section", "machine_facts", "print_sections", "write_results"]
 
@@ -81,6 +84,8 @@ def machine_facts() -> list[str]:
     packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return [
         f"{_processor()}, {_cores()} cores, {_memory_gib():.0f} GiB, {platform.system()} {platform.release()}",
+        f"load average of the last minute at the start: {os.getloadavg()[0]:.1f} (what else ran widens the spread, and"
+        " lengthens what is wall time: latency, server time, import)",
         f"Python {platform.python_version()}; {packages}; commit {_commit()}",
     ]
 
@@ -111,8 +116,13 @@ def _lines(path: str) -> list[str]:
 
 
 def _commit() -> str:
-    told = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True, text=True, check=False, timeout=10, cwd=Path(__file__).parent,
-    )  # fmt: skip
-    return told.stdout.strip() or "unknown"
+    """Of the code that is measured, which need not be the tree that these benchmarks are in."""
+    folder = Path(apikeyrouter.__file__).parent
+    commit = _git(folder, "rev-parse", "--short", "HEAD")
+    changed = _git(folder, "status", "--porcelain", "--", ":/router", ":/service", ":/lua")
+    return (commit or "unknown") + (" with uncommitted changes" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    told = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, timeout=10, cwd=folder)
+    return told.stdout.strip()

@@ -1,6 +1,7 @@
 """`make bench`: every figure, each proven. `--quick` for a minute's run; `--write` keeps it in RESULTS.md."""
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ _SCRIPT_ROUNDS_QUICK, _SCRIPT_REQUESTS_QUICK = 3, 256
 def main() -> int:
     """Measure, show, keep. Returns 1 when a proof failed: then there is no figure. A missed budget is no failure."""
     options = _parse()
+    facts = machine_facts()
     sections: list[Section] = []
     try:
         for section in _measured(options):
@@ -40,7 +42,9 @@ def main() -> int:
         return 1
     if options.write:
         command = shlex.join(["python", "-m", "benchmarks.run", *sys.argv[1:]])
-        write_results(RESULTS, sections, command=command, facts=machine_facts())
+        write_results(
+            RESULTS, sections, command=command, facts=[*facts, f"load average at the end: {os.getloadavg()[0]:.1f}"]
+        )
         print(f"written: {RESULTS.relative_to(RESULTS.parents[1])}")
     return 0
 
