@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import pairwise
 from math import ceil
 
 from apikeyrouter.domain.models.accounting import (
@@ -523,7 +524,7 @@ class Turn:
         if calendar == 0:
             return 0, AMOUNT_MAX
         bounds = self.oracle.config.get(b"c:%d" % calendar, ())
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in pairwise(bounds):
             if start <= self.now < end:
                 return start, end
         self.missing.add(calendar)
@@ -588,7 +589,7 @@ class Turn:
                     place = Charged(rule, amount, slot)
                 case _:
                     counter.used_in_window += amount
-                    place = Charged(rule, amount, counter.window[0])
+                    place = Charged(rule, amount, counter.window[0], generation=counter.generation)
             found.append(place)
         return tuple(found)
 
@@ -604,10 +605,12 @@ class Turn:
                 continue
             if change < 0 and not (all_back or rule.refund):
                 continue
+            if change < 0 and counter.generation != charged.generation and rule.kind is not LimitKind.SLIDING:
+                continue  # it was charged to a count that is no more
             match rule.kind:
                 case LimitKind.BUCKET if change >= 0:
                     counter.level += change
-                case LimitKind.BUCKET if counter.generation == charged.generation:
+                case LimitKind.BUCKET:
                     ticks = (self.now - created) // rule.tick_us + (rule.tick_us > 1)
                     others = counter.given_back - charged.given_back_before
                     left = max(Fraction(0), charged.place - ticks * rule.per_tick - others)
