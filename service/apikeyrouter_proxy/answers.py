@@ -45,16 +45,15 @@ def whole_headers(exchange: Exchange, length: int, *, dialect: str) -> list[Head
 
 
 def stream_headers(exchange: Exchange, *, dialect: str) -> list[Header]:
-    """The headers of a stream: its cost is not known yet, nor (unless the router says) the time spent here."""
+    """The headers of a stream: its cost is not known yet, and the time spent here is that before its first event."""
     facts = exchange.facts
     headers = [
         (_TYPE, exchange.content_type.encode("latin-1")),
         *_NOT_BUFFERED,
         *_routing_headers(facts),
         *identity_headers(facts.request_id, dialect),
+        (b"x-akr-overhead-us", b"%d" % facts.overhead_us),
     ]
-    if facts.overhead_us:
-        headers.append((b"x-akr-overhead-us", b"%d" % facts.overhead_us))
     if facts.token_cap is not None:
         headers.append((b"x-akr-token-cap", b"%d" % facts.token_cap))
     return headers

@@ -81,7 +81,8 @@ class DataPlane:
                 return
             body = await read_body(receive, headers, self._body_bytes_max)
             parsed = route.wire.parse(body, operation=route.operation)
-            call = make_call(route, headers, caller, parsed, request_id=request_id, started=started)
+            query = scope["query_string"]
+            call = make_call(route, headers, caller, parsed, query=query, request_id=request_id, started=started)
             opened = self.open.enter(receive, started)
             exchange = await self._router.serve(call)
             if exchange.chunks is None:

@@ -105,7 +105,14 @@ async def _too_large(receive: Receive, bytes_max: int, *, more: bool) -> Request
 
 
 def make_call(
-    route: Route, headers: Headers, caller: Caller, parsed: ParsedRequest, *, request_id: str, started: float
+    route: Route,
+    headers: Headers,
+    caller: Caller,
+    parsed: ParsedRequest,
+    *,
+    query: bytes = b"",
+    request_id: str,
+    started: float,
 ) -> Call:
     """The call to route. Raises RequestRefused (403) and InvalidRequestError that names the header."""
     model = parsed.model
@@ -137,6 +144,7 @@ def make_call(
         weight=caller.weight,
         lanes=caller.lanes,
         headers=tuple([(text, headers[name].decode("latin-1")) for name, text in _PASSED_ON if name in headers]),
+        path_query=f"?{query.decode('latin-1')}" if query else "",
         session=session,
         deadline=_deadline(headers, started),
     )

@@ -1,8 +1,10 @@
 """The official SDKs, unmodified, against the service: what they get is what they would get from the provider."""
 
+import asyncio
 import json
 from typing import Any
 
+import anthropic
 import pytest
 from openai.types.chat import ChatCompletion
 
@@ -170,6 +172,41 @@ async def test_models_of_keys_that_name_none_are_those_with_a_price_that_their_p
     assert wanted.items() <= listed.items()
     assert not {"claude-of-ours", "ft:gpt-4o"} & set(listed)
     assert one.owned_by == "openai"
+
+
+async def test_a_stream_tells_the_time_spent_here_before_its_first_event(service: Running) -> None:
+    async with service.openai() as client:
+        create = client.chat.completions.with_streaming_response.create
+        async with create(model="gpt-4o-mini", messages=HELLO, stream=True) as answer:
+            told = int(answer.headers["x-akr-overhead-us"])
+            await answer.read()
+    facts = service.runtime.router.decisions[-1]
+    assert 0 < told <= facts.first_token_us
+
+
+async def test_a_query_goes_on_to_the_provider_without_credentials(
+    service_valkey: Server, config: dict[str, Any]
+) -> None:
+    asked: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as provider:
+        port = provider.sockets[0].getsockname()[1]
+        config["providers"]["anthropic"]["base_url"] = f"http://127.0.0.1:{port}"
+        async with running_service(service_valkey.url, config) as service, service.anthropic() as client:
+            with pytest.raises(anthropic.BadRequestError):
+                await client.beta.messages.create(
+                    model="claude-haiku-4-5",
+                    max_tokens=5,
+                    messages=HELLO,
+                    extra_query={"beta": "true", "key": "secret"},
+                )
+    assert asked == [b"POST /v1/messages?beta=true HTTP/1.1\r\n"]
 
 
 async def test_a_request_id_of_the_client_is_echoed_and_a_strange_one_replaced(service: Running) -> None:

@@ -114,7 +114,7 @@ class Attempts:
         assert admitted.parsed is not None
         request = wire.build(
             admitted.parsed, operation=admitted.operation, model=admitted.option.model, token_cap=admitted.token_cap,
-            key=_secret(attempt), headers=call.headers,
+            key=_secret(attempt), headers=call.headers, path_query=call.path_query,
         )  # fmt: skip
         attempt.sent = True
         response = await self.open().send(request, timeouts=timeouts)

@@ -35,8 +35,12 @@ class _Stream(ABC):
 
     def take_over(self) -> None:
         """The answer has begun: from now on this stream, not the task that began it, is what a lost lease ends."""
-        self._attempt.hold.abort = self._abort
-        self._attempt.facts.first_token_us = int((time.perf_counter() - self._attempt.call.started) * 1e6)
+        attempt, facts, now = self._attempt, self._attempt.facts, time.perf_counter()
+        attempt.hold.abort = self._abort
+        facts.first_token_us = int((now - attempt.call.started) * 1e6)
+        counted = self._settled  # a short answer may be over by now, and its time is with the others'
+        upstream_us = facts.upstream_us + (0 if counted else int((now - attempt.started) * 1e6))
+        facts.overhead_us = max(0, facts.first_token_us - upstream_us)
 
     async def aclose(self) -> None:
         """Give up the rest: the provider is cut off, and what was received is charged. Idempotent."""

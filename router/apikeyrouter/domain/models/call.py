@@ -18,9 +18,9 @@ class Call(msgspec.Struct, kw_only=True):
     """One request to be served. Either `parsed` (a client's body in `dialect`) or `intent` (the library) is set.
 
     `operation`: chat, completion, embedding, responses, messages, count_tokens, http. `provider_id` pins a provider.
-    `headers`: those of the client that may go upstream, names in lower case. `started` and `deadline` are readings of
-    `time.perf_counter()` in seconds; no attempt starts after the deadline. `principal` shares fairly with others by
-    `weight`; `lanes` are the client's own limits.
+    `headers`: those of the client that may go upstream, names in lower case; `path_query`: `?…` as it came.
+    `started` and `deadline` are readings of `time.perf_counter()` in seconds; no attempt starts after the deadline.
+    `principal` shares fairly with others by `weight`; `lanes` are the client's own limits.
     """
 
     request_id: str
@@ -39,6 +39,7 @@ class Call(msgspec.Struct, kw_only=True):
     weight: int = 1
     lanes: tuple[str, ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
+    path_query: str = ""
     session: str | None = None
     deadline: float | None = None
 
@@ -63,7 +64,8 @@ class Facts(msgspec.Struct, kw_only=True):
     """What happened to one call: kept in a ring, rendered on demand.
 
     `cost_nanousd` and `usage` None: not known (yet: a stream's are set when it ends). `token_cap`: the cap that was
-    injected because a hard budget applies. `overhead_us`: time spent here, not upstream. `at_us`: Unix microseconds.
+    injected because a hard budget applies. `overhead_us`: time spent here, not upstream (of a stream that still
+    runs: until its first event). `at_us`: Unix microseconds.
     `outcome`: pending, ok, or a failure's category.
     """
 
