@@ -25,6 +25,7 @@ from apikeyrouter.infrastructure.config.config_file import read_config
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.redis_engine import RedisEngine
 from benchmarks.payload import COMPLETION_TOKENS, COST_NANOUSD, MODEL, PROMPT_TOKENS
+from benchmarks.processes import cpu_seconds
 from benchmarks.proof import ProofError
 from benchmarks.report import Figure, Section
 from benchmarks.samples import Spread
@@ -38,6 +39,9 @@ AT_ONCE = 32
 DUE = 8
 SHORT_LEASE_US = 20_000
 LONG_LEASE_US = 30_000_000
+CPU = "CPU of every phase"
+PHASES = ("reserve", "settle", "settle by page", "acknowledge")
+"""What a round runs, in this order; CPU has one sample for each."""
 RESERVE_SETTLE_US_MAX, RESERVE_SETTLE_US_AIM = 60.0, 45.0
 DUE_US_MAX = 150.0
 GROWTH_MAX = 1.2
@@ -50,6 +54,7 @@ class Cell:
 
     keys: int
     lanes: int
+    pid: int
     ledger: ScriptLedger
     config: CompiledConfig
     at: int = 0
@@ -93,7 +98,7 @@ async def make_cell(server: Server, keys: int, lanes: int) -> Cell:
     ledger = ScriptLedger(RedisEngine(server.unix_url, namespace=f"scripts-{keys}-{lanes}", timeout_s=5.0))
     await ledger.open()
     await ledger.put(lanes=config.lanes, scopes=config.scopes)
-    cell = Cell(keys=keys, lanes=lanes, ledger=ledger, config=config)
+    cell = Cell(keys=keys, lanes=lanes, pid=server.pid, ledger=ledger, config=config)
     first = next_request(cell)
     await reserved(cell, first)  # supplies calendars
     await ledger.settle(settlement_of(first))
@@ -138,8 +143,10 @@ async def _due(client: Redis, cell: Cell) -> None:
 async def _phase(client: Redis, cell: Cell, calls: Sequence[object], requests: int) -> float:
     """Server time per request of these calls, in µs, some at once. Errors: ProofError when others ran as well."""
     await client.config_resetstat()
+    before = cpu_seconds(cell.pid)
     for at in range(0, len(calls), AT_ONCE):
         await asyncio.gather(*calls[at : at + AT_ONCE])  # type: ignore[call-overload]
+    cell.note(CPU, (cpu_seconds(cell.pid) - before) / requests * 1e6)
     stats = (await client.info("commandstats"))["cmdstat_evalsha"]
     if stats["calls"] != len(calls):
         raise ProofError(f"{cell.keys} keys: {stats['calls']} scripts ran instead of {len(calls)}")
@@ -194,10 +201,11 @@ def _section(server: Server, cells: Sequence[Cell], rounds: int, requests: int) 
     section = Section(title=f"Scripts, µs of server time per request, {server.flavour} {server.version}")
     for cell in cells:
         what = f"{cell.keys:,} keys, {min(CANDIDATES, cell.keys)} candidates of {cell.lanes} lanes"
-        for name in ("reserve", "settle", "settle by page", "acknowledge"):
+        for name in PHASES:
             section.figures.append(Figure(name=f"{what}: {name}", measured=cell.spread(name).text("µs", digits=1)))
         for settle, note in (("settle", "one by one"), ("settle by page", f"settled {AT_ONCE} at a time")):
             section.figures.append(_budgeted(cell, f"{what}: reserve + settle, {note}", settle))
+        section.figures.append(_server_cpu(cell, what))
     section.figures.append(_growth(cells[1], cells[2]))
     due = cells[1].spread("reserve with 8 due")
     section.figures.append(
@@ -225,6 +233,15 @@ def _budgeted(cell: Cell, name: str, settle: str) -> Figure:
         budget=f"≤ {RESERVE_SETTLE_US_MAX:g} µs (in the end {RESERVE_SETTLE_US_AIM:g})" if is_design else "",
         holds=spread.median <= RESERVE_SETTLE_US_MAX if is_design else None,
     )
+
+
+def _server_cpu(cell: Cell, what: str) -> Figure:
+    """Unlike `commandstats`, not lengthened by what else runs; but reading and answering are in it."""
+    samples = cell.samples[CPU]
+    rounds = len(cell.samples[PHASES[0]])
+    sums = [samples[at * len(PHASES)] + samples[at * len(PHASES) + 1] for at in range(rounds)]
+    name = f"{what}: CPU of the server, reserve + settle one by one, with I/O"
+    return Figure(name=name, measured=Spread.of(sums).text("µs", digits=1))
 
 
 def _growth(few: Cell, many: Cell) -> Figure:
