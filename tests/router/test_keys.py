@@ -238,6 +238,7 @@ async def test_an_unlearned_key_learns_its_limits_from_headers(simulator: Simula
             return any(limit.learned and limit.metric is Metric.REQUESTS for state in states for limit in state.limits)
 
         await until(learned)
+        await until(lambda: lane in router.snapshot.lanes)
 
 
 async def test_nothing_secret_leaves(

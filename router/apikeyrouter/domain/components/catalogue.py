@@ -85,7 +85,7 @@ class Catalogue:
         self.keys: dict[str, Key] = {}
         self.aliases: dict[str, tuple[tuple[str, str], ...]] = {}
         self.version = 0
-        """Grows with every change."""
+        """Grows with every change of what `lane_ids` gives."""
         self._model_pools: dict[str, list[ModelPool]] = {}
         self._budgets: dict[tuple[str, str], list[ScopeConfig]] = {}
         self._pools: dict[tuple[str, str | None, str], Pool] = {}
@@ -197,6 +197,7 @@ class Catalogue:
                 self._pools.clear()
                 self._options_kept = len(options)
             pool = self._pools[model, provider_id, dialect] = Pool(model, options)
+            self.version += 1  # lanes may be in use now that were not before
         return pool
 
     def _options(self, model: str, provider_id: str | None, dialect: str) -> Iterable[Option]:

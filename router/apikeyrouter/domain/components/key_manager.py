@@ -197,6 +197,8 @@ class KeyManager:
         await self.restore_if_emptied()
         before = list(self._catalogue.keys)
         found = {key.id: key for key in await self.list_keys()}
+        if any(key_id not in found for key_id in before) and await self.restore_if_emptied():
+            return  # it was emptied while we read; nothing of ours is gone
         for key_id in before:
             if key_id not in found:
                 self._drop(key_id)
@@ -208,13 +210,12 @@ class KeyManager:
         now = _now()
         return any(key.state_until is not None and key.state_until <= now for key in self._catalogue.keys.values())
 
-    async def restore_if_emptied(self) -> None:
-        """A store that lost the marker was emptied: what this process knows is put back, not dropped."""
-        if not self._marked:
-            self._marked = await self._store.get_document(*MARKER) is not None
-            return
-        if await self._store.get_document(*MARKER) is not None:
-            return
+    async def restore_if_emptied(self) -> bool:
+        """Whether the store lost the marker, and so was emptied: what this process knows is put back, not dropped."""
+        present = await self._store.get_document(*MARKER) is not None
+        if present or not self._marked:
+            self._marked = present
+            return False
         for key in list(self._catalogue.keys.values()):
             material = str.__str__(key.material)
             sealed = self._vault().encrypt(material, key_id=key.id)
@@ -225,6 +226,7 @@ class KeyManager:
                 )
             )  # fmt: skip
         await self._mark()
+        return True
 
     async def _mark(self) -> None:
         if not self._marked or await self._store.get_document(*MARKER) is None:
