@@ -74,7 +74,7 @@ class _Connection(asyncio.Protocol):
     """One connection: writes what was asked in a turn of the loop at once, hands replies out in order."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
-        self._loop, self._timeout_s = loop, timeout_s
+        self._loop, self.timeout_s = loop, timeout_s
         self._reader = hiredis.Reader(notEnoughData=Ellipsis)
         self._waiting: deque[asyncio.Future[object]] = deque()
         self._due: deque[float] = deque()
@@ -119,7 +119,7 @@ class _Connection(asyncio.Protocol):
             future.set_exception(LedgerUnavailableError(f"Redis: {why}"))
             return future
         self._waiting.append(future)
-        self._due.append(self._loop.time() + self._timeout_s)
+        self._due.append(self._loop.time() + self.timeout_s)
         if self._timer is None:
             self._timer = self._loop.call_at(self._due[0], self._expire)
         self._outgoing.append(command)
@@ -228,6 +228,7 @@ class RedisEngine:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 connection = await self._dial()
                 await self._greet(connection)
+                connection.timeout_s = self._timeout_s
                 return connection
         except (OSError, TimeoutError, ssl.SSLError) as exc:
             raise LedgerUnavailableError(f"Redis at {self.address!r} cannot be reached: {exc or 'timed out'}") from exc
@@ -236,7 +237,7 @@ class RedisEngine:
         loop, at = asyncio.get_running_loop(), self.address
 
         def make() -> _Connection:
-            return _Connection(loop, self._timeout_s)
+            return _Connection(loop, CONNECT_TIMEOUT_S)
 
         if at.path:
             _, connection = await loop.create_unix_connection(make, at.path)
