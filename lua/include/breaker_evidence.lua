@@ -26,7 +26,7 @@ local function breaker_evidence(lane, outcome, latency, probe)
     if probe then
       lane[L_BREAK_STATE], lane[L_BREAK_LEVEL], lane[L_BREAK_UNTIL] = 0, 0, 0
     end
-    lane[L_BREAK_FAILURES] = 0
+    lane[L_BREAK_FAILURES], lane[L_BREAK_SINCE] = 0, 0 -- the next failure begins a row of its own
   elseif outcome == FAILURE then
     lane[L_FAILED] = lane[L_FAILED] + 1
     lane[L_TOTAL_FAILED] = lane[L_TOTAL_FAILED] + 1

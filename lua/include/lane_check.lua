@@ -1,17 +1,18 @@
 -- Whether a lane (loaded) admits these amounts now. Returns 0, or a reason, retry time, trust and limit name.
--- Of several full limits the one that ends last binds.
+-- Of all that keeps them out, what ends last binds.
 local function lane_check(lane, amounts)
+  local reason, retry, trust, name = 0, 0, EXACT, 0
   if cell.now < lane[L_BLOCKED] then
-    return COOLDOWN, lane[L_BLOCKED], EXACT, 0
+    reason, retry = COOLDOWN, lane[L_BLOCKED]
   end
   if lane[L_BREAK_STATE] == 1 then
-    if cell.now < lane[L_BREAK_UNTIL] then
-      return BREAKER_OPEN, lane[L_BREAK_UNTIL], EXACT, 0
-    elseif lane[L_PROBE] ~= 0 then
-      return PROBE_IN_FLIGHT, cell.now + math.max(10000, lane[L_LATENCY]), ESTIMATED, 0
+    local opened, waits = lane[L_BREAK_UNTIL], cell.now + math.max(10000, lane[L_LATENCY])
+    if cell.now < opened and opened > retry then
+      reason, retry = BREAKER_OPEN, opened
+    elseif cell.now >= opened and lane[L_PROBE] ~= 0 and waits > retry then
+      reason, retry, trust = PROBE_IN_FLIGHT, waits, ESTIMATED
     end
   end
-  local reason, retry, trust, name = 0, 0, EXACT, 0
   for at = LANE_SIZE, #lane - 1, LIMIT_SIZE do
     local when, kind = limit_wait(lane, at, charge_amount(amounts, lane[at + D_METRIC]), cell.now)
     if when > retry then

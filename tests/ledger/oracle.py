@@ -633,7 +633,7 @@ class Turn:
             lane.probe = 0
         if outcome == Outcome.SUCCESS:
             lane.successes_lately += 1
-            lane.failures = 0
+            lane.failures = lane.failing_since = 0
             if latency:
                 lane.latency = lane.latency + (latency - lane.latency) // 8 if lane.latency else latency
             if probe:
@@ -799,13 +799,15 @@ class Turn:
 
     def lane_against(self, name: bytes, offer: Offer) -> Refusal | None:
         lane = self.lane(name)
+        found: list[Refusal | None] = []
         if self.now < lane.blocked_until:
-            return Reason.COOLDOWN, name, 0, lane.blocked_until, RetryKind.EXACT
+            found.append((Reason.COOLDOWN, name, 0, lane.blocked_until, RetryKind.EXACT))
         if lane.open and self.now < lane.open_until:
-            return Reason.BREAKER_OPEN, name, 0, lane.open_until, RetryKind.EXACT
-        if lane.open and lane.probe:
-            return Reason.PROBE_IN_FLIGHT, name, 0, self.now + max(10_000, lane.latency), RetryKind.ESTIMATED
-        return _longest(self.limit_against(name, lane, counter, offer) for counter in lane.counters)
+            found.append((Reason.BREAKER_OPEN, name, 0, lane.open_until, RetryKind.EXACT))
+        elif lane.open and lane.probe:
+            at = self.now + max(10_000, lane.latency)
+            found.append((Reason.PROBE_IN_FLIGHT, name, 0, at, RetryKind.ESTIMATED))
+        return _longest([*found, *(self.limit_against(name, lane, counter, offer) for counter in lane.counters)])
 
     def limit_against(self, name: bytes, lane: Lane, counter: Counter, offer: Offer) -> Refusal | None:
         rule, amount = counter.rule, offer.amount(counter.rule.metric)

@@ -224,3 +224,27 @@ async def test_staging_nothing_is_refused_and_is_no_failure(engine: LocalEngine)
     engine.run_now("open", [1])
     engine.run_now("configure", ["begin", 7])
     assert engine.run_now("configure", ["stage", 7])[0] == Code.BAD_ARGUMENT
+
+
+async def test_a_lane_that_cools_still_says_that_a_request_never_fits_or_waits_longer(
+    ledger: ScriptLedger, clock: Clock
+) -> None:
+    await ledger.put(lanes=[lane("lane", window(1, HOUR), window(10, name="tpm"))])
+    first = await admitted(ledger, request(1))
+    await ledger.record("lane", blocked_for_us=SECOND)
+    waits = await denied(ledger, request(2))
+    window_ends = first.stamp.now_us - first.stamp.now_us % HOUR + HOUR
+    assert (waits.binding.reason, waits.binding.retry_at_us) == (Reason.LIMIT, window_ends)
+    assert (await denied(ledger, request(3, tokens=11))).binding.reason is Reason.NEVER_FITS
+    clock.now_us = window_ends
+    await admitted(ledger, request(4))
+
+
+async def test_failures_after_a_success_are_a_row_of_their_own(ledger: ScriptLedger, clock: Clock) -> None:
+    await ledger.put(lanes=[LaneConfig(id="lane", breaker=Breaker(failures=2, window_us=10 * SECOND))])
+    ends = [(0, Outcome.FAILURE), (1, Outcome.SUCCESS), (8, Outcome.FAILURE), (2, Outcome.FAILURE)]
+    for number, (seconds, outcome) in enumerate(ends):
+        clock.advance(seconds * SECOND)
+        await admitted(ledger, request(number))
+        await ledger.settle(settled(number, outcome=outcome, failed_lanes=1))
+    assert (await denied(ledger, request(9))).binding.reason is Reason.BREAKER_OPEN
