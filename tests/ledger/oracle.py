@@ -394,6 +394,7 @@ class Turn:
         self.leases: dict[bytes, int | None] = {}
         self.suspended: dict[bytes, int | None] = {}
         self.graves: dict[bytes, int] = {}
+        self.graves_gone: list[bytes] = []
         self.missing: set[int] = set()
 
     def begin(self) -> None:
@@ -421,6 +422,8 @@ class Turn:
         for name in self.changed_scopes:
             cell.scopes[name] = self.read_scopes[name]
             cell.scopes[name].seq = seq
+        for rid in self.graves_gone:
+            del cell.graves[rid], cell.reservations[rid]
         cell.reservations.update(self.reservations)
         cell.graves.update(self.graves)
         _apply(cell.leases, self.leases)
@@ -782,10 +785,9 @@ class Turn:
         return replace(hold, waits_until=0, charged=charged)
 
     def remove_graves(self, most: int) -> int:
-        due = _due(self.oracle.graves, self.now, most)
-        for rid in due:
-            del self.oracle.graves[rid], self.oracle.reservations[rid]
-        return len(due)
+        """Take out tombstones whose time is over, in the next commit."""
+        self.graves_gone = _due(self.oracle.graves, self.now, most)
+        return len(self.graves_gone)
 
     # --- deciding ----------------------------------------------------------------------------------------------------
 
@@ -1076,10 +1078,10 @@ def _settle(turn: Turn, words: list[bytes]) -> Answer:
         raise CalendarMissingError(turn.missing)
     news = unmatched.keys() - turn.oracle.unmatched.keys()
     if turn.reservations or news:
+        turn.remove_graves(4 * len(rows))
         turn.commit()
     for rid in news:
         turn.oracle.unmatched[rid] = unmatched[rid]
-    turn.remove_graves(4 * len(rows))
     return [*turn.stamp(Code.OK), *results]
 
 
@@ -1183,10 +1185,10 @@ def _sweep(turn: Turn, words: list[bytes]) -> Answer:
     resolved = 0 if expired else turn.resolve_suspense()
     if turn.missing:
         raise CalendarMissingError(turn.missing)
-    if expired or resolved:
+    removed = turn.remove_graves(64)
+    if expired or resolved or removed:
         turn.commit()
-    stamp = turn.stamp(Code.OK)
-    return [*stamp, expired, resolved, turn.remove_graves(64)]
+    return [*turn.stamp(Code.OK), expired, resolved, removed]
 
 
 def _record(turn: Turn, words: list[bytes]) -> Answer:
@@ -1228,7 +1230,8 @@ def _observe(turn: Turn, name: bytes, lane: Lane, numbers: list[int]) -> None:
             counter.rule = rule
             turn.restart(counter, already, counter.generation)
     if counter is not None:
-        _raise_usage(turn, name, counter, used, full_in)
+        room_elsewhere = max(0, capacity - counter.rule.capacity)  # of a larger limit than ours
+        _raise_usage(turn, name, counter, used - room_elsewhere, full_in)
 
 
 def _ruling(turn: Turn, name: bytes, counter: Counter | None, said: Rule) -> Rule:
