@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import msgspec
 
 from apikeyrouter.domain.models.call import Facts
+from apikeyrouter.domain.models.system_error import ConfigurationError
 
 __all__ = ["AccessLog"]
 
@@ -101,7 +102,7 @@ class AccessLog:
             self._add(line)
 
     def start(self) -> None:
-        """Open the destination and begin to flush. Errors: OSError when the file cannot be opened."""
+        """Open the destination and begin to flush. Errors: ConfigurationError when the file cannot be opened."""
         if self._enabled and self._task is None:
             self._file = self._open()
             self._task = asyncio.get_running_loop().create_task(self._run(), name="proxy.access_log")
@@ -140,7 +141,11 @@ class AccessLog:
         if not self._path:
             sys.stdout.flush()
             return sys.stdout.fileno()
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError as exc:
+            reason = f"PROXY_ACCESS_LOG_FILE: {self._path} cannot be opened ({exc.strerror})"
+            raise ConfigurationError(reason) from exc
 
     async def _run(self) -> None:
         while True:

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from apikeyrouter._version import __version__
+from apikeyrouter.domain.models.system_error import ApiKeyRouterError
 from apikeyrouter_proxy.data_plane import Receive, Send
 from apikeyrouter_proxy.edge import Edge, add_error_handlers
 from apikeyrouter_proxy.management import aliases, management
@@ -39,6 +40,10 @@ class Service(FastAPI):
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """One ASGI connection."""
+        if scope["type"] == "lifespan" and (complaint := await self._refusal_to_start()):
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": complaint})
+            return
         if scope["type"] == "http":
             path: str = scope["path"]
             if root := scope.get("root_path"):
@@ -54,6 +59,14 @@ class Service(FastAPI):
                 await runtime.plane.other(path, scope, receive, send)
                 return
         await super().__call__(scope, receive, send)
+
+    async def _refusal_to_start(self) -> str:
+        """Open everything; one line about what stands in the way, "" when nothing does."""
+        try:
+            await self.opened()
+        except ApiKeyRouterError as exc:
+            return in_one_line(exc)
+        return ""
 
     async def opened(self) -> Runtime:
         """The runtime, opened now if it was not."""
@@ -95,6 +108,12 @@ async def _lifespan(service: FastAPI) -> AsyncIterator[None]:
             yield
     finally:
         await service.closed()
+
+
+def in_one_line(error: ApiKeyRouterError) -> str:
+    """An error for a log: its complaints one after the other."""
+    head, *complaints = str(error).split("\n  ")
+    return " ".join([head, "; ".join(complaints)]) if complaints else head
 
 
 app = create_app()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from apikeyrouter.domain.models.system_error import ConfigurationError
+from apikeyrouter.infrastructure.config.environment import PREFIX
 
 __all__ = ["ProxyOptions"]
 
@@ -17,7 +18,8 @@ _FALSE = frozenset({"0", "false", "no", "off"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyOptions:
-    """`PROXY_BODY_BYTES_MAX`, `PROXY_DRAIN_SECONDS`, `PROXY_ACCESS_LOG`, `PROXY_ACCESS_LOG_FILE` of the environment.
+    """`PROXY_BODY_BYTES_MAX`, `PROXY_DRAIN_SECONDS`, `PROXY_ACCESS_LOG`, `PROXY_ACCESS_LOG_FILE` of the environment,
+    each also with the prefix `APIKEYROUTER_`, which wins.
 
     `body_bytes_max`: a longer request body is answered with 413. `drain_seconds`: how long a stopping process waits
     for the requests under way. `access_log_file` "" means standard output.
@@ -39,12 +41,19 @@ class ProxyOptions:
                 environ, "PROXY_DRAIN_SECONDS", DRAIN_SECONDS_DEFAULT, least=0, most=DRAIN_SECONDS_LIMIT
             ),
             access_log=_flag(environ, "PROXY_ACCESS_LOG", default=True),
-            access_log_file=environ.get("PROXY_ACCESS_LOG_FILE", ""),
+            access_log_file=_told(environ, "PROXY_ACCESS_LOG_FILE")[1],
         )
 
 
+def _told(environ: Mapping[str, str], name: str) -> tuple[str, str]:
+    """The variable that counts, and what it says."""
+    prefixed = PREFIX + name
+    text = environ.get(prefixed, "").strip()
+    return (prefixed, text) if text else (name, environ.get(name, "").strip())
+
+
 def _number(environ: Mapping[str, str], name: str, default: float, *, least: float, most: float) -> float:
-    text = environ.get(name, "").strip()
+    name, text = _told(environ, name)
     if not text:
         return default
     try:
@@ -57,7 +66,8 @@ def _number(environ: Mapping[str, str], name: str, default: float, *, least: flo
 
 
 def _flag(environ: Mapping[str, str], name: str, *, default: bool) -> bool:
-    text = environ.get(name, "").strip().lower()
+    name, text = _told(environ, name)
+    text = text.lower()
     if not text:
         return default
     if text not in _TRUE | _FALSE:

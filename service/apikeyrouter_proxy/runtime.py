@@ -18,6 +18,7 @@ from apikeyrouter.infrastructure.config.config_file import ConfigFile, load_conf
 from apikeyrouter.infrastructure.config.environment import environment, provider_keys
 from apikeyrouter.infrastructure.config.settings import RouterSettings, ServiceSettings
 from apikeyrouter.infrastructure.embedded_valkey import EmbeddedServer, default_data_dir, open_embedded
+from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.router import ApiKeyRouter
@@ -31,7 +32,7 @@ from apikeyrouter_proxy.metrics_sharing import SharedMetrics
 from apikeyrouter_proxy.options import ProxyOptions
 from apikeyrouter_proxy.prometheus import render
 
-__all__ = ["Runtime"]
+__all__ = ["Runtime", "without_effect"]
 
 HEALTH_SECONDS = 1.0
 """How long an answer about the store's health is believed, and how long one may take."""
@@ -86,13 +87,16 @@ class Runtime:
         settings = ServiceSettings.load(environ=environ)
         configure_logs(settings.log_level)
         compiled = _compiled(settings, environ)
-        embedded, redis_url = await _server(settings)
+        options = ProxyOptions.read(environ)
         router_settings = RouterSettings.from_environment(environ)
+        if router_settings.encryption_key:
+            KeyVault.parse(router_settings.encryption_key)
+        embedded, redis_url = await _server(settings)
         if embedded is not None and router_settings.encryption_key is None:
             router_settings = router_settings.model_copy(update={"encryption_key": embedded.encryption_key})
         runtime = cls(
             settings=settings,
-            options=ProxyOptions.read(environ),
+            options=options,
             router=ApiKeyRouter(state_store=_store(redis_url, settings, router_settings), config=router_settings),
             redis_url=redis_url,
             environ=environ,
@@ -117,7 +121,7 @@ class Runtime:
     async def _take_over(self, compiled: CompiledConfig) -> None:
         await self.router.apply(compiled)
         self.plane.clients = Clients(compiled.clients, open_to_all=self.settings.proxy_open)
-        for warning in compiled.warnings:
+        for warning in (*compiled.warnings, *without_effect(compiled)):
             _log.warning("configuration.warned", warning=warning)
 
     async def _register_found_keys(self, configured: set[tuple[str, str]]) -> None:
@@ -203,6 +207,16 @@ class Runtime:
             metric_names.IN_FLIGHT.name: len(self.plane.open),
             metric_names.UNSETTLED.name: self.router.books.waiting,
         }
+
+
+def without_effect(config: CompiledConfig) -> list[str]:
+    """What the file asks for and this version does not do yet: an operator must not rely on it."""
+    asked = {
+        "policies": bool(config.policies),
+        "routing.translate": config.routing.translate,
+        "routing.wait_max_ms": config.routing.wait_max_ms > 0,
+    }
+    return [f"{path}: has no effect in this version" for path, is_asked in asked.items() if is_asked]
 
 
 def _compiled(settings: ServiceSettings, environ: Mapping[str, str]) -> CompiledConfig:

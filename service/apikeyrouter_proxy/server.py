@@ -30,6 +30,7 @@ from typing import Any
 from apikeyrouter.domain.models.system_error import ConfigurationError
 from apikeyrouter.infrastructure.embedded_valkey import EmbeddedServer, default_data_dir, shared_embedded_url
 from apikeyrouter.infrastructure.state_store.redis_connection import check_redis_url, redacted_url
+from apikeyrouter_proxy.options import DRAIN_SECONDS_DEFAULT
 from apikeyrouter_proxy.worker import READY, bound_socket
 
 __all__ = ["APP", "PortTakenError", "ServeOptions", "Tell", "serve", "shown_host"]
@@ -79,7 +80,7 @@ class ServeOptions:
     ephemeral: bool = False
     config: str | None = None
     open: bool = False
-    drain_seconds: int = 60
+    drain_seconds: float = DRAIN_SECONDS_DEFAULT
     workers_to_stderr: bool = False
     watch_stdin: bool = False
     app: str = APP
@@ -122,7 +123,8 @@ def _keep_port(host: str, port: int) -> socket.socket:
     except OSError as exc:
         if exc.errno == errno.EADDRINUSE:
             raise PortTakenError(
-                f"port {port} on {host} is taken by another process; stop it, or choose another with --port"
+                f"port {port} on {host} is taken by another process; stop it, or choose another with --port or"
+                " PROXY_PORT"
             ) from exc
         raise ConfigurationError(f"cannot listen on {host}:{port}: {exc.strerror or exc}") from exc
 
@@ -384,6 +386,7 @@ def _worker_environ(options: ServeOptions, embedded: EmbeddedServer | None) -> d
     if options.open:
         environ["APIKEYROUTER_PROXY_OPEN"] = "true"
     environ["APIKEYROUTER_WORKERS"] = str(options.workers)
+    environ["APIKEYROUTER_PROXY_DRAIN_SECONDS"] = str(options.drain_seconds)
     return environ
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -10,10 +11,14 @@ from collections.abc import Sequence
 
 import uvicorn
 
+from apikeyrouter_proxy.options import DRAIN_SECONDS_DEFAULT
+
 __all__ = ["READY", "bound_socket", "main"]
 
 READY = b"ready\n"
 BACKLOG = 2048
+CUT_SECONDS = 2
+"""What the app may take, after the drain, to tell open requests that they are cut off; then the server does it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         access_log=False,
         server_header=False,
         proxy_headers=False,  # who is a loopback peer is decided by the connection, not by a header
-        timeout_graceful_shutdown=options.drain_seconds,
+        timeout_graceful_shutdown=math.ceil(options.drain_seconds) + CUT_SECONDS,
     )
     _Server(config, ready_fd=options.ready_fd).run(sockets=[listener])
     return 0
@@ -95,7 +100,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--fd", type=int, default=-1)
     parser.add_argument("--ready-fd", type=int, default=-1)
-    parser.add_argument("--drain-seconds", type=int, default=60)
+    parser.add_argument("--drain-seconds", type=float, default=DRAIN_SECONDS_DEFAULT)
     return parser.parse_args(argv)
 
 

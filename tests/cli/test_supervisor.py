@@ -141,6 +141,12 @@ def test_workers_get_the_embedded_servers_url_and_its_master_key(tmp_path: Path)
         assert end(process) == 0
 
 
+def test_workers_drain_as_long_as_their_supervisor_waits_for_them(tmp_path: Path) -> None:
+    with supervisor(tmp_path, environ={"PROXY_DRAIN_SECONDS": "5"}, drain_seconds=1.5) as (process, told):
+        assert httpx.get(told["url"] + "/environ").json()["APIKEYROUTER_PROXY_DRAIN_SECONDS"] == "1.5"
+        assert end(process) == 0
+
+
 def test_a_configured_master_key_wins_over_the_embedded_servers(tmp_path: Path) -> None:
     with supervisor(tmp_path, environ={"APIKEYROUTER_ENCRYPTION_KEY": "of-the-user"}) as (process, told):
         assert httpx.get(told["url"] + "/environ").json()["APIKEYROUTER_ENCRYPTION_KEY"] == "of-the-user"

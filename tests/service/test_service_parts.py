@@ -204,6 +204,16 @@ def test_a_wrong_option_names_its_variable(name: str, value: str) -> None:
         ProxyOptions.read({name: value})
 
 
+def test_an_option_is_taken_with_the_prefix_which_wins() -> None:
+    told = {
+        "PROXY_DRAIN_SECONDS": "7",
+        "APIKEYROUTER_PROXY_DRAIN_SECONDS": "8.5",
+        "APIKEYROUTER_PROXY_ACCESS_LOG": "no",
+    }
+    options = ProxyOptions.read(told)
+    assert (options.drain_seconds, options.access_log) == (8.5, False)
+
+
 def test_the_page_about_metrics_shows_the_table() -> None:
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     rows = [row for row in page.splitlines() if row.startswith("| `")]

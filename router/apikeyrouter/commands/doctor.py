@@ -13,14 +13,16 @@ from typing import Any
 import typer
 
 from apikeyrouter.commands.environment import Surroundings, look_around
+from apikeyrouter.commands.redis_version import is_too_old, server_name
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError
 from apikeyrouter.infrastructure.embedded_valkey import default_data_dir, running_url
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.redis_connection import mapped_errors, open_client, redacted_url
+from apikeyrouter_proxy.options import ProxyOptions
+from apikeyrouter_proxy.runtime import without_effect
 
 __all__ = ["Finding", "Verdict", "run"]
 
-VERSION_MIN = (7, 0)
 CLOCK_SECONDS_MAX = 1.0
 """The ledger uses the server's clock alone; calendar periods come from ours, so they should be near each other."""
 REACH_SECONDS_MAX = 5.0
@@ -59,10 +61,11 @@ def run(*, redis_url: str | None, config: Path | None, data_dir: Path | None, js
 async def _examine(redis_url: str | None, config: Path | None, data_dir: Path | None) -> list[Finding]:
     try:
         around = look_around(config=config)
+        ProxyOptions.read(around.environ)
     except ApiKeyRouterError as exc:
         return [_problem("configuration", str(exc), "correct what is named here; nothing else was checked")]
     url = redis_url or around.settings.redis_url
-    findings = [_configuration(around)]
+    findings = [_configuration(around), *_warnings(around)]
     if url is None:
         directory = data_dir or (Path(around.settings.data_dir) if around.settings.data_dir else default_data_dir())
         url = running_url(directory)
@@ -80,6 +83,17 @@ def _configuration(around: Surroundings) -> Finding:
         remedy = "set OPENAI_API_KEY or ANTHROPIC_API_KEY, name keys in the file, or register them while it runs"
         return _warning("configuration", f"{where}; no provider keys", remedy)
     return _ok("configuration", f"{where}; {keys} provider keys")
+
+
+def _warnings(around: Surroundings) -> list[Finding]:
+    """What the file says that is of no use, or not yet."""
+    if around.config is None:
+        return []
+    warnings = (*around.config.warnings, *without_effect(around.config))
+    return [
+        _warning("configuration", warning, "correct the file, or do not rely on this part of it")
+        for warning in warnings
+    ]
 
 
 def _embedded(directory: Path, url: str | None) -> Finding:
@@ -112,11 +126,8 @@ async def _server(url: str) -> list[Finding]:
 
 
 def _version(url: str, info: dict[str, Any]) -> Finding:
-    told = str(info.get("valkey_version") or info.get("redis_version", "0"))
-    name = "Valkey" if "valkey_version" in info else "Redis"
-    found = f"{name} {told} at {redacted_url(url)}"
-    parts = tuple(int(part) for part in told.split(".")[:2] if part.isdigit())
-    if parts < VERSION_MIN:
+    found = f"{server_name(info)} at {redacted_url(url)}"
+    if is_too_old(info):
         return _problem("redis", found, "the scripts need Redis 7 or Valkey; upgrade the server")
     return _ok("redis", found)
 

@@ -12,8 +12,11 @@ import typer
 
 from apikeyrouter._version import __version__
 from apikeyrouter.commands.environment import Surroundings, look_around
+from apikeyrouter.commands.redis_version import is_too_old
 from apikeyrouter.domain.models.system_error import ConfigurationError
-from apikeyrouter.infrastructure.state_store.redis_connection import mapped_errors, open_client
+from apikeyrouter.infrastructure.security.key_vault import KeyVault
+from apikeyrouter.infrastructure.state_store.redis_connection import mapped_errors, open_client, redacted_url
+from apikeyrouter_proxy.options import ProxyOptions
 from apikeyrouter_proxy.server import APP, ServeOptions, serve
 
 __all__ = ["ServeArguments", "make_options", "one_line", "run"]
@@ -47,7 +50,9 @@ def run(arguments: ServeArguments) -> int:
 
 
 def make_options(arguments: ServeArguments, around: Surroundings) -> ServeOptions:
-    """The command line over the environment."""
+    """The command line over the environment. Errors: ConfigurationError for what a worker would refuse."""
+    if around.router.encryption_key:
+        KeyVault.parse(around.router.encryption_key)
     settings = around.settings
     data_dir = arguments.data_dir or (Path(settings.data_dir) if settings.data_dir else None)
     redis_url = arguments.redis_url or settings.redis_url
@@ -63,6 +68,7 @@ def make_options(arguments: ServeArguments, around: Surroundings) -> ServeOption
         open=arguments.open or settings.proxy_open,
         workers_to_stderr=arguments.json,
         watch_stdin=arguments.watch_stdin,
+        drain_seconds=ProxyOptions.read(around.environ).drain_seconds,
         environ=dict(os.environ),
     )
 
@@ -86,9 +92,17 @@ async def _check_server(url: str) -> None:
     client = open_client(url)
     try:
         with mapped_errors(url):
-            await client.ping()
+            info = await client.info()
     finally:
         await client.aclose()
+    policy = str(info.get("maxmemory_policy", ""))
+    if policy.startswith("allkeys"):
+        raise ConfigurationError(
+            f"Redis at {redacted_url(url)} evicts keys (maxmemory-policy {policy}), so that spent budgets would be "
+            "forgotten; run: CONFIG SET maxmemory-policy noeviction"
+        )
+    if is_too_old(info):
+        raise ConfigurationError(f"Redis at {redacted_url(url)} is too old; the scripts need Redis 7 or Valkey")
 
 
 def _tell_person(event: str, facts: Mapping[str, Any]) -> None:
@@ -98,7 +112,7 @@ def _tell_person(event: str, facts: Mapping[str, Any]) -> None:
         case "worker_restarted":
             typer.echo(f"worker {facts['pid']} ended ({facts['exit_code']}); its place is taken again", err=True)
         case "draining":
-            typer.echo(f"stopping: requests in flight have {facts['seconds_max']} s to finish", err=True)
+            typer.echo(f"stopping: requests in flight have {facts['seconds_max']:g} s to finish", err=True)
         case "reloading":
             typer.echo("the workers read the configuration again", err=True)
         case _:
