@@ -2,22 +2,10 @@
 
 import asyncio
 import gzip
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
-from apikeyrouter.domain.interfaces.wire import UpstreamRequest
-from apikeyrouter.infrastructure.adapters.http_transport import AiohttpTransport
-from apikeyrouter.infrastructure.adapters.lean_transport import LeanTransport
 from apikeyrouter.infrastructure.adapters.transport import (
     ConnectFailed,
     ResponseLost,
@@ -27,66 +15,7 @@ from apikeyrouter.infrastructure.adapters.transport import (
     TransportError,
     UpstreamTimeout,
 )
-
-Make = Callable[[], AiohttpTransport | LeanTransport]
-Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
-SHORT = Timeouts(connect=2.0, first_byte=0.2, idle=0.2, total=5.0)
-
-
-@pytest.fixture(params=[AiohttpTransport, LeanTransport], ids=["aiohttp", "lean"])
-def make(request: pytest.FixtureRequest) -> Make:
-    """Makes the transport under test."""
-    made: Make = request.param
-    return made
-
-
-@asynccontextmanager
-async def upstream(answer: Answer, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """A server that hands each request to `answer`; yields its URL and the requests it saw."""
-    seen: list[bytes] = []
-    writers: list[asyncio.StreamWriter] = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = next((int(x[16:]) for x in head.lower().split(b"\r\n") if x[:15] == b"content-length:"), 0)
-                request = head + await reader.readexactly(length)
-                seen.append(request)
-                await answer(request, writer)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
-    port = server.sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}", seen
-    finally:
-        server.close()
-        for writer in writers:
-            writer.close()
-
-
-def says(data: bytes, *, close: bool = False) -> Answer:
-    async def answer(request: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.write(data)
-        if close:
-            await writer.drain()
-            writer.close()
-
-    return answer
-
-
-def post(url: str, body: bytes = b"{}", **headers: str) -> UpstreamRequest:
-    told = (("accept-encoding", "identity"), ("content-type", "application/json"), *headers.items())
-    return UpstreamRequest(method="POST", url=url + "/v1/x", headers=told, body=body)
-
-
-OK = b"HTTP/1.1 200 OK\r\nX-Request-ID: abc\r\nContent-Length: 5\r\n\r\nhello"
+from tests.adapters.raw_upstream import OK, SHORT, Make, post, says, self_signed, upstream
 
 
 async def test_a_request_goes_out_as_it_is_and_the_answer_comes_back(make: Make) -> None:
@@ -163,24 +92,6 @@ async def test_a_url_that_is_none_is_certainly_not_sent(url: str, make: Make) ->
     async with make() as transport:
         with pytest.raises(ConnectFailed):
             await transport.send(post(url))
-
-
-def self_signed(folder: Path) -> ssl.SSLContext:
-    """A server's TLS context whose certificate nobody vouches for."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "pair.pem").write_bytes(private + certificate.public_bytes(pem))
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(folder / "pair.pem")
-    return context
 
 
 async def test_an_untrusted_certificate_is_certainly_not_sent(tmp_path: Path, make: Make) -> None:
