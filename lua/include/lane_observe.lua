@@ -44,7 +44,8 @@ local function lane_observe(id, lane, seen)
     return
   end
   local kind = lane[at + D_KIND]
-  local more = seen[O_USED] - limit_used(lane, at)
+  local elsewhere = math.max(0, seen[O_CAPACITY] - lane[at + D_CAPACITY]) -- room that this limit does not have
+  local more = seen[O_USED] - elsewhere - limit_used(lane, at)
   if kind == BUCKET then
     if seen[O_FULL_IN] > 0 then
       local ticks = math.floor(seen[O_FULL_IN] / lane[at + D_TICK])

@@ -248,3 +248,15 @@ async def test_failures_after_a_success_are_a_row_of_their_own(ledger: ScriptLed
         await admitted(ledger, request(number))
         await ledger.settle(settled(number, outcome=outcome, failed_lanes=1))
     assert (await denied(ledger, request(9))).binding.reason is Reason.BREAKER_OPEN
+
+
+@pytest.mark.parametrize(("remaining", "counted"), [(900, 0), (100, 0), (30, 70), (0, 100)])
+async def test_what_others_use_of_a_larger_limit_leaves_room_in_a_smaller_one(
+    ledger: ScriptLedger, remaining: int, counted: int
+) -> None:
+    await ledger.put(lanes=[lane("lane", window(100))])
+    said = Observation(
+        name="rpm", metric=Metric.REQUESTS, kind=LimitKind.FIXED, period_us=MINUTE, limit=1000, remaining=remaining
+    )
+    await ledger.record("lane", observations=[said])
+    assert await used(ledger) == counted
