@@ -111,3 +111,34 @@ def self_signed(folder: Path) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(folder / "pair.pem")
     return context
+
+
+async def ask(transport: LeanTransport | AiohttpTransport, url: str) -> bytes:
+    """The body of the answer to one request."""
+    return await (await transport.send(post(url))).read()
+
+
+def open_connections(transport: LeanTransport | AiohttpTransport) -> int:
+    """How many connections a lean transport has."""
+    assert isinstance(transport, LeanTransport)
+    return 0 if transport._pool is None else len(transport._pool._all)
+
+
+async def silent_server(said: list[asyncio.StreamWriter]) -> tuple[asyncio.Server, int]:
+    """Accepts, and says nothing: TLS never comes about."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        said.append(writer)
+        await reader.read()
+        writer.close()
+        said.remove(writer)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    return server, server.sockets[0].getsockname()[1]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition that has no event."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)

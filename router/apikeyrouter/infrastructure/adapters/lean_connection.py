@@ -124,6 +124,7 @@ class LeanConnection(asyncio.Protocol):
     # --- what the event loop tells -------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection stands, TLS included."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own class is no subclass of it
         self._plain = transport.get_extra_info("sslcontext") is None
         if hasattr(select, "poll"):
@@ -131,6 +132,7 @@ class LeanConnection(asyncio.Protocol):
             self._poll.register(transport.get_extra_info("socket").fileno(), _CLOSING_BITS)
 
     def data_received(self, data: bytes) -> None:
+        """Part of an answer, or of something that is none."""
         response = self._response
         if response is None:
             self.end(None)  # nobody asked
@@ -148,9 +150,11 @@ class LeanConnection(asyncio.Protocol):
             self._go_on(response)
 
     def eof_received(self) -> None:
+        """The provider has said all it will ever say."""
         self.connection_lost(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """The end of the connection; where an answer has no length, of the answer."""
         if self.closed:
             return
         response = self._response
@@ -163,17 +167,20 @@ class LeanConnection(asyncio.Protocol):
     # --- what the parser tells -----------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
+        """An answer begins, or an interim one."""
         if self._response is None or self._response.complete:
             self._surplus = True
             raise ValueError("an answer that nobody asked for")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, or one trailer."""
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > HEAD_BYTES_MAX:
             raise ValueError("headers are too long")
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        """Status and headers are there; those of interim answers are passed over."""
         response, status = self._response, self._parser.get_status_code()
         if response is None or status < 200:
             return
@@ -189,11 +196,13 @@ class LeanConnection(asyncio.Protocol):
         self._headers = []  # what still comes are trailers
 
     def on_body(self, data: bytes) -> None:
+        """Some of the body, without its framing."""
         self._quiet_bytes = 0
         if self._response is not None:
             self._response.add(data)
 
     def on_message_complete(self) -> None:
+        """The answer is complete, or an interim one is."""
         response = self._response
         if response is not None and response.status:
             response.complete = True
