@@ -69,7 +69,7 @@ from tests.servers import Server
 
 LONG = os.environ.get("AKR_LONG") == "1"
 PROFILE = settings(
-    max_examples=600 if LONG else 20,
+    max_examples=400 if LONG else 60,
     stateful_step_count=80 if LONG else 40,
     phases=(Phase.generate, Phase.shrink) if os.environ.get("AKR_SHRINK") == "1" else (Phase.generate,),
     deadline=None,
@@ -87,7 +87,7 @@ STARTS = (
 )
 STEADY_BURST, STEADY_RATE = 3, Fraction(6, MINUTE)
 """The lane whose limits never change."""
-STEADY = lane("steady", bucket(6, MINUTE, burst=STEADY_BURST), in_flight(4))
+STEADY = lane("steady", bucket(6, MINUTE, burst=STEADY_BURST), in_flight(9))
 KEYS = ("key/1", "key/2")
 EVERYWHERE = ("all", "day")
 """Scopes that every request names and that nobody changes: they say what was booked in all, and in which day."""
@@ -148,8 +148,42 @@ candidates = st.builds(
     st.sampled_from([(), (), ("client",)]),
     charges,
 )
-leases = st.sampled_from([0, 1, SECOND, 30 * SECOND, HOUR])
+leases = st.sampled_from([0, 1, SECOND, 30 * SECOND, HOUR, DAY])
+observations = st.lists(
+    st.builds(
+        Observation,
+        name=st.sampled_from(["rpm", "tpm"]),
+        metric=st.just(Metric.REQUESTS),
+        kind=st.sampled_from([LimitKind.BUCKET, LimitKind.FIXED]),
+        period_us=st.just(MINUTE),
+        limit=st.sampled_from([0, 3, 50]),
+        remaining=st.sampled_from([None, 0, 2]),
+        reset_us=st.sampled_from([0, 5 * SECOND]),
+    ),
+    max_size=2,
+)
 steps = st.sampled_from([1, 999, 100_000, SECOND, 3 * SECOND, 20 * SECOND, MINUTE, HOUR, DAY, 31 * DAY])
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a reserve asks for, without its id."""
+
+    offers: list[Candidate]
+    team: tuple[str, ...]
+    lease_us: int
+    principal: str
+    versions_behind: int | None
+
+
+wishes = st.builds(
+    Wish,
+    offers=st.lists(candidates, min_size=1, max_size=3),
+    team=st.sampled_from([(), ("team",)]),
+    lease_us=leases,
+    principal=st.sampled_from(["", "", "a", "b"]),
+    versions_behind=st.sampled_from([None] * 8 + [0, 1]),
+)
 
 
 @dataclass(slots=True)
@@ -187,7 +221,7 @@ class CellMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Let all leases run out: nothing may stay open; then look once more, and leave."""
-        self.clock.now_us = max(self.clock.now_us, self.witness.oracle.last_now) + 2 * HOUR
+        self.clock.now_us = max(self.clock.now_us, self.witness.oracle.last_now) + 2 * DAY
         while self.do(self.ledger.sweep()):
             pass
         assert self.do(self.ledger.reservations()) == [], "I5: a reservation outlived its lease and a sweep"
@@ -211,23 +245,32 @@ class CellMachine(RuleBasedStateMachine):
     @initialize(start=st.sampled_from(STARTS), org=limits_of_org, breaker=breakers, team=teams)
     def begin(self, start: int, org: list[Limit], breaker: Breaker | None, team: ScopeConfig) -> None:
         self.clock.now_us = start
-        keys = tuple(LaneConfig(id=key, limits=(in_flight(2),), breaker=breaker, fair=True) for key in KEYS)
-        scopes = (*ALWAYS, budget("team", 150), budget("client", 90, hard=False), team)
+        keys = tuple(LaneConfig(id=key, limits=(in_flight(6),), breaker=breaker, fair=True) for key in KEYS)
+        scopes = (*ALWAYS, budget("team", 400), budget("client", 90, hard=False), team)
         self.do(self.ledger.put(lanes=(STEADY, lane("org", *org), *keys), scopes=scopes))
 
-    @rule(limits=limits_of_org, fair=st.booleans())
+    @rule(data=st.data())
+    def the_configuration_changes(self, data: st.DataObject) -> None:
+        match data.draw(st.sampled_from(["limits", "keys", "budgets", "budgets", "everything"])):
+            case "limits":
+                self.limits_change(data.draw(limits_of_org), data.draw(st.booleans()))
+            case "keys":
+                self.keys_change(data.draw(st.sampled_from(KEYS)), data.draw(breakers), data.draw(st.integers(1, 9)))
+            case "budgets":
+                self.budgets_change(data.draw(teams))
+            case _:
+                behind = data.draw(st.sampled_from([0, 0, 1]))
+                self.everything_is_replaced(data.draw(teams), data.draw(limits_of_org), behind)
+
     def limits_change(self, limits: list[Limit], fair: bool) -> None:
         self.do(self.ledger.put(lanes=[lane("org", *limits, fair=fair)]))
 
-    @rule(key=st.sampled_from(KEYS), breaker=breakers, most=st.integers(1, 3))
     def keys_change(self, key: str, breaker: Breaker | None, most: int) -> None:
         self.do(self.ledger.put(lanes=[LaneConfig(id=key, limits=(in_flight(most),), breaker=breaker)]))
 
-    @rule(team=teams)
     def budgets_change(self, team: ScopeConfig) -> None:
         self.do(self.ledger.put(scopes=[team]))
 
-    @rule(team=teams, limits=limits_of_org, behind=st.sampled_from([0, 0, 1]))
     def everything_is_replaced(self, team: ScopeConfig, limits: list[Limit], behind: int) -> None:
         version = self.ledger.stamp.config_version - behind
         lanes = (STEADY, lane("org", *limits))
@@ -235,30 +278,39 @@ class CellMachine(RuleBasedStateMachine):
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    @rule(
-        target=rids,
-        offers=st.lists(candidates, min_size=1, max_size=3),
-        team=st.sampled_from([(), ("team",)]),
-        lease_us=leases,
-        principal=st.sampled_from(["", "", "a", "b"]),
-        behind=st.sampled_from([None, None, None, 0, 1]),
-        number=st.integers(1, 2),
-    )
-    def reserve(
-        self, offers: list[Candidate], team: tuple[str, ...], lease_us: int, principal: str, behind: int | None,
-        number: int,
-    ) -> object:  # fmt: skip
-        made = [
-            self.new_request(tuple(offers), (*EVERYWHERE, *team), lease_us, principal, behind) for _ in range(number)
-        ]
+    @initialize(target=rids, asked=st.lists(wishes, min_size=2, max_size=5))
+    def traffic_begins(self, asked: list[Wish]) -> object:
+        return self.traffic(asked)
+
+    @rule(target=rids, asked=st.lists(wishes, min_size=1, max_size=5))
+    def traffic(self, asked: list[Wish]) -> object:
+        made = [self.new_request(wish) for wish in asked]
         for rid in made:
             self.reserve_and_look(self.told[rid].request)
         return multiple(*made)
 
-    @rule(target=unborn, offer=candidates, lease_us=leases)
-    def plan(self, offer: Candidate, lease_us: int) -> bytes:
+    @rule(target=rids, wish=wishes, times=st.integers(2, 4))
+    def a_crowd(self, wish: Wish, times: int) -> object:
+        """The same wish again and again, until something is full."""
+        return self.traffic([wish] * times)
+
+    @rule(target=rids, key=st.sampled_from(KEYS), step=st.sampled_from([0, SECOND, 2 * SECOND, MINUTE]))
+    def a_key_fails(self, key: str, step: int) -> object:
+        """Twice in a row; then it is asked for twice, perhaps when its breaker lets one probe through."""
+        wish = Wish([Candidate(lanes=(key,))], (), 30 * SECOND, "", None)
+        made = [self.new_request(wish) for _ in range(4)]
+        for rid in made[:2]:
+            self.reserve_and_look(self.told[rid].request)
+            self.settle([rid], 1, 1, 5, Outcome.FAILURE, 1)
+        self.clock.advance(step)
+        for rid in made[2:]:
+            self.reserve_and_look(self.told[rid].request)
+        return multiple(*made)
+
+    @rule(target=unborn, wish=wishes)
+    def plan(self, wish: Wish) -> bytes:
         """A reserve that is still under way: other transitions of its id may come first."""
-        return self.new_request((offer,), EVERYWHERE, lease_us, "", None)
+        return self.new_request(wish)
 
     @rule(target=rids, rid=consumes(unborn), settled_first=st.booleans())
     def end_before_it_begins(self, rid: bytes, settled_first: bool) -> bytes:
@@ -281,14 +333,12 @@ class CellMachine(RuleBasedStateMachine):
             told.admitted_us, told.candidate = answer.stamp.now_us, told.request.candidates[index]
             told.came_back = True  # it was not admitted by a limit, so it is no evidence about one
 
-    def new_request(
-        self, offers: tuple[Candidate, ...], scopes: tuple[str, ...], lease_us: int, principal: str, behind: int | None
-    ) -> bytes:
+    def new_request(self, wish: Wish) -> bytes:
         rid = b"%d\n\x00" % len(self.told)
-        version = 0 if behind is None else self.ledger.stamp.config_version - behind
+        version = 0 if wish.versions_behind is None else self.ledger.stamp.config_version - wish.versions_behind
         request = ReserveRequest(
-            rid=rid, candidates=offers, scopes=scopes, lease_us=lease_us, config_version=version, principal=principal,
-            pool="pool" if principal else "",
+            rid=rid, candidates=tuple(wish.offers), scopes=(*EVERYWHERE, *wish.team), lease_us=wish.lease_us,
+            config_version=version, principal=wish.principal, pool="pool" if wish.principal else "",
         )  # fmt: skip
         self.told[rid] = Told(request)
         return rid
@@ -320,6 +370,11 @@ class CellMachine(RuleBasedStateMachine):
                 assert scope.settled + scope.held + scope.suspense <= scope.limit, f"I1: {scope}"
 
     # --- ends --------------------------------------------------------------------------------------------------------
+
+    @rule(rid=rids, cost=st.sampled_from([0, 25, 40]), twice=st.booleans())
+    def settle_one(self, rid: bytes, cost: int, twice: bool) -> None:
+        for _ in range(1 + twice):
+            self.settle([rid], 20, 10, cost, Outcome.SUCCESS, 0)
 
     @rule(
         rids=st.lists(rids, min_size=1, max_size=3),
@@ -366,19 +421,11 @@ class CellMachine(RuleBasedStateMachine):
     def acknowledge(self, rids: list[bytes]) -> None:
         self.do(self.ledger.acknowledge(rids))
 
-    @rule()
-    def sweep(self) -> None:
-        self.do(self.ledger.sweep())
-
     # --- the world ---------------------------------------------------------------------------------------------------
 
-    @rule(step=steps)
-    def time_passes(self, step: int) -> None:
-        self.clock.advance(step)
-
-    @rule(step=steps)
-    def the_clock_is_set_back(self, step: int) -> None:
-        self.clock.advance(-step)
+    @rule(step=steps, back=st.sampled_from([False, False, False, True]))
+    def the_clock_moves(self, step: int, back: bool) -> None:
+        self.clock.advance(-step if back else step)
 
     @rule(delta=st.sampled_from([-1, 0, 1]), which=st.integers(0, 5))
     def time_comes_to_an_edge(self, delta: int, which: int) -> None:
@@ -391,29 +438,19 @@ class CellMachine(RuleBasedStateMachine):
         elif edges:
             self.clock.now_us = edges[bisect_right(edges, self.now_us) % len(edges)] + delta
 
-    @rule(
-        name=st.sampled_from(["org", "key/1", "unlearned"]),
-        seen=st.lists(
-            st.builds(
-                Observation, name=st.sampled_from(["rpm", "tpm"]), metric=st.just(Metric.REQUESTS),
-                kind=st.sampled_from([LimitKind.BUCKET, LimitKind.FIXED]), period_us=st.just(MINUTE),
-                limit=st.sampled_from([0, 3, 50]), remaining=st.sampled_from([None, 0, 2]),
-                reset_us=st.sampled_from([0, 5 * SECOND]),
-            ),
-            max_size=2,
-        ),
-        cool=st.sampled_from([0, 0, 2 * SECOND]),
-    )  # fmt: skip
-    def a_provider_speaks(self, name: str, seen: list[Observation], cool: int) -> None:
-        self.do(self.ledger.record(name, observations=seen, blocked_for_us=cool))
-
-    @rule(suspected=st.sampled_from([False, False, True]))
-    def clocks_disagree(self, suspected: bool) -> None:
-        self.do(self.ledger.suspect_clock(suspected))
-
-    @rule()
-    def the_server_forgets_its_scripts(self) -> None:
-        self.redis.client.script_flush()
+    @rule(data=st.data())
+    def something_else_happens(self, data: st.DataObject) -> None:
+        match data.draw(st.sampled_from(["headers", "clocks", "scripts", "sweep", "sweep"])):
+            case "headers":
+                cool = data.draw(st.sampled_from([0, 0, 2 * SECOND]))
+                name, seen = data.draw(st.sampled_from(["org", "key/1", "unlearned"])), data.draw(observations)
+                self.do(self.ledger.record(name, observations=seen, blocked_for_us=cool))
+            case "clocks":
+                self.do(self.ledger.suspect_clock(data.draw(st.sampled_from([False, False, True]))))
+            case "scripts":
+                self.redis.client.script_flush()
+            case _:
+                self.do(self.ledger.sweep())
 
     # --- what always holds -------------------------------------------------------------------------------------------
 
