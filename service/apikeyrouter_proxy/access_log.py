@@ -93,12 +93,22 @@ class AccessLog:
         )
 
     def refused(
-        self, *, at_us: int, request_id: str, route: str, outcome: str, status: int, client: str | None, total_us: int
+        self,
+        *,
+        at_us: int,
+        request_id: str,
+        route: str,
+        outcome: str,
+        status: int,
+        denied_by: str | None,
+        client: str | None,
+        total_us: int,
     ) -> None:
-        """Note a request that never reached the router."""
+        """Note a request that never reached the router. `denied_by`: the code of its answer."""
         if self._enabled:
             line = _Line(at_us, request_id, route, "", False, outcome, client)
             line.status, line.total_us, line.overhead_us = status, total_us, total_us
+            line.denied_by = denied_by
             self._add(line)
 
     def start(self) -> None:

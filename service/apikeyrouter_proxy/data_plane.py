@@ -43,6 +43,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 _JSON = (b"content-type", JSON_TYPE)
+GONE = 499
+"""Noted as the status where nobody was left to get one."""
 _LAST = {"type": "http.response.body", "body": b"", "more_body": False}
 _log = structlog.get_logger("apikeyrouter")
 
@@ -82,6 +84,7 @@ class DataPlane:
             body = await read_body(receive, headers, self._body_bytes_max)
             parsed = route.wire.parse(body, operation=route.operation)
             query = scope["query_string"]
+            self._check_provider(headers)
             call = make_call(route, headers, caller, parsed, query=query, request_id=request_id, started=started)
             opened = self.open.enter(receive, started)
             exchange = await self._router.serve(call)
@@ -91,7 +94,7 @@ class DataPlane:
             else:
                 await self._send_stream(exchange, call, route.wire, started, opened, send)
         except ClientGone:
-            self._note_refusal(route, request_id, caller, 499, "disconnected", started)
+            self._note_refusal(route, request_id, caller, GONE, "", started)
         except asyncio.CancelledError:
             if opened is None:
                 raise
@@ -144,6 +147,12 @@ class DataPlane:
         dialect = "anthropic" if is_anthropic else "openai"
         head = [_JSON, (b"content-length", b"%d" % len(body)), *identity_headers(request_id, dialect)]
         await _send(send, 200, head, body)
+
+    def _check_provider(self, headers: Headers) -> None:
+        pinned = headers.get(b"x-akr-provider")
+        if pinned is not None and pinned.decode("latin-1").strip() not in self._router.catalogue.providers:
+            known = ", ".join(self._router.catalogue.providers)
+            raise InvalidRequestError(f"no such provider; there are {known}", field="x-akr-provider")
 
     def _models_for(self, caller: Caller) -> list[tuple[str, tuple[str, ...]]]:
         """What the caller may ask for. A client's own models are named even where no price list knows them."""
@@ -218,7 +227,7 @@ class DataPlane:
         ]
         if problem.status == 405:
             head.append((b"allow", route.method.encode()))
-        if problem.status == 413:
+        if problem.status in (408, 413):
             head.append((b"connection", b"close"))
         await _send(send, problem.status, head, body)
 
@@ -230,12 +239,13 @@ class DataPlane:
         elif isinstance(exc, LedgerError) and not isinstance(exc, LedgerUnavailableError):
             _log.error("ledger.failed", error=str(exc))  # an outage is logged once, by the router
         problem = problems.problem_of(exc, dialect)
-        self._metrics.denied(problem.code)
+        self._metrics.denied(problem.counted_as)
         return problem
 
     def _note_refusal(
-        self, route: Route, request_id: str, caller: Caller | None, status: int, outcome: str, started: float
+        self, route: Route, request_id: str, caller: Caller | None, status: int, code: str, started: float
     ) -> None:
+        outcome = _outcome_of(status)
         total_us = int((time.perf_counter() - started) * 1e6)
         self._metrics.refused(route.operation, outcome, total_us)
         self._access_log.refused(
@@ -244,9 +254,19 @@ class DataPlane:
             route=route.operation,
             outcome=outcome,
             status=status,
+            denied_by=code or None,
             client=caller.name if caller is not None else None,
             total_us=total_us,
         )
+
+
+def _outcome_of(status: int) -> str:
+    """What became of a request that never reached the router."""
+    if status == GONE:
+        return "disconnected"
+    if status in (401, 403):
+        return "not_allowed"
+    return "invalid_request" if status < 500 else "internal_error"
 
 
 async def _send_whole(exchange: Exchange, dialect: str, send: Send) -> None:

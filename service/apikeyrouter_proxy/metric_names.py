@@ -3,7 +3,28 @@
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["METRICS", "MetricName"]
+__all__ = ["METRICS", "OUTCOMES", "MetricName"]
+
+OUTCOMES: dict[str, str] = {
+    "ok": "An answer, to its end.",
+    "disconnected": "The client left while its request came in or its answer went out.",
+    "cancelled": "Ended before there was an answer: the client left, or the service stopped.",
+    "invalid_request": "The request is wrong; nothing was held.",
+    "not_allowed": "The caller may not do this: no token, a wrong one, a model or a place that is not its own.",
+    "no_eligible_keys": "No key had room; `denied_by` in the access line says what stood in the way.",
+    "budget_exceeded_error": "A hard budget had no room.",
+    "rate_limit_error": "The provider's rate limit, on every key that was tried.",
+    "quota_exceeded_error": "The provider's quota or credit is used up, on every key that was tried.",
+    "authentication_error": "The provider refused every key that was tried.",
+    "validation_error": "The provider found the request wrong.",
+    "provider_error": "The provider failed, or its answer could not be read.",
+    "timeout_error": "The provider, or the client's own deadline, ran out of time.",
+    "network_error": "The provider could not be reached, or the connection broke.",
+    "unknown_error": "The router gave the request up: the lease of its hold was lost.",
+    "store_error": "The accounting could not answer; nothing was sent.",
+    "internal_error": "A defect of the service; its log says more.",
+}
+"""What becomes of requests: the whole set. `docs/metrics.md` shows this table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +40,7 @@ class MetricName:
 REQUESTS = MetricName(
     name="apikeyrouter_requests_total",
     kind="counter",
-    help="Requests that ended, by what became of them. outcome: ok, disconnected, or a failure's category or reason.",
+    help="Requests that ended, by what became of them (the outcomes below).",
     labels=("route", "provider", "model", "outcome"),
 )
 ATTEMPTS = MetricName(
@@ -61,7 +82,7 @@ COST = MetricName(
 DENIALS = MetricName(
     name="apikeyrouter_denials_total",
     kind="counter",
-    help="Requests answered with an error, by its code.",
+    help="Requests answered with an error, by its code; refused_by_provider: with the provider's own words.",
     labels=("reason",),
 )
 IN_FLIGHT = MetricName(

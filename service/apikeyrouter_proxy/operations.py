@@ -13,6 +13,7 @@ __all__ = ["operations"]
 operations = APIRouter(tags=["operations"])
 
 
+@operations.head("/health", include_in_schema=False)
 @operations.get("/health")
 async def health(runtime: CurrentRuntime) -> dict[str, str | int]:
     """How the service is, and what it has to route to. Always 200: what acts on it should ask `/health/ready`."""
@@ -24,12 +25,14 @@ async def health(runtime: CurrentRuntime) -> dict[str, str | int]:
     }
 
 
+@operations.head("/health/live", include_in_schema=False)
 @operations.get("/health/live")
 async def live() -> dict[str, str]:
     """The process turns its event loop; nothing else is asked."""
     return {"status": "live"}
 
 
+@operations.head("/health/ready", include_in_schema=False)
 @operations.get("/health/ready")
 async def ready(runtime: CurrentRuntime) -> JSONResponse:
     """Whether requests should be sent here: 503 while stopping, or while the store is away."""

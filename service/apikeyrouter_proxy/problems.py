@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apikeyrouter.domain.interfaces.wire import Wire
+from apikeyrouter.domain.models.accounting import Reason
 from apikeyrouter.domain.models.failure import Failure, FailureScope
 from apikeyrouter.domain.models.system_error import (
     ApiKeyRouterError,
@@ -34,11 +35,13 @@ BUDGET_MESSAGE = "a budget that applies to this request has no room for it"
 _TYPED_BY_STATUS = frozenset({404, 413})
 """Where Anthropic has a type of its own and OpenAI says `invalid_request_error`."""
 _OWN_FAULT = (401, 402, 403)
+_OUT = (Reason.BREAKER_OPEN, Reason.PROBE_IN_FLIGHT)
+"""Nobody is over a limit: providers fail, and are left alone for a while."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One error answer. `code` is also the reason under which it is counted; `retry` is what `x-should-retry` says."""
+    """One error answer. `reason` is what it is counted under ("": its code); `retry` is what `x-should-retry` says."""
 
     status: int
     type: str
@@ -46,6 +49,12 @@ class Problem:
     message: str
     retry: bool = False
     retry_after_ms: int | None = None
+    reason: str = ""
+
+    @property
+    def counted_as(self) -> str:
+        """One of a fixed set, unlike the code, which may be the provider's."""
+        return self.reason or self.code
 
 
 class RequestRefused(ApiKeyRouterError):
@@ -56,9 +65,9 @@ class RequestRefused(ApiKeyRouterError):
         self.problem = problem
 
 
-def refuse(status: int, type: str, code: str, message: str) -> RequestRefused:
-    """An error to raise: not worth a retry."""
-    return RequestRefused(Problem(status=status, type=type, code=code, message=message))
+def refuse(status: int, type: str, code: str, message: str, *, retry: bool = False) -> RequestRefused:
+    """An error to raise: not worth a retry unless it says so."""
+    return RequestRefused(Problem(status=status, type=type, code=code, message=message, retry=retry))
 
 
 def problem_of(error: BaseException, dialect: str) -> Problem:
@@ -70,7 +79,7 @@ def problem_of(error: BaseException, dialect: str) -> Problem:
     if isinstance(error, BudgetExceededError):
         return _exhausted("budget_exceeded", BUDGET_MESSAGE, _ms(error.retry_after))
     if isinstance(error, NoEligibleKeysError):
-        return _no_key(error)
+        return _no_key(error, dialect)
     if isinstance(error, SystemError):
         return _failed(error, dialect)
     if isinstance(error, (LedgerError, StateStoreError)):
@@ -108,7 +117,7 @@ def _invalid(error: InvalidRequestError) -> Problem:
     return Problem(status=400, type="invalid_request_error", code="invalid_request", message=str(error))
 
 
-def _no_key(error: NoEligibleKeysError) -> Problem:
+def _no_key(error: NoEligibleKeysError, dialect: str) -> Problem:
     """Which keys and limits stand in the way is the operator's business, and in the log; the wait is the client's."""
     if error.never_fits:
         message = "the request is larger than any limit could ever admit"
@@ -116,6 +125,9 @@ def _no_key(error: NoEligibleKeysError) -> Problem:
     own_limit = error.binding is not None and error.binding.where.startswith("c:")
     message = "this client's limit is reached" if own_limit else "no key can serve this request now"
     after_ms = None if error.retry_after_us is None else -(-error.retry_after_us // 1000)
+    if error.binding is not None and error.binding.reason in _OUT:
+        message = "the providers that serve this do not answer now; try again later"
+        return _unavailable("server_is_overloaded", message, dialect, after_ms=after_ms)
     if after_ms is None or (after_ms > SOON_SECONDS * 1000 and not own_limit):
         return _exhausted("all_keys_exhausted", message, after_ms)
     return Problem(
@@ -202,6 +214,7 @@ def _callers_fault(error: SystemError, failure: Failure | None) -> Problem:
         type=failure.type or "invalid_request_error",
         code=failure.code or "invalid_request",
         message=failure.message,
+        reason="refused_by_provider",
     )
 
 

@@ -26,6 +26,8 @@ HEADERS_MAX = 100
 REQUEST_ID_LENGTH_MAX = 128
 NAME_LENGTH_MAX = 256
 OBJECTIVES_REMEMBERED_MAX = 64
+BODY_IDLE_SECONDS_MAX = 30.0
+"""How long the next piece of a body may take."""
 DISCARD_SECONDS_MAX = 10.0
 DISCARDED_BYTES_MAX = 64 * 2**20
 TIMEOUT_MS_MAX = 24 * 3600 * 1000
@@ -54,7 +56,7 @@ def request_id_of(headers: Headers) -> str:
 
 
 async def read_body(receive: Receive, headers: Headers, bytes_max: int) -> bytes:
-    """The whole body. Raises RequestRefused (413, 431, 400) and ClientGone."""
+    """The whole body. Raises RequestRefused (408, 413, 415, 431) and ClientGone."""
     if len(headers) > HEADERS_MAX:
         raise refuse(431, "invalid_request_error", "headers_too_large", f"more than {HEADERS_MAX} headers")
     declared = headers.get(b"content-length")
@@ -62,21 +64,22 @@ async def read_body(receive: Receive, headers: Headers, bytes_max: int) -> bytes
         raise await _too_large(receive, bytes_max, more=True)
     if (coding := headers.get(b"content-encoding", b"identity")) != b"identity":
         raise refuse(
-            415, "invalid_request_error", "unsupported_encoding", f"send the body uncompressed, not {coding[:20]!r}"
+            415,
+            "invalid_request_error",
+            "unsupported_encoding",
+            f"send the body uncompressed, not {coding[:20].decode('latin-1')!r}",
         )
-    message = await receive()
-    if message["type"] != "http.request":
-        raise ClientGone
-    body: bytes = message.get("body", b"")
-    if message.get("more_body", False):
-        body = await _read_rest(receive, body, bytes_max)
-    if len(body) > bytes_max:
-        raise await _too_large(receive, bytes_max, more=False)
-    return body
+    try:
+        async with asyncio.timeout(BODY_IDLE_SECONDS_MAX) as patience:
+            return await _read_parts(receive, patience, bytes_max)
+    except TimeoutError:
+        message = f"nothing of the body came for {BODY_IDLE_SECONDS_MAX:g} s"
+        raise refuse(408, "invalid_request_error", "request_timeout", message, retry=True) from None
 
 
-async def _read_rest(receive: Receive, first: bytes, bytes_max: int) -> bytes:
-    parts, size = [first], len(first)
+async def _read_parts(receive: Receive, patience: asyncio.Timeout, bytes_max: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
     while True:
         message = await receive()
         if message["type"] != "http.request":
@@ -88,7 +91,8 @@ async def _read_rest(receive: Receive, first: bytes, bytes_max: int) -> bytes:
         if size > bytes_max:
             raise await _too_large(receive, bytes_max, more=more)
         if not more:
-            return b"".join(parts)
+            return part if len(parts) == 1 else b"".join(parts)
+        patience.reschedule(asyncio.get_running_loop().time() + BODY_IDLE_SECONDS_MAX)
 
 
 async def _too_large(receive: Receive, bytes_max: int, *, more: bool) -> RequestRefused:

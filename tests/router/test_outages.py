@@ -23,7 +23,7 @@ async def test_without_a_ledger_nothing_is_sent(simulator: SimulatorProcess, sto
         with pytest.raises(LedgerUnavailableError):
             await made.route()
         assert (await made.seen("org-a"))["arrived"] == 0
-        assert made.finished[0].outcome == "ledger_error"
+        assert made.finished[0].outcome == "store_error"
         assert (await made.route()).content
         assert await made.at_rest() == await made.billed()
 

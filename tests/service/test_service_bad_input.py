@@ -1,12 +1,14 @@
 """Wrong requests: a clear error in the route's dialect, nothing sent, nothing held."""
 
+import asyncio
+import json
 from typing import Any
 
 import pytest
 
 from apikeyrouter.simulator import SimulatorProcess
 from tests.servers import Server
-from tests.service.running import Running, running_service
+from tests.service.running import Running, running_service, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -70,7 +72,7 @@ async def test_a_wrong_body_is_refused_before_anything_is_held(
         ({"x-akr-objective": "cheapest"}, "x-akr-objective"),
         ({"x-akr-timeout-ms": "-5"}, "x-akr-timeout-ms"),
         ({"x-akr-timeout-ms": "nan"}, "x-akr-timeout-ms"),
-        ({"x-akr-provider": "nobody"}, "nobody"),
+        ({"x-akr-provider": "nobody"}, "x-akr-provider"),
         ({"x-akr-session": "x" * 300}, "x-akr-session"),
         ({"x-akr-team": ""}, "x-akr-team"),
     ],
@@ -117,6 +119,45 @@ async def test_compressed_bodies_and_floods_of_headers_are_refused(service: Runn
         packed = await client.post(CHAT, content=b"x", headers={"content-encoding": "gzip"})
         flood = await client.post(CHAT, content=GOOD + "}", headers={f"x-{n}": "1" for n in range(200)})
     assert (packed.status_code, flood.status_code) == (415, 431)
+
+
+async def test_a_body_that_stops_coming_is_given_up_with_a_408(
+    service: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apikeyrouter_proxy.requests.BODY_IDLE_SECONDS_MAX", 0.05)
+    host, port = service.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{")
+    answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"x-should-retry: true" in answer
+    assert b'"error_code":"request_timeout"' in answer
+
+
+async def test_requests_that_never_reach_the_router_are_counted_under_few_outcomes(service: Running) -> None:
+    async with service.http() as client:
+        await client.get(CHAT)
+        await client.post("/v1/nothing")
+        await client.post(CHAT, content="{")
+        await client.post(CHAT, content=GOOD + "}", headers={"origin": "https://elsewhere.example"})
+    for route, outcome in [("chat", "invalid_request"), ("unknown", "invalid_request"), ("chat", "not_allowed")]:
+        labels = f'route="{route}",provider="",model="",outcome="{outcome}"'
+        assert await service.count(f"apikeyrouter_requests_total{{{labels}}}") >= 1
+
+    async def written() -> bool:
+        return service.log.read_text().count("\n") == 4
+
+    await wait_until(written)
+    codes = [json.loads(line)["denied_by"] for line in service.log.read_text().splitlines()]
+    assert codes == ["method_not_allowed", "unknown_url", "invalid_request", "remote_caller"]
+
+
+async def test_health_answers_to_head(service: Running) -> None:
+    async with service.http() as client:
+        for path in ("/health", "/health/live", "/health/ready"):
+            answer = await client.head(path)
+            assert (answer.status_code, answer.content) == (200, b"")
 
 
 async def test_unknown_paths_and_methods_answer_in_json(service: Running) -> None:

@@ -81,6 +81,15 @@ async def test_an_upstream_failure_becomes_the_right_exception_of_anthropic(
     assert error.request_id == error.response.headers["request-id"]
 
 
+async def test_the_providers_own_codes_do_not_multiply_the_reasons(
+    simulator: SimulatorProcess, service: Running
+) -> None:
+    await simulator.fail("context_length", organisation="org-alpha")
+    await ask_openai(service)
+    assert await service.count('apikeyrouter_denials_total{reason="refused_by_provider"}') == 1
+    assert await service.count("apikeyrouter_denials_total") == 1
+
+
 async def test_a_failing_key_is_passed_over_for_one_that_works(simulator: SimulatorProcess, service: Running) -> None:
     await simulator.fail("auth", key="org-alpha/1")
     async with service.openai() as client:

@@ -7,9 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from apikeyrouter.domain.models.accounting import Loss, Reason, RetryKind
 from apikeyrouter.domain.models.call import AttemptFacts, Facts
-from apikeyrouter.domain.models.system_error import ApiKeyRouterError, ConfigurationError, LedgerUnavailableError
+from apikeyrouter.domain.models.system_error import (
+    ApiKeyRouterError,
+    ConfigurationError,
+    ErrorCategory,
+    InvalidRequestError,
+    LedgerUnavailableError,
+    NoEligibleKeysError,
+    StateStoreError,
+    SystemError,
+)
 from apikeyrouter.domain.models.usage import Usage
+from apikeyrouter.serving.answers import outcome_of
 from apikeyrouter_proxy import metric_names
 from apikeyrouter_proxy.access_log import AccessLog
 from apikeyrouter_proxy.answers import metadata_member, splice_metadata
@@ -217,7 +228,31 @@ def test_an_option_is_taken_with_the_prefix_which_wins() -> None:
 def test_the_page_about_metrics_shows_the_table() -> None:
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     rows = [row for row in page.splitlines() if row.startswith("| `")]
-    assert rows == [
+    metrics = [
         f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels) or '–'} | {metric.help} |"
         for metric in metric_names.METRICS
     ]
+    assert rows == metrics + [f"| `{name}` | {meaning} |" for name, meaning in metric_names.OUTCOMES.items()]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(SystemError("x", category=category) for category in ErrorCategory),
+        InvalidRequestError("x"), NoEligibleKeysError(), LedgerUnavailableError("x"), StateStoreError("x"),
+        asyncio.CancelledError(), RuntimeError("x"), ApiKeyRouterError("x"),
+    ],
+)  # fmt: skip
+def test_every_error_is_counted_under_an_outcome_of_the_table(error: BaseException) -> None:
+    assert outcome_of(error) in metric_names.OUTCOMES
+
+
+@pytest.mark.parametrize("dialect", ["openai", "anthropic"])
+def test_providers_that_are_left_alone_for_a_while_are_no_rate_limit(dialect: str) -> None:
+    loss = Loss(
+        index=0, reason=Reason.BREAKER_OPEN, where="p:openai", limit="", retry_at_us=5_000_000,
+        retry_kind=RetryKind.EXACT,
+    )  # fmt: skip
+    problem = problem_of(NoEligibleKeysError(retry_after_us=4_000_000, binding=loss), dialect)
+    assert problem.status == {"openai": 503, "anthropic": 529}[dialect]
+    assert (problem.code, problem.retry, problem.retry_after_ms) == ("server_is_overloaded", True, 4000)

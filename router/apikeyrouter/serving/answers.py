@@ -12,6 +12,7 @@ from apikeyrouter.domain.models.system_error import (
     LedgerError,
     NoEligibleKeysError,
     ProviderError,
+    StateStoreError,
 )
 from apikeyrouter.domain.models.system_response import StreamChunk, SystemResponse, TokenUsage
 
@@ -79,7 +80,7 @@ def provider_error(failure: Failure, facts: Facts) -> ProviderError:
 
 
 def outcome_of(error: BaseException) -> str:
-    """An error in one word, for facts and metrics."""
+    """An error in one word, for facts and metrics: a category, or one of five more."""
     category = getattr(error, "category", None)
     if category is not None:
         return str(category.value)
@@ -89,4 +90,4 @@ def outcome_of(error: BaseException) -> str:
         return "no_eligible_keys"
     if isinstance(error, asyncio.CancelledError):
         return "cancelled"
-    return "ledger_error" if isinstance(error, LedgerError) else type(error).__name__
+    return "store_error" if isinstance(error, (LedgerError, StateStoreError)) else "internal_error"
