@@ -644,9 +644,9 @@ def _engine_for(store: StateStore) -> Engine:
 
 
 def _open_transport() -> Transport:
-    from apikeyrouter.infrastructure.adapters.http_transport import AiohttpTransport
+    from apikeyrouter.infrastructure.adapters.transports import make_transport
 
-    return AiohttpTransport()
+    return make_transport()
 
 
 def _provider(provider_id: str, adapter: ProviderAdapter) -> Provider:
