@@ -196,8 +196,7 @@ class Told:
     probe: bool = False
     came_back: bool = False
     """The request was never sent: what it counted was given back."""
-    booked: int | None = None
-    """What its settlement booked in the scopes of `EVERYWHERE`."""
+    settled: bool = False
 
 
 class CellMachine(RuleBasedStateMachine):
@@ -211,6 +210,8 @@ class CellMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.told: dict[bytes, Told] = {}
+        self.booked: list[tuple[int, int]] = []
+        """Per settlement: when its reservation was admitted, and what it booked in the scopes of `EVERYWHERE`."""
         self.clock = Clock()
         self.server.flush()
         self.redis = VirtualRedis(self.server.unix_url or self.server.url, self.clock)
@@ -332,6 +333,7 @@ class CellMachine(RuleBasedStateMachine):
         if answer is not None and answer.result is Result.OK:
             told.admitted_us, told.candidate = answer.stamp.now_us, told.request.candidates[index]
             told.came_back = True  # it was not admitted by a limit, so it is no evidence about one
+            told.settled = False  # the cell has forgotten it: its tombstone is gone
 
     def new_request(self, wish: Wish) -> bytes:
         rid = b"%d\n\x00" % len(self.told)
@@ -351,6 +353,7 @@ class CellMachine(RuleBasedStateMachine):
             told = self.told[request.rid]
             told.candidate = request.candidates[answer.index]
             told.admitted_us, told.probe = answer.stamp.now_us, answer.probe
+            told.settled = told.came_back = False
             self.no_limit_is_exceeded(told.candidate, request)
         elif nothing_due:
             after = redis_image(self.redis.client)
@@ -395,10 +398,11 @@ class CellMachine(RuleBasedStateMachine):
         for rid, answer in zip(rids, self.do(self.ledger.settle_many(page)), strict=True):
             told = self.told[rid]
             if answer.result is Result.OK:
-                assert told.booked is None, "I6: a settlement was booked twice"
+                assert not told.settled, "I6: a settlement was booked twice"
                 assert told.candidate is not None
                 expected = told.candidate.charge.expected_nanousd
-                told.booked = 0 if expected < 0 else expected if cost < 0 else cost
+                told.settled = True
+                self.booked.append((told.admitted_us, 0 if expected < 0 else expected if cost < 0 else cost))
 
     @rule(rid=rids, sent=st.booleans(), failed=st.integers(0, 3))
     def release(self, rid: bytes, sent: bool, failed: int) -> None:
@@ -474,13 +478,12 @@ class CellMachine(RuleBasedStateMachine):
     def nothing_settled_is_lost_or_doubled(self) -> None:
         """I6 in the total scope; I9 in the daily one: each cost is in the day that admitted it, and in no other."""
         states = {state.id: state for state in self.do(self.ledger.scopes(EVERYWHERE))}
-        booked = [told for told in self.told.values() if told.booked]
         if "all" in states:
-            assert states["all"].settled == sum(told.booked or 0 for told in booked), "I6"
+            assert states["all"].settled == sum(amount for _, amount in self.booked), "I6"
         if "day" in states:
             day = states["day"]
-            today = [t for t in booked if day.starts_at_us <= t.admitted_us < day.resets_at_us]
-            assert day.settled == sum(told.booked or 0 for told in today), "I9"
+            today = [amount for at, amount in self.booked if day.starts_at_us <= at < day.resets_at_us]
+            assert day.settled == sum(today), "I9"
 
     @invariant()
     def at_most_one_probe_is_out(self) -> None:
