@@ -144,14 +144,18 @@ async def test_an_answer_before_the_whole_request_was_taken_is_an_answer_whose_c
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno")
         await writer.drain()
-        await asyncio.Event().wait()
+        await over.wait()
+        writer.transport.abort()
 
+    over = asyncio.Event()
     server = await asyncio.start_server(refuse, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with LeanTransport() as transport:
         response = await transport.send(post(url, bytes(50_000_000)))
         assert (response.status, await response.read()) == (413, b"no")
         assert open_connections(transport) == 0
+    over.set()
+    await asyncio.sleep(0.01)
     server.close()
 
 

@@ -83,6 +83,7 @@ async def test_an_address_in_brackets_is_reached_over_ipv6(make: Make) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         hosts.append(await reader.readuntil(b"\r\n\r\n"))
         writer.write(OK)
+        writer.close()
 
     hosts: list[bytes] = []
     try:
