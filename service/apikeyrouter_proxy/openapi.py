@@ -13,13 +13,41 @@ _ERRORS: dict[str, dict[str, str]] = {
     "401": {"description": "The client token is missing or not known"},
     "403": {"description": "This client may not do this"},
     "404": {"description": "No such model"},
+    "408": {"description": "The body stopped coming"},
+    "413": {"description": "The body is larger than PROXY_BODY_BYTES_MAX"},
     "429": {"description": "A limit or budget has no room; x-should-retry and retry-after say what to do"},
-    "503": {"description": "The store or every provider is away"},
+    "502": {"description": "The provider could not be reached"},
+    "503": {"description": "The store or every provider is away, or the service stops (529 in Anthropic's dialect)"},
+    "504": {"description": "The provider, or x-akr-timeout-ms, ran out of time"},
 }
+_REQUEST_HEADERS = {
+    "x-akr-objective": "cost, reliability, fairness, quality or latency",
+    "x-akr-provider": "The id of the only provider that may serve this",
+    "x-akr-team": "Whose budget it is, where the client's token names no team",
+    "x-akr-timeout-ms": "How long the whole call may take",
+    "x-request-id": "Echoed where it is a plain token of at most 128 characters",
+}
+_MANAGEMENT_ERRORS: dict[str, dict[str, str]] = {
+    "400": {"description": "The request is wrong; the message names the field and never what was sent"},
+    "401": {"description": "X-API-Key is missing or wrong"},
+    "403": {"description": "MANAGEMENT_API_KEY is not set"},
+    "404": {"description": "No such thing, or MANAGEMENT_API_ENABLED=false"},
+    "503": {"description": "The store is away"},
+}
+_LIST_ERRORS = ("401", "403", "404")
+_FOREIGN_SCHEMAS = ("HTTPValidationError", "ValidationError")
+"""Of a 422 that this service never answers: what is wrong is a 400."""
 
 
 def with_data_plane(schema: dict[str, Any]) -> dict[str, Any]:
-    """`schema` with the data plane's paths and the client token."""
+    """`schema` with the data plane's paths, the client token, and management's errors as they are."""
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            if "security" in operation:
+                operation["responses"].update(_MANAGEMENT_ERRORS)
+    for name in _FOREIGN_SCHEMAS:
+        schema.get("components", {}).get("schemas", {}).pop(name, None)
     schema.setdefault("components", {}).setdefault("securitySchemes", {})["clientToken"] = {
         "type": "http",
         "scheme": "bearer",
@@ -41,8 +69,12 @@ def _operation(summary: str, *, posts: bool) -> dict[str, Any]:
         "summary": summary,
         "tags": ["data plane"],
         "security": _SECURITY,
-        "responses": {"200": _ANSWER, **_ERRORS},
+        "responses": {"200": _ANSWER, **(_ERRORS if posts else {code: _ERRORS[code] for code in _LIST_ERRORS})},
     }
     if posts:
+        made["parameters"] = [
+            {"name": name, "in": "header", "required": False, "description": told, "schema": {"type": "string"}}
+            for name, told in _REQUEST_HEADERS.items()
+        ]
         made["requestBody"] = {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
     return made

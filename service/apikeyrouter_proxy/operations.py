@@ -33,7 +33,7 @@ async def live() -> dict[str, str]:
 
 
 @operations.head("/health/ready", include_in_schema=False)
-@operations.get("/health/ready")
+@operations.get("/health/ready", responses={503: {"description": "Stopping, or the store is away"}})
 async def ready(runtime: CurrentRuntime) -> JSONResponse:
     """Whether requests should be sent here: 503 while stopping, or while the store is away."""
     if runtime.draining:
@@ -43,7 +43,9 @@ async def ready(runtime: CurrentRuntime) -> JSONResponse:
     return JSONResponse({"status": "ready"})
 
 
-@operations.get("/metrics", response_class=PlainTextResponse)
+@operations.get(
+    "/metrics", response_class=PlainTextResponse, responses={404: {"description": "METRICS_ENABLED is false"}}
+)
 async def metrics(runtime: CurrentRuntime) -> Response:
     """Prometheus' text format, right for all workers of this host, whichever answers."""
     if not runtime.settings.metrics_enabled:

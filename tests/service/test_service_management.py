@@ -144,6 +144,22 @@ async def test_the_description_has_both_planes(service: Running) -> None:
     assert {"/v1/chat/completions", "/v1/messages", "/v1/models", "/api/v1/keys/{key_id}", "/health"} <= set(paths)
 
 
+async def test_the_description_promises_the_errors_that_there_are(service: Running) -> None:
+    async with service.http() as client:
+        schema = (await client.get("/openapi.json")).json()
+        refused = await client.get("/api/v1/keys")
+        wrong = await client.post("/api/v1/keys", json={}, headers={"X-API-Key": MANAGEMENT_KEY})
+    answers = {
+        path: {code for operation in operations.values() for code in operation["responses"]}
+        for path, operations in schema["paths"].items()
+    }
+    assert {str(refused.status_code), str(wrong.status_code)} == {"401", "400"} <= answers["/api/v1/keys"]
+    assert not [path for path, codes in answers.items() if "422" in codes]
+    assert "ValidationError" not in str(schema["components"])
+    told = {parameter["name"] for parameter in schema["paths"]["/v1/messages"]["post"]["parameters"]}
+    assert {"x-akr-objective", "x-akr-provider", "x-akr-team", "x-akr-timeout-ms"} <= told
+
+
 async def test_health_and_state_tell_what_there_is(service: Running) -> None:
     async with service.operator() as client:
         health = (await client.get("/health")).json()
