@@ -126,6 +126,15 @@ async def test_a_client_whose_clock_is_a_day_ahead_opens_nothing() -> None:
     await cell.admit(wish(scopes=("day",), charge=cost(1)))
 
 
+async def test_a_calendar_that_was_supplied_a_day_ahead_is_not_used_before_its_time() -> None:
+    cell = await local_cell(lane("lane", calendar(1)))
+    number = calendar_number(Period.DAILY, "UTC")
+    ahead = boundaries(number, cell.time.now_us + DAY)
+    await cell.engine.run("configure", ["calendar", 0, f"c:{number}", len(ahead), *ahead])
+    await cell.admit(wish())
+    assert (await cell.deny(wish())).binding.retry_at_us == at("UTC", 2027, 1, 16)
+
+
 async def test_a_days_quota_comes_back_at_midnight_of_its_time_zone() -> None:
     clock = Clock(at("America/Los_Angeles", 2027, 3, 14, 0, 30))
     cell = await local_cell(lane("lane", calendar(2, timezone="America/Los_Angeles")), clock=clock)
