@@ -1,4 +1,4 @@
-"""Eight processes at one cell: one probe in the fleet, one reservation an id, and a retry time true to a microsecond."""
+"""Eight processes at one cell: one probe in the fleet, one reservation an id, retry times true to a microsecond."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
