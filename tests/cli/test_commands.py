@@ -1,6 +1,8 @@
 """The commands as a person runs them: from nothing to an answer, and what they say when something is wrong."""
 
+import concurrent.futures
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 
 from apikeyrouter._version import __version__
 from tests.cli.processes import ask, clean_environ, command, hear, is_alive, running, wait_until
@@ -23,6 +26,13 @@ COMMAND = ["-m", "apikeyrouter.cli"]
 def quickstart(directory: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     with running([*COMMAND, "quickstart", "--port", "0", "--json", *options], cwd=directory) as process:
         yield process, hear(process, "listening")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """What a quickstart announced that runs while this file's tests ask it."""
+    with quickstart(tmp_path_factory.mktemp("quickstart")) as (_, told):
+        yield told
 
 
 @contextmanager
@@ -78,6 +88,41 @@ def test_serve_answers_with_two_workers_and_leaves_nothing_behind(tmp_path: Path
         assert not (tmp_path / "data" / "valkey.sock").exists()
 
 
+def test_a_broken_file_at_a_hangup_changes_nothing_and_a_right_one_is_taken_over(tmp_path: Path) -> None:
+    with simulator(tmp_path) as url:
+        path = config_file(tmp_path, url)
+        right = path.read_text()
+        arguments = [*COMMAND, "serve", "--host", "127.0.0.1", "--port", "0", "--workers", "2", "--json"]
+        arguments += ["--config", str(path), "--data-dir", str(tmp_path / "data")]
+        with running(arguments, cwd=tmp_path) as process:
+            told = hear(process, "listening")
+            path.write_text(right + "keyz: []\n")
+            process.send_signal(signal.SIGHUP)
+            hear(process, "reloading")
+            assert ask(told["url"]).json()["routing_metadata"]["key_used"] == "k1"
+            path.write_text(right.replace("id: k1", "id: k2").replace("sk-sim-alpha-1", "sk-sim-alpha-2"))
+            process.send_signal(signal.SIGHUP)
+            wait_until(lambda: ask(told["url"]).json()["routing_metadata"]["key_used"] == "k2")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+
+
+def test_a_killed_embedded_server_is_back_without_a_restart_and_no_settlement_is_lost(tmp_path: Path) -> None:
+    with quickstart(tmp_path) as (process, told):
+        assert ask(told["url"]).status_code == 200
+        with redis.Redis.from_url(told["redis_url"]) as connection:
+            server = int(connection.info("server")["process_id"])
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            under_way = [pool.submit(ask, told["url"]) for _ in range(5)]
+            os.kill(server, signal.SIGKILL)
+            statuses = {call.result().status_code for call in under_way}
+        assert statuses <= {200, 503}
+        wait_until(lambda: ask(told["url"]).status_code == 200)
+        wait_until(lambda: "apikeyrouter_settlements_pending 0" in httpx.get(told["url"] + "/metrics").text)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
 def test_uvicorn_alone_shares_the_embedded_server_of_the_data_directory(tmp_path: Path) -> None:
     with simulator(tmp_path) as url:
         environ = clean_environ(
@@ -101,39 +146,35 @@ def test_quickstart_serves_simulated_providers_from_nothing(tmp_path: Path) -> N
         assert process.wait(60) == 0
 
 
-def test_the_curl_line_of_quickstart_works_when_pasted(tmp_path: Path) -> None:
-    with quickstart(tmp_path) as (_, told):
-        answer = subprocess.run(["/bin/sh", "-c", told["curl"]], capture_output=True, text=True, check=True, timeout=60)
-        assert json.loads(answer.stdout)["choices"][0]["message"]["content"]
+def test_the_curl_line_of_quickstart_works_when_pasted(served: dict[str, Any]) -> None:
+    answer = subprocess.run(["/bin/sh", "-c", served["curl"]], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(answer.stdout)["choices"][0]["message"]["content"]
 
 
-def test_the_python_lines_of_quickstart_work_when_pasted(tmp_path: Path) -> None:
-    with quickstart(tmp_path) as (_, told):
-        answer = subprocess.run(
-            [sys.executable, "-c", told["python"]], cwd=tmp_path, env=clean_environ(), capture_output=True, text=True,
-            check=True, timeout=60,
-        )  # fmt: skip
-        assert answer.stdout.strip()
+def test_the_python_lines_of_quickstart_work_when_pasted(served: dict[str, Any], tmp_path: Path) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-c", served["python"]], cwd=tmp_path, env=clean_environ(), capture_output=True, text=True,
+        check=True, timeout=60,
+    )  # fmt: skip
+    assert answer.stdout.strip()
 
 
-def test_the_management_key_of_quickstart_opens_management_and_only_it(tmp_path: Path) -> None:
-    with quickstart(tmp_path) as (_, told):
-        keys = ["keys", "list", "--url", told["url"], "--json", "--management-key"]
-        shown = command(*keys, told["management_key"], cwd=tmp_path)
-        assert len(json.loads(shown.stdout)["keys"]) == told["keys"]
-        refused = command(*keys, "wrong", cwd=tmp_path)
-        assert refused.returncode == 2
-        assert "refuses this management key" in refused.stderr
+def test_the_management_key_of_quickstart_opens_management_and_only_it(served: dict[str, Any], tmp_path: Path) -> None:
+    keys = ["keys", "list", "--url", served["url"], "--json", "--management-key"]
+    shown = command(*keys, served["management_key"], cwd=tmp_path)
+    assert len(json.loads(shown.stdout)["keys"]) >= served["keys"]
+    refused = command(*keys, "wrong", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "refuses this management key" in refused.stderr
 
 
-def test_a_key_is_added_from_standard_input_and_not_shown_again(tmp_path: Path) -> None:
-    with quickstart(tmp_path) as (_, told):
-        access = ["--url", told["url"], "--management-key", told["management_key"]]
-        added = command("keys", "add", "--provider", "openai", *access, cwd=tmp_path, stdin="sk-sim-of-a-test-1\n")
-        assert added.returncode == 0, added.stderr
-        shown = command("keys", "list", *access, cwd=tmp_path)
-        assert len(shown.stdout.splitlines()) == told["keys"] + 1
-        assert "sk-sim-of-a-test-1" not in added.stdout + shown.stdout
+def test_a_key_is_added_from_standard_input_and_not_shown_again(served: dict[str, Any], tmp_path: Path) -> None:
+    access = ["--url", served["url"], "--management-key", served["management_key"]]
+    added = command("keys", "add", "--provider", "openai", *access, cwd=tmp_path, stdin="sk-sim-of-a-test-1\n")
+    assert added.returncode == 0, added.stderr
+    shown = command("keys", "list", *access, cwd=tmp_path)
+    assert len(shown.stdout.splitlines()) == served["keys"] + 1
+    assert "sk-sim-of-a-test-1" not in added.stdout + shown.stdout
 
 
 def test_keys_of_the_environment_are_used_instead_of_simulated_providers(tmp_path: Path) -> None:
@@ -148,11 +189,11 @@ def test_keys_of_the_environment_are_used_instead_of_simulated_providers(tmp_pat
             assert process.wait(60) == 0
 
 
-def test_a_taken_port_names_the_way_out(tmp_path: Path) -> None:
-    with quickstart(tmp_path) as (_, told):
-        again = command("quickstart", "--port", str(told["port"]), cwd=tmp_path)
-        assert again.returncode == 2
-        assert "--port" in again.stderr
+def test_a_taken_port_names_the_way_out_of_the_command_and_of_make(served: dict[str, Any], tmp_path: Path) -> None:
+    again = command("quickstart", "--port", str(served["port"]), cwd=tmp_path)
+    assert again.returncode == 2
+    assert "--port" in again.stderr
+    assert "PROXY_PORT" in again.stderr
 
 
 def test_a_port_that_is_taken_from_the_simulator_is_one_line(tmp_path: Path) -> None:
