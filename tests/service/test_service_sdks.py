@@ -139,6 +139,13 @@ async def test_anthropic_sends_multimodal_parts_and_counts_tokens(service: Runni
     assert counted.input_tokens == message.usage.input_tokens > 500
 
 
+async def test_counting_tokens_costs_nothing(service: Running) -> None:
+    async with service.anthropic() as client:
+        raw = await client.messages.with_raw_response.count_tokens(model="claude-haiku-4-5", messages=HELLO)
+    assert (await raw.parse()).input_tokens > 0
+    assert float(raw.headers["x-akr-cost-usd"]) == 0
+
+
 async def test_both_sdks_list_models_in_their_own_shape(service: Running) -> None:
     async with service.openai() as openai, service.anthropic() as anthropic:
         listed = [model.id async for model in openai.models.list()]

@@ -26,6 +26,8 @@ CANDIDATES = 8
 """K: options offered to the first reserve of an attempt."""
 ROUNDS_MAX = 200
 """Further rounds of CANDIDATES_MAX options before a denial is final; more keys than that are not looked at."""
+FREE_OPERATIONS = frozenset({"count_tokens"})
+"""What providers neither bill nor count as tokens; it still is a request."""
 INJECTED_TOKEN_CAP = 4096
 """Output cap per choice where a hard budget applies and the client gave none."""
 ParsedFor = Callable[[Option], tuple[str, ParsedRequest | None]]
@@ -146,9 +148,11 @@ class _Offers:
 
     def _compute(self, option: Option, hard: bool) -> tuple[Charge, TokenEstimate, int | None]:
         _, parsed = self._parsed_for(option)
+        if self._call.operation in FREE_OPERATIONS:
+            return Charge(), TokenEstimate(0, 0, 0, 0, 0), None
         if parsed is None:
             return _NO_CHARGE, TokenEstimate(0, 0, None, None, 0), None
-        produces = self._call.operation not in ("embedding", "count_tokens")
+        produces = self._call.operation != "embedding"
         cap = INJECTED_TOKEN_CAP if hard and produces and parsed.max_output_tokens is None else None
         estimate = self._estimator.estimate(option.provider.id, option.model, parsed, token_cap=cap)
         return _charge(option, parsed, estimate, cap, produces=produces), estimate, cap

@@ -12,7 +12,7 @@ from apikeyrouter.domain.models.call import AttemptFacts, Call, Facts
 from apikeyrouter.domain.models.failure import Failure, FailureScope
 from apikeyrouter.domain.models.usage import Usage
 from apikeyrouter.infrastructure.adapters.transport import Timeouts
-from apikeyrouter.serving.admission import Admitted
+from apikeyrouter.serving.admission import FREE_OPERATIONS, Admitted
 from apikeyrouter.serving.bookkeeping import Bookkeeper, OpenHold, Release
 from apikeyrouter.serving.outcomes import estimated_usage, failed_lanes, given_up
 
@@ -75,10 +75,12 @@ class Endings:
     ) -> None:
         """An answer, or a part of one. `usage` None: not told. `failed`: evidence against the provider."""
         admitted, facts = attempt.admitted, attempt.facts
-        if usage is None:
-            usage = estimated_usage(admitted, produced)
+        if attempt.call.operation in FREE_OPERATIONS:
+            usage, cost = Usage(input_tokens=0, output_tokens=0), 0
+        else:
+            usage = usage or estimated_usage(admitted, produced)
+            cost = UNPRICED if admitted.option.price is None else admitted.option.price.cost(usage)
         self._learn(admitted, usage)
-        cost = UNPRICED if admitted.option.price is None else admitted.option.price.cost(usage)
         latency_us = self._clock(attempt)
         attempt.let_go()
         self._books.hand_in(
