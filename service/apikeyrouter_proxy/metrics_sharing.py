@@ -69,6 +69,7 @@ class SharedMetrics:
         self._published: Counters | None = None
         self._next_takeover = 0.0
         self._task: asyncio.Task[None] | None = None
+        self._closing = False
 
     def start(self) -> None:
         """Begin to publish."""
@@ -77,10 +78,10 @@ class SharedMetrics:
 
     async def close(self) -> None:
         """Publish a last time, and stop."""
+        self._closing = True
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
             self._task = None
         if self._client is not None:
             with contextlib.suppress(RedisError, OSError):
@@ -140,14 +141,15 @@ class SharedMetrics:
         return records
 
     async def _run(self) -> None:
-        while True:
+        while not self._closing:  # redis-py may take a cancellation for a time-out, and go on
             with contextlib.suppress(RedisError, OSError):
                 if time.monotonic() >= self._next_takeover:
                     self._next_takeover = time.monotonic() + DEAD_SECONDS
                     await self.take_over()
                 else:
                     await self.publish()
-            await asyncio.sleep(PUBLISH_SECONDS)
+            if not self._closing:
+                await asyncio.sleep(PUBLISH_SECONDS)
 
 
 def _minus(counters: Counters, taken: Counters) -> Counters:

@@ -256,3 +256,23 @@ def test_providers_that_are_left_alone_for_a_while_are_no_rate_limit(dialect: st
     problem = problem_of(NoEligibleKeysError(retry_after_us=4_000_000, binding=loss), dialect)
     assert problem.status == {"openai": 503, "anthropic": 529}[dialect]
     assert (problem.code, problem.retry, problem.retry_after_ms) == ("server_is_overloaded", True, 4000)
+
+
+async def test_a_cancellation_that_the_client_swallows_does_not_keep_a_worker_from_ending(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = SharedMetrics(redis_url, namespace="swallowed", counters=dict, gauges=dict)
+    publishing = asyncio.Event()
+
+    async def publish(*, live: bool = True) -> None:
+        publishing.set()
+        try:
+            await asyncio.sleep(60 if live else 0)
+        except asyncio.CancelledError as exc:
+            raise OSError("taken for a time-out") from exc
+
+    monkeypatch.setattr(shared, "publish", publish)
+    shared.start()
+    await publishing.wait()
+    async with asyncio.timeout(10):
+        await shared.close()
