@@ -247,7 +247,7 @@ def _store(redis_url: str | None, settings: ServiceSettings, router_settings: Ro
 
 
 GC_THRESHOLDS = (20_000, 10, 50)
-"""Containers made before each generation is looked through. The freeze is what saves; these were not seen to add to it."""
+"""Containers made before each generation is looked through. The freeze saves; these were not seen to add to it."""
 
 
 def _settle_garbage_collector() -> None:
