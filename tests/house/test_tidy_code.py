@@ -12,7 +12,7 @@ FUNCTION_LINES_MAX = 60
 FILE_LINES_MAX = 500
 LONG_FUNCTIONS: set[str] = set()
 """Functions that may be longer. The list only ever gets shorter."""
-LONG_FILES = {"router/apikeyrouter/router.py", "tests/ledger/oracle.py", "tests/ledger/test_state_machine.py"}
+LONG_FILES = {"tests/ledger/oracle.py", "tests/ledger/test_state_machine.py"}
 """Files that may be longer. The list only ever gets shorter."""
 CORE = ("router/apikeyrouter/domain/", "router/apikeyrouter/router.py", "router/apikeyrouter/serving/")
 PROVIDERS = re.compile(r"openai|anthropic|azure|gemini|mistral|groq|deepseek|bedrock", re.IGNORECASE)

@@ -1,0 +1,182 @@
+"""What a router does beside requests: it follows the store, keeps decisions and learned ratios, and restores.
+
+The lowest layer of `ApiKeyRouter`; `life.py` is the next.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from apikeyrouter.domain.components.catalogue import Catalogue
+from apikeyrouter.domain.components.key_manager import KeyManager
+from apikeyrouter.domain.components.token_estimator import TokenEstimator
+from apikeyrouter.domain.interfaces.state_store import StateStore
+from apikeyrouter.domain.models.api_key import StateTransition
+from apikeyrouter.domain.models.call import Call, Facts
+from apikeyrouter.domain.models.system_error import ApiKeyRouterError
+from apikeyrouter.infrastructure.adapters.transport import Response
+from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
+from apikeyrouter.infrastructure.observability.events import EventLog
+from apikeyrouter.serving.admission import Admissions, Admitted
+from apikeyrouter.serving.configuring import Configuration
+from apikeyrouter.serving.reporting import decision_of
+
+OBSERVE_EVERY_SECONDS = 0.5
+"""A lane is re-synced with its provider's headers at most this often."""
+DECISION_SECONDS_MAX = 0.1
+"""Longest that an answer waits for its decision to be kept; after that it is kept behind its back."""
+RATIOS_DOCUMENT = ("token_ratios", "learned")
+RATIOS_EVERY_SECONDS = 30.0
+_log = EventLog("apikeyrouter")
+
+
+class RouterBackground:
+    """The part of a router that works behind the requests' back. `RouterLife` makes what it works with."""
+
+    ledger: ScriptLedger
+    state_store: StateStore
+    catalogue: Catalogue
+    estimator: TokenEstimator
+    key_manager: KeyManager
+    decisions: deque[Facts]
+    on_finished: list[Callable[[Facts], None]]
+    _admissions: Admissions
+    _configuration: Configuration
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.spent_nanousd = 0
+        self.unpriced_requests = 0
+        self._observed: dict[str, float] = {}
+        self._lanes_known: tuple[int, list[str]] = (-1, [])
+        self._restored = 0
+        self._ratios_at = 0.0
+        self._refresh_lock = asyncio.Lock()
+        self._refresh_asked = self._refresh_done = 0
+        self._chores: set[asyncio.Task[None]] = set()
+
+    async def _watch(self) -> None:
+        """Take over what other processes change, within a second."""
+        seen = 0
+        while True:
+            try:
+                async for change in self.state_store.watch():
+                    if change.version > seen or not change.kind:
+                        seen = await self.state_store.version()
+                        await self._refresh()
+                return
+            except Exception as exc:
+                _log.warning("watch.failed", error=str(exc))
+                await asyncio.sleep(1.0)
+
+    async def _refresh(self) -> None:
+        """Take over configuration and keys as they are from now on. Who asks meanwhile shares the next round."""
+        self._refresh_asked += 1
+        mine = self._refresh_asked
+        async with self._refresh_lock:
+            if self._refresh_done >= mine:
+                return
+            asked = self._refresh_asked
+            await self._refresh_now()
+            self._refresh_done = asked
+
+    async def _refresh_now(self) -> None:
+        if self.ledger.forgotten != self._restored:
+            await self._restore()
+        await self._configuration.refresh()
+        await self.key_manager.refresh()
+        self._admissions.config_version = self.ledger.stamp.config_version
+
+    async def _restore(self) -> None:
+        """Put every lane, budget and key this process knows back into a store that forgot them."""
+        seen = self.ledger.forgotten
+        await self._configuration.restore()
+        await self.key_manager.restore_if_emptied()
+        self._restored = seen
+
+    async def _periodic(self) -> None:
+        """What is due by time: keys that come back, ratios to be shared."""
+        if self.key_manager.is_due():
+            await self._refresh()
+        if time.perf_counter() >= self._ratios_at:
+            await self._share_ratios()
+
+    async def _share_ratios(self) -> None:
+        """Learned token ratios: take the others', leave ours."""
+        self._ratios_at = time.perf_counter() + RATIOS_EVERY_SECONDS
+        told = await self.state_store.get_document(*RATIOS_DOCUMENT)
+        if told:
+            self.estimator.merge(told)
+        learned = self.estimator.export()
+        if learned["models"] and learned != told:
+            with contextlib.suppress(NotImplementedError):  # a user's own store may keep no documents
+                await self.state_store.save_document(*RATIOS_DOCUMENT, learned)
+
+    def _lane_ids(self) -> list[str]:
+        version, known = self._lanes_known
+        if version != self.catalogue.version:
+            known = self.catalogue.lane_ids()
+            self._lanes_known = (self.catalogue.version, known)
+        return known
+
+    def _observe(self, admitted: Admitted, response: Response) -> None:
+        """Re-sync the lane that meters this model with what the provider's headers say, now and then."""
+        lane = admitted.option.lanes[1]
+        now = time.perf_counter()
+        if now < self._observed.get(lane, 0.0):
+            return
+        self._observed[lane] = now + OBSERVE_EVERY_SECONDS
+        seen = admitted.option.provider.wire.observe(response.headers)
+        if seen:
+            self._chore(self.ledger.record(lane, observations=seen))
+
+    def _announce(self, transition: StateTransition) -> None:
+        _log.info(
+            "key.state_changed", key_id=transition.entity_id, state=transition.to_state.value, reason=transition.reason
+        )
+
+    def _report_unreadable(self, key_id: str, error: Exception) -> None:
+        _log.error("key.unreadable", key_id=key_id, error=str(error))
+
+    async def _keep_decision(self, facts: Facts) -> None:
+        """Keep the decision in the store. An answer is never lost, and hardly delayed, by a store in trouble."""
+        if facts.attempts:
+            task = self._chore(self._save_decision(facts))
+            await asyncio.wait([task], timeout=DECISION_SECONDS_MAX)
+
+    async def _save_decision(self, facts: Facts) -> None:
+        await self.state_store.save_routing_decision(decision_of(facts))
+
+    def _chore(self, work: Coroutine[Any, Any, object]) -> "asyncio.Task[None]":
+        """Do something behind the request's back; a failure is logged."""
+
+        async def quietly() -> None:
+            try:
+                await work
+            except ApiKeyRouterError as exc:
+                _log.warning("chore.failed", error=str(exc))
+            except Exception as exc:
+                _log.error("chore.failed", error=repr(exc))
+
+        task = asyncio.get_running_loop().create_task(quietly())
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+        return task
+
+    def _finished(self, call: Call, facts: Facts) -> None:
+        self.in_flight -= 1
+        facts.total_us = int((time.perf_counter() - call.started) * 1e6)
+        facts.overhead_us = max(0, facts.total_us - facts.upstream_us)
+        if facts.cost_nanousd is None:
+            self.unpriced_requests += facts.outcome == "ok"
+        else:
+            self.spent_nanousd += facts.cost_nanousd
+        self.decisions.append(facts)
+        for told in self.on_finished:
+            try:
+                told(facts)
+            except Exception as exc:
+                _log.error("listener.failed", error=repr(exc))

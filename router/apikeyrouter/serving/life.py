@@ -1,0 +1,206 @@
+"""What a router is made of, and its life: it opens what it needs on first use and closes what it opened.
+
+The middle layer of `ApiKeyRouter`, between `background.py` and `registration.py`.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from apikeyrouter.domain.components.catalogue import Catalogue
+from apikeyrouter.domain.components.key_manager import KeyManager
+from apikeyrouter.domain.components.pool import Snapshot
+from apikeyrouter.domain.components.price_book import PriceBook
+from apikeyrouter.domain.components.token_estimator import TokenEstimator
+from apikeyrouter.domain.interfaces.state_store import StateStore
+from apikeyrouter.domain.models.call import Facts
+from apikeyrouter.domain.models.system_error import ConfigurationError
+from apikeyrouter.infrastructure.adapters.transport import Timeouts, Transport
+from apikeyrouter.infrastructure.config.settings import RouterSettings
+from apikeyrouter.infrastructure.ledger.engine import Engine
+from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
+from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
+from apikeyrouter.infrastructure.ledger.redis_engine import RedisEngine
+from apikeyrouter.infrastructure.observability.events import EventLog
+from apikeyrouter.infrastructure.security.key_vault import KeyVault
+from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
+from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
+from apikeyrouter.serving.admission import Admissions
+from apikeyrouter.serving.attempt import Attempts
+from apikeyrouter.serving.background import RouterBackground
+from apikeyrouter.serving.bookkeeping import Bookkeeper
+from apikeyrouter.serving.configuring import Configuration
+from apikeyrouter.serving.deferred import Deferrals
+from apikeyrouter.serving.housekeeping import Housekeeper
+
+ATTEMPTS_MAX = 3
+LEASE_US = 30_000_000
+ABORT_SECONDS_AT_CLOSE = 1.0
+FLUSH_SECONDS_AT_CLOSE = 5.0
+CHORES_SECONDS_AT_CLOSE = 1.0
+CANCEL_ROUNDS_MAX = 20
+CANCEL_SECONDS = 0.1
+"""A client library may swallow a cancellation while it connects; then it is cancelled again."""
+_log = EventLog("apikeyrouter")
+
+
+class RouterLife(RouterBackground):
+    """The parts of a router, how they are opened and how they are closed."""
+
+    def __init__(
+        self,
+        state_store: StateStore | None = None,
+        observability_manager: Any = None,
+        config: RouterSettings | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings = RouterSettings.read(config)
+        self.state_store = state_store or _default_store(self.settings)
+        self.observability_manager = observability_manager
+        self.ledger = ScriptLedger(_engine_for(self.state_store))
+        self.catalogue = Catalogue(PriceBook.load())
+        self.estimator = TokenEstimator()
+        self.snapshot = Snapshot()
+        self.on_finished: list[Callable[[Facts], None]] = []
+        self.decisions: deque[Facts] = deque(maxlen=self.settings.max_decisions)
+        self.decided = 0
+        self.objective = "fairness"
+        self.attempts_max = ATTEMPTS_MAX
+        self.books = Bookkeeper(self.ledger)
+        self._configuration = Configuration(self.catalogue, self.ledger, self.state_store)
+        self.key_manager = KeyManager(
+            self.state_store, self.catalogue, self._open_vault, lanes=self._configuration, announce=self._announce,
+            report=self._report_unreadable, cooldown_seconds=self.settings.default_cooldown_seconds,
+        )  # fmt: skip
+        self._admissions = Admissions(self.ledger, self.catalogue, self.estimator, self.snapshot, lease_us=LEASE_US)
+        self._attempts = Attempts(
+            _open_transport, self.books, self.estimator, observe=self._observe, finished=self._finished,
+            timeouts=Timeouts(),
+        )  # fmt: skip
+        self._housekeeper = Housekeeper(
+            self.ledger, self.books, self.snapshot, self._lane_ids, self._restore, self._periodic
+        )
+        self._deferrals = Deferrals()
+        self._vault: KeyVault | None = None
+        self._file_providers: frozenset[str] = frozenset()
+        self._starting: asyncio.Lock | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Connect, begin background work, finish registrations that were not awaited. Called by itself on first use.
+
+        Raises:
+            ConfigurationError: the router belongs to another event loop, or a registration was wrong.
+        """
+        await self._started()
+        await self._deferrals.finish()
+
+    async def _started(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None:
+            raise ConfigurationError("this router belongs to another event loop; make one router per loop")
+        if self._starting is None:
+            self._starting = asyncio.Lock()
+        async with self._starting:
+            if self._loop is None:
+                await self._open(loop)
+
+    async def _open(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._refresh_lock = asyncio.Lock()
+        await self.ledger.open()
+        await self._configuration.refresh()
+        await self._share_ratios()
+        self._admissions.config_version = self.ledger.stamp.config_version
+        self._attempts.open()
+        self._loop = loop
+        self.books.start()
+        self._housekeeper.start()
+        self._watcher = loop.create_task(self._watch(), name="apikeyrouter.watcher")
+
+    async def drain(self, timeout_s: float = 60.0) -> bool:
+        """Wait until no call is open and every settlement is booked; whether both came true in time."""
+        deadline = time.perf_counter() + timeout_s
+        await self._until_idle(timeout_s)
+        flushed = await self.books.flush(seconds=max(0.1, deadline - time.perf_counter()))
+        return flushed and not self.in_flight
+
+    async def close(self) -> None:
+        """End what is open, flush settlements, stop background work, let go of connections. Idempotent."""
+        if self._loop is None:
+            return
+        self.books.give_up(self.books.open, "the router was closed")
+        await self._until_idle(ABORT_SECONDS_AT_CLOSE)
+        await self.books.flush(seconds=FLUSH_SECONDS_AT_CLOSE)
+        await self._end_background()
+        with contextlib.suppress(Exception):  # learned ratios are a convenience; losing them costs accuracy only
+            await self._share_ratios()
+        await self._attempts.close()
+        for provider in self.catalogue.providers.values():
+            closing = getattr(provider.adapter, "close", None)
+            if closing is not None:
+                with contextlib.suppress(Exception):  # an adapter's mistake must not keep the rest open
+                    await closing()
+        await self.ledger.close()
+        await self.state_store.aclose()
+        self._loop = None
+        self._starting = None
+
+    async def _until_idle(self, seconds: float) -> None:
+        deadline = time.perf_counter() + seconds
+        while self.in_flight and time.perf_counter() < deadline:
+            await asyncio.sleep(0.01)
+
+    async def _end_background(self) -> None:
+        if self._chores:
+            await asyncio.wait(self._chores, timeout=CHORES_SECONDS_AT_CLOSE)
+        pending = {task for task in (self._watcher, *self._chores) if task is not None}
+        for _ in range(CANCEL_ROUNDS_MAX):
+            if not pending:
+                break
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=CANCEL_SECONDS)
+        await self._housekeeper.close()
+        await self.books.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def _open_vault(self) -> KeyVault:
+        if self._vault is None:
+            private = isinstance(self.state_store, InMemoryStateStore)
+            self._vault = KeyVault.open(self.settings.encryption_key, private_store=private)
+        return self._vault
+
+
+def _default_store(settings: RouterSettings) -> StateStore:
+    url = os.environ.get("APIKEYROUTER_REDIS_URL")
+    if url:
+        return RedisStateStore(url, os.environ.get("APIKEYROUTER_NAMESPACE", "apikeyrouter"))
+    return InMemoryStateStore(max_decisions=settings.max_decisions, max_transitions=settings.max_transitions)
+
+
+def _engine_for(store: StateStore) -> Engine:
+    """The ledger follows the store: the same Redis, or in this process."""
+    if isinstance(store, RedisStateStore):
+        return RedisEngine(store.redis_url, namespace=store.namespace)
+    if not isinstance(store, InMemoryStateStore):
+        _log.warning("ledger.in_process", store=type(store).__name__, reason="a custom store keeps entities only")
+    return LocalEngine()
+
+
+def _open_transport() -> Transport:
+    from apikeyrouter.infrastructure.adapters.transports import make_transport
+
+    return make_transport()

@@ -1,0 +1,112 @@
+"""What a router is told: providers, keys, whole configuration files. The layer right below `ApiKeyRouter`."""
+
+import contextlib
+from collections.abc import Awaitable, Mapping
+from typing import Any
+
+from apikeyrouter.domain.components.catalogue import Provider
+from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
+from apikeyrouter.domain.models.api_key import APIKey
+from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError
+from apikeyrouter.infrastructure.adapters.transport import Timeouts
+from apikeyrouter.infrastructure.config.compiled import CompiledConfig, KeyRecord, ProviderRecord
+from apikeyrouter.serving.configuring import metadata_of
+from apikeyrouter.serving.life import RouterLife
+
+
+class RouterRegistration(RouterLife):
+    """The part of a router that takes over what it is told, while requests run."""
+
+    def register_provider(self, provider_id: Any, adapter: ProviderAdapter, overwrite: bool = False) -> Awaitable[None]:
+        """Register a provider's adapter under an id. Starts at once; awaiting it is optional.
+
+        Raises:
+            ConfigurationError: the id is taken and `overwrite` is not given, or the adapter is none.
+        """
+        return self._deferrals.add(lambda: self._register_provider(provider_id, adapter, overwrite))
+
+    async def _register_provider(self, provider_id: Any, adapter: ProviderAdapter, overwrite: bool) -> None:
+        id_ = getattr(provider_id, "id", provider_id)
+        if not isinstance(id_, str) or not id_:
+            raise ConfigurationError(f"provider_id must be a non-empty str, not {provider_id!r}")
+        if not callable(getattr(adapter, "execute_request", None)):
+            raise ConfigurationError(f"the adapter of provider {id_!r} has no execute_request")
+        if id_ in self.catalogue.providers and not overwrite:
+            raise ConfigurationError(f"provider {id_!r} is registered already; pass overwrite=True to replace it")
+        await self._started()
+        made = _provider(id_, adapter)
+        await self._configuration.declare_provider(id_)
+        self.catalogue.providers[id_] = made
+        self.catalogue.changed()
+        await self._refresh()
+
+    def register_key(
+        self, key_material: str, provider_id: str, metadata: dict[str, Any] | None = None
+    ) -> Awaitable[APIKey]:
+        """Register a key; the same material and provider give the same key. Starts at once.
+
+        Raises:
+            KeyRegistrationError: see `KeyManager.register_key`.
+        """
+        return self._deferrals.add(lambda: self._register_key(key_material, provider_id, metadata))
+
+    async def _register_key(self, key_material: str, provider_id: str, metadata: dict[str, Any] | None) -> APIKey:
+        await self._started()
+        return await self.key_manager.register_key(key_material, provider_id, metadata)
+
+    async def apply(self, config: CompiledConfig) -> None:
+        """Take over a compiled configuration file, while requests run. What can be wrong is found before any change.
+
+        What the file of before named and this one does not is dropped: keys, budgets, limits, aliases, prices.
+        After an outage in the middle, applying it again completes it.
+
+        Raises:
+            ConfigurationError: an adapter refuses its options; nothing was changed.
+            LedgerUnavailableError, StateStoreUnavailableError: the store went away.
+        """
+        await self.start()
+        adapters = _adapters(config.providers)
+        if config.keys:
+            self._open_vault()
+        for provider_id in self._file_providers.difference(adapters):
+            self.catalogue.providers.pop(provider_id, None)
+        self._file_providers = frozenset(adapters)
+        self.catalogue.providers.update(adapters)
+        self.catalogue.changed()
+        dropped = await self._configuration.replace_file(config)
+        self.objective = config.routing.objective
+        self.attempts_max = config.routing.attempts_max
+        self._admissions.lease_us = config.routing.lease_ms * 1000
+        for record in config.keys:
+            await self._apply_key(record)
+        for key_id in dropped:
+            with contextlib.suppress(InvalidRequestError):  # another process was first
+                await self.key_manager.revoke_key(key_id)
+        await self._refresh()
+
+    async def _apply_key(self, record: KeyRecord) -> None:
+        metadata = metadata_of(
+            record.metadata, quota_group=record.quota_group, weight=record.weight, models=record.models
+        )
+        await self.key_manager.register_key(record.material, record.provider_id, metadata, key_id=record.id)
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """Seconds that each phase of an exchange with a provider may take."""
+        return self._attempts.default_timeouts
+
+    @timeouts.setter
+    def timeouts(self, timeouts: Timeouts) -> None:
+        self._attempts.default_timeouts = timeouts
+
+
+def _provider(provider_id: str, adapter: ProviderAdapter) -> Provider:
+    return Provider(
+        id=provider_id, adapter=adapter, wire=getattr(adapter, "wire", None), models=adapter.get_capabilities().models
+    )
+
+
+def _adapters(records: Mapping[str, ProviderRecord]) -> dict[str, Provider]:
+    from apikeyrouter.infrastructure.adapters.registry import make_adapter
+
+    return {record.id: _provider(record.id, make_adapter(record)) for record in records.values()}
