@@ -4,33 +4,17 @@ import hashlib
 import hmac
 import ipaddress
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from apikeyrouter.infrastructure.config.compiled import ClientRecord
-from apikeyrouter_proxy.problems import refuse
+from apikeyrouter.infrastructure.surface.problems import refuse
+from apikeyrouter.infrastructure.surface.requests import ANYBODY, Caller
 
-__all__ = ["ANYBODY", "Caller", "Clients", "is_loopback"]
+__all__ = ["Clients", "is_loopback"]
 
 TOKEN_BYTES_MAX = 4096
 PEERS_REMEMBERED_MAX = 4096
 _PROXIED = (b"x-forwarded-for", b"forwarded", b"x-real-ip")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
-    """Who makes a request. `models` None: all. `lanes`: the client's own limits. `team` None: it may name one."""
-
-    name: str | None = None
-    team: str | None = None
-    models: frozenset[str] | None = None
-    lanes: tuple[str, ...] = ()
-    weight: int = 1
-    digest: bytes = b""
-
-
-ANYBODY = Caller()
-"""A caller without a token, where none is needed."""
 
 
 class Clients:

@@ -18,10 +18,8 @@ from apikeyrouter.domain.models.system_error import (
     LedgerError,
     LedgerUnavailableError,
 )
-from apikeyrouter.router import ApiKeyRouter
-from apikeyrouter_proxy import problems
-from apikeyrouter_proxy.access_log import AccessLog
-from apikeyrouter_proxy.answers import (
+from apikeyrouter.infrastructure.surface import problems
+from apikeyrouter.infrastructure.surface.answers import (
     JSON_TYPE,
     identity_headers,
     metadata_member,
@@ -29,13 +27,16 @@ from apikeyrouter_proxy.answers import (
     stream_headers,
     whole_headers,
 )
-from apikeyrouter_proxy.clients import Caller, Clients
+from apikeyrouter.infrastructure.surface.model_list import model_body, models_body
+from apikeyrouter.infrastructure.surface.problems import Problem, RequestRefused, refuse
+from apikeyrouter.infrastructure.surface.requests import Caller, Headers, make_call, request_id_of
+from apikeyrouter.infrastructure.surface.routes import ANTHROPIC, MODELS_PREFIX, OPENAI, ROUTES, Route
+from apikeyrouter.router import ApiKeyRouter
+from apikeyrouter_proxy.access_log import AccessLog
+from apikeyrouter_proxy.clients import Clients
 from apikeyrouter_proxy.metrics import Metrics
-from apikeyrouter_proxy.model_list import model_body, models_body
 from apikeyrouter_proxy.open_requests import OpenRequest, OpenRequests
-from apikeyrouter_proxy.problems import Problem, RequestRefused, refuse
-from apikeyrouter_proxy.requests import ClientGone, Headers, make_call, read_body, request_id_of
-from apikeyrouter_proxy.routes import ANTHROPIC, MODELS_PREFIX, OPENAI, ROUTES, Route
+from apikeyrouter_proxy.requests import ClientGone, read_body
 
 __all__ = ["DataPlane"]
 

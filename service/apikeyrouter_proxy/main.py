@@ -12,12 +12,12 @@ from fastapi import FastAPI
 
 from apikeyrouter._version import __version__
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError
+from apikeyrouter.infrastructure.surface.routes import ROUTES
 from apikeyrouter_proxy.data_plane import Receive, Send
 from apikeyrouter_proxy.edge import Edge, add_error_handlers
 from apikeyrouter_proxy.management import aliases, management
 from apikeyrouter_proxy.openapi import with_data_plane
 from apikeyrouter_proxy.operations import operations
-from apikeyrouter_proxy.routes import ROUTES
 from apikeyrouter_proxy.runtime import Runtime
 from apikeyrouter_proxy.signals import signals_heard
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from apikeyrouter_proxy.routes import MODELS_PREFIX, ROUTES
+from apikeyrouter.infrastructure.surface.routes import MODELS_PREFIX, ROUTES
 
 __all__ = ["with_data_plane"]
 

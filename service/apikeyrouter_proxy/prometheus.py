@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from apikeyrouter_proxy import metric_names as names
+from apikeyrouter.infrastructure.observability import metric_names as names
+from apikeyrouter.infrastructure.observability.metric_names import METRICS, MetricName
 from apikeyrouter_proxy import metrics as places
-from apikeyrouter_proxy.metric_names import METRICS, MetricName
 from apikeyrouter_proxy.metrics import Counters
 
 __all__ = ["CONTENT_TYPE", "render"]

@@ -18,11 +18,11 @@ from apikeyrouter.infrastructure.config.config_file import ConfigFile, load_conf
 from apikeyrouter.infrastructure.config.environment import environment, provider_keys
 from apikeyrouter.infrastructure.config.settings import RouterSettings, ServiceSettings
 from apikeyrouter.infrastructure.embedded_valkey import EmbeddedServer, default_data_dir, open_embedded
+from apikeyrouter.infrastructure.observability import metric_names
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.router import ApiKeyRouter
-from apikeyrouter_proxy import metric_names
 from apikeyrouter_proxy.access_log import AccessLog
 from apikeyrouter_proxy.clients import Clients
 from apikeyrouter_proxy.data_plane import DataPlane

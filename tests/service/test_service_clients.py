@@ -6,8 +6,8 @@ import httpx
 import openai
 import pytest
 
+from apikeyrouter.infrastructure.surface.problems import RequestRefused
 from apikeyrouter_proxy.clients import Clients, is_loopback
-from apikeyrouter_proxy.problems import RequestRefused
 from tests.servers import Server
 from tests.service.running import Running, running_service
 

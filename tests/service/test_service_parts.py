@@ -20,14 +20,14 @@ from apikeyrouter.domain.models.system_error import (
     SystemError,
 )
 from apikeyrouter.domain.models.usage import Usage
+from apikeyrouter.infrastructure.observability import metric_names
+from apikeyrouter.infrastructure.surface.answers import metadata_member, splice_metadata
+from apikeyrouter.infrastructure.surface.problems import problem_headers, problem_of
 from apikeyrouter.serving.answers import outcome_of
-from apikeyrouter_proxy import metric_names
 from apikeyrouter_proxy.access_log import AccessLog
-from apikeyrouter_proxy.answers import metadata_member, splice_metadata
 from apikeyrouter_proxy.metrics import SERIES_MAX, Metrics, add_counters
 from apikeyrouter_proxy.metrics_sharing import DEAD_SECONDS, SharedMetrics
 from apikeyrouter_proxy.options import ProxyOptions
-from apikeyrouter_proxy.problems import problem_headers, problem_of
 from apikeyrouter_proxy.prometheus import render
 
 

@@ -6,7 +6,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from apikeyrouter_proxy.problems import refuse
+from apikeyrouter.infrastructure.surface.problems import refuse
 
 __all__ = ["model_body", "models_body"]
 

@@ -1,0 +1,158 @@
+"""A client's HTTP request as what routing needs: its headers read, a call made. No I/O."""
+
+import math
+import random
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from apikeyrouter.domain.interfaces.wire import ParsedRequest
+from apikeyrouter.domain.models.call import Call
+from apikeyrouter.domain.models.routing_decision import RoutingObjective
+from apikeyrouter.domain.models.system_error import InvalidRequestError
+from apikeyrouter.infrastructure.surface.problems import refuse
+from apikeyrouter.infrastructure.surface.routes import Route
+
+__all__ = ["ANYBODY", "Caller", "Headers", "make_call", "request_id_of"]
+
+Headers = Mapping[bytes, bytes]
+
+NAME_LENGTH_MAX = 256
+OBJECTIVES_REMEMBERED_MAX = 64
+TIMEOUT_MS_MAX = 24 * 3600 * 1000
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_PASSED_ON = tuple(
+    (name.encode(), name)
+    for name in (
+        "anthropic-version", "anthropic-beta", "openai-beta", "idempotency-key", "x-client-request-id",
+        "traceparent", "tracestate",
+    )
+)  # fmt: skip
+"""Headers that may go upstream; the adapters have the last word (`providers.md` §5.2)."""
+_objectives: dict[bytes, RoutingObjective] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who makes a request. `models` None: all. `lanes`: the client's own limits. `team` None: it may name one.
+
+    `digest`: of the token that it came with.
+    """
+
+    name: str | None = None
+    team: str | None = None
+    models: frozenset[str] | None = None
+    lanes: tuple[str, ...] = ()
+    weight: int = 1
+    digest: bytes = b""
+
+
+ANYBODY = Caller()
+"""A caller without a token, where none is needed."""
+
+
+def request_id_of(headers: Headers) -> str:
+    """The client's `x-request-id` where it is a plain token, else a new id: Unix milliseconds, then random."""
+    given = headers.get(b"x-request-id")
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given.decode()
+    return f"req_{time.time_ns() // 1_000_000:011x}{random.getrandbits(64):016x}"
+
+
+def make_call(
+    route: Route,
+    headers: Headers,
+    caller: Caller,
+    parsed: ParsedRequest,
+    *,
+    query: bytes = b"",
+    request_id: str,
+    started: float,
+) -> Call:
+    """The call to route. Raises RequestRefused (403) and InvalidRequestError that names the header."""
+    model = parsed.model
+    if caller.models is not None and model not in caller.models:
+        raise refuse(403, "permission_error", "model_not_allowed", f"this client may not use model {model[:100]!r}")
+    team, name = caller.team, caller.name
+    if b"x-akr-team" in headers:
+        team = _team(headers[b"x-akr-team"], caller)
+    provider_id = objective = session = None
+    if b"x-akr-provider" in headers:
+        provider_id = _text(headers, b"x-akr-provider")
+    if b"x-akr-objective" in headers:
+        objective = _objective(headers[b"x-akr-objective"])
+    if b"x-akr-session" in headers:
+        session = _text(headers, b"x-akr-session")
+    return Call(
+        request_id=request_id,
+        operation=route.operation,
+        model=model,
+        stream=parsed.stream,
+        started=started,
+        dialect=route.wire.dialect,
+        parsed=parsed,
+        provider_id=provider_id,
+        objective=objective,
+        team=team,
+        client=name,
+        principal=name or "",
+        weight=caller.weight,
+        lanes=caller.lanes,
+        headers=tuple([(text, headers[name].decode("latin-1")) for name, text in _PASSED_ON if name in headers]),
+        path_query=f"?{query.decode('latin-1')}" if query else "",
+        session=session,
+        deadline=_deadline(headers, started),
+    )
+
+
+def _team(value: bytes, caller: Caller) -> str:
+    team = value.decode("latin-1").strip()
+    if not team or len(team) > NAME_LENGTH_MAX:
+        raise InvalidRequestError(f"must have 1 to {NAME_LENGTH_MAX} characters", field="x-akr-team")
+    if caller.team is not None and team != caller.team:
+        raise refuse(403, "permission_error", "team_not_allowed", "this client belongs to another team")
+    return team
+
+
+def _text(headers: Headers, name: bytes) -> str:
+    text = headers[name].decode("latin-1").strip()
+    if not 1 <= len(text) <= NAME_LENGTH_MAX:
+        raise InvalidRequestError(f"must have 1 to {NAME_LENGTH_MAX} characters", field=name.decode())
+    return text
+
+
+def _objective(value: bytes) -> RoutingObjective:
+    known = _objectives.get(value)
+    if known is None:
+        try:
+            known = RoutingObjective(value.decode("latin-1").strip())
+        except InvalidRequestError as exc:
+            raise InvalidRequestError(exc.reason, field="x-akr-objective") from exc
+        if len(_objectives) >= OBJECTIVES_REMEMBERED_MAX:
+            _objectives.clear()
+        _objectives[value] = known
+    return known
+
+
+def _deadline(headers: Headers, started: float) -> float | None:
+    """The earlier of what the client asks for and what its SDK will wait for; None: nothing was said."""
+    given = headers.get(b"x-akr-timeout-ms")
+    hint = headers.get(b"x-stainless-read-timeout")
+    seconds = math.inf if hint is None else _hinted_seconds(hint)
+    if given is not None:
+        if not given.isdigit() or not 1 <= len(given) <= 9 or not 1 <= int(given) <= TIMEOUT_MS_MAX:
+            raise InvalidRequestError(
+                f"must be a whole number between 1 and {TIMEOUT_MS_MAX}", field="x-akr-timeout-ms"
+            )
+        seconds = min(seconds, int(given) / 1000)
+    return None if seconds == math.inf else started + seconds
+
+
+def _hinted_seconds(hint: bytes) -> float:
+    """The SDK's own read timeout. Only a hint: what is no positive number is ignored."""
+    try:
+        seconds = float(hint)
+    except ValueError:
+        return math.inf
+    return seconds if seconds > 0 else math.inf
