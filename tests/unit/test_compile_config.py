@@ -1,11 +1,13 @@
 """What a configuration file means."""
 
+from decimal import Decimal
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from apikeyrouter.domain.components.key_identity import derive_key_id
+from apikeyrouter.domain.components.price_book import PriceBook
 from apikeyrouter.domain.models.accounting import LimitKind, Metric, Period, SuspenseRule, UnpricedRule
 from apikeyrouter.domain.models.system_error import ConfigurationError
 from apikeyrouter.infrastructure.config.compile import compile_config
@@ -208,6 +210,23 @@ ONE_KEY = "keys: [{id: k1, provider: openai, key: sk-1, quota_group: g}]\n"
 )  # fmt: skip
 def test_what_contradicts_itself_is_refused_with_the_path(text: str, complaint: str) -> None:
     assert any(complaint in error for error in errors(text)), errors(text)
+
+
+def test_a_price_has_tiers_of_context_and_of_service() -> None:
+    text = """
+    prices:
+      - {model: m, provider: own, input: 1, output: 10, input_audio: 4, tiers: [{above: 200000, input: 2, output: 15}],
+         service_tiers: {batch: {input: 0.5, output: 5}}}
+    """
+    (price,) = compiled(text).prices
+    assert price.rates == {"input": Decimal(1), "output": Decimal(10), "input_audio": Decimal(4)}
+    assert price.tiers == ((200_000, {"input": Decimal(2), "output": Decimal(15)}),)
+    assert price.service_tiers == {"batch": {"input": Decimal("0.5"), "output": Decimal(5)}}
+    book = PriceBook()
+    book.add("own", "m", tiers=price.tiers, service_tiers=price.service_tiers, **price.rates)
+    found = book.price("own", "m")
+    assert found is not None
+    assert found.expected(200_001, 0) == 2 * found.expected(200_000, 0) + 2000
 
 
 def test_all_contradictions_are_told_at_once_and_none_shows_a_secret() -> None:

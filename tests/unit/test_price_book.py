@@ -4,6 +4,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 
+import msgspec
 import pytest
 from genai_prices import Usage as OracleUsage
 from genai_prices import calc_price
@@ -14,7 +15,8 @@ from tools import compile_prices
 
 from apikeyrouter.domain.components import price_book
 from apikeyrouter.domain.components.price_book import ModelPrice, PriceBook
-from apikeyrouter.domain.models.usage import Usage
+from apikeyrouter.domain.models.usage import MediaTokens, Usage
+from apikeyrouter.infrastructure.adapters.usage_reader import OpenAIUsage, checked
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 BOOK = PriceBook.load(now=NOW.timestamp)
@@ -36,9 +38,24 @@ def oracle(provider: str, model: str, usage: Usage, context: dict[str, str] | No
         cache_write_tokens=usage.cache_write_tokens + usage.cache_write_long_tokens,
         cache_write_1h_tokens=usage.cache_write_long_tokens,
         output_reasoning_tokens=usage.reasoning_tokens,
+        **_media(usage.media or MediaTokens()),
     )
     answer = calc_price(told, model, provider_id=provider, genai_request_timestamp=NOW, price_context=context)
     return answer.total_price * 10**9
+
+
+def _media(media: MediaTokens) -> dict[str, int]:
+    told = {
+        "input_audio_tokens": media.audio_input,
+        "input_image_tokens": media.image_input,
+        "input_video_tokens": media.video_input,
+        "cache_audio_read_tokens": media.audio_cached,
+        "cache_image_read_tokens": media.image_cached,
+        "output_audio_tokens": media.audio_output,
+        "output_image_tokens": media.image_output,
+        "output_video_tokens": media.video_output,
+    }
+    return {name: tokens for name, tokens in told.items() if tokens}
 
 
 def assert_agrees(cost: int, exact: Decimal) -> None:
@@ -52,6 +69,18 @@ USAGES = [
     Usage(input_tokens=1234, output_tokens=567, cache_read_tokens=89, reasoning_tokens=45),
     Usage(input_tokens=200_000, output_tokens=10),
     Usage(input_tokens=200_001, output_tokens=10, cache_read_tokens=1000),
+    Usage(
+        input_tokens=9000,
+        output_tokens=800,
+        media=MediaTokens(audio_input=4000, image_input=300, audio_output=200, image_output=100),
+    ),
+    Usage(
+        input_tokens=9000,
+        output_tokens=0,
+        cache_read_tokens=5000,
+        media=MediaTokens(audio_input=4000, audio_cached=3000, image_input=500, image_cached=250),
+    ),
+    Usage(input_tokens=900, output_tokens=700, media=MediaTokens(video_input=800, video_output=600)),
     Usage(input_tokens=600_000, output_tokens=9, cache_read_tokens=7, cache_write_tokens=5, cache_write_long_tokens=3),
 ]
 
@@ -97,17 +126,33 @@ def test_the_check_values_of_the_fact_page(provider: str, model: str, usage: Usa
     assert price_of(provider, model).cost(usage) == Decimal(dollars) * 10**9
 
 
-def test_a_priority_answer_costs_its_own_price() -> None:
-    usage = Usage(input_tokens=1000, output_tokens=1000, service_tier="priority")
+@pytest.mark.parametrize(
+    ("provider", "context"),
+    [
+        ("openai", {"service_tier": "priority"}),
+        ("openai", {"service_tier": "flex"}),
+        ("openai", {"processing": "batch"}),
+        ("anthropic", {"processing": "batch"}),
+        ("anthropic", {"speed": "fast"}),
+    ],
+)
+def test_what_another_tier_served_costs_that_tiers_price(provider: str, context: dict[str, str]) -> None:
+    (tier,) = context.values()
+    usage = Usage(input_tokens=1000, output_tokens=1000, cache_read_tokens=300, service_tier=tier)
     found = 0
-    for model in (model for provider, model in MODELS if provider == "openai"):
-        price = BOOK.price("openai", model)
+    for model in (model for owner, model in MODELS if owner == provider):
+        price = BOOK.price(provider, model)
         if price is None:
             continue
-        exact = oracle("openai", model, usage, {"service_tier": "priority"})
+        try:
+            exact = oracle(provider, model, usage, context)
+        except ValueError:
+            continue
         assert_agrees(price.cost(usage), exact)
-        found += exact != oracle("openai", model, usage)
-    assert found > 5
+        found += exact != oracle(provider, model, usage)
+        plain = Usage(input_tokens=1000, output_tokens=1000, service_tier=tier)
+        assert price.expected(1000, 1000, tier) == price.cost(plain)
+    assert found >= 5
 
 
 @given(
@@ -115,10 +160,16 @@ def test_a_priority_answer_costs_its_own_price() -> None:
     st.integers(0, 2_000_000),
     st.integers(0, 200_000),
     st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)),
-    st.sampled_from([None, "default", "flex", "priority", "fast"]),
+    st.lists(st.integers(-10, 2_000_000), min_size=8, max_size=8),
+    st.sampled_from([None, "default", "flex", "priority", "fast", "batch"]),
 )
-def test_the_bound_is_never_below_a_cost(
-    name: tuple[str, str], read: int, written: int, shares: tuple[float, float, float, float], tier: str | None
+def test_the_bound_is_never_below_a_cost_and_no_cost_below_nothing(
+    name: tuple[str, str],
+    read: int,
+    written: int,
+    shares: tuple[float, float, float, float],
+    media: list[int],
+    tier: str | None,
 ) -> None:
     price = BOOK.price(*name)
     if price is None:
@@ -126,16 +177,10 @@ def test_the_bound_is_never_below_a_cost(
     cached = int(read * shares[0])
     stored = int((read - cached) * shares[1])
     long = int((read - cached - stored) * shares[2])
-    usage = Usage(
-        input_tokens=read,
-        output_tokens=written,
-        cache_read_tokens=cached,
-        cache_write_tokens=stored,
-        cache_write_long_tokens=long,
-        reasoning_tokens=int(written * shares[3]),
-        service_tier=tier,
-    )
-    assert price.cost(usage) <= price.bound(read, written, tier)
+    told = MediaTokens(**dict(zip(MediaTokens.__struct_fields__, media, strict=True)))
+    usage = checked(read, written, cached, stored, long, int(written * shares[3]), tier, told)
+    assert usage is not None
+    assert 0 <= price.cost(usage) <= price.bound(read, written, tier)
     if tier in (None, "default", "priority"):
         assert price.cost(usage) <= price.bound(read, written)
     assert price.expected(read, written) <= price.bound(read, written)
@@ -144,6 +189,34 @@ def test_the_bound_is_never_below_a_cost(
 @pytest.mark.parametrize("name", ["no-such-model", "", "x" * 10_000, "GPT-4o\n"])
 def test_an_unknown_model_is_unpriced_and_never_free(name: str) -> None:
     assert BOOK.price("openai", name) is None
+
+
+def test_an_override_has_tiers_of_context_and_of_service_and_media() -> None:
+    book = PriceBook()
+    price = book.add(
+        "own",
+        "m",
+        input=Decimal(1),
+        output=Decimal(10),
+        cached_input=Decimal("0.1"),
+        input_audio=Decimal(5),
+        tiers=[(1000, {"input": Decimal(2), "output": Decimal(20)})],
+        service_tiers={"batch": {"input": Decimal("0.5"), "output": Decimal(5)}},
+    )
+    assert book.price("own", "M") is price
+    assert price.cost(Usage(input_tokens=1000, output_tokens=1)) == 1_010_000
+    assert price.cost(Usage(input_tokens=1001, output_tokens=1)) == 2_022_000
+    assert price.cost(Usage(input_tokens=1001, output_tokens=0, cache_read_tokens=1000)) == 102_000
+    assert price.cost(Usage(input_tokens=10, output_tokens=1, service_tier="batch")) == 10_000
+    assert price.cost(Usage(input_tokens=10, output_tokens=0, media=MediaTokens(audio_input=6))) == 34_000
+    assert price.bound(1000, 1) == 5_020_000
+    assert price.expected(10, 1, "batch") == 10_000
+
+
+@pytest.mark.parametrize("rates", [{"inputs": Decimal(1)}, {"output": Decimal(1)}, {}])
+def test_an_override_without_an_input_rate_or_with_an_unknown_one_is_refused(rates: dict[str, Decimal]) -> None:
+    with pytest.raises(ValueError, match="input"):
+        PriceBook().add("own", "m", tiers=(), service_tiers={}, **rates)
 
 
 def test_an_unknown_provider_is_unpriced() -> None:
@@ -208,3 +281,24 @@ def test_the_shipped_file_is_what_the_script_makes() -> None:
     assert compile_prices.TARGET.read_text("utf-8") == compile_prices.render(compile_prices.compile_all())
     assert compile_prices.TARGET.stat().st_size < compile_prices.BYTES_MAX
     assert "MIT License" in compile_prices.TARGET.read_text("utf-8")
+
+
+def test_usage_that_says_what_is_sound_and_what_pictures_is_priced_as_that() -> None:
+    told = (
+        b'{"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150,'
+        b' "prompt_tokens_details": {"cached_tokens": 10, "audio_tokens": 60},'
+        b' "completion_tokens_details": {"audio_tokens": 40, "reasoning_tokens": 5}}'
+    )
+    usage = msgspec.json.decode(told, type=OpenAIUsage).read()
+    assert usage is not None
+    assert usage.media == MediaTokens(audio_input=60, audio_output=40)
+    price = PriceBook().add(
+        "own",
+        "m",
+        input=Decimal(1),
+        output=Decimal(10),
+        cached_input=Decimal("0.5"),
+        input_audio=Decimal(4),
+        output_audio=Decimal(40),
+    )
+    assert price.cost(usage) == (30 * 1 + 10 * Decimal("0.5") + 60 * 4 + 10 * 10 + 40 * 40) * 1000

@@ -169,7 +169,7 @@ def _charge(
     bound_output = estimate.bound_output if produces else 0
     expected = bound = UNPRICED
     if price is not None:
-        expected = price.expected(estimate.input_tokens, output)
+        expected = price.expected(estimate.input_tokens, output, parsed.service_tier)
         if estimate.bound_input is not None and bound_output is not None:
             bound = price.bound(estimate.bound_input, bound_output, parsed.service_tier)
     metered = None

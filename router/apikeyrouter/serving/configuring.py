@@ -101,10 +101,8 @@ class Configuration:
             catalogue.prices.remove(old.provider_id, old.model)
         for price in new.prices:
             catalogue.prices.add(
-                price.provider_id, price.model, input=price.input, output=price.output,
-                cached_input=price.cached_input, cache_write=price.cache_write,
-                cache_write_long=price.cache_write_long, request=price.request,
-            )  # fmt: skip
+                price.provider_id, price.model, tiers=price.tiers, service_tiers=price.service_tiers, **price.rates
+            )
         self._file = new
         catalogue.aliases = {
             alias: tuple((target.provider_id, target.model) for target in targets)

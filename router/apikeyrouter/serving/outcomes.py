@@ -27,6 +27,7 @@ def partial_usage(told: Usage, produced: int) -> Usage:
         input_tokens=told.input_tokens, output_tokens=output, cache_read_tokens=told.cache_read_tokens,
         cache_write_tokens=told.cache_write_tokens, cache_write_long_tokens=told.cache_write_long_tokens,
         reasoning_tokens=min(told.reasoning_tokens, output), service_tier=told.service_tier, estimated=True,
+        media=told.media,
     )  # fmt: skip
 
 

@@ -14,12 +14,13 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
-from apikeyrouter.domain.models.usage import Usage
+from apikeyrouter.domain.models.usage import MediaTokens, Usage
 
 PICO_PER_NANO = 1000
 PICO_PER_MTOK_DOLLAR = 1_000_000
 """One dollar per million tokens, in pico-dollars per token."""
 
+PICO_PER_DOLLAR = 10**12
 LOOKUPS_MAX = 4096
 """Lookups remembered; beyond it the memory starts afresh."""
 
@@ -39,6 +40,22 @@ _INPUTS = ("input", "cache_read", "cache_write", "cache_write_1h", "input_audio"
            "cache_audio_read", "cache_image_read")  # fmt: skip
 _OUTPUTS = ("output", "reasoning", "output_other", "output_audio", "output_image", "output_video")
 _UNITS = (*_INPUTS, *_OUTPUTS, "request")
+RATES = {
+    "input": "input", "output": "output", "cached_input": "cache_read", "cache_write": "cache_write",
+    "cache_write_long": "cache_write_1h", "reasoning": "reasoning", "input_audio": "input_audio",
+    "input_image": "input_image", "input_video": "input_video", "cached_audio": "cache_audio_read",
+    "cached_image": "cache_image_read", "output_audio": "output_audio", "output_image": "output_image",
+    "output_video": "output_video", "request": "request",
+}  # fmt: skip
+"""What a price may name, by the price list's names."""
+_CLASS_OF = {
+    "cache_read": "input", "cache_write": "input", "cache_write_1h": "cache_write", "reasoning": "output",
+    "input_audio": "input", "input_image": "input", "input_video": "input",
+    "output_audio": "output", "output_image": "output", "output_video": "output",
+}  # fmt: skip
+"""What a rate costs like where the list does not name it."""
+_CACHED_MEDIA = {"cache_audio_read": "input_audio", "cache_image_read": "input_image"}
+"""Without a price of its own, cached sound has no discount where sound has a price, and is text where it has none."""
 _COMPACT_DATE = re.compile(r"-(20\d{2})(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(?=-|:|$)")
 
 Steps = tuple[tuple[int, int], ...]
@@ -49,20 +66,35 @@ class Rates:
     """Pico-dollars per token of every class, at one tier. What a price list does not name costs like its class."""
 
     __slots__ = (
-        "cache_read", "cache_write", "cache_write_long", "dearest_input", "dearest_output", "input", "output",
-        "reasoning", "request",
+        "audio_cached", "audio_input", "audio_output", "cache_read", "cache_write", "cache_write_long",
+        "dearest_input", "dearest_output", "image_cached", "image_input", "image_output", "input", "output",
+        "reasoning", "request", "video_input", "video_output",
     )  # fmt: skip
 
     def __init__(self, rates: Mapping[str, int]) -> None:
-        self.input = rates.get("input", 0)
-        self.output = rates.get("output", 0)
-        self.cache_read = rates.get("cache_read", self.input)
-        self.cache_write = rates.get("cache_write", self.input)
-        self.cache_write_long = rates.get("cache_write_1h", self.cache_write)
-        self.reasoning = rates.get("reasoning", self.output)
-        self.request = rates.get("request", 0)
+        told = {name: _rate_of(rates, name) for name in _UNITS}
+        self.input, self.output, self.request = told["input"], told["output"], told["request"]
+        self.cache_read, self.cache_write = told["cache_read"], told["cache_write"]
+        self.cache_write_long, self.reasoning = told["cache_write_1h"], told["reasoning"]
+        self.audio_input, self.image_input = told["input_audio"], told["input_image"]
+        self.video_input, self.video_output = told["input_video"], told["output_video"]
+        self.audio_cached, self.image_cached = told["cache_audio_read"], told["cache_image_read"]
+        self.audio_output, self.image_output = told["output_audio"], told["output_image"]
         self.dearest_input = max([rates.get(name, 0) for name in _INPUTS])
         self.dearest_output = max([rates.get(name, 0) for name in _OUTPUTS])
+
+    def beyond_text(self, media: MediaTokens) -> int:
+        """What sound, pictures and film cost more (or less) than as many tokens of text, in pico-dollars."""
+        return (
+            (media.audio_input - media.audio_cached) * (self.audio_input - self.input)
+            + (media.image_input - media.image_cached) * (self.image_input - self.input)
+            + media.video_input * (self.video_input - self.input)
+            + media.audio_cached * (self.audio_cached - self.cache_read)
+            + media.image_cached * (self.image_cached - self.cache_read)
+            + media.audio_output * (self.audio_output - self.output)
+            + media.image_output * (self.image_output - self.output)
+            + media.video_output * (self.video_output - self.output)
+        )
 
 
 class ModelPrice:
@@ -110,10 +142,14 @@ class ModelPrice:
             + thought * rates.reasoning
             + rates.request
         )
+        if usage.media is not None:
+            pico += rates.beyond_text(usage.media)
         return -(-pico // PICO_PER_NANO)
 
-    def expected(self, input_tokens: int, output_tokens: int) -> int:
-        """What so many tokens cost when nothing is cached."""
+    def expected(self, input_tokens: int, output_tokens: int, service_tier: str | None = None) -> int:
+        """What so many tokens of text cost when nothing is cached, at the service tier that is asked for."""
+        if self._variants is not None and service_tier is not None and service_tier in self._variants:
+            return self._variants[service_tier].expected(input_tokens, output_tokens)
         rates = self._base if self._tiers is None else self._tier(input_tokens)
         return -(-(input_tokens * rates.input + output_tokens * rates.output + rates.request) // PICO_PER_NANO)
 
@@ -136,6 +172,15 @@ class ModelPrice:
     def __repr__(self) -> str:
         base = self._base
         return f"ModelPrice({self.provider}/{self.model}, input={base.input}, output={base.output} pico-dollars)"
+
+
+def _rate_of(rates: Mapping[str, int], name: str) -> int:
+    """A rate, or that of the class it belongs to where the list does not name it."""
+    if name in _CACHED_MEDIA and name not in rates:
+        name = _CACHED_MEDIA[name] if _CACHED_MEDIA[name] in rates else "cache_read"
+    while name not in rates and name in _CLASS_OF:
+        name = _CLASS_OF[name]
+    return rates.get(name, 0)
 
 
 def _larger(one: tuple[int, int, int], other: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -182,28 +227,32 @@ class PriceBook:
         provider_id: str | None,
         model: str,
         *,
-        input: Decimal,  # noqa: A002 (the public name)
-        output: Decimal = Decimal(0),
-        cached_input: Decimal | None = None,
-        cache_write: Decimal | None = None,
-        cache_write_long: Decimal | None = None,
-        request: Decimal | None = None,
+        tiers: Iterable[tuple[int, Mapping[str, Decimal]]] = (),
+        service_tiers: Mapping[str, Mapping[str, Decimal]] | None = None,
+        **rates: Decimal | None,
     ) -> ModelPrice:
-        """Override a price: dollars per million tokens (`request`: dollars per request). `provider_id` None: any.
+        """Override a price. `provider_id` None: at any provider.
 
-        Raises ValueError for negative, non-finite or absurd amounts.
+        Args:
+            tiers: (above this many input tokens, rates): the whole request costs these then.
+            service_tiers: rates by the tier that served a request: `batch`, `flex`, `priority`, ….
+            rates: dollars per million tokens, `input` at least (`request`: dollars per request). Names are those of
+                `RATES`; what a tier does not name costs as without it.
+
+        Raises ValueError for names that are unknown, and negative, non-finite or absurd amounts.
         """
-        named = {
-            "input": input,
-            "output": output,
-            "cache_read": cached_input,
-            "cache_write": cache_write,
-            "cache_write_1h": cache_write_long,
+        base = _picodollars({name: rate for name, rate in rates.items() if rate is not None})
+        if not base.keys() & {"input", "request"}:
+            raise ValueError("input: is required (or request)")
+        row: dict[str, Any] = {name: [rate] for name, rate in base.items()}
+        for above, told in sorted(tiers, key=lambda tier: tier[0]):
+            for name, rate in _picodollars(told).items():
+                row.setdefault(name, [_rate_of(base, name)]).extend((above, rate))
+        variants = {
+            tier: _model_price(provider_id or "", model, {**row, **_picodollars(told)}, {})
+            for tier, told in (service_tiers or {}).items()
         }
-        rates = {name: _rate(name, value, PICO_PER_MTOK_DOLLAR) for name, value in named.items() if value is not None}
-        if request is not None:
-            rates["request"] = _rate("request", request, 10**12)
-        price = ModelPrice(provider_id or "", model, [(-1, Rates(rates))], {})
+        price = _model_price(provider_id or "", model, row, variants)
         self._overrides[(provider_id, model.lower())] = price
         self._known.clear()
         return price
@@ -241,6 +290,16 @@ class PriceBook:
             if found is not None:
                 break
         return found
+
+
+def _picodollars(rates: Mapping[str, Decimal]) -> dict[str, int]:
+    unknown = sorted(rates.keys() - RATES.keys())
+    if unknown:
+        raise ValueError(f"{unknown[0]}: is no rate; there are {', '.join(RATES)}")
+    return {
+        RATES[name]: _rate(name, rate, PICO_PER_DOLLAR if name == "request" else PICO_PER_MTOK_DOLLAR)
+        for name, rate in rates.items()
+    }
 
 
 def _rate(name: str, dollars: Decimal, scale: int) -> int:
@@ -336,7 +395,6 @@ def _price_at(provider: str, model: Mapping[str, Any], now: datetime) -> ModelPr
                 {name: rate for name, rate in row.items() if name not in grouped.get(row["when"], {})}
             )
     variants = {when: _model_price(provider, model["id"], {**standard, **row}, {}) for when, row in grouped.items()}
-    variants.pop("batch", None)
     return _model_price(provider, model["id"], standard, variants)
 
 

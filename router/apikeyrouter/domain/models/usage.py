@@ -3,10 +3,25 @@
 import msgspec
 
 
+class MediaTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens that are no text, within the totals of a Usage; the cached ones also within the inputs here."""
+
+    audio_input: int = 0
+    image_input: int = 0
+    video_input: int = 0
+    audio_cached: int = 0
+    image_cached: int = 0
+    audio_output: int = 0
+    image_output: int = 0
+    video_output: int = 0
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Token counts. Totals are inclusive: `input_tokens` contains cache reads and writes, `output_tokens` reasoning.
 
-    `estimated` marks counts that the provider did not tell (a broken stream, a silent server).
+    `media`: what of it is sound, pictures or film (None: nothing, or not told); reasoning is text. `service_tier`: the
+    tier that served it (`priority`, `flex`, `batch`, …). `estimated` marks counts that the provider did not tell (a
+    broken stream, a silent server).
     """
 
     input_tokens: int
@@ -17,6 +32,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_tokens: int = 0
     service_tier: str | None = None
     estimated: bool = False
+    media: MediaTokens | None = None
 
     @property
     def total_tokens(self) -> int:

@@ -3,7 +3,7 @@
 import msgspec
 
 from apikeyrouter.domain.models.accounting import AMOUNT_MAX
-from apikeyrouter.domain.models.usage import Usage
+from apikeyrouter.domain.models.usage import MediaTokens, Usage
 
 
 class CacheCreation(msgspec.Struct, gc=False):
@@ -25,6 +25,8 @@ class InputDetails(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
     cache_write_tokens_details: WriteDetails | None = None
+    audio_tokens: int | None = None
+    image_tokens: int | None = None
 
 
 class OutputDetails(msgspec.Struct, gc=False):
@@ -32,6 +34,8 @@ class OutputDetails(msgspec.Struct, gc=False):
 
     reasoning_tokens: int | None = None
     thinking_tokens: int | None = None
+    audio_tokens: int | None = None
+    image_tokens: int | None = None
 
 
 class OpenAIUsage(msgspec.Struct, gc=False):
@@ -59,7 +63,17 @@ class OpenAIUsage(msgspec.Struct, gc=False):
         cached = (details.cached_tokens if details else None) or self.prompt_cache_hit_tokens or 0
         stored = (details.cache_write_tokens if details else None) or 0
         reasoning = (parts.reasoning_tokens if parts else None) or 0
-        return checked(read or 0, written or 0, cached, stored, 0, reasoning, service_tier)
+        media = None
+        if (details and (details.audio_tokens or details.image_tokens)) or (
+            parts and (parts.audio_tokens or parts.image_tokens)
+        ):
+            media = MediaTokens(
+                audio_input=(details.audio_tokens if details else None) or 0,
+                image_input=(details.image_tokens if details else None) or 0,
+                audio_output=(parts.audio_tokens if parts else None) or 0,
+                image_output=(parts.image_tokens if parts else None) or 0,
+            )
+        return checked(read or 0, written or 0, cached, stored, 0, reasoning, service_tier, media)
 
 
 class AnthropicUsage(msgspec.Struct, gc=False):
@@ -100,19 +114,51 @@ class AnthropicUsage(msgspec.Struct, gc=False):
 
 
 def checked(
-    read: int, written: int, cached: int, stored: int, stored_long: int, reasoning: int, tier: str | None
+    read: int,
+    written: int,
+    cached: int,
+    stored: int,
+    stored_long: int,
+    reasoning: int,
+    tier: str | None,
+    media: MediaTokens | None = None,
 ) -> Usage | None:
     """A Usage whose parts fit their totals; None for negative or absurd totals."""
     if read < 0 or written < 0 or read > AMOUNT_MAX or written > AMOUNT_MAX:
         return None
     cached = min(max(cached, 0), read)
     stored_long = min(max(stored_long, 0), read - cached)
+    stored = min(max(stored, 0), read - cached - stored_long)
+    reasoning = min(max(reasoning, 0), written)
     return Usage(
         input_tokens=read,
         output_tokens=written,
         cache_read_tokens=cached,
-        cache_write_tokens=min(max(stored, 0), read - cached - stored_long),
+        cache_write_tokens=stored,
         cache_write_long_tokens=stored_long,
-        reasoning_tokens=min(max(reasoning, 0), written),
+        reasoning_tokens=reasoning,
         service_tier=tier,
+        media=None if media is None else fitted(media, read - stored - stored_long, cached, written - reasoning),
     )
+
+
+def fitted(media: MediaTokens, read: int, cached: int, written: int) -> MediaTokens:
+    """The parts within what was read (new and cached, but not written to a cache) and what was written.
+
+    Of cached tokens whose kind is not told, as many are text as can be.
+    """
+    audio = min(max(media.audio_input, 0), read)
+    image = min(max(media.image_input, 0), read - audio)
+    video = min(max(media.video_input, 0), read - audio - image)
+    audio_cached = min(max(media.audio_cached, 0), audio, cached)
+    image_cached = min(max(media.image_cached, 0), image, cached - audio_cached)
+    no_text = max(0, cached - audio_cached - image_cached - (read - audio - image - video))
+    more = min(no_text, audio - audio_cached)
+    also = min(no_text - more, image - image_cached)
+    sound = min(max(media.audio_output, 0), written)
+    pictures = min(max(media.image_output, 0), written - sound)
+    return MediaTokens(
+        audio_input=audio, image_input=image, video_input=video - (no_text - more - also),
+        audio_cached=audio_cached + more, image_cached=image_cached + also, audio_output=sound, image_output=pictures,
+        video_output=min(max(media.video_output, 0), written - sound - pictures),
+    )  # fmt: skip

@@ -366,8 +366,13 @@ class _Compiler:
 
     def _prices(self) -> Iterator[PriceRecord]:
         for entry in self._config.prices:
-            fields = entry.model_dump()
-            yield PriceRecord(provider_id=fields.pop("provider"), **fields)
+            yield PriceRecord(
+                provider_id=entry.provider,
+                model=entry.model,
+                rates=entry.rates,
+                tiers=tuple((tier.above, tier.rates) for tier in entry.tiers),
+                service_tiers={name: tier.rates for name, tier in entry.service_tiers.items()},
+            )
 
     def _refuse(self, path: str, reason: str) -> None:
         self._errors.append(f"{path}: {reason}")

@@ -58,16 +58,13 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriceRecord:
-    """An override: dollars per million tokens. `provider_id` None: at every provider."""
+    """An override, as `PriceBook.add` takes it. `provider_id` None: at every provider."""
 
     provider_id: str | None
     model: str
-    input: Decimal
-    output: Decimal
-    cached_input: Decimal | None = None
-    cache_write: Decimal | None = None
-    cache_write_long: Decimal | None = None
-    request: Decimal | None = None
+    rates: dict[str, Decimal]
+    tiers: tuple[tuple[int, dict[str, Decimal]], ...] = ()
+    service_tiers: dict[str, dict[str, Decimal]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The configuration file as it is written: YAML, strict, every complaint with its path."""
 
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -103,17 +104,46 @@ class LimitEntry(LimitRow):
         return self
 
 
-class PriceEntry(Entry):
-    """A price in dollars per million tokens (`request`: per request). Without `provider`: at every provider."""
+class RateEntry(Entry):
+    """Rates in dollars per million tokens (`request`: per request). What is left out costs like its class."""
+
+    input: Price | None = None
+    output: Price | None = None
+    cached_input: Price | None = None
+    cache_write: Price | None = None
+    cache_write_long: Price | None = None
+    reasoning: Price | None = None
+    input_audio: Price | None = None
+    input_image: Price | None = None
+    input_video: Price | None = None
+    cached_audio: Price | None = None
+    cached_image: Price | None = None
+    output_audio: Price | None = None
+    output_image: Price | None = None
+    output_video: Price | None = None
+    request: Price | None = None
+
+    @property
+    def rates(self) -> dict[str, Decimal]:
+        """The rates that are named."""
+        return {name: rate for name in RateEntry.model_fields if (rate := getattr(self, name)) is not None}
+
+
+class PriceTier(RateEntry):
+    """The rates of a whole request whose input is longer than `above` tokens."""
+
+    above: Count
+
+
+class PriceEntry(RateEntry):
+    """A price. Without `provider`: at every provider. `service_tiers`: by the tier that served (batch, flex, …)."""
 
     model: ModelName
     provider: Name | None = None
     input: Price
     output: Price
-    cached_input: Price | None = None
-    cache_write: Price | None = None
-    cache_write_long: Price | None = None
-    request: Price | None = None
+    tiers: list[PriceTier] = Field(default_factory=list, max_length=8)
+    service_tiers: dict[Name, RateEntry] = Field(default_factory=dict, max_length=8)
 
 
 class BudgetEntry(Entry):
