@@ -1,18 +1,20 @@
 """What error answers mean: one case per row of the table, every retry hint, and nothing that raises."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apikeyrouter.domain.components.failure_taxonomy import MEANINGS
 from apikeyrouter.domain.models.failure import Failure
 from apikeyrouter.infrastructure.adapters import failure_table as table
 from apikeyrouter.infrastructure.adapters.anthropic_wire import AnthropicWire
 from apikeyrouter.infrastructure.adapters.error_text import read_error
 from apikeyrouter.infrastructure.adapters.openai_wire import OpenAIWire
-from apikeyrouter.infrastructure.adapters.retry_hints import RETRY_MAX_US, retry_after_us, unix_us
+from apikeyrouter.infrastructure.adapters.retry_hints import RETRY_MAX_US, next_pacific_day_us, retry_after_us, unix_us
 
 NOW = 1_764_000_000.0  # 2025-11-24T16:00:00Z
 NOW_US = int(NOW * 1e6)
@@ -45,10 +47,13 @@ CASES: list[tuple[str, str, int, dict[str, str], bytes]] = [
     ("openai.ip_text", "", 401, {}, openai("Your IP address is not authorized")),
     ("openai.member", "", 401, {}, openai("You must be a member of an organization to use the API")),
     ("openai.country", "", 403, {}, openai(code="unsupported_country_region_territory")),
+    ("openai.scope", "", 403, {}, openai(code="missing_scope")),
     ("openai.model", "", 400, {}, openai(code="model_not_found")),
     ("openai.model_text", "", 404, {}, openai("The model `x` does not exist or you do not have access to it.")),
     ("openai.caller", "", 400, {}, openai(code="context_length_exceeded")),
     ("openai.overloaded", "", 503, {}, openai(type="service_unavailable_error", code="server_is_overloaded")),
+    ("openai.unavailable", "", 503, {}, openai(type="service_unavailable_error")),
+    ("openai.failed", "", 500, {}, openai(type="server_error")),
     ("groq.restricted", "", 400, {}, openai(code="organization_restricted")),
     ("groq.too_large", "groq", 413, {}, openai("Request too large for model", code="rate_limit_exceeded")),
     ("groq.flex", "", 498, {}, openai(code="capacity_exceeded")),
@@ -62,6 +67,7 @@ CASES: list[tuple[str, str, int, dict[str, str], bytes]] = [
     ("azure.blocked", "", 403, {}, openai("Access denied: temporarily blocked")),
     ("azure.key", "", 401, {}, openai(code="401")),
     ("deepseek.balance", "", 402, {}, openai("Insufficient Balance", type="unknown_error")),
+    ("deepseek.concurrency", "deepseek", 429, {}, openai("Too many requests in flight")),
     ("mistral.unauthorized", "", 401, {}, b'{"detail":"Unauthorized"}'),
     ("anthropic.ramp", "a", 429, {}, anthropic("rate_limit_error", error_code="ramp_limit_exceeded")),
     ("anthropic.spend", "a", 429, {}, anthropic("rate_limit_error", error_code="enforced_spend_limit_reached")),
@@ -80,6 +86,7 @@ CASES: list[tuple[str, str, int, dict[str, str], bytes]] = [
     ("anthropic.creator", "a", 400, {}, anthropic(
         "invalid_request_error", error_code="claude_code_key_creator_not_member")),
     ("anthropic.cmek", "a", 400, {}, anthropic("invalid_request_error", error_code="cmek_key_disabled")),
+    ("anthropic.cmek_busy", "a", 503, {}, anthropic("api_error", error_code="cmek_key_unavailable")),
     ("anthropic.long_prompt", "a", 400, {}, anthropic(
         "invalid_request_error", "prompt is too long: 210000 tokens > 200000 maximum")),
     ("anthropic.rate_limit", "a", 429, {"retry-after": "12"}, anthropic("rate_limit_error")),
@@ -97,11 +104,16 @@ CASES: list[tuple[str, str, int, dict[str, str], bytes]] = [
     ("gemini.disabled", "g", 403, {}, openai(status="PERMISSION_DENIED", details=[{"reason": "SERVICE_DISABLED"}])),
     ("gemini.region", "g", 400, {}, openai(status="FAILED_PRECONDITION")),
     ("gemini.prepaid", "g", 402, {}, openai("Your prepayment credits are depleted", status="RESOURCE_EXHAUSTED")),
+    ("gemini.day", "g", 429, {}, openai(status="RESOURCE_EXHAUSTED", details=[
+        {"violations": [{"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier"}]}, {"retryDelay": "34s"}])),
+    ("gemini.day_all", "g", 429, {}, openai(status="RESOURCE_EXHAUSTED", details=[
+        {"violations": [{"quotaId": "RequestsPerDayPerProject"}]}])),
     ("gemini.quota", "g", 429, {}, openai(status="RESOURCE_EXHAUSTED")),
     ("gemini.permission", "g", 403, {}, openai(status="PERMISSION_DENIED")),
     ("gemini.model", "g", 404, {}, openai(status="NOT_FOUND")),
     ("gemini.late", "g", 504, {}, openai(status="DEADLINE_EXCEEDED")),
-    ("gemini.down", "g", 503, {}, openai(status="UNAVAILABLE")),
+    ("gemini.overloaded", "g", 503, {}, openai(status="UNAVAILABLE")),
+    ("gemini.down", "g", 500, {}, openai(status="INTERNAL")),
     ("gemini.interactions", "g", 429, {}, openai(code="too_many_requests")),
     ("gemini.payment", "g", 402, {}, openai(code="payment_required")),
     ("bedrock.throttled", "b", 429, {"x-amzn-errortype": "ThrottlingException:http://x"}, b'{"message":"slow"}'),
@@ -117,28 +129,84 @@ CASES: list[tuple[str, str, int, dict[str, str], bytes]] = [
     ("any.model", "", 404, {}, b""),
     ("any.late", "", 408, {}, b""),
     ("any.conflict", "", 409, {}, b""),
+    ("any.overloaded", "", 503, {}, b"upstream connect error"),
     ("any.size", "", 413, {}, b""),
     ("any.limited", "", 429, {}, b""),
     ("any.caller", "", 422, {}, b'{"detail":[{"loc":["body"],"msg":"field required"}]}'),
     ("any.provider", "", 522, {}, b"<html>Cloudflare</html>"),
 ]  # fmt: skip
 
-TABLES = {
-    "a": table.ANTHROPIC_TABLE,
-    "g": table.GEMINI_TABLE,
-    "b": table.BEDROCK_TABLE,
+LETTERS = {
+    "W": "rate_limited key_rate_limited", "Q": "exhausted key_exhausted period_used_up",
+    "D": "key_refused organisation_refused origin_refused", "M": "model_not_served model_not_permitted",
+    "P": "provider_failed overloaded provider_late", "N": "callers_fault", "N*": "too_large_here",
+}  # fmt: skip
+"""The letters of `providers.md` §1.3, and which kinds of failure each stands for."""
+FOLLOWS = {
+    "W": "openai.slow_down openai.rate_limit openrouter.in_flight deepseek.concurrency anthropic.ramp "
+    "anthropic.rate_limit gemini.quota gemini.interactions bedrock.throttled bedrock.quota any.limited",
+    "Q": "openai.month_limit openai.project_limit openai.credit openai.hard_limit openrouter.key_limit "
+    "openrouter.credits deepseek.balance anthropic.spend anthropic.regain_429 anthropic.workspace_limit "
+    "anthropic.usage_limit anthropic.credit anthropic.linked anthropic.billing gemini.prepaid gemini.day "
+    "gemini.day_all gemini.payment any.credit",
+    "D": "openai.key openai.ip openai.ip_text openai.member openai.country groq.restricted azure.blocked azure.key "
+    "mistral.unauthorized anthropic.hold anthropic.disabled anthropic.creator anthropic.cmek anthropic.key gemini.key "
+    "gemini.leaked gemini.disabled gemini.region gemini.permission any.key",
+    "M": "openai.scope openai.model openai.model_text anthropic.permission anthropic.model gemini.model bedrock.model "
+    "bedrock.access any.forbidden any.model",
+    "P": "openai.flex_busy openai.overloaded openai.unavailable openai.failed groq.flex anthropic.cmek_busy "
+    "anthropic.overloaded anthropic.timeout anthropic.api gemini.late gemini.overloaded gemini.down bedrock.loading "
+    "bedrock.model_failed any.late any.conflict any.overloaded any.provider",
+    "N": "openai.caller openrouter.in_flight_never openrouter.moderation anthropic.long_prompt anthropic.size "
+    "any.size any.caller",
+    "N*": "openai.too_large groq.too_large",
 }
+"""Which letter each signature has there."""
+FAMILIES = {"a": "anthropic", "g": "gemini", "b": "bedrock"}
 
 
-@pytest.mark.parametrize(("name", "where", "status", "headers", "body"), CASES, ids=[case[0] for case in CASES])
-def test_each_signature_finds_its_row(name: str, where: str, status: int, headers: dict[str, str], body: bytes) -> None:
-    row = table.find_row(TABLES.get(where, table.OPENAI_TABLE), status, read_error(body), headers, where)
-    assert row.name == name
+def row_of(case: tuple[str, str, int, dict[str, str], bytes]) -> table.Row:
+    _, where, status, headers, body = case
+    return table.find_row(table.TABLES[FAMILIES.get(where, "openai")], status, read_error(body), headers, where)
 
 
-def test_every_row_has_a_case() -> None:
-    rows = {row.name for rows in (table.OPENAI_TABLE, *TABLES.values()) for row in rows}
+@pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
+def test_each_signature_finds_its_row_and_means_what_the_table_of_providers_says(
+    case: tuple[str, str, int, dict[str, str], bytes],
+) -> None:
+    row = row_of(case)
+    assert row.name == case[0]
+    (letter,) = [letter for letter, names in FOLLOWS.items() if row.name in names.split()]
+    assert row.meaning.name in LETTERS[letter].split()
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
+def test_each_signature_gives_a_failure_of_its_meaning(case: tuple[str, str, int, dict[str, str], bytes]) -> None:
+    _, where, status, headers, body = case
+    rows = table.TABLES[FAMILIES.get(where, "openai")]
+    failure = table.classify(rows, status, headers, body, now_us=NOW_US, provider=where)
+    meaning = row_of(case).meaning
+    assert (failure.category, failure.scope, failure.action) == (meaning.category, meaning.scope, meaning.action)
+    assert (failure.retry_elsewhere, failure.billed) == (meaning.elsewhere, meaning.billed)
+    assert (failure.meaning, failure.signature, failure.status) == (meaning.name, case[0], status)
+
+
+def test_every_row_has_a_case_and_a_source() -> None:
+    rows = {row.name for rows in table.TABLES.values() for row in rows}
     assert rows | {"any.caller", "any.provider"} == {case[0] for case in CASES}
+    assert {name.split(".")[0] for name in rows} == set(table.SOURCES)
+
+
+def test_every_kind_of_failure_is_consistent_in_itself() -> None:
+    for name, meaning in MEANINGS.items():
+        assert name == meaning.name
+        assert meaning.says
+        assert (meaning.scope == "request") == (not meaning.elsewhere)
+        assert (meaning.action == "back_off") == (meaning.evidence is not None)
+        assert meaning.action != "invalidate" or meaning.category == "authentication_error"
+        assert meaning.scope != "provider" or meaning.action == "back_off"
+    used = {row.meaning.name for rows in table.TABLES.values() for row in rows}
+    assert used <= MEANINGS.keys()
 
 
 def test_a_project_limit_speaks_for_the_key_alone_and_a_spend_limit_for_the_organisation() -> None:
@@ -168,9 +236,33 @@ def test_a_daily_gemini_quota_is_exhausted_and_a_minutely_one_cools() -> None:
     def read(body: bytes) -> Failure:
         return table.classify(table.GEMINI_TABLE, 429, {}, body, now_us=NOW_US)
 
-    assert read(quota("GenerateRequestsPerDayPerProjectPerModel-FreeTier")).action == "exhaust"
+    day = read(quota("GenerateRequestsPerDayPerProjectPerModel-FreeTier"))
+    assert (day.category, day.action) == ("quota_exceeded_error", "cool")  # of this model alone
+    assert day.until_us == 1_764_057_600_000_000  # 2025-11-25T00:00:00-08:00
+    assert read(quota("RequestsPerDayPerProject")).action == "exhaust"
     cooled = read(quota("GenerateRequestsPerMinutePerProjectPerModel"))
     assert (cooled.action, cooled.retry_after_us) == ("cool", 34_000_000)
+
+
+@pytest.mark.parametrize(
+    ("now", "midnight"),
+    [
+        ("2026-03-08T09:30:00+00:00", "2026-03-09T07:00:00+00:00"),  # the night of daylight saving: 23 hours
+        ("2026-11-01T08:30:00+00:00", "2026-11-02T08:00:00+00:00"),  # and back: 25 hours
+        ("2026-11-01T09:30:00+00:00", "2026-11-02T08:00:00+00:00"),  # in the hour that comes twice
+        ("2026-06-15T06:59:59+00:00", "2026-06-15T07:00:00+00:00"),
+        ("2026-06-15T07:00:00+00:00", "2026-06-16T07:00:00+00:00"),
+    ],
+)
+def test_a_pacific_day_ends_at_its_own_midnight(now: str, midnight: str) -> None:
+    moment = unix_us(datetime.fromisoformat(now))
+    assert next_pacific_day_us(moment) == unix_us(datetime.fromisoformat(midnight))
+
+
+def test_a_request_that_is_too_large_says_how_large_it_is() -> None:
+    told = "Request too large for gpt-4o on tokens per min (TPM): Limit 30000, Requested 64000. Please reduce."
+    assert OPENAI.classify(429, {}, openai(told, code="rate_limit_exceeded")).requested == 64_000
+    assert OPENAI.classify(429, {}, openai("Request too large for gpt-4o", code="x")).requested == 0
 
 
 @pytest.mark.parametrize(
@@ -254,11 +346,14 @@ HEADERS = st.dictionaries(
 @settings(max_examples=300)
 @given(st.integers(-5, 700), HEADERS, st.binary(max_size=300) | JSON.map(lambda v: json.dumps(v).encode()))
 def test_no_answer_whatever_makes_classify_or_observe_raise(status: int, headers: dict[str, str], body: bytes) -> None:
-    for wire in (OPENAI, ANTHROPIC):
-        failure = wire.classify(status, headers, body)
+    for rows in table.TABLES.values():
+        failure = table.classify(rows, status, headers, body, now_us=NOW_US)
         assert failure.message
         assert 0 <= failure.retry_after_us <= RETRY_MAX_US
         assert failure.until_us >= 0
+        assert failure.meaning in MEANINGS
+    for wire in (OPENAI, ANTHROPIC):
+        assert wire.classify(status, headers, body).signature
         for seen in wire.observe(headers):
             assert seen.limit >= 0
             assert seen.reset_us >= 0
@@ -269,6 +364,4 @@ def test_deep_json_does_not_raise() -> None:
 
 
 def test_unix_microseconds_are_exact() -> None:
-    from datetime import UTC, datetime
-
     assert unix_us(datetime(2025, 11, 24, 16, 0, 0, 1, UTC)) == NOW_US + 1

@@ -1,11 +1,28 @@
 """What came of an attempt, read: failures below HTTP and of adapters, and usage that nobody told. Pure."""
 
+from dataclasses import replace
+
 import msgspec
 
+from apikeyrouter.domain.components.failure_taxonomy import (
+    COOL,
+    CUT_OFF,
+    DEAD,
+    DEADLINE_PASSED,
+    DOWN,
+    EXHAUSTED_KEY,
+    GIVEN_UP,
+    LATE,
+    LATE_CONNECT,
+    REJECT,
+    UNCLEAR,
+    UNREACHABLE,
+)
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
-from apikeyrouter.domain.models.failure import Failure, FailureAction, FailureScope
+from apikeyrouter.domain.models.failure import Failure, FailureScope
 from apikeyrouter.domain.models.system_error import ErrorCategory, SystemError
 from apikeyrouter.domain.models.usage import Usage
+from apikeyrouter.infrastructure.adapters.retry_hints import RETRY_MAX_US
 from apikeyrouter.infrastructure.adapters.transport import TransportError, UpstreamTimeout
 from apikeyrouter.infrastructure.security.redaction import redact
 from apikeyrouter.serving.admission import Admitted
@@ -42,54 +59,61 @@ def is_error_body(body: bytes) -> bool | None:
 
 def transport_failure(error: TransportError) -> Failure:
     """A failure below HTTP. What was sent may have been billed."""
-    timed_out = isinstance(error, UpstreamTimeout)
-    return Failure(
-        category=ErrorCategory.TimeoutError if timed_out else ErrorCategory.NetworkError,
-        scope=FailureScope.PROVIDER, action=FailureAction.BACK_OFF, retry_elsewhere=True, message=str(error),
-        billed=None if error.sent else False,
-    )  # fmt: skip
+    if isinstance(error, UpstreamTimeout):
+        meaning = LATE if error.sent else LATE_CONNECT
+    else:
+        meaning = CUT_OFF if error.sent else UNREACHABLE
+    return meaning.failure(str(error), signature=meaning.name)
 
 
 def deadline_passed(*, sent: bool) -> Failure:
     """The caller's own deadline ended the call: no evidence against anybody, and nothing to try elsewhere."""
-    return Failure(
-        category=ErrorCategory.TimeoutError, scope=FailureScope.REQUEST, action=FailureAction.REJECT,
-        retry_elsewhere=False, message="the call's deadline passed", billed=None if sent else False,
-    )  # fmt: skip
+    failure = DEADLINE_PASSED.failure("the call's deadline passed", signature=DEADLINE_PASSED.name)
+    return failure if sent else replace(failure, billed=False)
 
 
 def given_up(why: str) -> Failure:
     """We ended the call ourselves; what the provider billed is unknown."""
-    return Failure(
-        category=ErrorCategory.UnknownError, scope=FailureScope.REQUEST, action=FailureAction.REJECT,
-        retry_elsewhere=False, message=why, billed=None,
-    )  # fmt: skip
+    return GIVEN_UP.failure(why, signature=GIVEN_UP.name)
 
 
 _ADAPTER_MEANINGS = {
-    ErrorCategory.RateLimitError: (FailureScope.KEY, FailureAction.COOL, True),
-    ErrorCategory.QuotaExceededError: (FailureScope.KEY, FailureAction.EXHAUST, True),
-    ErrorCategory.AuthenticationError: (FailureScope.KEY, FailureAction.INVALIDATE, True),
-    ErrorCategory.ValidationError: (FailureScope.REQUEST, FailureAction.REJECT, False),
-    ErrorCategory.BudgetExceededError: (FailureScope.REQUEST, FailureAction.REJECT, False),
+    ErrorCategory.RateLimitError: COOL,
+    ErrorCategory.QuotaExceededError: EXHAUSTED_KEY,
+    ErrorCategory.AuthenticationError: DEAD,
+    ErrorCategory.ValidationError: REJECT,
+    ErrorCategory.BudgetExceededError: REJECT,
+    ErrorCategory.ProviderError: DOWN,
+    ErrorCategory.TimeoutError: LATE,
+    ErrorCategory.NetworkError: CUT_OFF,
+    ErrorCategory.UnknownError: UNCLEAR,
 }
-_UNCLEAR = frozenset({ErrorCategory.TimeoutError, ErrorCategory.NetworkError, ErrorCategory.UnknownError})
+"""What an adapter's error means by its category. Its rate limits are the quota group's, as everybody's are."""
 
 
 def adapter_failure(adapter: ProviderAdapter, error: Exception, *, secret: str) -> Failure:
-    """What an adapter's exception means: by category where that is clear, else the key is in trouble.
+    """What an adapter's exception means: what it says itself, else by category, else that the key is in trouble.
 
     Total, whatever the adapter's `map_error` does; `secret` is taken out of the message.
     """
     mapped = _mapped(adapter, error)
-    scope, action, elsewhere = _ADAPTER_MEANINGS.get(mapped.category, (FailureScope.KEY, FailureAction.BACK_OFF, True))
-    told = mapped.details.get("status")
-    return Failure(
-        category=mapped.category, scope=scope, action=action, retry_elsewhere=elsewhere,
-        message=redact(mapped.message, known=(secret,)) or type(error).__name__,
-        status=told if isinstance(told, int) else 0, retry_after_us=int((mapped.retry_after or 0) * 1_000_000),
-        billed=None if mapped.category in _UNCLEAR else False,
-    )  # fmt: skip
+    told = mapped.details.get("failure", getattr(mapped, "failure", None))
+    if isinstance(told, Failure):
+        return replace(told, message=redact(told.message, known=(secret,)))
+    status = mapped.details.get("status")
+    return _ADAPTER_MEANINGS[mapped.category].failure(
+        redact(mapped.message, known=(secret,)) or type(error).__name__,
+        status=status if isinstance(status, int) else 0,
+        retry_after_us=_hint_us(mapped.retry_after),
+        signature="adapter",
+    )
+
+
+def _hint_us(seconds: object) -> int:
+    """An adapter's retry-after in microseconds; 0 for what is no time, at most RETRY_MAX_US."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
+        return 0
+    return min(int(seconds * 1_000_000), RETRY_MAX_US)
 
 
 def _mapped(adapter: ProviderAdapter, error: Exception) -> SystemError:
@@ -102,8 +126,7 @@ def _mapped(adapter: ProviderAdapter, error: Exception) -> SystemError:
 
 def failed_lanes(admitted: Admitted, failure: Failure) -> int:
     """Which of the option's lanes the failure is evidence against, as bits: own lane first, provider's last."""
-    if failure.action is not FailureAction.BACK_OFF:
-        return 0
-    if failure.scope is FailureScope.PROVIDER:
+    against = failure.evidence
+    if against is FailureScope.PROVIDER:
         return 1 << (len(admitted.option.lanes) - 1)
-    return 1 if failure.scope in (FailureScope.KEY, FailureScope.KEY_MODEL) else 0
+    return 1 if against in (FailureScope.KEY, FailureScope.KEY_MODEL) else 0

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
+from zoneinfo import ZoneInfo
 
 RETRY_MAX_US = 24 * 3600 * 1_000_000
 """Longest relative hint believed: 24 hours."""
@@ -165,3 +166,10 @@ def next_month_us(now_us: int) -> int:
     now = _EPOCH + timedelta(microseconds=now_us)
     year, month = (now.year + 1, 1) if now.month == 12 else (now.year, now.month + 1)
     return unix_us(datetime(year, month, 1, tzinfo=UTC))
+
+
+def next_pacific_day_us(now_us: int) -> int:
+    """The next midnight on the Pacific (America/Los_Angeles, with its daylight saving time), as Unix µs."""
+    now = (_EPOCH + timedelta(microseconds=now_us)).astimezone(ZoneInfo("America/Los_Angeles"))
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0, fold=0) + timedelta(days=1)
+    return unix_us(midnight)

@@ -1,7 +1,7 @@
 """Failures that only a stream can have. What the provider billed is unknown in all of them."""
 
-from apikeyrouter.domain.models.failure import Failure, FailureAction, FailureScope
-from apikeyrouter.domain.models.system_error import ErrorCategory
+from apikeyrouter.domain.components.failure_taxonomy import GARBLED
+from apikeyrouter.domain.models.failure import Failure
 
 
 def truncated() -> Failure:
@@ -15,13 +15,4 @@ def unreadable(why: str) -> Failure:
 
 
 def _failure(code: str, message: str) -> Failure:
-    return Failure(
-        category=ErrorCategory.ProviderError,
-        scope=FailureScope.PROVIDER,
-        action=FailureAction.BACK_OFF,
-        retry_elsewhere=True,
-        message=message,
-        code=code,
-        type="stream_error",
-        billed=None,
-    )
+    return GARBLED.failure(message, code=code, type="stream_error", signature=code)
