@@ -30,7 +30,7 @@ from apikeyrouter.domain.models.system_error import (
 )
 from apikeyrouter.domain.models.system_response import StreamChunk, SystemResponse
 from apikeyrouter.serving.admission import Admitted, ParsedFor, Refused
-from apikeyrouter.serving.answers import last_chunk, outcome_of, pieces_of, provider_error, response_of
+from apikeyrouter.serving.answers import deltas_of, last_chunk, outcome_of, pieces_of, provider_error, response_of
 from apikeyrouter.serving.bookkeeping import Release
 from apikeyrouter.serving.endings import Attempt
 from apikeyrouter.serving.registration import RouterRegistration
@@ -215,8 +215,9 @@ class ApiKeyRouter(RouterRegistration):
         received: list[str] = []
         try:
             provider = self._provider_of(exchange.facts)
+            deltas = deltas_of(provider, call)
             async for piece in exchange.chunks:
-                for chunk in pieces_of(provider, piece):
+                for chunk in pieces_of(provider, piece, deltas):
                     received.append(chunk.text)
                     yield chunk
         except ProviderError as exc:

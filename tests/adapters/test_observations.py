@@ -4,7 +4,8 @@ import pytest
 
 from apikeyrouter.domain.models.accounting import LimitKind, Metric, Observation
 from apikeyrouter.infrastructure.adapters.anthropic_wire import AnthropicWire
-from apikeyrouter.infrastructure.adapters.openai_wire import DAY_US, MINUTE_US, OpenAIWire
+from apikeyrouter.infrastructure.adapters.openai_wire import OpenAIWire
+from apikeyrouter.infrastructure.adapters.rate_headers import DAY_US, MINUTE_US
 from apikeyrouter.infrastructure.adapters.retry_hints import duration_us
 
 OPENAI = OpenAIWire("http://x/v1")

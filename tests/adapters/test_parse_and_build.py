@@ -13,7 +13,7 @@ from apikeyrouter.infrastructure.adapters import anthropic_content, openai_conte
 from apikeyrouter.infrastructure.adapters.anthropic_wire import VERSION, AnthropicWire
 from apikeyrouter.infrastructure.adapters.openai_wire import OpenAIWire
 
-OPENAI = OpenAIWire("http://127.0.0.1/v1")
+OPENAI = OpenAIWire("http://127.0.0.1/v1", "openai")
 ANTHROPIC = AnthropicWire("http://127.0.0.1")
 USER = [{"role": "user", "content": "hello"}]
 

@@ -66,6 +66,56 @@ def test_a_stream_cut_at_every_byte_gives_the_same_bytes_usage_and_counts(
         assert expected == stream
 
 
+@pytest.mark.parametrize(("wire", "operation", "hide", "stream"), CASES)
+@pytest.mark.parametrize("together", [1, 2, 3, 5])
+def test_events_that_come_together_count_as_each_for_itself(
+    wire: Wire, operation: str, hide: bool, stream: bytes, together: int
+) -> None:
+    events = [event + b"\n\n" for event in stream.split(b"\n\n") if event]
+    pieces = [b"".join(events[at : at + together]) for at in range(0, len(events), together)]
+    whole = wire.stream(hide_usage=hide, operation=operation)
+    expected, _ = run(whole, [stream])
+    reader = wire.stream(hide_usage=hide, operation=operation)
+    out, _ = run(reader, pieces)
+    assert out == expected
+    assert (reader.usage, reader.finish_reason, reader.output_bytes) == (
+        whole.usage,
+        whole.finish_reason,
+        whole.output_bytes,
+    )
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        chat_chunk({"content": "", "reasoning_content": "four"}),
+        chat_chunk({}, choices=[{"index": n, "delta": {"content": "ab"}, "finish_reason": None} for n in (0, 1)]),
+        chat_chunk({"tool_calls": [{"index": 0, "function": {"arguments": "four"}}]}),
+    ],
+)
+@pytest.mark.parametrize("together", [1, 3])
+def test_text_that_is_not_one_plain_content_is_counted_too(event: bytes, together: int) -> None:
+    reader = OPENAI.stream(hide_usage=True)
+    reader.feed(chat_chunk({"content": "x"}))
+    reader.feed(event * together)
+    assert reader.output_bytes == 1 + 4 * together
+
+
+def test_tool_calls_of_a_stream_are_numbered_from_zero() -> None:
+    start = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {}}
+    events = [
+        named("content_block_start", {"index": 1, "content_block": start}),
+        named("content_block_delta", {"index": 1, "delta": {"type": "input_json_delta", "partial_json": '{"x"'}}),
+        named("content_block_start", {"index": 2, "content_block": {**start, "id": "toolu_2"}}),
+        named("content_block_delta", {"index": 1, "delta": {"type": "input_json_delta", "partial_json": ":1}"}}),
+    ]
+    deltas = ANTHROPIC.deltas()
+    calls = [call for event in events for delta in deltas.read(event) for call in delta.tool_calls]
+    assert [call["index"] for call in calls] == [0, 0, 1, 0]
+    assert [call.get("id") for call in calls] == ["toolu_1", None, "toolu_2", None]
+    assert "".join(call["function"]["arguments"] for call in calls if call["index"] == 0) == '{"x":1}'
+
+
 def test_chat_usage_is_read_and_inclusive() -> None:
     reader = OPENAI.stream(hide_usage=False)
     run(reader, [CHAT_STREAM])
@@ -137,7 +187,7 @@ def test_anthropic_usage_is_cumulative_and_its_input_becomes_inclusive() -> None
     assert reader.usage == Usage(
         input_tokens=60, output_tokens=9, cache_read_tokens=5, cache_write_tokens=20, cache_write_long_tokens=10
     )
-    assert reader.finish_reason == "end_turn"
+    assert reader.finish_reason == "stop"
 
 
 def test_a_responses_answer_begins_with_output_and_ends_with_completed() -> None:
@@ -219,9 +269,9 @@ def test_after_the_terminator_nothing_is_passed_on() -> None:
 
 
 def test_deltas_give_back_the_text() -> None:
-    assert "".join(d.text for d in OPENAI.read_deltas(CHAT_STREAM)) == CHAT_TEXT
-    assert "".join(d.text for d in ANTHROPIC.read_deltas(MESSAGE_STREAM)) == "Grüße 世界"
-    assert "".join(d.text for d in OPENAI.read_deltas(RESPONSES_STREAM)) == 'Grüße "x"'
+    assert "".join(d.text for d in OPENAI.deltas().read(CHAT_STREAM)) == CHAT_TEXT
+    assert "".join(d.text for d in ANTHROPIC.deltas().read(MESSAGE_STREAM)) == "Grüße 世界"
+    assert "".join(d.text for d in OPENAI.deltas(operation="responses").read(RESPONSES_STREAM)) == 'Grüße "x"'
 
 
 @given(st.sampled_from(CASES), st.data())
@@ -235,6 +285,6 @@ def test_no_bytes_whatever_make_a_reader_raise(case: tuple[Wire, str, bool, byte
     cut = data.draw(st.integers(0, len(bent)))
     reader.feed(bytes(bent[:cut]))
     step = reader.feed(bytes(bent[cut:]))
-    wire.read_deltas(step.out)
+    wire.deltas(operation=operation).read(step.out)
     reader.end()
     assert reader.output_bytes >= 0

@@ -1,9 +1,11 @@
 """What a Python caller gets: an exchange as a response, as chunks, as an error."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from apikeyrouter.domain.components.catalogue import Provider
+from apikeyrouter.domain.interfaces.wire import DeltaReader
 from apikeyrouter.domain.models.call import Call, Exchange, Facts
 from apikeyrouter.domain.models.cost_estimate import CostEstimate
 from apikeyrouter.domain.models.failure import Failure
@@ -36,15 +38,21 @@ def response_of(provider: Provider, call: Call, exchange: Exchange) -> SystemRes
     )
 
 
-def pieces_of(provider: Provider, piece: bytes | StreamChunk) -> list[StreamChunk]:
+def deltas_of(provider: Provider, call: Call) -> DeltaReader | None:
+    """What reads the bytes of one stream; None for an adapter that yields chunks itself."""
+    return None if provider.wire is None else provider.wire.deltas(operation=call.operation)
+
+
+def pieces_of(provider: Provider, piece: bytes | StreamChunk, deltas: DeltaReader | None) -> list[StreamChunk]:
     """The chunks in one piece of a stream. What an adapter calls its last chunk is not: the router's own is."""
     if not isinstance(piece, StreamChunk):
-        return [provider.adapter.decode_delta(delta) for delta in provider.wire.read_deltas(piece)]
+        assert deltas is not None
+        return [provider.adapter.decode_delta(delta) for delta in deltas.read(piece)]
     if not piece.last:
         return [piece]
-    if not (piece.text or piece.tool_calls or piece.refusal):
+    if not (piece.text or piece.tool_calls or piece.refusal or piece.reasoning):
         return []
-    return [StreamChunk(text=piece.text, tool_calls=piece.tool_calls, refusal=piece.refusal, raw=piece.raw)]
+    return [replace(piece, last=False, usage=None, cost=None, key_used="", request_id="", finish_reason=None)]
 
 
 def last_chunk(facts: Facts) -> StreamChunk:

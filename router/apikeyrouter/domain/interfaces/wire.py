@@ -10,13 +10,23 @@ from typing import Protocol
 from apikeyrouter.domain.models.accounting import Observation
 from apikeyrouter.domain.models.failure import Failure
 from apikeyrouter.domain.models.usage import Usage
-from apikeyrouter.domain.models.wire import Headers, ParsedRequest, StreamDelta, StreamStep, UpstreamRequest
+from apikeyrouter.domain.models.wire import Answer, Headers, ParsedRequest, StreamDelta, StreamStep, UpstreamRequest
 
-__all__ = ["Headers", "ParsedRequest", "StreamDelta", "StreamReader", "StreamStep", "UpstreamRequest", "Wire"]
+__all__ = [
+    "Answer",
+    "DeltaReader",
+    "Headers",
+    "ParsedRequest",
+    "StreamDelta",
+    "StreamReader",
+    "StreamStep",
+    "UpstreamRequest",
+    "Wire",
+]
 
 
 class StreamReader(Protocol):
-    """Reads one stream incrementally; keeps no more than the current event."""
+    """Reads one stream incrementally; keeps no more than the current event. `finish_reason` in the words of chat."""
 
     usage: Usage | None
     finish_reason: str | None
@@ -31,14 +41,25 @@ class StreamReader(Protocol):
         ...
 
 
+class DeltaReader(Protocol):
+    """Reads whole events of one stream as what they add to the answer; numbers tool calls from 0."""
+
+    def read(self, events: bytes) -> list[StreamDelta]:
+        """What these events add. Never raises; what cannot be read adds nothing."""
+        ...
+
+
 class Wire(Protocol):
     """A provider family's dialect."""
 
     dialect: str
     base_url: str
 
-    def parse(self, body: bytes, *, operation: str) -> ParsedRequest:
-        """Read a client's body. Raises InvalidRequestError that names the field."""
+    def parse(self, body: bytes, *, operation: str, model: str = "") -> ParsedRequest:
+        """Read a client's body. `model`: the one that the path names, in dialects that have it there.
+
+        Raises InvalidRequestError that names the field.
+        """
         ...
 
     def build(
@@ -55,20 +76,28 @@ class Wire(Protocol):
         """The request to send: credentials, model, usage switch and token cap edited in, all else as it came."""
         ...
 
+    def models_url(self) -> str:
+        """Where models are listed, which costs nothing: for health checks."""
+        ...
+
+    def check_headers(self, key: str) -> Headers:
+        """What a health check of a key sends along: credentials, and whatever the provider demands."""
+        ...
+
     def read_usage(self, body: bytes) -> Usage | None:
         """Usage of a complete answer; None when it has none."""
         ...
 
-    def read_answer(self, body: bytes) -> tuple[str, str | None]:
-        """(text, finish_reason) of a complete answer."""
+    def read_answer(self, body: bytes) -> Answer:
+        """A complete answer in the words of chat; an empty one when the bytes are none."""
         ...
 
     def stream(self, *, hide_usage: bool, operation: str = "chat") -> StreamReader:
         """A reader for one stream. `hide_usage`: the client did not ask for the usage chunk."""
         ...
 
-    def read_deltas(self, events: bytes) -> list[StreamDelta]:
-        """What the whole events in a `StreamStep.out` add to the answer: for callers that want text, not bytes."""
+    def deltas(self, *, operation: str = "chat") -> DeltaReader:
+        """A reader of what the events in `StreamStep.out` add to one answer: for callers that want text, not bytes."""
         ...
 
     def classify(

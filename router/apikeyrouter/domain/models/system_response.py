@@ -87,8 +87,9 @@ class ResponseMetadata(EdgeModel):
 class SystemResponse(EdgeModel):
     """One complete answer.
 
-    `content` is its text, "" if it has none. `key_used` is a key's id, never its material. `raw` is the provider's
-    decoded body. A custom adapter may leave `key_used`, `request_id` and `cost` out.
+    `content` is its text, "" if it has none. `key_used` is a key's id, never its material. `reasoning` is what the
+    model told of its thoughts, `embeddings` one vector for each input of an embedding. `raw` is the provider's decoded
+    body. A custom adapter may leave `key_used`, `request_id` and `cost` out; a `cost` that it gives is what is booked.
     """
 
     content: str
@@ -98,6 +99,8 @@ class SystemResponse(EdgeModel):
     request_id: str = ""
     tool_calls: list[dict[str, Any]] | None = None
     refusal: str | None = None
+    reasoning: str | None = None
+    embeddings: list[list[float]] | None = Field(default=None, repr=False)
     raw: Any = Field(default=None, repr=False)
 
 
@@ -111,6 +114,7 @@ class StreamChunk:
     text: str = ""
     tool_calls: list[dict[str, Any]] | None = None
     refusal: str | None = None
+    reasoning: str | None = None
     finish_reason: str | None = None
     last: bool = False
     usage: TokenUsage | None = None

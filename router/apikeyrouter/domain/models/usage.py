@@ -21,7 +21,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
     `media`: what of it is sound, pictures or film (None: nothing, or not told); reasoning is text. `service_tier`: the
     tier that served it (`priority`, `flex`, `batch`, …). `estimated` marks counts that the provider did not tell (a
-    broken stream, a silent server).
+    broken stream, a silent server). `cost_nanousd`: what the provider itself says it charges; None: it says nothing, a
+    price list decides.
     """
 
     input_tokens: int
@@ -33,6 +34,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     service_tier: str | None = None
     estimated: bool = False
     media: MediaTokens | None = None
+    cost_nanousd: int | None = None
 
     @property
     def total_tokens(self) -> int:

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from apikeyrouter.domain.models.failure import Failure
+from apikeyrouter.domain.models.usage import Usage
 
 Headers = Sequence[tuple[str, str]]
 """Header names in lower case."""
@@ -65,10 +67,32 @@ class StreamStep(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamDelta:
-    """What one event of a stream adds to the answer. `tool_calls` is the dialect's own JSON, still encoded."""
+    """What one event of a stream adds to the (first) answer, in the words of chat.
+
+    `tool_calls`: pieces as chat streams them, `{"index", "id", "type", "function": {"name", "arguments"}}`: the first
+    piece of a call has its id and name, all of them some text of the arguments.
+    """
 
     text: str = ""
     reasoning: str = ""
     refusal: str = ""
-    tool_calls: bytes = b""
+    tool_calls: tuple[dict[str, Any], ...] = ()
     finish_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A complete answer in the words of chat, whatever the dialect. Empty where the bytes were none.
+
+    `tool_calls` as chat has them, arguments as JSON text. `embeddings` of an embedding, in the order of its inputs.
+    """
+
+    text: str = ""
+    reasoning: str = ""
+    refusal: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    model: str = ""
+    id: str = ""
+    embeddings: tuple[list[float], ...] = ()

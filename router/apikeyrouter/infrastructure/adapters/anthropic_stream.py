@@ -1,16 +1,32 @@
-"""Anthropic streams, read as they pass: named events, cumulative usage, `message_stop` last (`providers.md` §3.1)."""
+"""Anthropic streams: named events, cumulative usage, `message_stop` last (`providers.md` §3.1)."""
 
 import re
+from collections.abc import Mapping
 
 import msgspec
 
 from apikeyrouter.domain.interfaces.wire import StreamDelta, StreamStep
-from apikeyrouter.domain.models.usage import Usage
 from apikeyrouter.infrastructure.adapters.json_body import JsonError
-from apikeyrouter.infrastructure.adapters.openai_stream import Classify, _string_bytes
-from apikeyrouter.infrastructure.adapters.sse import Event, EventTooLongError, SSEParser
-from apikeyrouter.infrastructure.adapters.stream_failures import truncated, unreadable
+from apikeyrouter.infrastructure.adapters.sse import Event
+from apikeyrouter.infrastructure.adapters.stream_reader import Classify, EventReader, string_bytes, whole_events
 from apikeyrouter.infrastructure.adapters.usage_reader import AnthropicUsage
+
+__all__ = ["FINISH_REASONS", "MessageReader", "finish_reason", "message_delta"]
+
+FINISH_REASONS: Mapping[str, str] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "pause_turn": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+"""`stop_reason` in the words of chat (`providers.md` §6)."""
+
+_DELTA = b"event: content_block_delta\ndata: {"
+_TEXTS = (b'"text":"', b'"partial_json":"', b'"thinking":"')
+_TYPE = re.compile(rb'"type"\s*:\s*"(\w{1,80})"')
 
 
 class _Started(msgspec.Struct, gc=False):
@@ -25,81 +41,47 @@ class _Change(msgspec.Struct, gc=False):
     partial_json: str | None = None
 
 
+class _Block(msgspec.Struct, gc=False):
+    type: str = ""
+    id: str = ""
+    name: str = ""
+    text: str = ""
+
+
 class _Event(msgspec.Struct, gc=False):
     type: str = ""
+    index: int = 0
     message: _Started | None = None
     usage: AnthropicUsage | None = None
     delta: _Change | None = None
-    content_block: msgspec.Raw = msgspec.Raw()
+    content_block: _Block | None = None
 
 
 _EVENT = msgspec.json.Decoder(_Event)
-_TYPE = re.compile(rb'"type"\s*:\s*"(\w{1,80})"')
-_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
-_DELTA = b"event: content_block_delta\ndata: "
-_TEXTS = (b'"text":"', b'"partial_json":"', b'"thinking":"')
 
 
-class AnthropicStream:
-    """Reads one stream of the Messages API. Implements `StreamReader`."""
+def finish_reason(stop_reason: str | None) -> str | None:
+    """A stop reason in the words of chat; an unknown one as it is."""
+    return None if stop_reason is None else FINISH_REASONS.get(stop_reason, stop_reason)
 
-    __slots__ = ("_begun", "_classify", "_counts", "_done", "_parser", "finish_reason", "output_bytes", "usage")
+
+class MessageReader(EventReader):
+    """Reads one stream of the Messages API."""
+
+    __slots__ = ("_counts",)
+    terminator = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 
     def __init__(self, classify: Classify) -> None:
-        self.usage: Usage | None = None
-        self.finish_reason: str | None = None
-        self.output_bytes = 0
-        self._classify = classify
+        super().__init__(classify)
         self._counts = AnthropicUsage()
-        self._parser = SSEParser()
-        self._begun = False
-        self._done = False
 
-    def feed(self, chunk: bytes) -> StreamStep:
-        """Read bytes as they come, split anywhere. After `message_stop` nothing more is passed on."""
-        if self._begun and not self._done and self._parser.idle and _is_one_delta(chunk):
-            self.output_bytes += _text_bytes(chunk)
-            return StreamStep(out=chunk, substantive=True)
-        step = StreamStep(substantive=self._begun, done=self._done)
-        if self._done:
-            return step
-        try:
-            events = self._parser.feed(chunk)
-        except EventTooLongError as exc:
-            step.failure = unreadable(str(exc))
-            return step
-        if len(events) == 1:
-            step.out = self._read(events[0], step)
-        elif events:
-            step.out = self._read_all(events, step)
-        step.substantive = self._begun
-        return step
-
-    def end(self) -> StreamStep:
-        """The connection closed. Complete if `message_stop` or a stop reason was seen; otherwise a truncation."""
-        step = StreamStep(substantive=self._begun, done=self._done)
-        if self._done:
-            return step
-        left = self._parser.end()
-        if left is not None:
-            out = self._read(left, step)
-            step.out = out.rstrip(b"\r\n") + b"\n\n" if out else b""
-        if step.failure is None and not step.done:
-            if self.finish_reason is not None:
-                step.out += _STOP
-                step.done = self._done = True
-            else:
-                step.failure = truncated()
-        step.substantive = self._begun
-        return step
-
-    def _read_all(self, events: list[Event], step: StreamStep) -> bytes:
-        parts = []
-        for event in events:
-            parts.append(self._read(event, step))
-            if step.done or step.failure is not None:
-                break
-        return b"".join(parts)
+    def _plain(self, chunk: bytes) -> bytes | None:
+        events = whole_events(chunk, _DELTA, 3)
+        if not events:
+            return None
+        for event in (chunk,) if events == 1 else chunk.split(b"\n\n")[:-1]:
+            self.output_bytes += _text_bytes(event)
+        return chunk
 
     def _read(self, event: Event, step: StreamStep) -> bytes:
         raw, data, name = event
@@ -114,10 +96,9 @@ class AnthropicStream:
         elif kind == b"message_start" or kind == b"message_delta":
             self._count(data)
         elif kind == b"message_stop":
-            self._done = step.done = True
+            self._end_here(step)
         elif kind == b"error":
-            step.failure = self._classify(200, {}, data)
-            return b""
+            return self._fail(data, step)
         return raw
 
     def _count(self, data: bytes) -> None:
@@ -130,18 +111,8 @@ class AnthropicStream:
             self._counts.merged(counts)
             self.usage = self._counts.read() or self.usage
         if event.delta is not None and event.delta.stop_reason:
-            self.finish_reason = event.delta.stop_reason
+            self.finish_reason = finish_reason(event.delta.stop_reason)
             self._begun = True
-
-
-def _is_one_delta(chunk: bytes) -> bool:
-    """The usual chunk: one `content_block_delta`, with LF line ends, its text where it is looked for."""
-    return (
-        chunk.startswith(_DELTA)
-        and chunk.find(b"\n", len(_DELTA)) == len(chunk) - 2
-        and chunk.endswith(b"\n\n")
-        and b"\r" not in chunk
-    )
 
 
 def _kind(data: bytes) -> bytes:
@@ -150,10 +121,10 @@ def _kind(data: bytes) -> bytes:
 
 
 def _text_bytes(data: bytes) -> int:
-    for start_mark in _TEXTS:
-        start = data.find(start_mark)
+    for mark in _TEXTS:
+        start = data.find(mark)
         if start >= 0:
-            return _string_bytes(data, start + len(start_mark))
+            return string_bytes(data, start + len(mark))
     try:
         delta = _EVENT.decode(data[data.find(b"{") :]).delta or _Change()
     except JsonError:
@@ -162,30 +133,29 @@ def _text_bytes(data: bytes) -> int:
     return len(text.encode("utf-8", "surrogatepass"))
 
 
-def read_deltas(events: bytes) -> list[StreamDelta]:
-    """What whole events add to the answer. Tool calls come as `{"content_block":…}` and `{"partial_json":…}`."""
-    found = []
-    for _, data, name in SSEParser().feed(events):
-        delta = _delta(name or _kind(data), data) if data is not None else None
-        if delta is not None:
-            found.append(delta)
-    return found
-
-
-def _delta(kind: bytes, data: bytes) -> StreamDelta | None:
+def message_delta(name: bytes, data: bytes) -> StreamDelta | None:
+    """What one event adds to the answer; None when that is nothing."""
+    kind = name or _kind(data)
     if kind not in (b"content_block_start", b"content_block_delta", b"message_delta"):
         return None
     try:
         event = _EVENT.decode(data)
     except JsonError:
         return None
-    change = event.delta
-    if kind == b"content_block_start":
-        block = bytes(event.content_block)
-        return StreamDelta(tool_calls=data) if b'"tool_use"' in block else None
+    block, change = event.content_block, event.delta
+    if block is not None:
+        return _begun(event.index, block)
     if change is None:
         return None
     if kind == b"message_delta":
-        return StreamDelta(finish_reason=change.stop_reason)
-    calls = data if change.partial_json is not None else b""
-    return StreamDelta(text=change.text or "", reasoning=change.thinking or "", tool_calls=calls)
+        return StreamDelta(finish_reason=finish_reason(change.stop_reason))
+    if change.partial_json is not None:
+        return StreamDelta(tool_calls=({"index": event.index, "function": {"arguments": change.partial_json}},))
+    return StreamDelta(text=change.text or "", reasoning=change.thinking or "")
+
+
+def _begun(index: int, block: _Block) -> StreamDelta | None:
+    if block.type == "tool_use":
+        function = {"name": block.name, "arguments": ""}
+        return StreamDelta(tool_calls=({"index": index, "id": block.id, "type": "function", "function": function},))
+    return StreamDelta(text=block.text) if block.type == "text" and block.text else None

@@ -3,30 +3,26 @@
 import os
 import time
 from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import msgspec
 
-from apikeyrouter.domain.interfaces.wire import Headers, ParsedRequest, StreamDelta, StreamReader, UpstreamRequest
-from apikeyrouter.domain.models.accounting import LimitKind, Metric, Observation
-from apikeyrouter.domain.models.failure import Failure
+from apikeyrouter.domain.interfaces.wire import Answer, DeltaReader, ParsedRequest, StreamReader
+from apikeyrouter.domain.models.accounting import Metric, Observation
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.domain.models.usage import Usage
-from apikeyrouter.infrastructure.adapters import failure_table
+from apikeyrouter.infrastructure.adapters import rate_headers
 from apikeyrouter.infrastructure.adapters.anthropic_content import measure_messages
-from apikeyrouter.infrastructure.adapters.anthropic_stream import AnthropicStream, read_deltas
-from apikeyrouter.infrastructure.adapters.forwarding import FIXED, FORWARDED, forwarded, safe_query
-from apikeyrouter.infrastructure.adapters.json_body import (
-    JsonError,
-    read_flag,
-    read_members,
-    read_text,
-    read_whole,
-    read_word,
-    splice,
-)
-from apikeyrouter.infrastructure.adapters.openai_wire import DAY_US, MINUTE_US, _count
-from apikeyrouter.infrastructure.adapters.retry_hints import rfc3339_us
+from apikeyrouter.infrastructure.adapters.anthropic_stream import MessageReader, finish_reason, message_delta
+from apikeyrouter.infrastructure.adapters.base_wire import BaseWire, parsed_request
+from apikeyrouter.infrastructure.adapters.failure_table import ANTHROPIC_TABLE
+from apikeyrouter.infrastructure.adapters.forwarding import FORWARDED
+from apikeyrouter.infrastructure.adapters.json_body import JsonError, read_flag, read_text, read_whole, read_word
+from apikeyrouter.infrastructure.adapters.rate_headers import MINUTE_US, header_limits
+from apikeyrouter.infrastructure.adapters.stream_deltas import Deltas
 from apikeyrouter.infrastructure.adapters.usage_reader import AnthropicUsage
+
+__all__ = ["BASE_URL", "VERSION", "AnthropicWire"]
 
 BASE_URL = "https://api.anthropic.com"
 """Without `/v1`, as the SDK's ANTHROPIC_BASE_URL is."""
@@ -34,13 +30,15 @@ BASE_URL = "https://api.anthropic.com"
 VERSION = "2023-06-01"
 """`anthropic-version` sent when the client gave none."""
 
-PATHS = {"messages": "/v1/messages", "count_tokens": "/v1/messages/count_tokens"}
-_FORWARDED = FORWARDED - {"openai-beta"}
-_LIMITS = (
-    ("requests", "rpm", Metric.REQUESTS),
-    ("input-tokens", "itpm", Metric.INPUT_TOKENS),
-    ("output-tokens", "otpm", Metric.OUTPUT_TOKENS),
+_STEM = "anthropic-ratelimit-{which}-{what}"
+_LIMITS = header_limits(
+    _STEM,
+    ("requests", "rpm", Metric.REQUESTS, MINUTE_US),
+    ("input-tokens", "itpm", Metric.INPUT_TOKENS, MINUTE_US),
+    ("output-tokens", "otpm", Metric.OUTPUT_TOKENS, MINUTE_US),
 )
+_TIGHTEST = header_limits(_STEM, ("tokens", "tpm", Metric.TOKENS, MINUTE_US))
+"""Repeats the most restrictive of the others; read only where those are missing (§1.2)."""
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -61,11 +59,22 @@ _KNOWN_TYPES = frozenset(_TYPES.values()) | {"api_error"}
 class _Block(msgspec.Struct, gc=False):
     type: str = ""
     text: str = ""
+    thinking: str = ""
+    id: str = ""
+    name: str = ""
+    input: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _StopDetails(msgspec.Struct, gc=False):
+    explanation: str | None = None
 
 
 class _Answer(msgspec.Struct, gc=False):
+    id: str = ""
+    model: str = ""
     content: list[_Block] | None = None
     stop_reason: str | None = None
+    stop_details: _StopDetails | None = None
 
 
 class _UsageOnly(msgspec.Struct, gc=False):
@@ -76,87 +85,62 @@ _ANSWER = msgspec.json.Decoder(_Answer)
 _USAGE = msgspec.json.Decoder(_UsageOnly)
 
 
-class AnthropicWire:
+class AnthropicWire(BaseWire):
     """Anthropic and servers that speak its dialect. Implements the `Wire` port.
 
     Args:
         base_url: without `/v1`; absent: ANTHROPIC_BASE_URL, then Anthropic's own.
-        provider_id: selects rows of the failure table.
         now: Unix seconds, for dates in answers.
     """
 
     cache_reads_are_free = True
     """Input tokens a minute do not count cache reads (`providers.md` §1.2)."""
     dialect = "anthropic"
+    rows = ANTHROPIC_TABLE
+    paths: ClassVar[Mapping[str, str]] = {"messages": "/v1/messages", "count_tokens": "/v1/messages/count_tokens"}
+    models_path = "/v1/models"
+    forwards = FORWARDED - {"openai-beta"}
+    limits = _LIMITS
 
-    def __init__(
-        self,
-        base_url: str | None = None,
-        provider_id: str = "anthropic",
-        *,
-        now: Callable[[], float] = time.time,
-    ) -> None:
-        self.base_url = (base_url or os.environ.get("ANTHROPIC_BASE_URL") or BASE_URL).rstrip("/")
-        self.provider_id = provider_id
-        self._now = now
-        self._urls = {operation: self.base_url + path for operation, path in PATHS.items()}
+    def __init__(self, base_url: str | None = None, *, now: Callable[[], float] = time.time) -> None:
+        super().__init__(base_url or os.environ.get("ANTHROPIC_BASE_URL") or BASE_URL, "anthropic", now=now)
 
-    def parse(self, body: bytes, *, operation: str = "messages") -> ParsedRequest:
+    def parse(self, body: bytes, *, operation: str = "messages", model: str = "") -> ParsedRequest:
         """Read a client's body once. Raises InvalidRequestError that names the field."""
-        if operation not in PATHS:
-            raise InvalidRequestError(f"{operation!r} is not one of {', '.join(PATHS)}", field="operation")
-        fields = read_members(body)
+        fields = self._members(body, operation)
         model = read_text(fields, "model")
-        counting = operation == "count_tokens"
-        cap = 0 if counting else read_whole(fields, "max_tokens")
+        cap = 0 if operation == "count_tokens" else read_whole(fields, "max_tokens")
         if cap is None:
             raise InvalidRequestError("is required", field="max_tokens")
-        size = measure_messages(fields)
-        return ParsedRequest(
+        return parsed_request(
+            body,
+            fields,
+            measure_messages(fields),
             model=model,
             stream=read_flag(fields, "stream"),
-            choices=1,
-            max_output_tokens=cap,
-            input_bytes=size.raw if size.raw > 0 else 0,
-            messages=size.messages,
-            extra_tokens=size.extra,
-            unbounded=size.unbounded,
-            include_usage=True,
-            fields=fields,
-            text_bytes=size.text,
-            media=size.media,
+            output_cap=cap,
             service_tier=_tier(fields),
-            body=body,
         )
 
-    def build(
-        self,
-        parsed: ParsedRequest,
-        *,
-        operation: str,
-        model: str,
-        token_cap: int | None,
-        key: str,
-        headers: Headers = (),
-        path_query: str = "",
-    ) -> UpstreamRequest:
-        """The request to send. Edits: model, a lower `max_tokens`, credentials, headers."""
+    def credentials(self, key: str) -> tuple[tuple[str, str], ...]:
+        """`x-api-key`."""
+        return (("x-api-key", f"{key}"),)
+
+    def _always(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        if not any(name == "anthropic-version" for name, _ in headers):
+            headers.append(("anthropic-version", VERSION))
+        return headers
+
+    def _edits(
+        self, parsed: ParsedRequest, operation: str, model: str, token_cap: int | None
+    ) -> dict[str, bytes | None]:
         edits: dict[str, bytes | None] = {}
         if model != parsed.model:
             edits["model"] = msgspec.json.encode(model)
         cap = parsed.max_output_tokens
         if operation == "messages" and token_cap is not None and (cap is None or token_cap < cap):
             edits["max_tokens"] = b"%d" % token_cap
-        kept = forwarded(headers, _FORWARDED)
-        if not any(name == "anthropic-version" for name, _ in kept):
-            kept.append(("anthropic-version", VERSION))
-        url = self._urls[operation]
-        return UpstreamRequest(
-            method="POST",
-            url=url + safe_query(path_query) if path_query else url,
-            headers=(*FIXED, ("x-api-key", f"{key}"), *kept),
-            body=splice(parsed.body, parsed.fields, edits),
-        )
+        return edits
 
     def read_usage(self, body: bytes) -> Usage | None:
         """Usage of a complete answer; None when it has none or the bytes are no answer."""
@@ -166,68 +150,40 @@ class AnthropicWire:
             return None
         return usage.read() if usage is not None else None
 
-    def read_answer(self, body: bytes) -> tuple[str, str | None]:
-        """(text, stop_reason) of a complete answer; ("", None) when the bytes are no answer."""
+    def read_answer(self, body: bytes) -> Answer:
+        """A complete answer in the words of chat; an empty one when the bytes are none."""
+        usage = self.read_usage(body)
         try:
             answer = _ANSWER.decode(body)
         except JsonError:
-            return "", None
-        return "".join([block.text for block in answer.content or () if block.type == "text"]), answer.stop_reason
+            return Answer(usage=usage)
+        blocks = answer.content or ()
+        text = "".join([block.text for block in blocks if block.type == "text"])
+        return Answer(
+            text=text,
+            reasoning="".join([block.thinking for block in blocks if block.type == "thinking"]),
+            refusal=_refusal(answer, text) if answer.stop_reason == "refusal" else "",
+            tool_calls=tuple(_tool_call(block) for block in blocks if block.type == "tool_use"),
+            finish_reason=finish_reason(answer.stop_reason),
+            usage=usage,
+            model=answer.model,
+            id=answer.id,
+        )
 
     def stream(self, *, hide_usage: bool, operation: str = "messages") -> StreamReader:
         """A reader for one stream. Usage is always part of the dialect, so nothing is hidden."""
-        return AnthropicStream(self.classify)
+        return MessageReader(self.classify)
 
-    def read_deltas(self, events: bytes) -> list[StreamDelta]:
-        """What whole events add to the answer."""
-        return read_deltas(events)
-
-    def classify(
-        self, status: int, headers: Mapping[str, str], body: bytes, *, known_secrets: tuple[str, ...] = ()
-    ) -> Failure:
-        """What an error answer means. Total."""
-        return failure_table.classify(
-            failure_table.ANTHROPIC_TABLE,
-            status,
-            headers,
-            body,
-            now_us=int(self._now() * 1e6),
-            provider=self.provider_id,
-            known_secrets=known_secrets,
-        )
+    def deltas(self, *, operation: str = "messages") -> DeltaReader:
+        """What the events of one stream add to the answer."""
+        return Deltas(message_delta)
 
     def observe(self, headers: Mapping[str, str]) -> list[Observation]:
-        """`anthropic-ratelimit-*`: token buckets, resets in RFC 3339. `tokens-*` repeats the most restrictive of the
-        others and is read only when those are missing (§1.2)."""
-        found: list[Observation] = []
-        if "anthropic-ratelimit-requests-remaining" in headers or "anthropic-ratelimit-requests-limit" in headers:
-            for what, name, metric in _LIMITS:
-                self._observe(found, headers, what, name, metric)
-            if len(found) == 1:
-                self._observe(found, headers, "tokens", "tpm", Metric.TOKENS)
+        """`anthropic-ratelimit-*`: token buckets, resets in RFC 3339."""
+        found = super().observe(headers)
+        if len(found) == 1 and found[0].name == "rpm":
+            found += rate_headers.observe(_TIGHTEST, headers, now_us=int(self._now() * 1e6))
         return found
-
-    def _observe(
-        self, found: list[Observation], headers: Mapping[str, str], what: str, name: str, metric: Metric
-    ) -> None:
-        prefix = "anthropic-ratelimit-" + what
-        limit = _count(headers.get(prefix + "-limit"))
-        remaining = _count(headers.get(prefix + "-remaining"))
-        if limit is None and remaining is None:
-            return
-        reset = rfc3339_us(headers.get(prefix + "-reset", ""))
-        wait_us = 0 if reset is None else reset - int(self._now() * 1e6)
-        found.append(
-            Observation(
-                name=name,
-                metric=metric,
-                kind=LimitKind.BUCKET,
-                period_us=MINUTE_US,
-                limit=limit or 0,
-                remaining=remaining,
-                reset_us=min(max(wait_us, 0), DAY_US),
-            )
-        )
 
     def organization(self, headers: Mapping[str, str]) -> str | None:
         """The organisation; limits are its own, workspaces share them (§1.2)."""
@@ -261,6 +217,17 @@ class AnthropicWire:
         """An error inside a stream; the SDK skips it without `event: error` (§3.2)."""
         body = self.error_body(status=status, type=type, code=code, message=message, request_id=request_id)
         return b"event: error\ndata: " + body + b"\n\n"
+
+
+def _tool_call(block: _Block) -> dict[str, Any]:
+    """A tool use in the shape of chat; its input becomes JSON text."""
+    function = {"name": block.name, "arguments": msgspec.json.format(bytes(block.input), indent=-1).decode()}
+    return {"id": block.id, "type": "function", "function": function}
+
+
+def _refusal(answer: _Answer, text: str) -> str:
+    explained = answer.stop_details.explanation if answer.stop_details else None
+    return explained or text or "the model declined to answer"
 
 
 def _tier(fields: dict[str, bytes]) -> str | None:

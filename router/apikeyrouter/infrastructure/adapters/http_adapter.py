@@ -7,17 +7,20 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from apikeyrouter.domain.interfaces.provider_adapter import (
     HealthState,
     HealthStatus,
     ProviderAdapter,
     ProviderCapabilities,
 )
-from apikeyrouter.domain.interfaces.wire import ParsedRequest, StreamDelta, StreamReader, UpstreamRequest, Wire
+from apikeyrouter.domain.interfaces.wire import DeltaReader, Headers, StreamDelta, StreamReader, UpstreamRequest, Wire
 from apikeyrouter.domain.models.failure import Failure
 from apikeyrouter.domain.models.request_intent import Operation, RequestIntent
 from apikeyrouter.domain.models.system_error import ErrorCategory, ProviderError, SystemError
-from apikeyrouter.domain.models.system_response import StreamChunk, SystemResponse, TokenUsage
+from apikeyrouter.domain.models.system_response import ResponseMetadata, StreamChunk, SystemResponse, TokenUsage
+from apikeyrouter.infrastructure.adapters.json_body import JsonError
 from apikeyrouter.infrastructure.adapters.transport import (
     Response,
     Timeouts,
@@ -71,22 +74,23 @@ class HTTPAdapter(ProviderAdapter):
 
     Args:
         wire: the dialect.
+        provider_id: the id it suggests for itself.
         models: the catalogue; None: `default_models`.
         transport: an HTTP transport to share; absent, one per event loop is opened and kept until `close`.
         timeouts: per phase, seconds.
     """
 
-    models_path = "/models"
-
     def __init__(
         self,
         wire: Wire,
         *,
+        provider_id: str,
         models: Iterable[str] | None = None,
         transport: Transport | None = None,
         timeouts: Timeouts | None = None,
     ) -> None:
         self.wire = wire
+        self._provider_id = provider_id
         self._models = frozenset(models) if models is not None else self.default_models()
         self._given = transport
         self._own: tuple[asyncio.AbstractEventLoop, Transport] | None = None
@@ -96,18 +100,46 @@ class HTTPAdapter(ProviderAdapter):
     def encode_intent(self, intent: RequestIntent, *, stream: bool = False) -> tuple[str, bytes]:
         """(operation, body) of an intent in this dialect. Raises InvalidRequestError for what it cannot say."""
 
-    @abstractmethod
     def decode_response(self, body: bytes, intent: RequestIntent | None = None) -> SystemResponse:
-        """A provider's body as one answer. Raises ProviderError when it is none."""
+        """Text, tool calls, refusal, finish reason and usage of an answer, in the words of chat.
+
+        Raises ProviderError when the bytes are no JSON object.
+        """
+        try:
+            raw = msgspec.json.decode(body, type=dict[str, Any])
+        except JsonError as exc:
+            raise ProviderError("the provider's answer is not JSON", category=ErrorCategory.ProviderError) from exc
+        answer = self.wire.read_answer(body)
+        usage = answer.usage
+        return SystemResponse(
+            content=answer.text,
+            metadata=ResponseMetadata(
+                model_used=answer.model or (intent.model if intent else ""),
+                tokens_used=TokenUsage.from_usage(usage) if usage else TokenUsage(estimated=True),
+                provider_id=self._provider_id,
+                finish_reason=answer.finish_reason,
+                request_id=answer.id or None,
+            ),
+            tool_calls=list(answer.tool_calls) or None,
+            refusal=answer.refusal or None,
+            reasoning=answer.reasoning or None,
+            embeddings=list(answer.embeddings) or None,
+            raw=raw,
+        )
 
     def decode_delta(self, delta: StreamDelta) -> StreamChunk:
         """One piece of a streamed answer."""
         return StreamChunk(
             text=delta.text,
-            tool_calls=self._tool_calls(delta.tool_calls) if delta.tool_calls else None,
+            tool_calls=list(delta.tool_calls) or None,
             refusal=delta.refusal or None,
+            reasoning=delta.reasoning or None,
             finish_reason=delta.finish_reason,
         )
+
+    def get_provider_id(self) -> str:
+        """The id given."""
+        return self._provider_id
 
     def default_models(self) -> frozenset[str] | None:
         """The catalogue when none is given; None: any model may be asked for."""
@@ -128,15 +160,19 @@ class HTTPAdapter(ProviderAdapter):
             if response.status >= 400:
                 body = await response.read(ERROR_BODY_BYTES_MAX)
                 raise UpstreamFailure(self._classify(response, body, key))
-            async for chunk in self._read_stream(response, self._reader(intent)):
+            operation = self.operation_of(intent)
+            reader = self.wire.stream(hide_usage=True, operation=operation)
+            async for chunk in self._read_stream(response, reader, self.wire.deltas(operation=operation)):
                 yield chunk
         finally:
             await response.close()
 
-    async def _read_stream(self, response: Response, reader: StreamReader) -> AsyncIterator[StreamChunk]:
+    async def _read_stream(
+        self, response: Response, reader: StreamReader, deltas: DeltaReader
+    ) -> AsyncIterator[StreamChunk]:
         async for data in response.chunks():
             step = reader.feed(data)
-            for delta in self.wire.read_deltas(step.out):
+            for delta in deltas.read(step.out):
                 yield self.decode_delta(delta)
             if step.failure is not None:
                 raise UpstreamFailure(step.failure)
@@ -144,7 +180,7 @@ class HTTPAdapter(ProviderAdapter):
                 break
         else:
             step = reader.end()
-            for delta in self.wire.read_deltas(step.out):
+            for delta in deltas.read(step.out):
                 yield self.decode_delta(delta)
             if step.failure is not None:
                 raise UpstreamFailure(step.failure)
@@ -153,9 +189,6 @@ class HTTPAdapter(ProviderAdapter):
 
     def _classify(self, response: Response, body: bytes, key: str) -> Failure:
         return self.wire.classify(response.status, response.headers, body, known_secrets=(str(key),))
-
-    def _reader(self, intent: RequestIntent) -> StreamReader:
-        return self.wire.stream(hide_usage=True, operation=self.operation_of(intent))
 
     def operation_of(self, intent: RequestIntent) -> str:
         """The wire's operation for an intent."""
@@ -184,7 +217,7 @@ class HTTPAdapter(ProviderAdapter):
         """Healthy when the provider answers at all, degraded above 499; uses no key and costs nothing."""
         started = asyncio.get_running_loop().time()
         try:
-            status = await self._check({})
+            status = await self._check(())
         except TransportError as exc:
             return HealthState(status=HealthStatus.Unhealthy, message=str(exc))
         taken = int((asyncio.get_running_loop().time() - started) * 1000)
@@ -194,13 +227,9 @@ class HTTPAdapter(ProviderAdapter):
     async def check_health(self, key: str) -> bool:
         """Whether the key may list models, which is free. An unreachable provider says nothing against a key."""
         try:
-            return await self._check(self.auth_headers(key)) not in REFUSED
+            return await self._check(self.wire.check_headers(key)) not in REFUSED
         except TransportError:
             return True
-
-    @abstractmethod
-    def auth_headers(self, key: str) -> dict[str, str]:
-        """The headers that carry a key."""
 
     async def close(self) -> None:
         """Close the transport this adapter opened. Idempotent."""
@@ -208,17 +237,15 @@ class HTTPAdapter(ProviderAdapter):
         if own is not None and own[0] is asyncio.get_running_loop():
             await own[1].close()
 
-    async def _check(self, headers: dict[str, str]) -> int:
-        request = UpstreamRequest(
-            method="GET", url=self.wire.base_url + self.models_path, headers=tuple(headers.items()), body=b""
-        )
+    async def _check(self, headers: Headers) -> int:
+        request = UpstreamRequest(method="GET", url=self.wire.models_url(), headers=headers, body=b"")
         response = await self.transport().send(request, timeouts=CHECK_TIMEOUTS)
         await response.close()
         return response.status
 
     async def _send(self, intent: RequestIntent, key: str, *, stream: bool) -> Response:
         operation, body = self.encode_intent(intent, stream=stream)
-        parsed: ParsedRequest = self.wire.parse(body, operation=operation)
+        parsed = self.wire.parse(body, operation=operation)
         request = self.wire.build(parsed, operation=operation, model=intent.model, token_cap=None, key=key)
         return await self.transport().send(request, timeouts=self._timeouts)
 
@@ -232,6 +259,3 @@ class HTTPAdapter(ProviderAdapter):
 
             self._own = (loop, AiohttpTransport())
         return self._own[1]
-
-    def _tool_calls(self, raw: bytes) -> list[dict[str, Any]] | None:
-        raise NotImplementedError

@@ -1,6 +1,7 @@
 """Adapters by the names that a configuration file gives them."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.models.system_error import ConfigurationError
@@ -8,7 +9,15 @@ from apikeyrouter.infrastructure.adapters.anthropic_adapter import AnthropicAdap
 from apikeyrouter.infrastructure.adapters.openai_adapter import OpenAIAdapter
 from apikeyrouter.infrastructure.config.compiled import ProviderRecord
 
-ADAPTERS: Mapping[str, Callable[..., ProviderAdapter]] = {"openai": OpenAIAdapter, "anthropic": AnthropicAdapter}
+__all__ = ["ADAPTERS", "make_adapter"]
+
+COMPATIBLE = ("mistral", "groq", "deepseek", "openrouter", "vllm", "ollama", "llamacpp", "compatible")
+"""Profiles of OpenAI's dialect that have a name of their own."""
+ADAPTERS: Mapping[str, Callable[..., ProviderAdapter]] = {
+    "openai": OpenAIAdapter,
+    "anthropic": AnthropicAdapter,
+    **{name: partial(OpenAIAdapter, profile=name) for name in COMPATIBLE},
+}
 
 
 def make_adapter(record: ProviderRecord) -> ProviderAdapter:
@@ -24,3 +33,5 @@ def make_adapter(record: ProviderRecord) -> ProviderAdapter:
         return make(record.base_url, provider_id=record.id, **record.options)
     except TypeError as exc:
         raise ConfigurationError(f"providers.{record.id}.options: {exc}") from exc
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"providers.{record.id}: {exc}") from exc

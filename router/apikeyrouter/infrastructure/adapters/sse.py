@@ -33,13 +33,15 @@ class EventTooLongError(ValueError):
 
 
 class SSEParser:
-    """Cuts a byte stream into events. Keeps at most one unfinished event; work is linear in the bytes fed."""
+    """Cuts a byte stream into events. Keeps at most one unfinished event (`pending`, the same list for its whole life);
+    work is linear in the bytes fed.
+    """
 
-    __slots__ = ("_limit", "_pending", "_size", "_started")
+    __slots__ = ("_limit", "_size", "_started", "pending")
 
     def __init__(self, *, limit: int = EVENT_BYTES_MAX) -> None:
         self._limit = limit
-        self._pending: list[bytes] = []
+        self.pending: list[bytes] = []
         self._size = 0
         self._started = False
 
@@ -47,18 +49,13 @@ class SSEParser:
         """The events that `chunk` completes. Raises EventTooLongError."""
         if not self._started:
             chunk = self._without_bom(chunk)
-        if self._pending:
+        if self.pending:
             if not self._may_complete(chunk):
                 self._keep(chunk)
                 return []
-            self._pending.append(chunk)
+            self.pending.append(chunk)
             chunk = self._take()
         return self._cut_any(chunk) if b"\r" in chunk else self._cut_lf(chunk)
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is pending, so that the next chunk begins an event."""
-        return not self._pending
 
     def end(self) -> Event | None:
         """What is left when the stream closes without a last blank line, read as an event; None when nothing is."""
@@ -74,11 +71,11 @@ class SSEParser:
         return chunk.removeprefix(_BOM)
 
     def _may_complete(self, chunk: bytes) -> bool:
-        return _MAYBE_BLANK_LINE.search(self._pending[-1][-_OVERLAP:] + chunk) is not None
+        return _MAYBE_BLANK_LINE.search(self.pending[-1][-_OVERLAP:] + chunk) is not None
 
     def _take(self) -> bytes:
-        left = b"".join(self._pending)
-        self._pending.clear()
+        left = b"".join(self.pending)
+        self.pending.clear()
         self._size = 0
         return left
 
@@ -88,7 +85,7 @@ class SSEParser:
         self._size += len(left)
         if self._size > self._limit:
             raise EventTooLongError(f"an event exceeds {self._limit} bytes")
-        self._pending.append(left)
+        self.pending.append(left)
 
     def _cut_lf(self, text: bytes) -> list[Event]:
         frames = text.split(b"\n\n")

@@ -1,5 +1,7 @@
 """Usage members of every shape (`providers.md` §2.1), as one: cache counts within input, reasoning within output."""
 
+from decimal import ROUND_CEILING, Decimal
+
 import msgspec
 
 from apikeyrouter.domain.models.accounting import AMOUNT_MAX
@@ -51,9 +53,13 @@ class OpenAIUsage(msgspec.Struct, gc=False):
     input_tokens_details: InputDetails | None = None
     output_tokens_details: OutputDetails | None = None
     prompt_cache_hit_tokens: int | None = None
+    cost: msgspec.Raw = msgspec.Raw()
 
-    def read(self, service_tier: str | None = None) -> Usage | None:
-        """As one Usage; None when the counts are absent or nonsense (negative, beyond 2^53)."""
+    def read(self, service_tier: str | None = None, *, tells_cost: bool = False) -> Usage | None:
+        """As one Usage; None when the counts are absent or nonsense (negative, beyond 2^53).
+
+        `tells_cost`: whether `cost` is what the provider charges, in dollars.
+        """
         read = self.prompt_tokens if self.prompt_tokens is not None else self.input_tokens
         written = self.completion_tokens if self.completion_tokens is not None else self.output_tokens
         if read is None and written is None:
@@ -73,7 +79,8 @@ class OpenAIUsage(msgspec.Struct, gc=False):
                 audio_output=(parts.audio_tokens if parts else None) or 0,
                 image_output=(parts.image_tokens if parts else None) or 0,
             )
-        return checked(read or 0, written or 0, cached, stored, 0, reasoning, service_tier, media)
+        cost = _nanousd(self.cost) if tells_cost and self.cost else None
+        return checked(read or 0, written or 0, cached, stored, 0, reasoning, service_tier, media, cost)
 
 
 class AnthropicUsage(msgspec.Struct, gc=False):
@@ -122,6 +129,7 @@ def checked(
     reasoning: int,
     tier: str | None,
     media: MediaTokens | None = None,
+    cost_nanousd: int | None = None,
 ) -> Usage | None:
     """A Usage whose parts fit their totals; None for negative or absurd totals."""
     if read < 0 or written < 0 or read > AMOUNT_MAX or written > AMOUNT_MAX:
@@ -139,6 +147,7 @@ def checked(
         reasoning_tokens=reasoning,
         service_tier=tier,
         media=None if media is None else fitted(media, read - stored - stored_long, cached, written - reasoning),
+        cost_nanousd=cost_nanousd,
     )
 
 
@@ -162,3 +171,13 @@ def fitted(media: MediaTokens, read: int, cached: int, written: int) -> MediaTok
         audio_cached=audio_cached + more, image_cached=image_cached + also, audio_output=sound, image_output=pictures,
         video_output=min(max(media.video_output, 0), written - sound - pictures),
     )  # fmt: skip
+
+
+def _nanousd(raw: bytes) -> int | None:
+    """A number of dollars as nano-dollars, rounded up; None for anything else (OpenRouter's is a JSON number)."""
+    try:
+        amount = Decimal(bytes(raw).decode("ascii"))
+    except (ArithmeticError, ValueError):
+        return None
+    nanousd = (amount * 10**9).to_integral_value(ROUND_CEILING) if amount.is_finite() else None
+    return int(nanousd) if nanousd is not None and 0 <= nanousd <= AMOUNT_MAX else None
