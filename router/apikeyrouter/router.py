@@ -101,7 +101,7 @@ class ApiKeyRouter(RouterRegistration):
         """Hold an option that was not tried yet, under the configuration that is in force."""
         started = time.perf_counter()
         for rounds in range(STALE_ROUNDS_MAX + 1):
-            pool = self.catalogue.pool(call.model, call.provider_id, call.dialect)
+            pool = self.catalogue.pool(call.model, call.provider_id, call.dialect, call.team)
             mute = unfit(call, pool, parsed)
             skip = _skipped(pool, tried, mute) if tried or mute else ()
             try:
@@ -153,22 +153,25 @@ class ApiKeyRouter(RouterRegistration):
             self._put_out(key, found.key_state, failure, found.seconds)
 
     def _put_out(self, key: Key, state: KeyState | None, failure: Failure, seconds: float) -> None:
-        """Here at once, elsewhere as soon as the store has it."""
-        if state is None or key.state is state:
+        """Here at once, elsewhere as soon as the store has it. What is said of old material is no word on the new."""
+        known = self.catalogue.keys.get(key.id)
+        if state is None or known is None or known.state is state or known.generation != key.generation:
             return
-        key.state, key.state_reason = state, failure.message
+        known.state, known.state_reason = state, failure.message
         self.catalogue.changed()
-        self._chore(self._move_key(key.id, state, failure.message, seconds if state is KeyState.Exhausted else None))
+        self._chore(self._move_key(key, state, failure.message, seconds if state is KeyState.Exhausted else None))
 
     def _learn_success(self, option: Option) -> None:
         """A key that was given another chance has taken it."""
         if option.key.state is KeyState.Recovering:
             option.key.state = KeyState.Available
-            self._chore(self._move_key(option.key.id, KeyState.Available, "it serves again", None))
+            self._chore(self._move_key(option.key, KeyState.Available, "it serves again", None))
 
-    async def _move_key(self, key_id: str, state: KeyState, reason: str, for_seconds: float | None) -> None:
-        with contextlib.suppress(InvalidRequestError):  # another attempt was first, or the key is gone
-            await self.key_manager.update_key_state(key_id, state, reason, actor="router", for_seconds=for_seconds)
+    async def _move_key(self, key: Key, state: KeyState, reason: str, for_seconds: float | None) -> None:
+        with contextlib.suppress(InvalidRequestError):  # another attempt was first, or the key is gone or rotated
+            await self.key_manager.update_key_state(
+                key.id, state, reason, actor="router", for_seconds=for_seconds, generation=key.generation
+            )
 
     async def _refusal(self, refused: Refused, pool: Pool, facts: Facts) -> Exception:
         now_us = self.ledger.stamp.now_us

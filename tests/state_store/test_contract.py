@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from apikeyrouter.domain.interfaces.state_store import Change, StateQuery, StateStore
-from apikeyrouter.domain.models.api_key import APIKey, KeyState, StateTransition
+from apikeyrouter.domain.models.api_key import APIKey, KeyChange, KeyState, StateTransition
 from apikeyrouter.domain.models.policy import Policy, PolicyScope
 from apikeyrouter.domain.models.quota_state import CapacityState, QuotaState, TimeWindow
 from apikeyrouter.domain.models.routing_decision import CandidateVerdict, RoutingDecision, RoutingObjective
@@ -72,6 +72,54 @@ async def test_a_deleted_key_takes_its_quota_states_along(store: StateStore) -> 
     assert await store.delete_key("k1") is False
     assert await store.get_key("k1") is None
     assert await store.get_quota_state("k1") is None
+
+
+def entry(to: KeyState | None, reason: str = "why") -> StateTransition:
+    return StateTransition(entity_id="k1", from_state=KeyState.Available, to_state=to, reason=reason)
+
+
+async def test_a_key_is_changed_with_its_audit_trail_in_one_step(store: StateStore) -> None:
+    made = KeyChange(key=key("k1"), transitions=(entry(KeyState.Available, "made"),))
+    assert await store.change_key("k1", lambda found: made if found is None else None) == made
+    assert await store.change_key("k1", lambda found: made if found is None else None) is None
+    before = await store.version()
+    gone = KeyChange(key=None, transitions=(entry(None, "gone"),))
+    await store.save_quota_state(QuotaState(key_id="k1"))
+    assert await store.change_key("k1", lambda found: gone) == gone
+    assert await store.version() == before + 1
+    assert await store.get_key("k1") is None
+    assert await store.get_quota_state("k1") is None
+    assert [told.reason for told in await store.query_state(StateQuery("StateTransition"))] == ["made", "gone"]
+
+
+async def test_what_is_decided_on_a_key_is_decided_on_its_newest_form(store: StateStore) -> None:
+    await store.save_key(key("k1", metadata={"n": 0}))
+
+    def count(found: APIKey | None) -> KeyChange:
+        assert found is not None
+        return KeyChange(key=found.model_copy(update={"metadata": {"n": found.metadata["n"] + 1}}))
+
+    await asyncio.gather(*(store.change_key("k1", count) for _ in range(12)))
+    found = await store.get_key("k1")
+    assert found is not None
+    assert found.metadata == {"n": 12}
+
+
+async def test_a_decision_that_is_refused_writes_nothing(store: StateStore) -> None:
+    def refuse(found: APIKey | None) -> KeyChange:
+        raise InvalidRequestError("no")
+
+    before = await store.version()
+    with pytest.raises(InvalidRequestError):
+        await store.change_key("k1", refuse)
+    assert await store.version() == before
+
+
+async def test_counters_add_up(store: StateStore) -> None:
+    await asyncio.gather(*(store.add_counts("key_failures", {"k1": 2, "k2": 1}) for _ in range(5)))
+    assert await store.get_counts("key_failures", ["k1", "k2", "k3"]) == {"k1": 10, "k2": 5}
+    assert await store.get_counts("other", ["k1"]) == {}
+    assert await store.get_counts("key_failures", []) == {}
 
 
 async def test_a_quota_state_is_kept_per_window_and_the_newest_is_the_default(store: StateStore) -> None:

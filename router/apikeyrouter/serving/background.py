@@ -64,7 +64,9 @@ class RouterBackground:
         while True:
             try:
                 async for change in self.state_store.watch():
-                    if change.version > seen or not change.kind:
+                    if change.kind == "key":
+                        await self.key_manager.refresh_key(change.id)
+                    elif change.version > seen or not change.kind:
                         seen = await self.state_store.version()
                         await self._refresh()
                 return
@@ -101,6 +103,7 @@ class RouterBackground:
         """What is due by time: keys that come back, ratios to be shared."""
         if self.key_manager.is_due():
             await self._refresh()
+        await self.key_manager.flush_tally()
         if time.perf_counter() >= self._ratios_at:
             await self._share_ratios()
 
@@ -134,9 +137,8 @@ class RouterBackground:
             self._chore(self.ledger.record(lane, observations=seen))
 
     def _announce(self, transition: StateTransition) -> None:
-        _log.info(
-            "key.state_changed", key_id=transition.entity_id, state=transition.to_state.value, reason=transition.reason
-        )
+        state = "revoked" if transition.to_state is None else transition.to_state.value
+        _log.info("key.state_changed", key_id=transition.entity_id, state=state, reason=transition.reason)
 
     def _report_unreadable(self, key_id: str, error: Exception) -> None:
         _log.error("key.unreadable", key_id=key_id, error=str(error))
@@ -174,6 +176,8 @@ class RouterBackground:
             self.unpriced_requests += facts.outcome == "ok"
         else:
             self.spent_nanousd += facts.cost_nanousd
+        if facts.outcome != "ok" or len(facts.attempts) > 1:
+            self.key_manager.tally(facts)
         self.decisions.append(facts)
         for told in self.on_finished:
             try:

@@ -4,8 +4,9 @@ What a file declares is also kept as a document of the store (without secrets), 
 file or without, meters the same lanes and holds in the same budgets. It is put into the ledger before anybody names it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -150,6 +151,20 @@ class Configuration:
         known = self._by_key.pop(key_id, None)
         if known is not None and known[1]:
             self._index_pools()
+
+    async def retire_key(self, key_id: str) -> None:
+        """Empty the lane of a key that is gone. That is a new configuration: every process looks at its keys, and so
+        learns of it, before it decides again."""
+        await self._ledger.put(lanes=[LaneConfig(id=key_lane(key_id))])
+
+    async def uses(self, key_ids: Sequence[str]) -> dict[str, tuple[int, datetime | None]]:
+        """How many requests the fleet made with each key until now, and when it made the last."""
+        uses: dict[str, tuple[int, datetime | None]] = dict.fromkeys(key_ids, (0, None))
+        by_lane = {key_lane(key_id): key_id for key_id in key_ids}
+        for lane in await self._ledger.lanes(list(by_lane)):
+            used_at = datetime.fromtimestamp(lane.last_used_us / 1e6, UTC) if lane.last_used_us else None
+            uses[by_lane[lane.id]] = (lane.requests_total, used_at)
+        return uses
 
     async def restore(self) -> None:
         """Put everything this process knows into a cell that forgot it, and the file's part into the store."""

@@ -60,6 +60,9 @@ class RouterLife(RouterBackground):
         super().__init__()
         self.settings = RouterSettings.read(config)
         self.state_store = state_store or _default_store(self.settings)
+        caps = getattr(self.state_store, "caps", None)
+        if caps is not None:
+            caps.follow(max_decisions=self.settings.max_decisions, max_transitions=self.settings.max_transitions)
         self.observability_manager = observability_manager
         self.ledger = ScriptLedger(_engine_for(self.state_store))
         self.catalogue = Catalogue(PriceBook.load())
@@ -139,6 +142,8 @@ class RouterLife(RouterBackground):
         await self._until_idle(ABORT_SECONDS_AT_CLOSE)
         await self.books.flush(seconds=FLUSH_SECONDS_AT_CLOSE)
         await self._end_background()
+        with contextlib.suppress(Exception):  # counts of the last quarter of a second
+            await self.key_manager.flush_tally()
         with contextlib.suppress(Exception):  # learned ratios are a convenience; losing them costs accuracy only
             await self._share_ratios()
         await self._attempts.close()
@@ -188,7 +193,7 @@ def _default_store(settings: RouterSettings) -> StateStore:
     url = os.environ.get("APIKEYROUTER_REDIS_URL")
     if url:
         return RedisStateStore(url, os.environ.get("APIKEYROUTER_NAMESPACE", "apikeyrouter"))
-    return InMemoryStateStore(max_decisions=settings.max_decisions, max_transitions=settings.max_transitions)
+    return InMemoryStateStore()
 
 
 def _engine_for(store: StateStore) -> Engine:

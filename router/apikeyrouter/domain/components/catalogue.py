@@ -49,7 +49,10 @@ class Key:
     state_until: datetime | None = None
     cost_per_1k: Decimal | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    updated_at: datetime | None = None
+    generation: int = 0
+    """How often its material was rotated."""
+    team: str | None = None
+    """Whose key it is; None: anybody's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +91,8 @@ class Catalogue:
         """Grows with every change of what `lane_ids` gives."""
         self._model_pools: dict[str, list[ModelPool]] = {}
         self._budgets: dict[tuple[str, str], list[ScopeConfig]] = {}
-        self._pools: dict[tuple[str, str | None, str], Pool] = {}
+        self._pools: dict[tuple[str, str | None, str, str | None], Pool] = {}
+        self._teams: frozenset[str] | None = None
         self._shared: dict[tuple[str | None, str | None], SharedScopes] = {}
         self._rates: dict[tuple[str, str, int, bool], int] = {}
         self._options_kept = 0
@@ -100,6 +104,7 @@ class Catalogue:
         self._shared.clear()
         self._rates.clear()
         self._pools.clear()
+        self._teams = None
         self._options_kept = 0
         self.version += 1
 
@@ -176,33 +181,45 @@ class Catalogue:
             self._shared[team, client] = known
         return known
 
-    def pool(self, model: str, provider_id: str | None, dialect: str) -> Pool:
+    def pool(self, model: str, provider_id: str | None, dialect: str, team: str | None = None) -> Pool:
         """Every way to serve a model. `dialect` "" : any adapter will do; else only wires that speak it.
+
+        `team`: whose request it is. Its own keys come first, then those that are nobody's; another team's never.
 
         Raises:
             InvalidRequestError: the pinned provider is not registered.
             ModelNotFoundError: no key serves the model.
         """
-        pool = self._pools.get((model, provider_id, dialect))
+        if team is not None:
+            team = self._known_team(team)
+        pool = self._pools.get((model, provider_id, dialect, team))
         if pool is None:
             if provider_id is not None and provider_id not in self.providers:
                 raise InvalidRequestError(
                     f"provider {provider_id!r} is not registered; call register_provider first", field="provider_id"
                 )
-            options = list(self._options(model, provider_id, dialect))
+            options = list(self._options(model, provider_id, dialect, team))
             if not options:
                 raise ModelNotFoundError(model, provider_id, tuple(name for name, _ in self.models()))
             self._options_kept += len(options)
             if len(self._pools) >= POOLS_MAX or self._options_kept > OPTIONS_MAX:
                 self._pools.clear()
                 self._options_kept = len(options)
-            pool = self._pools[model, provider_id, dialect] = Pool(model, options)
+            pool = self._pools[model, provider_id, dialect, team] = Pool(model, options)
             self.version += 1  # lanes may be in use now that were not before
         return pool
 
-    def _options(self, model: str, provider_id: str | None, dialect: str) -> Iterable[Option]:
+    def _known_team(self, team: str) -> str | None:
+        """The team if it has keys, "" if only others have, None if none has: so many pools there are, and no more."""
+        if self._teams is None:
+            self._teams = frozenset(key.team for key in self.keys.values() if key.team)
+        return team if team in self._teams else "" if self._teams else None
+
+    def _options(self, model: str, provider_id: str | None, dialect: str, team: str | None) -> Iterable[Option]:
         targets = self.aliases.get(model)
         for key in self.keys.values():
+            if team is not None and key.team and key.team != team:
+                continue
             provider = self.providers.get(key.provider_id)
             if provider is None or (provider_id is not None and key.provider_id != provider_id):
                 continue
@@ -210,7 +227,7 @@ class Catalogue:
                 continue
             for rank, upstream in self._upstream_models(model, targets, key):
                 if self._serves(provider, key, upstream, pinned=provider_id is not None or targets is not None):
-                    yield self._option(key, provider, upstream, rank)
+                    yield self._option(key, provider, upstream, 2 * rank + (bool(team) and key.team != team))
 
     def _upstream_models(
         self, model: str, targets: tuple[tuple[str, str], ...] | None, key: Key

@@ -1,58 +1,55 @@
-"""Registers keys and keeps their states. Material is sealed before it is stored and opened only into memory."""
+"""Registers keys and keeps their states. Material is sealed before it is stored and opened only into memory.
+
+What is changed here is one step in the store, with its entry in the audit trail; `key_ring.py` makes every process
+take it over.
+"""
 
 import contextlib
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
-from apikeyrouter.domain.components.catalogue import Catalogue, Key, key_price_name
+from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.key_identity import check_material, derive_key_id
-from apikeyrouter.domain.components.key_states import due_transition, move
-from apikeyrouter.domain.interfaces.state_store import StateQuery, StateStore
-from apikeyrouter.domain.models.api_key import APIKey, KeyMaterial, KeyRouting, KeyState, StateTransition
-from apikeyrouter.domain.models.system_error import EncryptionError, InvalidRequestError, KeyRegistrationError
+from apikeyrouter.domain.components.key_ring import Announce, KeyRing, Lanes, Report, Vault, routed
+from apikeyrouter.domain.components.key_states import move, move_along, noted
+from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
+from apikeyrouter.domain.interfaces.state_store import KeyDecision, StateQuery, StateStore
+from apikeyrouter.domain.models.api_key import (
+    APIKey,
+    KeyChange,
+    KeyMaterial,
+    KeyProbe,
+    KeyRouting,
+    KeyState,
+    StateTransition,
+)
+from apikeyrouter.domain.models.call import Facts
+from apikeyrouter.domain.models.system_error import (
+    EncryptionError,
+    ErrorCategory,
+    InvalidRequestError,
+    KeyRegistrationError,
+)
 
 __all__ = ["KeyManager", "KeyRegistrationError", "Lanes", "Vault"]
 
-
-class Vault(Protocol):
-    """Seals and opens key material."""
-
-    def encrypt(self, material: str, *, key_id: str) -> str:
-        """Ciphertext bound to the key's id."""
-        ...
-
-    def decrypt(self, ciphertext: str, *, key_id: str) -> str:
-        """The material again."""
-        ...
-
-
-Announce = Callable[[StateTransition], None]
-Report = Callable[[str, Exception], None]
+FAILURES = "key_failures"
+"""Counters: failed attempts by key id."""
+NOT_THE_KEYS_FAULT = frozenset({"", "cancelled", ErrorCategory.ValidationError.value})
 ALIASES = "key_alias"
 """Documents: the id that material would derive → the key that has it, or had it before it was rotated."""
-MARKER = ("key_marker", "present")
-"""A document that says: the store has not been emptied since somebody registered a key."""
-
-
-class Lanes(Protocol):
-    """Puts what a key declares into the ledger."""
-
-    def check_key(self, key: Key, routing: KeyRouting) -> None:
-        """Raises InvalidRequestError for limits that are wrong."""
-        ...
-
-    async def declare_key(self, key: Key, routing: KeyRouting) -> None:
-        """Put the lanes that a key needs into the ledger."""
-        ...
-
-    def forget_key(self, key_id: str) -> None:
-        """The key is gone."""
-        ...
+OPERATOR = "operator"
+Permits = Callable[[APIKey], bool]
 
 
 class KeyManager:
-    """The keys of this deployment. What one process registers, the others learn through the store."""
+    """The keys of this deployment. What one process does with them, the others know within a second.
+
+    Everywhere: `actor` is who asks, for the audit trail; an unknown key is an InvalidRequestError; a store that cannot
+    be reached is a StateStoreUnavailableError, and then nothing was changed.
+    """
 
     def __init__(
         self,
@@ -66,15 +63,28 @@ class KeyManager:
         cooldown_seconds: float,
     ) -> None:
         self._store, self._catalogue, self._vault = store, catalogue, vault
-        self._lanes, self._announce, self._report = lanes, announce, report
+        self._lanes, self._announce = lanes, announce
         self._cooldown_seconds = cooldown_seconds
-        self._marked = False
-        self._unreadable: set[str] = set()
+        self._ring = KeyRing(store, catalogue, vault, lanes=lanes, announce=announce, report=report)
+        self._failed: dict[str, int] = {}
+        self.refresh, self.refresh_key = self._ring.refresh, self._ring.refresh_key
+        self.is_due, self.restore_if_emptied = self._ring.is_due, self._ring.restore_if_emptied
+
+    # --- registering ---------------------------------------------------------------------------------------------
 
     async def register_key(
-        self, key_material: str, provider_id: str, metadata: dict[str, Any] | None = None, *, key_id: str | None = None
+        self,
+        key_material: str,
+        provider_id: str,
+        metadata: dict[str, Any] | None = None,
+        *,
+        key_id: str | None = None,
+        actor: str = OPERATOR,
     ) -> APIKey:
-        """Register a key. Idempotent: the same material and provider give the same key; metadata is updated.
+        """Register a key. Idempotent: the same material and provider give the same key, in every process, for ever.
+
+        `metadata` replaces what the key had; None leaves it. A key that was invalid is available again. With `key_id`
+        the key has that id, and other material than it had rotates it.
 
         Raises:
             KeyRegistrationError: the material cannot be a key, the provider is not registered, the metadata is
@@ -85,28 +95,56 @@ class KeyManager:
             raise KeyRegistrationError(
                 f"provider {provider_id!r} is not registered; call register_provider({provider_id!r}, …) first"
             )
-        metadata = dict(metadata or {})
-        try:
-            routing = KeyRouting.parse(metadata)
-        except InvalidRequestError as exc:
-            raise KeyRegistrationError(f"metadata.{exc.field}: {exc.reason}") from exc
+        _check_metadata(metadata)
         id_, retired = await self._id_of(material, provider_id, key_id)
-        known = await self._store.get_key(id_)
-        if known is not None and retired:  # an old material of a key that was rotated: it is that key
-            material = self._vault().decrypt(known.encrypted_material, key_id=id_)
-        key = known or APIKey(id=id_, provider_id=provider_id)
-        transition: StateTransition | None = None
-        if key.state is KeyState.Invalid:
-            key, transition = move(key, KeyState.Available, now=_now(), reason="registered again")
-        sealed = self._vault().encrypt(material, key_id=id_)
-        key = key.model_copy(update={"metadata": metadata, "updated_at": _now(), "encrypted_material": sealed})
-        self._check(key, material, routing)
-        await self._store.save_key(key)
-        if transition is not None:
-            await self._store.save_state_transition(transition)
-        await self._mark()
-        await self._adopt(key, material, routing)
-        return key
+        async with self._ring.turn:
+            decide = self._registration(id_, provider_id, material, metadata, retired=retired, actor=actor)
+            change = await self._store.change_key(id_, decide)
+            key = change.key if change is not None else await self._store.get_key(id_)
+            if key is None:
+                raise KeyRegistrationError(f"key {id_} was revoked while it was registered; register it again")
+            await self._ring.mark()
+            if retired:
+                material = self._vault().decrypt(key.encrypted_material, key_id=id_)
+            await self._ring.adopt(key, material, key.routing)
+        self._tell(change)
+        return await self._counted(key)
+
+    def _registration(
+        self, id_: str, provider_id: str, material: str, metadata: dict[str, Any] | None, *, retired: bool, actor: str
+    ) -> KeyDecision:
+        """What registering makes of what is stored; nothing when it says nothing new."""
+        vault = self._vault()
+
+        def register(stored: APIKey | None) -> KeyChange | None:
+            key = stored or APIKey(id=id_, provider_id=provider_id, metadata=dict(metadata or {}))
+            news: dict[str, Any] = {}
+            if metadata is not None and metadata != key.metadata:
+                news["metadata"] = metadata
+            if provider_id != key.provider_id:
+                news["provider_id"] = provider_id
+            rotated = False
+            if not retired:
+                told = _opened(vault, key)
+                rotated = told is not None and told != material
+                if told != material or not vault.is_current(key.encrypted_material):
+                    news["encrypted_material"] = vault.encrypt(material, key_id=id_)
+                if rotated:
+                    news["generation"] = key.generation + 1
+            key = _edited(key, news)
+            self._check(key, material)
+            if stored is None:
+                entry = noted(key, now=key.updated_at, reason="registered", actor=actor, before=False)
+                return KeyChange(key=key, transitions=(entry,))
+            entries: list[StateTransition] = []
+            if rotated:
+                entries.append(noted(key, now=key.updated_at, reason="registered with new material", actor=actor))
+            if key.state is KeyState.Invalid:
+                key, entry = move(key, KeyState.Available, now=_now(), reason="registered again", actor=actor)
+                entries.append(entry)
+            return KeyChange(key=key, transitions=tuple(entries)) if news or entries else None
+
+        return register
 
     async def _id_of(self, material: str, provider_id: str, key_id: str | None) -> tuple[str, bool]:
         """The id of the key with this material, and whether it has been rotated to another since."""
@@ -121,23 +159,76 @@ class KeyManager:
         return str(alias["key_id"]), bool(alias["retired"])
 
     async def _alias(self, derived: str, key_id: str, *, retired: bool) -> None:
-        with contextlib.suppress(NotImplementedError):  # a user's own store may keep no documents
-            await self._store.save_document(ALIASES, derived, {"key_id": key_id, "retired": retired})
+        told = {"key_id": key_id, "retired": retired}
+        if await self._store.get_document(ALIASES, derived) != told:
+            with contextlib.suppress(NotImplementedError):  # a user's own store may keep no documents
+                await self._store.save_document(ALIASES, derived, told)
 
-    def _check(self, key: APIKey, material: str, routing: KeyRouting) -> None:
+    def _check(self, key: APIKey, material: str) -> None:
         try:
-            self._lanes.check_key(_routed(key, material, routing), routing)
+            self._lanes.check_key(routed(key, material, key.routing), key.routing)
         except InvalidRequestError as exc:
             raise KeyRegistrationError(f"metadata.{exc.field or 'limits'}: {exc.reason}") from exc
 
+    # --- reading -------------------------------------------------------------------------------------------------
+
     async def get_key(self, key_id: str) -> APIKey | None:
-        """A key, or None."""
-        return await self._store.get_key(key_id)
+        """A key with the fleet's counts, or None."""
+        key = await self._store.get_key(key_id)
+        return None if key is None else await self._counted(key)
 
     async def list_keys(self, provider_id: str | None = None) -> list[APIKey]:
-        """Every key, or those of a provider, oldest first."""
+        """Every key with the fleet's counts, or those of a provider, oldest first."""
         found: list[APIKey] = await self._store.query_state(StateQuery("APIKey", provider_id=provider_id))
+        return await self._all_counted(found)
+
+    async def get_eligible_keys(self, provider_id: str | None = None, policy: Permits | None = None) -> list[APIKey]:
+        """Keys that requests may be routed to by their state, and that `policy` permits; oldest first."""
+        found = await self.list_keys(provider_id)
+        return [key for key in found if key.state.eligible and (policy is None or policy(key))]
+
+    async def get_transitions(self, key_id: str | None = None, *, limit: int = 1000) -> list[StateTransition]:
+        """The newest entries of the audit trail, oldest first: who changed what, when and why."""
+        found: list[StateTransition] = await self._store.query_state(
+            StateQuery("StateTransition", key_id=key_id, limit=limit)
+        )
         return found
+
+    def tally(self, facts: Facts) -> None:
+        """Count the failed attempts of a request that has ended; `flush_tally` tells the others."""
+        for attempt in facts.attempts:
+            if attempt.failure not in NOT_THE_KEYS_FAULT:
+                self._failed[attempt.key_id] = self._failed.get(attempt.key_id, 0) + 1
+
+    async def flush_tally(self) -> None:
+        """Add what was counted here to what the fleet counted."""
+        counted, self._failed = self._failed, {}
+        if counted:
+            try:
+                await self._store.add_counts(FAILURES, counted)
+            except BaseException:
+                for key_id, number in counted.items():
+                    self._failed[key_id] = self._failed.get(key_id, 0) + number
+                raise
+
+    async def _counted(self, key: APIKey) -> APIKey:
+        return (await self._all_counted([key]))[0]
+
+    async def _all_counted(self, keys: list[APIKey]) -> list[APIKey]:
+        ids = [key.id for key in keys]
+        uses, failures = await self._lanes.uses(ids), await self._store.get_counts(FAILURES, ids)
+        return [
+            key.model_copy(
+                update={
+                    "usage_count": uses[key.id][0],
+                    "last_used_at": uses[key.id][1],
+                    "failure_count": failures.get(key.id, 0) + self._failed.get(key.id, 0),
+                }
+            )
+            for key in keys
+        ]
+
+    # --- states --------------------------------------------------------------------------------------------------
 
     async def update_key_state(
         self,
@@ -145,147 +236,223 @@ class KeyManager:
         new_state: KeyState | str,
         reason: str = "",
         *,
-        actor: str = "operator",
+        actor: str = OPERATOR,
         for_seconds: float | None = None,
+        generation: int | None = None,
     ) -> StateTransition:
-        """Change a key's state, with an entry in the audit trail. A throttled key comes back after the cooldown.
+        """Change a key's state, with an entry in the audit trail.
+
+        A throttled key comes back after `for_seconds`, or the default cooldown. `generation`: what was learned about
+        that material only; a key that was rotated since stays as it is.
 
         Raises:
-            InvalidRequestError: the key is unknown, or the change is not legal.
+            InvalidRequestError: the key is unknown, the change is not legal, or the key was rotated since.
         """
-        key = await self._store.get_key(key_id)
-        if key is None:
-            raise InvalidRequestError(f"no key {key_id!r}", field="key_id")
-        state = new_state if isinstance(new_state, KeyState) else KeyState.lookup(new_state)
-        if state is None:
-            raise InvalidRequestError(f"must be one of {', '.join(KeyState)}", field="state")
+        state = _state(new_state)
         if state is KeyState.Throttled and for_seconds is None:
             for_seconds = self._cooldown_seconds
-        changed, transition = move(key, state, now=_now(), reason=reason, actor=actor, for_seconds=for_seconds)
-        await self._store.save_key(changed)
-        await self._store.save_state_transition(transition)
-        self._set_state(changed)
-        self._announce(transition)
-        return transition
 
-    async def revoke_key(self, key_id: str) -> None:
-        """Forget a key. Requests under way with it end as they do; no new one is routed to it."""
-        self._drop(key_id)
-        if not await self._store.delete_key(key_id):
-            raise InvalidRequestError(f"no key {key_id!r}", field="key_id")
+        def to_state(key: APIKey) -> KeyChange:
+            if generation is not None and key.generation != generation:
+                raise InvalidRequestError(f"key {key_id} was rotated since; that speaks for its old material")
+            moved, entry = move(key, state, now=_now(), reason=reason, actor=actor, for_seconds=for_seconds)
+            return KeyChange(key=moved, transitions=(entry,))
 
-    async def rotate_key(self, old_key_id: str, new_key_material: str) -> APIKey:
-        """Give a key new material under its old id; requests under way finish with the old."""
-        key = await self._store.get_key(old_key_id)
-        if key is None:
-            raise InvalidRequestError(f"no key {old_key_id!r}", field="key_id")
+        return (await self._changed(key_id, to_state)).transitions[-1]
+
+    async def disable_key(self, key_id: str, reason: str = "", *, actor: str = OPERATOR) -> APIKey:
+        """Switch a key off until `enable_key`. Requests under way with it end as they do."""
+        await self.update_key_state(key_id, KeyState.Disabled, reason, actor=actor)
+        return await self._known(key_id)
+
+    async def enable_key(self, key_id: str, reason: str = "", *, actor: str = OPERATOR) -> APIKey:
+        """Make a key available, whatever state it is in: an operator's word counts. One audit entry a step."""
+
+        def available(key: APIKey) -> KeyChange:
+            return move_along(key, KeyState.Available, now=_now(), reason=reason, actor=actor)
+
+        await self._changed(key_id, available)
+        return await self._known(key_id)
+
+    async def probe_key(self, key_id: str, *, actor: str = OPERATOR) -> KeyProbe:
+        """Ask the provider's free endpoint whether the key works, and act on the answer. Costs nothing.
+
+        It works: an invalid key is available again. It is refused: the key is invalid. No answer, or a key that an
+        operator disabled: nothing changes. Quota is not spoken of: an exhausted key stays so.
+
+        Raises:
+            InvalidRequestError: the key is unknown, its provider is not registered here, or it was revoked or rotated
+                meanwhile; nothing was changed.
+            EncryptionError: it cannot be opened here.
+        """
+        key = await self._stored(key_id)
+        provider = self._catalogue.providers.get(key.provider_id)
+        if provider is None:
+            raise InvalidRequestError(f"provider {key.provider_id!r} of key {key_id} is not registered here")
+        text = self._vault().decrypt(key.encrypted_material, key_id=key_id)
+        started = time.perf_counter()
+        works, message = await _ask(provider.adapter, KeyMaterial(text, key_id=key_id, metadata=key.metadata))
+        latency_ms = int((time.perf_counter() - started) * 1000)
+        state = key.state
+        verdict = _verdict(key.state, works)
+        if verdict is not None:
+            entry = await self.update_key_state(
+                key_id, verdict, message, actor=actor, generation=key.generation
+            )  # an unknown key by now is an error: never a word about a deleted one
+            state = entry.to_state or state
+        return KeyProbe(
+            key_id=key_id, works=works, state=state, checked_at=_now(), latency_ms=latency_ms, message=message
+        )
+
+    # --- material ------------------------------------------------------------------------------------------------
+
+    async def rotate_key(self, old_key_id: str, new_key_material: str, *, actor: str = OPERATOR) -> APIKey:
+        """Give a key new material under its old id; requests under way finish with the old.
+
+        The material that it has already changes nothing.
+
+        Raises:
+            InvalidRequestError: the key is unknown, or another key has that material.
+            KeyRegistrationError: the material cannot be a key, or there is no master key to seal it with.
+        """
         material = check_material(new_key_material)
-        old = self._vault().decrypt(key.encrypted_material, key_id=key.id)
-        updates = {"encrypted_material": self._vault().encrypt(material, key_id=key.id), "updated_at": _now()}
-        rotated = key.model_copy(update=updates)
-        if key.state is KeyState.Invalid:
-            rotated, transition = move(rotated, KeyState.Available, now=_now(), reason="rotated")
-            await self._store.save_state_transition(transition)
-        await self._store.save_key(rotated)
-        await self._alias(derive_key_id(old, provider_id=key.provider_id), key.id, retired=True)
-        await self._alias(derive_key_id(material, provider_id=key.provider_id), key.id, retired=False)
-        await self._adopt(rotated, material, rotated.routing)
-        return rotated
+        key = await self._stored(old_key_id)
+        derived = derive_key_id(material, provider_id=key.provider_id)
+        taken, retired = await self._id_of(material, key.provider_id, None)
+        if taken != old_key_id and not retired and await self._store.get_key(taken) is not None:
+            raise InvalidRequestError(f"that material is key {taken}; revoke it first", field="key_material")
+        vault, old = self._vault(), ""
 
-    async def refresh(self) -> None:
-        """Take over what the store has: keys of other processes, changed states, revoked keys, returns that are due."""
-        await self.restore_if_emptied()
-        before = list(self._catalogue.keys)
-        found = {key.id: key for key in await self.list_keys()}
-        if any(key_id not in found for key_id in before) and await self.restore_if_emptied():
-            return  # it was emptied while we read; nothing of ours is gone
-        for key_id in before:
-            if key_id not in found:
-                self._drop(key_id)
-        for key in found.values():
-            await self._take_over(key)
+        def rotate(stored: APIKey) -> KeyChange | None:
+            nonlocal old
+            old = vault.decrypt(stored.encrypted_material, key_id=old_key_id)
+            if old == material:
+                return None
+            sealed = vault.encrypt(material, key_id=old_key_id)
+            rotated = _edited(stored, {"encrypted_material": sealed, "generation": stored.generation + 1})
+            entries = [noted(rotated, now=rotated.updated_at, reason="rotated", actor=actor)]
+            if rotated.state is KeyState.Invalid:
+                rotated, entry = move(rotated, KeyState.Available, now=_now(), reason="rotated", actor=actor)
+                entries.append(entry)
+            return KeyChange(key=rotated, transitions=tuple(entries))
 
-    def is_due(self) -> bool:
-        """Whether a key's time in its state is over, so that `refresh` should be called."""
-        now = _now()
-        return any(key.state_until is not None and key.state_until <= now for key in self._catalogue.keys.values())
+        async with self._ring.turn:
+            change = await self._store.change_key(old_key_id, _if_known(old_key_id, rotate))
+            if change is None or change.key is None:
+                return await self._known(old_key_id)
+            await self._alias(derive_key_id(old, provider_id=key.provider_id), old_key_id, retired=True)
+            await self._alias(derived, old_key_id, retired=False)
+            await self._ring.adopt(change.key, material, change.key.routing)
+        self._tell(change)
+        return await self._counted(change.key)
 
-    async def restore_if_emptied(self) -> bool:
-        """Whether the store lost the marker, and so was emptied: what this process knows is put back, not dropped."""
-        present = await self._store.get_document(*MARKER) is not None
-        if present or not self._marked:
-            self._marked = present
-            return False
-        for key in list(self._catalogue.keys.values()):
-            material = str.__str__(key.material)
-            sealed = self._vault().encrypt(material, key_id=key.id)
-            await self._store.save_key(
-                APIKey(
-                    id=key.id, provider_id=key.provider_id, metadata=dict(key.metadata), state=key.state,
-                    state_reason=key.state_reason, state_until=key.state_until, encrypted_material=sealed,
-                )
-            )  # fmt: skip
-        await self._mark()
-        return True
+    async def revoke_key(self, key_id: str, reason: str = "", *, actor: str = OPERATOR) -> None:
+        """Forget a key. Requests under way with it end as they do; no process routes a new one to it."""
 
-    async def _mark(self) -> None:
-        if not self._marked or await self._store.get_document(*MARKER) is None:
-            with contextlib.suppress(NotImplementedError):
-                await self._store.save_document(*MARKER, {"since": _now().isoformat()})
-                self._marked = True
+        def revoke(key: APIKey) -> KeyChange:
+            why = f"revoked: {reason}" if reason else "revoked"
+            return KeyChange(key=None, transitions=(noted(key, now=_now(), reason=why, actor=actor, after=False),))
 
-    async def _take_over(self, key: APIKey) -> None:
-        due = due_transition(key, now=_now())
-        if due is not None:
-            key, transition = due
-            await self._store.save_key(key)
-            await self._store.save_state_transition(transition)
+        async with self._ring.turn:
+            change = await self._store.change_key(key_id, _if_known(key_id, revoke))
+            self._ring.drop(key_id)
+            await self._lanes.retire_key(key_id)
+        self._tell(change)
+
+    async def reencrypt(self) -> int:
+        """Put every stored key under the first master key; how many that changed. After it the others may go.
+
+        Raises:
+            EncryptionError: a key is sealed under a master key that is not configured here; it names the key. What
+                could be opened was resealed.
+        """
+        done, failed = 0, None
+        keys: list[APIKey] = await self._store.query_state(StateQuery("APIKey"))
+        for key in keys:
+            try:
+                done += await self._ring.reseal(key.id)
+            except EncryptionError as exc:
+                failed = exc
+        if failed is not None:
+            raise failed
+        return done
+
+    # --- the rim -------------------------------------------------------------------------------------------------
+
+    async def _changed(self, key_id: str, change: Callable[[APIKey], KeyChange]) -> KeyChange:
+        """Change a stored key's state, here at once and elsewhere within a second."""
+        made = await self._store.change_key(key_id, _if_known(key_id, change))
+        assert made is not None
+        if made.key is not None:
+            self._ring.set_state(made.key)
+        self._tell(made)
+        return made
+
+    def _tell(self, change: KeyChange | None) -> None:
+        for transition in change.transitions if change is not None else ():
             self._announce(transition)
-        known = self._catalogue.keys.get(key.id)
-        if known is not None and (known.state is not key.state or known.state_until != key.state_until):
-            self._set_state(key)
-        if known is not None and known.updated_at == key.updated_at:
-            return
-        if key.provider_id in self._catalogue.providers:
-            await self._adopt_stored(key)
 
-    async def _adopt_stored(self, key: APIKey) -> None:
-        """A key that cannot be read here (another master key, another version) must not hide the others."""
-        try:
-            material = self._vault().decrypt(key.encrypted_material, key_id=key.id)
-            await self._adopt(key, material, key.routing)
-        except (EncryptionError, InvalidRequestError) as exc:
-            if key.id not in self._unreadable:
-                self._unreadable.add(key.id)
-                self._report(key.id, exc)
+    async def _stored(self, key_id: str) -> APIKey:
+        return _known_as(key_id, await self._store.get_key(key_id))
 
-    async def _adopt(self, key: APIKey, material: str, routing: KeyRouting) -> None:
-        made = _routed(key, material, routing)
-        if routing.cost_per_1k is not None:
-            per_mtok = routing.cost_per_1k * 1000
-            self._catalogue.prices.add(key_price_name(key.id), "*", input=per_mtok, output=per_mtok)
-        await self._lanes.declare_key(made, routing)
-        self._catalogue.put_key(made)
-
-    def _drop(self, key_id: str) -> None:
-        self._catalogue.drop_key(key_id)
-        self._lanes.forget_key(key_id)
-
-    def _set_state(self, key: APIKey) -> None:
-        known = self._catalogue.keys.get(key.id)
-        if known is not None:
-            known.state, known.state_reason, known.state_until = key.state, key.state_reason, key.state_until
-            self._catalogue.changed()
+    async def _known(self, key_id: str) -> APIKey:
+        return await self._counted(await self._stored(key_id))
 
 
-def _routed(key: APIKey, material: str, routing: KeyRouting) -> Key:
-    return Key(
-        id=key.id, provider_id=key.provider_id,
-        material=KeyMaterial(material, key_id=key.id, metadata=key.metadata),
-        quota_group=routing.quota_group or key.id, models=routing.models, weight=routing.weight,
-        quality=0.5 if routing.quality is None else routing.quality, state=key.state, state_reason=key.state_reason,
-        state_until=key.state_until, cost_per_1k=routing.cost_per_1k, metadata=key.metadata, updated_at=key.updated_at,
-    )  # fmt: skip
+def _known_as(key_id: str, key: APIKey | None) -> APIKey:
+    if key is None:
+        raise InvalidRequestError(f"no key {key_id!r}", field="key_id")
+    return key
+
+
+def _if_known(key_id: str, change: Callable[[APIKey], KeyChange | None]) -> KeyDecision:
+    return lambda stored: change(_known_as(key_id, stored))
+
+
+def _state(told: KeyState | str) -> KeyState:
+    state = told if isinstance(told, KeyState) else KeyState.lookup(told)
+    if state is None:
+        raise InvalidRequestError(f"must be one of {', '.join(KeyState)}", field="state")
+    return state
+
+
+def _check_metadata(metadata: dict[str, Any] | None) -> None:
+    try:
+        KeyRouting.parse(metadata or {})
+    except InvalidRequestError as exc:
+        raise KeyRegistrationError(f"metadata.{exc.field}: {exc.reason}") from exc
+
+
+def _edited(key: APIKey, news: dict[str, Any]) -> APIKey:
+    return key.model_copy(update={**news, "updated_at": _now()}) if news else key
+
+
+def _opened(vault: Vault, key: APIKey) -> str | None:
+    """A stored key's material; None when there is none yet, or it cannot be opened here."""
+    try:
+        return vault.decrypt(key.encrypted_material, key_id=key.id) if key.encrypted_material else None
+    except EncryptionError:
+        return None
+
+
+async def _ask(adapter: ProviderAdapter, material: KeyMaterial) -> tuple[bool | None, str]:
+    """Whether the provider takes the key, None if it did not say, and a word about it."""
+    try:
+        works = await adapter.probe_key(material)
+    except Exception as exc:
+        return None, f"the probe failed: {type(exc).__name__}"
+    if works is None:
+        return None, "the provider gave no verdict"
+    return works, "the provider took the key" if works else "the provider refused the key"
+
+
+def _verdict(state: KeyState, works: bool | None) -> KeyState | None:
+    """The state that a probe moves a key to; None: it stays."""
+    if works and state is KeyState.Invalid:
+        return KeyState.Available
+    if works is False and state not in (KeyState.Invalid, KeyState.Disabled):
+        return KeyState.Invalid
+    return None
 
 
 def _now() -> datetime:

@@ -2,10 +2,10 @@
 
 from datetime import datetime, timedelta
 
-from apikeyrouter.domain.models.api_key import LEGAL_TRANSITIONS, APIKey, KeyState, StateTransition
+from apikeyrouter.domain.models.api_key import LEGAL_TRANSITIONS, APIKey, KeyChange, KeyState, StateTransition
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 
-__all__ = ["IllegalTransitionError", "due_transition", "move", "path_between"]
+__all__ = ["IllegalTransitionError", "due_transition", "move", "move_along", "noted", "path_between"]
 
 _RETURNS_TO = {KeyState.Throttled: KeyState.Available, KeyState.Exhausted: KeyState.Recovering}
 """Where a state with a time limit leads when the time is over."""
@@ -47,6 +47,25 @@ def due_transition(key: APIKey, *, now: datetime) -> tuple[APIKey, StateTransiti
     if to is None or key.state_until is None or key.state_until > now:
         return None
     return move(key, to, now=now, reason=f"{key.state.value} until {key.state_until.isoformat()}")
+
+
+def move_along(key: APIKey, to: KeyState, *, now: datetime, reason: str, actor: str) -> KeyChange:
+    """The key at the end of the shortest legal way, with one entry for each step."""
+    transitions: list[StateTransition] = []
+    for state in path_between(key.state, to):
+        key, transition = move(key, state, now=now, reason=reason, actor=actor)
+        transitions.append(transition)
+    return KeyChange(key=key, transitions=tuple(transitions))
+
+
+def noted(
+    key: APIKey, *, now: datetime, reason: str, actor: str, before: bool = True, after: bool = True
+) -> StateTransition:
+    """An entry about something else than the state. Not `before`: the key is new; not `after`: it is gone."""
+    return StateTransition(
+        entity_id=key.id, from_state=key.state if before else None, to_state=key.state if after else None,
+        reason=reason, actor=actor, timestamp=now, until=key.state_until,
+    )  # fmt: skip
 
 
 def path_between(start: KeyState, end: KeyState) -> tuple[KeyState, ...]:

@@ -121,6 +121,10 @@ class ProviderAdapter(ABC):
         """Whether the key works, found out on an endpoint that costs nothing. Default: True."""
         return True
 
+    async def probe_key(self, key: str) -> bool | None:
+        """As `check_health`, and None when nothing was found out, e.g. nobody answered. Default: `check_health`."""
+        return await self.check_health(key)
+
     def get_provider_id(self) -> str:
         """The id this adapter suggests for itself. Default: its class name, `MyCustomAdapter` → `my-custom`."""
         name = type(self).__name__.removesuffix("Adapter") or type(self).__name__

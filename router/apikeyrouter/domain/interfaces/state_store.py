@@ -1,23 +1,26 @@
 """The entity store port: keys, quota states, decisions, transitions, policies and small documents. No counting."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from apikeyrouter.domain.models.api_key import APIKey, KeyState, StateTransition
+from apikeyrouter.domain.models.api_key import APIKey, KeyChange, KeyState, StateTransition
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.quota_state import QuotaState, TimeWindow
 from apikeyrouter.domain.models.routing_decision import RoutingDecision
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 
-__all__ = ["ENTITY_TYPES", "Change", "StateQuery", "StateStore"]
+__all__ = ["ENTITY_TYPES", "Change", "KeyDecision", "StateQuery", "StateStore"]
 
 ENTITY_TYPES = ("APIKey", "QuotaState", "RoutingDecision", "StateTransition", "Policy")
 """What `query_state` finds."""
 QUERY_LIMIT_MAX = 100_000
 """Most entities one query returns."""
+KeyDecision = Callable[[APIKey | None], KeyChange | None]
+"""From the key that is stored (None: none is) to what becomes of it (None: nothing changes). Pure: it may be asked
+again, when another process was faster."""
 
 
 def _one_or_many(value: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...] | None:
@@ -121,9 +124,8 @@ class _Facts:
                     provider_id=entity.selected_provider_id, at=entity.timestamp,
                 )  # fmt: skip
             case StateTransition():
-                return cls(
-                    id=entity.entity_id, key_id=entity.entity_id, state=entity.to_state.value, at=entity.timestamp
-                )
+                state = None if entity.to_state is None else entity.to_state.value
+                return cls(id=entity.entity_id, key_id=entity.entity_id, state=state, at=entity.timestamp)
             case Policy():
                 return cls(id=entity.id)
         raise TypeError(f"a state store does not hold {type(entity).__name__}")
@@ -178,6 +180,23 @@ class StateStore(ABC):
         """Forget a key and its quota states; whether there was one. Default: refused."""
         raise NotImplementedError(f"{type(self).__name__} cannot delete keys")
 
+    async def change_key(self, key_id: str, decide: KeyDecision) -> KeyChange | None:
+        """Read a key, decide, and write what was decided with its audit trail: in one step, whoever else writes.
+
+        Returns what was decided, None when nothing was to change. What `decide` raises is passed on; then nothing was
+        written. Default: one step after the other, which is enough for a store of one process.
+        """
+        change = decide(await self.get_key(key_id))
+        if change is None:
+            return None
+        if change.key is None:
+            await self.delete_key(key_id)
+        else:
+            await self.save_key(change.key)
+        for transition in change.transitions:
+            await self.save_state_transition(transition)
+        return change
+
     async def save_routing_decisions(self, decisions: list[RoutingDecision]) -> None:
         """Append many. Default: one by one."""
         for decision in decisions:
@@ -211,6 +230,13 @@ class StateStore(ABC):
     async def delete_document(self, kind: str, document_id: str) -> bool:
         """Forget a document; whether there was one. Default: False."""
         return False
+
+    async def add_counts(self, kind: str, counts: Mapping[str, int]) -> None:  # noqa: B027 (a default)
+        """Add to counters of a kind, e.g. failures by key id. Default: not kept."""
+
+    async def get_counts(self, kind: str, ids: Sequence[str]) -> dict[str, int]:
+        """Those counters that were ever added to. Default: none."""
+        return {}
 
     async def version(self) -> int:
         """A number that grows with every change of a key, policy or document. Default: 0."""

@@ -13,7 +13,16 @@ from apikeyrouter.domain.models.case_folding import CaseFolding
 from apikeyrouter.domain.models.edge import EdgeModel
 from apikeyrouter.domain.models.request_intent import NAME_LENGTH_MAX
 
-__all__ = ["LEGAL_TRANSITIONS", "APIKey", "KeyMaterial", "KeyRouting", "KeyState", "StateTransition"]
+__all__ = [
+    "LEGAL_TRANSITIONS",
+    "APIKey",
+    "KeyChange",
+    "KeyMaterial",
+    "KeyProbe",
+    "KeyRouting",
+    "KeyState",
+    "StateTransition",
+]
 
 
 class KeyState(CaseFolding):
@@ -62,6 +71,7 @@ class APIKey(EdgeModel):
 
     `usage_count`, `failure_count` and `last_used_at` are the whole fleet's, at most a second old when the router
     returned the object. `state_until`: when a throttled or exhausted key comes back (aware UTC, None: unknown).
+    `generation`: how often its material was rotated.
     """
 
     id: str = Field(min_length=1, max_length=NAME_LENGTH_MAX)
@@ -75,6 +85,7 @@ class APIKey(EdgeModel):
     metadata: dict[str, Any] = Field(default_factory=dict)
     created_at: AwareDatetime = Field(default_factory=_now)
     updated_at: AwareDatetime = Field(default_factory=_now)
+    generation: int = Field(default=0, ge=0)
     encrypted_material: str = Field(default="", repr=False)
 
     def public(self) -> dict[str, Any]:
@@ -88,17 +99,44 @@ class APIKey(EdgeModel):
 
 
 class StateTransition(EdgeModel):
-    """One entry of the audit trail. `actor` is who asked: "router", or an operator's name."""
+    """One entry of the audit trail. `actor` is who asked: "router", or an operator's name.
+
+    `from_state` None: the key was registered; `to_state` None: it was revoked. Both alike: what changed was something
+    else, e.g. its material.
+    """
 
     entity_type: str = "APIKey"
     entity_id: str
-    from_state: KeyState
-    to_state: KeyState
+    from_state: KeyState | None
+    to_state: KeyState | None
     reason: str
     actor: str = "router"
     timestamp: AwareDatetime = Field(default_factory=_now)
     until: AwareDatetime | None = None
     context: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyChange:
+    """What becomes of a stored key, and what the audit trail says of it. `key` None: it is forgotten."""
+
+    key: APIKey | None
+    transitions: tuple[StateTransition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyProbe:
+    """What the provider's free endpoint said of a key. `works` None: nothing, e.g. it cannot be reached.
+
+    `state`: the key's state after the probe. `latency_ms`: how long the answer took.
+    """
+
+    key_id: str
+    works: bool | None
+    state: KeyState
+    checked_at: datetime
+    latency_ms: int
+    message: str = ""
 
 
 class _RoutingFields(EdgeModel):

@@ -226,10 +226,15 @@ class HTTPAdapter(ProviderAdapter):
 
     async def check_health(self, key: str) -> bool:
         """Whether the key may list models, which is free. An unreachable provider says nothing against a key."""
+        return await self.probe_key(key) is not False
+
+    async def probe_key(self, key: str) -> bool | None:
+        """The same, and None when the provider was not reached or had trouble of its own."""
         try:
-            return await self._check(self.wire.check_headers(key)) not in REFUSED
+            status = await self._check(self.wire.check_headers(key))
         except TransportError:
-            return True
+            return None
+        return True if 200 <= status < 300 else False if status in REFUSED else None
 
     async def close(self) -> None:
         """Close the transport this adapter opened. Idempotent."""

@@ -2,12 +2,12 @@
 
 import asyncio
 import threading
-from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from apikeyrouter.domain.interfaces.state_store import Change, StateQuery, StateStore
-from apikeyrouter.domain.models.api_key import APIKey, StateTransition
+from apikeyrouter.domain.interfaces.state_store import Change, KeyDecision, StateQuery, StateStore
+from apikeyrouter.domain.models.api_key import APIKey, KeyChange, StateTransition
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.quota_state import QuotaState, TimeWindow
 from apikeyrouter.domain.models.routing_decision import RoutingDecision
@@ -31,6 +31,7 @@ class InMemoryStateStore(StateStore):
         self._decisions: deque[RoutingDecision] = deque()
         self._transitions: deque[StateTransition] = deque()
         self._documents: dict[str, dict[str, str]] = {}
+        self._counts: dict[str, Counter[str]] = {}
         self._version = 0
         self._watchers: set[_Watcher] = set()
 
@@ -49,12 +50,23 @@ class InMemoryStateStore(StateStore):
     async def delete_key(self, key_id: str) -> bool:
         """Forget a key and its quota states."""
         with self._lock:
-            for window in TimeWindow:
-                self._quotas.pop((key_id, window), None)
-            if self._keys.pop(key_id, None) is None:
-                return False
-            self._changed("key", key_id)
-            return True
+            return self._forget(key_id)
+
+    async def change_key(self, key_id: str, decide: KeyDecision) -> KeyChange | None:
+        """Read, decide and write in one step."""
+        with self._lock:
+            found = self._keys.get(key_id)
+            change = decide(None if found is None else found.model_copy(deep=True))
+            if change is None:
+                return None
+            if change.key is None:
+                self._forget(key_id)
+            else:
+                self._keys[key_id] = change.key.model_copy(deep=True)
+                self._changed("key", key_id)
+            for transition in change.transitions:
+                _append(self._transitions, transition, self.caps.transitions)
+        return change
 
     async def save_quota_state(self, state: QuotaState) -> None:
         """Save a key's quota state for its window."""
@@ -112,6 +124,17 @@ class InMemoryStateStore(StateStore):
             self._changed(kind, document_id)
             return True
 
+    async def add_counts(self, kind: str, counts: Mapping[str, int]) -> None:
+        """Add to counters of a kind."""
+        with self._lock:
+            self._counts.setdefault(check_kind(kind), Counter()).update(counts)
+
+    async def get_counts(self, kind: str, ids: Sequence[str]) -> dict[str, int]:
+        """Those counters that were ever added to."""
+        with self._lock:
+            found = self._counts.get(check_kind(kind), Counter())
+            return {name: found[name] for name in ids if name in found}
+
     async def version(self) -> int:
         """How many changes there were."""
         return self._version
@@ -127,6 +150,14 @@ class InMemoryStateStore(StateStore):
         finally:
             with self._lock:
                 self._watchers.discard(watcher)
+
+    def _forget(self, key_id: str) -> bool:
+        for window in TimeWindow:
+            self._quotas.pop((key_id, window), None)
+        if self._keys.pop(key_id, None) is None:
+            return False
+        self._changed("key", key_id)
+        return True
 
     def _all(self, entity_type: str) -> list[Any]:
         match entity_type:

@@ -1,11 +1,11 @@
 """Entities in Redis or Valkey, shared by every process of a namespace. The keys are described in docs/redis-keys.md."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from apikeyrouter.domain.interfaces.state_store import Change, StateQuery, StateStore
-from apikeyrouter.domain.models.api_key import APIKey, StateTransition
+from apikeyrouter.domain.interfaces.state_store import Change, KeyDecision, StateQuery, StateStore
+from apikeyrouter.domain.models.api_key import APIKey, KeyChange, StateTransition
 from apikeyrouter.domain.models.edge import EdgeModel
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.quota_state import QuotaState, TimeWindow
@@ -36,8 +36,26 @@ __all__ = ["RedisStateStore"]
 NAMESPACE_DEFAULT = "apikeyrouter"
 NAMESPACE_LENGTH_MAX = 64
 DECISIONS_PER_BATCH_MAX = 500
+CHANGE_ROUNDS_MAX = 32
+"""Tries to change a key that others keep changing."""
 _FIELD = "e"
 """The one field of a stream entry: the entity as JSON."""
+_CHANGE_KEY = """
+if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end
+if ARGV[3] == '' then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+  for i = 6, 5 + ARGV[5] do redis.call('HDEL', KEYS[4], ARGV[i]) end
+else
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+end
+for i = 6 + ARGV[5], #ARGV do redis.call('XADD', KEYS[3], 'MAXLEN', ARGV[4], '*', 'e', ARGV[i]) end
+return redis.call('INCR', KEYS[2])
+"""
+"""Writes a key with its audit trail if it still is what was read: 0 if it is not, else the new version.
+
+KEYS keys, version, transitions, quota. ARGV id, text read ('': none), text to write ('': forget), cap of the trail,
+count of quota fields, those fields, entries of the trail.
+"""
 
 M = TypeVar("M", bound=EdgeModel)
 
@@ -77,6 +95,34 @@ class RedisStateStore(StateStore):
         with self._errors():
             await self._redis.hdel(self._at("quota"), *_quota_fields(key_id))
         return await self._drop("keys", "key", key_id)
+
+    async def change_key(self, key_id: str, decide: KeyDecision) -> KeyChange | None:
+        """Read, decide and write in one step; decided anew while other processes are faster.
+
+        Raises:
+            StateStoreError: they were faster CHANGE_ROUNDS_MAX times.
+        """
+        for _ in range(CHANGE_ROUNDS_MAX):
+            with self._errors():
+                text = cast("str | None", await self._redis.hget(self._at("keys"), key_id))
+            change = decide(None if text is None else decode(APIKey, text, where=self._at("keys")))
+            if change is None or (text is None and change.key is None):
+                return None
+            if await self._change(key_id, text or "", change):
+                return change
+        raise StateStoreError(f"key {key_id} is being changed by too many others at once; try again")
+
+    async def _change(self, key_id: str, read: str, change: KeyChange) -> bool:
+        names = [self._at(name) for name in ("keys", "version", "transitions", "quota")]
+        fields = _quota_fields(key_id)
+        text = "" if change.key is None else encode(change.key)
+        trail = [encode(transition) for transition in change.transitions]
+        given = (key_id, read, text, self.caps.transitions, len(fields), *fields, *trail)
+        with self._errors():
+            version = int(await cast("Any", self._redis).eval(_CHANGE_KEY, len(names), *names, *given))
+            if version:
+                await self._tell(version, "key", key_id)
+        return bool(version)
 
     async def save_quota_state(self, state: QuotaState) -> None:
         """Save a key's quota state for its window."""
@@ -130,6 +176,23 @@ class RedisStateStore(StateStore):
     async def delete_document(self, kind: str, document_id: str) -> bool:
         """Forget a document, and tell the other processes; whether there was one."""
         return await self._drop(f"docs:{check_kind(kind)}", kind, document_id)
+
+    async def add_counts(self, kind: str, counts: Mapping[str, int]) -> None:
+        """Add to counters of a kind."""
+        name = self._at(f"counts:{check_kind(kind)}")
+        with self._errors():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for counted, number in counts.items():
+                    pipe.hincrby(name, counted, number)
+                await pipe.execute()
+
+    async def get_counts(self, kind: str, ids: Sequence[str]) -> dict[str, int]:
+        """Those counters that were ever added to."""
+        if not ids:
+            return {}
+        with self._errors():
+            found = await self._redis.hmget(self._at(f"counts:{check_kind(kind)}"), list(ids))
+        return {name: int(number) for name, number in zip(ids, found, strict=True) if number is not None}
 
     async def version(self) -> int:
         """How many changes the namespace has seen."""

@@ -1,6 +1,7 @@
 """Hearing of changes: pub/sub, with the version as the truth behind it."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,9 @@ async def watch_changes(
                 yield change
         except (StateStoreError, OSError, RedisError):
             await asyncio.sleep(POLL_SECONDS)
+        with contextlib.suppress(StateStoreError):  # a server without notices, or out of reach: ask it
+            if not mark.caught_up(now := await version()):
+                yield Change(version=now)
 
 
 async def _listen(

@@ -1,0 +1,243 @@
+"""The stored keys, opened into the catalogue of this process. What one process changes, the others take over here."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Protocol
+
+from apikeyrouter.domain.components.catalogue import Catalogue, Key, key_price_name
+from apikeyrouter.domain.components.key_states import due_transition
+from apikeyrouter.domain.interfaces.state_store import StateQuery, StateStore
+from apikeyrouter.domain.models.api_key import APIKey, KeyChange, KeyMaterial, KeyRouting, StateTransition
+from apikeyrouter.domain.models.system_error import EncryptionError, InvalidRequestError
+
+__all__ = ["KeyRing", "Lanes", "Vault"]
+
+Announce = Callable[[StateTransition], None]
+Report = Callable[[str, Exception], None]
+MARKER = ("key_marker", "present")
+"""A document that says: the store has not been emptied since somebody registered a key."""
+
+
+class Vault(Protocol):
+    """Seals and opens key material."""
+
+    def encrypt(self, material: str, *, key_id: str) -> str:
+        """Ciphertext bound to the key's id."""
+        ...
+
+    def decrypt(self, ciphertext: str, *, key_id: str) -> str:
+        """The material again."""
+        ...
+
+    def is_current(self, ciphertext: str) -> bool:
+        """Whether it is sealed as `encrypt` would seal it now."""
+        ...
+
+
+class Lanes(Protocol):
+    """Puts what a key declares into the ledger, and reads there what the fleet did with it."""
+
+    def check_key(self, key: Key, routing: KeyRouting) -> None:
+        """Raises InvalidRequestError for limits that are wrong."""
+        ...
+
+    async def declare_key(self, key: Key, routing: KeyRouting) -> None:
+        """Put the lanes that a key needs into the ledger."""
+        ...
+
+    def forget_key(self, key_id: str) -> None:
+        """The key is gone."""
+        ...
+
+    async def retire_key(self, key_id: str) -> None:
+        """Make every process look at its keys before it decides again."""
+        ...
+
+    async def uses(self, key_ids: Sequence[str]) -> Mapping[str, tuple[int, datetime | None]]:
+        """How many requests the fleet made with each key until now, and when it made the last."""
+        ...
+
+
+class KeyRing:
+    """Keeps the catalogue in step with the store. One change at a time: what was revoked meanwhile never comes back."""
+
+    def __init__(
+        self,
+        store: StateStore,
+        catalogue: Catalogue,
+        vault: Callable[[], Vault],
+        *,
+        lanes: Lanes,
+        announce: Announce,
+        report: Report,
+    ) -> None:
+        self._store, self._catalogue, self._vault = store, catalogue, vault
+        self._lanes, self._announce, self._report = lanes, announce, report
+        self._marked = False
+        self._unreadable: set[str] = set()
+        self.turn = asyncio.Lock()
+        """Held while a key is written and taken over, or all keys are read: never one within the other."""
+
+    async def adopt(self, key: APIKey, material: str, routing: KeyRouting) -> None:
+        """Route with this key from now on, as it is stored."""
+        made = routed(key, material, routing)
+        prices = self._catalogue.prices
+        if routing.cost_per_1k is not None:
+            per_mtok = routing.cost_per_1k * 1000
+            prices.add(key_price_name(key.id), "*", input=per_mtok, output=per_mtok)
+        await self._lanes.declare_key(made, routing)
+        self._unreadable.discard(key.id)
+        self._catalogue.put_key(made)
+
+    def drop(self, key_id: str) -> None:
+        """Route with this key no longer."""
+        self._catalogue.drop_key(key_id)
+        self._lanes.forget_key(key_id)
+
+    def set_state(self, key: APIKey) -> None:
+        """Take over the state of a key that is known here."""
+        known = self._catalogue.keys.get(key.id)
+        if known is not None:
+            known.state, known.state_reason, known.state_until = key.state, key.state_reason, key.state_until
+            self._catalogue.changed()
+
+    async def mark(self) -> None:
+        """Note in the store that it has keys, so that emptying it can be told from revoking them all."""
+        if not self._marked or await self._store.get_document(*MARKER) is None:
+            with contextlib.suppress(NotImplementedError):  # a user's own store may keep no documents
+                await self._store.save_document(*MARKER, {"since": _now().isoformat()})
+                self._marked = True
+
+    async def refresh(self) -> None:
+        """Take over what the store has: keys of other processes, changed states, revoked keys, returns that are due."""
+        async with self.turn:
+            await self._restore_if_emptied()
+            before = list(self._catalogue.keys)
+            stored: list[APIKey] = await self._store.query_state(StateQuery("APIKey"))
+            found = {key.id: key for key in stored}
+            if any(key_id not in found for key_id in before) and await self._restore_if_emptied():
+                return  # it was emptied while we read; nothing of ours is gone
+            for key_id in before:
+                if key_id not in found:
+                    self.drop(key_id)
+            for key in stored:
+                await self._take_over(key)
+
+    async def refresh_key(self, key_id: str) -> None:
+        """Take over one key as it is stored; one that is missing is looked for among all."""
+        async with self.turn:
+            key = await self._store.get_key(key_id)
+            if key is not None:
+                await self._take_over(key)
+        if key is None and key_id in self._catalogue.keys:
+            await self.refresh()
+
+    def is_due(self) -> bool:
+        """Whether a key's time in its state is over, so that `refresh` should be called."""
+        now = _now()
+        return any(key.state_until is not None and key.state_until <= now for key in self._catalogue.keys.values())
+
+    async def restore_if_emptied(self) -> bool:
+        """Whether the store lost the marker, and so was emptied: what this process knows is put back, not dropped."""
+        async with self.turn:
+            return await self._restore_if_emptied()
+
+    async def _restore_if_emptied(self) -> bool:
+        present = await self._store.get_document(*MARKER) is not None
+        if present or not self._marked:
+            self._marked = present
+            return False
+        for key in list(self._catalogue.keys.values()):
+            sealed = self._vault().encrypt(str.__str__(key.material), key_id=key.id)
+            await self._store.save_key(
+                APIKey(
+                    id=key.id, provider_id=key.provider_id, metadata=dict(key.metadata), state=key.state,
+                    state_reason=key.state_reason, state_until=key.state_until, encrypted_material=sealed,
+                    generation=key.generation,
+                )
+            )  # fmt: skip
+        await self.mark()
+        return True
+
+    async def _take_over(self, key: APIKey) -> None:
+        if due_transition(key, now=_now()) is not None:
+            key = await self._come_back(key)
+        known = self._catalogue.keys.get(key.id)
+        if known is not None and (known.state is not key.state or known.state_until != key.state_until):
+            self.set_state(key)
+        if known is not None and _is_as(known, key):
+            return
+        if key.provider_id in self._catalogue.providers:
+            await self._open(key)
+
+    async def _come_back(self, key: APIKey) -> APIKey:
+        """Move a key whose time is over, unless somebody else did."""
+
+        def back(stored: APIKey | None) -> KeyChange | None:
+            due = None if stored is None else due_transition(stored, now=_now())
+            return None if due is None else KeyChange(key=due[0], transitions=(due[1],))
+
+        change = await self._store.change_key(key.id, back)
+        if change is None or change.key is None:
+            return await self._store.get_key(key.id) or key
+        for transition in change.transitions:
+            self._announce(transition)
+        return change.key
+
+    async def _open(self, key: APIKey) -> None:
+        """A key that cannot be read here (another master key, another version) must not hide the others."""
+        try:
+            vault = self._vault()
+            material = vault.decrypt(key.encrypted_material, key_id=key.id)
+            await self.adopt(key, material, key.routing)
+        except (EncryptionError, InvalidRequestError) as exc:
+            known = self._catalogue.keys.get(key.id)
+            if known is not None and known.generation != key.generation:
+                self.drop(key.id)  # what is known of it here was rotated away
+            if key.id not in self._unreadable:
+                self._unreadable.add(key.id)
+                self._report(key.id, exc)
+            return
+        if not vault.is_current(key.encrypted_material):
+            await self.reseal(key.id)
+
+    async def reseal(self, key_id: str) -> bool:
+        """Put a stored key under the master key that encrypts now; whether that changed anything.
+
+        Other processes need not look: `updated_at` stays. Errors: EncryptionError when it cannot be opened.
+        """
+        vault = self._vault()
+
+        def under_the_first(stored: APIKey | None) -> KeyChange | None:
+            if stored is None or vault.is_current(stored.encrypted_material):
+                return None
+            material = vault.decrypt(stored.encrypted_material, key_id=key_id)
+            sealed = vault.encrypt(material, key_id=key_id)
+            return KeyChange(key=stored.model_copy(update={"encrypted_material": sealed}))
+
+        return await self._store.change_key(key_id, under_the_first) is not None
+
+
+def _is_as(known: Key, key: APIKey) -> bool:
+    """Whether a key is stored as it is known here, but for its state."""
+    return (
+        known.generation == key.generation and known.provider_id == key.provider_id and known.metadata == key.metadata
+    )
+
+
+def routed(key: APIKey, material: str, routing: KeyRouting) -> Key:
+    """A stored key as routing sees it."""
+    return Key(
+        id=key.id, provider_id=key.provider_id,
+        material=KeyMaterial(material, key_id=key.id, metadata=key.metadata),
+        quota_group=routing.quota_group or key.id, models=routing.models, weight=routing.weight,
+        quality=0.5 if routing.quality is None else routing.quality, state=key.state, state_reason=key.state_reason,
+        state_until=key.state_until, cost_per_1k=routing.cost_per_1k, metadata=key.metadata,
+        generation=key.generation, team=routing.team,
+    )  # fmt: skip
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
