@@ -137,8 +137,9 @@ class RouterBackground:
             self._chore(self.ledger.record(lane, observations=seen))
 
     def _announce(self, transition: StateTransition) -> None:
-        state = "revoked" if transition.to_state is None else transition.to_state.value
-        _log.info("key.state_changed", key_id=transition.entity_id, state=state, reason=transition.reason)
+        if transition.from_state is not None and transition.from_state is not transition.to_state:
+            state = "revoked" if transition.to_state is None else transition.to_state.value
+            _log.info("key.state_changed", key_id=transition.entity_id, state=state, reason=transition.reason)
 
     def _report_unreadable(self, key_id: str, error: Exception) -> None:
         _log.error("key.unreadable", key_id=key_id, error=str(error))
