@@ -3,7 +3,7 @@
     admit → attempt → (fail → learn → admit elsewhere)* → answer → settle
 
 `serve` is that way; `route` and `route_stream` dress it for Python callers, the HTTP service for SDKs. What a router is
-made of and told is below: `serving/life.py`, `serving/registration.py`, `serving/background.py`.
+made of and told is below: `serving/life.py`, `serving/registration.py`, `serving/background.py`, `serving/ways_in.py`.
 """
 
 import asyncio
@@ -29,19 +29,20 @@ from apikeyrouter.domain.models.system_error import (
     StaleConfigError,
 )
 from apikeyrouter.domain.models.system_response import StreamChunk, SystemResponse
+from apikeyrouter.infrastructure.observability.events import REQUEST_ID
 from apikeyrouter.serving.admission import Admitted, ParsedFor, Refused
 from apikeyrouter.serving.answers import deltas_of, last_chunk, outcome_of, pieces_of, provider_error, response_of
 from apikeyrouter.serving.bookkeeping import Release
 from apikeyrouter.serving.endings import Attempt
-from apikeyrouter.serving.registration import RouterRegistration
 from apikeyrouter.serving.reporting import budget_exceeded, no_eligible_keys, summarise
 from apikeyrouter.serving.requests import call_of, parsed_for, unfit
+from apikeyrouter.serving.ways_in import RouterWaysIn
 
 STALE_ROUNDS_MAX = 3
 """Tries under the configuration that is known here; while others keep changing it, then under whichever is active."""
 
 
-class ApiKeyRouter(RouterRegistration):
+class ApiKeyRouter(RouterWaysIn):
     """Routes requests over keys, with limits and budgets that are held exactly by every process on the same store.
 
     Args:
@@ -72,6 +73,7 @@ class ApiKeyRouter(RouterRegistration):
             await self.start()
         facts = self._facts(call)
         self.in_flight += 1
+        speaking = REQUEST_ID.set(call.request_id)
         streaming = False
         try:
             parsed = parsed_for(call)
@@ -94,6 +96,7 @@ class ApiKeyRouter(RouterRegistration):
         finally:
             if not streaming:
                 self._finished(call, facts)
+            REQUEST_ID.reset(speaking)
 
     async def _admit(
         self, call: Call, parsed: ParsedFor, facts: Facts, tried: set[tuple[str, str]], failed: ProviderError | None
@@ -126,7 +129,8 @@ class ApiKeyRouter(RouterRegistration):
             own = AttemptFacts(
                 key_id=option.key.id, provider_id=option.provider.id, model=option.model, rid=admitted.request.rid,
                 losses=admission.losses, candidates=tuple(other.key.id for other in admitted.offered),
-                probe=admission.probe, reserve_us=int((time.perf_counter() - started) * 1e6),
+                probe=admission.probe, asked_us=int((started - call.started) * 1e6),
+                reserve_us=int((time.perf_counter() - started) * 1e6),
             )  # fmt: skip
             facts.attempts.append(own)
             self.decided += 1
@@ -145,10 +149,16 @@ class ApiKeyRouter(RouterRegistration):
             default_seconds=self.settings.quota_default_cooldown_seconds,
         )  # fmt: skip
         tried.update((other.key.id, other.model) for other in found.skip)
+        self.observability.emit(
+            "attempt.failed", key_id=option.key.id, provider_id=option.provider.id, model=option.model,
+            category=failure.category.value, scope=failure.scope.value, action=failure.action.value,
+            status=failure.status, reason=failure.message, retry_after_us=failure.retry_after_us,
+        )  # fmt: skip
         until = time.perf_counter() + found.seconds
         for lane in found.cool:
             self.snapshot.blocked[lane] = max(until, self.snapshot.blocked.get(lane, 0.0))
             self._chore(self.ledger.record(lane, blocked_for_us=int(found.seconds * 1e6)))
+            self.observability.emit("lane.cooled", lane=lane, seconds=found.seconds, reason=failure.message)
         for key in found.keys:
             self._put_out(key, found.key_state, failure, found.seconds)
 

@@ -18,6 +18,7 @@ from apikeyrouter.domain.models.system_error import (
     LedgerError,
     LedgerUnavailableError,
 )
+from apikeyrouter.infrastructure.observability.events import REQUEST_ID
 from apikeyrouter.infrastructure.surface import problems
 from apikeyrouter.infrastructure.surface.answers import (
     JSON_TYPE,
@@ -71,6 +72,7 @@ class DataPlane:
         started = time.perf_counter()
         headers: Headers = dict(scope["headers"])
         request_id = request_id_of(headers)
+        REQUEST_ID.set(request_id)
         opened: OpenRequest | None = None
         exchange: Exchange | None = None
         caller: Caller | None = None

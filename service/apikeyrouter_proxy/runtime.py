@@ -88,7 +88,7 @@ class Runtime:
         configure_logs(settings.log_level)
         compiled = _compiled(settings, environ)
         options = ProxyOptions.read(environ)
-        router_settings = RouterSettings.from_environment(environ)
+        router_settings = RouterSettings.from_environment(environ).model_copy(update={"log_level": settings.log_level})
         if router_settings.encryption_key:
             KeyVault.parse(router_settings.encryption_key)
         embedded, redis_url = await _server(settings)

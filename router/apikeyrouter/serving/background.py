@@ -20,6 +20,7 @@ from apikeyrouter.domain.models.system_error import ApiKeyRouterError
 from apikeyrouter.infrastructure.adapters.transport import Response
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
+from apikeyrouter.infrastructure.observability.manager import Observability
 from apikeyrouter.serving.admission import Admissions, Admitted
 from apikeyrouter.serving.configuring import Configuration
 from apikeyrouter.serving.reporting import decision_of
@@ -42,6 +43,7 @@ class RouterBackground:
     estimator: TokenEstimator
     key_manager: KeyManager
     decisions: deque[Facts]
+    observability: Observability
     on_finished: list[Callable[[Facts], None]]
     _admissions: Admissions
     _configuration: Configuration
@@ -88,9 +90,12 @@ class RouterBackground:
     async def _refresh_now(self) -> None:
         if self.ledger.forgotten != self._restored:
             await self._restore()
-        await self._configuration.refresh()
+        changed = await self._configuration.refresh()
         await self.key_manager.refresh()
-        self._admissions.config_version = self.ledger.stamp.config_version
+        version = self.ledger.stamp.config_version
+        if changed or version != self._admissions.config_version:
+            self._admissions.config_version = version
+            self.observability.emit("config.changed", version=version)
 
     async def _restore(self) -> None:
         """Put every lane, budget and key this process knows back into a store that forgot them."""
@@ -137,9 +142,7 @@ class RouterBackground:
             self._chore(self.ledger.record(lane, observations=seen))
 
     def _announce(self, transition: StateTransition) -> None:
-        if transition.from_state is not None and transition.from_state is not transition.to_state:
-            state = "revoked" if transition.to_state is None else transition.to_state.value
-            _log.info("key.state_changed", key_id=transition.entity_id, state=state, reason=transition.reason)
+        self.observability.moved(transition)
 
     def _report_unreadable(self, key_id: str, error: Exception) -> None:
         _log.error("key.unreadable", key_id=key_id, error=str(error))
@@ -180,6 +183,8 @@ class RouterBackground:
         if facts.outcome != "ok" or len(facts.attempts) > 1:
             self.key_manager.tally(facts)
         self.decisions.append(facts)
+        if self.observability.listening:
+            self.observability.finished(facts)
         for told in self.on_finished:
             try:
                 told(facts)

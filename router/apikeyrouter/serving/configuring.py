@@ -81,11 +81,13 @@ class Configuration:
         self._take(new)
         return tuple(key_id for key_id in before.keys if key_id not in new.keys)
 
-    async def refresh(self) -> None:
-        """Take over what another process has put into force."""
+    async def refresh(self) -> bool:
+        """Take over what another process has put into force; whether there was anything."""
         told = await self._read()
-        if told != self._file:
-            self._take(told)
+        if told == self._file:
+            return False
+        self._take(told)
+        return True
 
     async def _read(self) -> SharedConfig:
         told = await self._store.get_document(*DOCUMENT)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from apikeyrouter.domain.components.pool import Snapshot
+from apikeyrouter.domain.interfaces.observability import Emit
+from apikeyrouter.domain.models.accounting import LaneState
 from apikeyrouter.domain.models.system_error import LedgerError
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
@@ -31,9 +33,11 @@ class Housekeeper:
         lane_ids: Callable[[], Sequence[str]],
         restore: Callable[[], Awaitable[None]],
         periodic: Callable[[], Awaitable[None]],
+        *,
+        emit: Emit,
     ) -> None:
         self._ledger, self._books, self._snapshot = ledger, books, snapshot
-        self._lane_ids, self._restore, self._periodic = lane_ids, restore, periodic
+        self._lane_ids, self._restore, self._periodic, self._emit = lane_ids, restore, periodic, emit
         self._next_lane = 0
         self._next_sweep = 0.0
         self._repaired = 0
@@ -109,12 +113,21 @@ class Housekeeper:
         page = ids[start : start + LANES_PER_TICK]
         self._next_lane = start + len(page)
         for lane in await self._ledger.lanes(page):
+            known = self._snapshot.lanes.get(lane.id)
             self._snapshot.lanes[lane.id] = lane
+            if lane.breaker != ("closed" if known is None else known.breaker):
+                self._tell_of_breaker(lane)
         now = time.perf_counter()
         self._snapshot.version += 1
         self._snapshot.taken = now
         for lane_id in [lane_id for lane_id, until in self._snapshot.blocked.items() if until <= now]:
             del self._snapshot.blocked[lane_id]
+
+    def _tell_of_breaker(self, lane: LaneState) -> None:
+        if lane.breaker == "closed":
+            self._emit("circuit.closed", lane=lane.id)
+        elif lane.breaker == "open":
+            self._emit("circuit.opened", lane=lane.id, until_us=lane.breaker_until_us)
 
     async def _compare_clocks(self) -> None:
         verdict = self._clock.compare(*self._ledger.clock)

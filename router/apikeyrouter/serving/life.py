@@ -25,7 +25,8 @@ from apikeyrouter.infrastructure.ledger.engine import Engine
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from apikeyrouter.infrastructure.ledger.redis_engine import RedisEngine
-from apikeyrouter.infrastructure.observability.events import EventLog
+from apikeyrouter.infrastructure.observability.events import EventLog, level_of
+from apikeyrouter.infrastructure.observability.manager import Observability
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
@@ -36,12 +37,14 @@ from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.configuring import Configuration
 from apikeyrouter.serving.deferred import Deferrals
 from apikeyrouter.serving.housekeeping import Housekeeper
+from apikeyrouter.serving.reporting import decision_of
 
 ATTEMPTS_MAX = 3
 LEASE_US = 30_000_000
 ABORT_SECONDS_AT_CLOSE = 1.0
 FLUSH_SECONDS_AT_CLOSE = 5.0
 CHORES_SECONDS_AT_CLOSE = 1.0
+TELL_SECONDS_AT_CLOSE = 1.0
 CANCEL_ROUNDS_MAX = 20
 CANCEL_SECONDS = 0.1
 """A client library may swallow a cancellation while it connects; then it is cancelled again."""
@@ -59,17 +62,19 @@ class RouterLife(RouterBackground):
     ) -> None:
         super().__init__()
         self.settings = RouterSettings.read(config)
+        EventLog.level = level_of(self.settings.log_level)
         self.state_store = state_store or _default_store(self.settings)
         caps = getattr(self.state_store, "caps", None)
         if caps is not None:
             caps.follow(max_decisions=self.settings.max_decisions, max_transitions=self.settings.max_transitions)
-        self.observability_manager = observability_manager
         self.ledger = ScriptLedger(_engine_for(self.state_store))
         self.catalogue = Catalogue(PriceBook.load())
         self.estimator = TokenEstimator()
         self.snapshot = Snapshot()
         self.on_finished: list[Callable[[Facts], None]] = []
         self.decisions: deque[Facts] = deque(maxlen=self.settings.max_decisions)
+        self.observability = Observability(observability_manager, decide=decision_of, recent=lambda: self.decisions)
+        self.observability_manager = self.observability if observability_manager is None else observability_manager
         self.decided = 0
         self.objective = "fairness"
         self.attempts_max = ATTEMPTS_MAX
@@ -85,7 +90,13 @@ class RouterLife(RouterBackground):
             timeouts=Timeouts(),
         )  # fmt: skip
         self._housekeeper = Housekeeper(
-            self.ledger, self.books, self.snapshot, self._lane_ids, self._restore, self._periodic
+            self.ledger,
+            self.books,
+            self.snapshot,
+            self._lane_ids,
+            self._restore,
+            self._periodic,
+            emit=self.observability.emit,
         )
         self._deferrals = Deferrals()
         self._vault: KeyVault | None = None
@@ -117,6 +128,7 @@ class RouterLife(RouterBackground):
 
     async def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         self._refresh_lock = asyncio.Lock()
+        self.observability.attach(loop)
         await self.ledger.open()
         await self._configuration.refresh()
         await self._share_ratios()
@@ -152,6 +164,7 @@ class RouterLife(RouterBackground):
             if closing is not None:
                 with contextlib.suppress(Exception):  # an adapter's mistake must not keep the rest open
                     await closing()
+        await self.observability.flush(TELL_SECONDS_AT_CLOSE)
         await self.ledger.close()
         await self.state_store.aclose()
         self._loop = None

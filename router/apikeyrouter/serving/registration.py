@@ -38,6 +38,7 @@ class RouterRegistration(RouterLife):
         await self._configuration.declare_provider(id_)
         self.catalogue.providers[id_] = made
         self.catalogue.changed()
+        self.observability.emit("provider.registered", provider_id=id_)
         await self._refresh()
 
     def register_key(
@@ -52,7 +53,8 @@ class RouterRegistration(RouterLife):
 
     async def _register_key(self, key_material: str, provider_id: str, metadata: dict[str, Any] | None) -> APIKey:
         await self._started()
-        return await self.key_manager.register_key(key_material, provider_id, metadata)
+        key = await self.key_manager.register_key(key_material, provider_id, metadata)
+        return key
 
     async def apply(self, config: CompiledConfig) -> None:
         """Take over a compiled configuration file, while requests run. What can be wrong is found before any change.

@@ -7,7 +7,10 @@ from apikeyrouter.domain.models.api_key import StateTransition
 from apikeyrouter.domain.models.routing_decision import RoutingDecision
 from apikeyrouter.domain.models.trace import Trace
 
-__all__ = ["EventCallback", "ObservabilityManager"]
+__all__ = ["Emit", "EventCallback", "ObservabilityManager"]
+
+Emit = Callable[..., None]
+"""`emit("noun.verb_past", field=value, …)`: tell one event. It waits for nobody and raises nothing."""
 
 EventCallback = Callable[[Mapping[str, Any]], Awaitable[None] | None]
 """Called with an event's fields, its name under `event`. What it raises is logged and goes no further."""

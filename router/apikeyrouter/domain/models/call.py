@@ -45,7 +45,10 @@ class Call(msgspec.Struct, kw_only=True):
 
 
 class AttemptFacts(msgspec.Struct, kw_only=True):
-    """One attempt: which key, what happened. `failure` "" when it succeeded. Times in microseconds."""
+    """One attempt: which key, what happened. `failure` "" when it succeeded. Times in microseconds.
+
+    `asked_us`: from the call's start until capacity was asked for; `reserve_us`: until it was held.
+    """
 
     key_id: str
     provider_id: str
@@ -57,6 +60,7 @@ class AttemptFacts(msgspec.Struct, kw_only=True):
     failure: str = ""
     status: int = 0
     upstream_us: int = 0
+    asked_us: int = 0
     reserve_us: int = 0
 
 
