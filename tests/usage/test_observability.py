@@ -89,7 +89,7 @@ async def test_a_manager_of_ones_own_is_told_of_everything(simulator: SimulatorP
         assert await router.observability.flush(5)
         assert [context["request_id"] for context in recorder.requests] == [answer.request_id, stream[-1].request_id]
         assert [decision.selected_key_id for decision in recorder.decisions] == ["a1", "a1"]
-        assert [transition.to_state for transition in recorder.transitions] == [KeyState.Disabled]
+        assert [transition.to_state for transition in recorder.transitions] == [KeyState.Available, KeyState.Disabled]
         assert recorder.subscriptions == ["key.state_changed"]
         counted = {name for name, _, _ in recorder.metrics}
         assert counted <= {metric.name for metric in METRICS}
@@ -149,7 +149,8 @@ async def test_the_documented_methods_of_the_default_manager_have_effects(simula
             "request.completed", "request.failed", "routing.decided", "key.state_changed", "metric.emitted",
         ]  # fmt: skip
         assert (events[4]["name"], events[4]["value"], events[4]["tags"]) == ("of_mine", 2.5, {"where": "here"})
-        trace = manager.get_trace("req_x")
+        trace = await made.router.get_trace("req_x")
+        assert trace is not None
         assert [step.name for step in trace.events] == ["routing.decided"]
 
 
@@ -251,11 +252,12 @@ async def test_nobody_listens_by_default_and_requests_are_told_only_to_those_who
     simulator: SimulatorProcess,
 ) -> None:
     async with house(simulator, InMemoryStateStore(), ["a1"]) as made:
-        router = made.router
-        assert not router.observability.listening
+        router, heard = made.router, []
+        heard.append(router.observability.listening)
         subscribed = router.subscribe_to_events("request.completed", print)
-        assert router.observability.listening
+        heard.append(router.observability.listening)
         subscribed.cancel()
-        assert not router.observability.listening
+        heard.append(router.observability.listening)
         router.subscribe_to_events("key.state_changed", print)
-        assert not router.observability.listening
+        heard.append(router.observability.listening)
+    assert heard == [False, True, False, False]

@@ -53,8 +53,7 @@ class RouterRegistration(RouterLife):
 
     async def _register_key(self, key_material: str, provider_id: str, metadata: dict[str, Any] | None) -> APIKey:
         await self._started()
-        key = await self.key_manager.register_key(key_material, provider_id, metadata)
-        return key
+        return await self.key_manager.register_key(key_material, provider_id, metadata)
 
     async def apply(self, config: CompiledConfig) -> None:
         """Take over a compiled configuration file, while requests run. What can be wrong is found before any change.

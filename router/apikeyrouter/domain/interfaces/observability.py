@@ -12,8 +12,8 @@ __all__ = ["Emit", "EventCallback", "ObservabilityManager"]
 Emit = Callable[..., None]
 """`emit("noun.verb_past", field=value, …)`: tell one event. It waits for nobody and raises nothing."""
 
-EventCallback = Callable[[Mapping[str, Any]], Awaitable[None] | None]
-"""Called with an event's fields, its name under `event`. What it raises is logged and goes no further."""
+EventCallback = Callable[[Mapping[str, Any]], object]
+"""Plain or async; called with an event's fields, its name under `event`. What it raises is logged and goes no further."""
 
 
 @runtime_checkable

@@ -29,7 +29,7 @@ class Subscription:
 
     def __init__(
         self,
-        callback: Callable[[Any], Awaitable[None] | None],
+        callback: Callable[[Any], object],
         loop: Callable[[], asyncio.AbstractEventLoop | None],
         *,
         ended: Callable[[], None] = lambda: None,
@@ -94,7 +94,7 @@ class Subscription:
             self._done += 1
         self._thread = None
 
-    def _wait_for(self, told: Awaitable[None]) -> None:
+    def _wait_for(self, told: Awaitable[object]) -> None:
         loop = self._loop()
         if loop is None or loop.is_closed():
             if inspect.iscoroutine(told):
@@ -104,7 +104,7 @@ class Subscription:
         asyncio.run_coroutine_threadsafe(made, loop).result(CALLBACK_SECONDS_MAX)
 
 
-async def _awaited(told: Awaitable[None]) -> None:
+async def _awaited(told: Awaitable[object]) -> None:
     await told
 
 
