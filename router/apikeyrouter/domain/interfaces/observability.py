@@ -13,7 +13,7 @@ Emit = Callable[..., None]
 """`emit("noun.verb_past", field=value, …)`: tell one event. It waits for nobody and raises nothing."""
 
 EventCallback = Callable[[Mapping[str, Any]], object]
-"""Plain or async; called with an event's fields, its name under `event`. What it raises is logged and goes no further."""
+"""Plain or async; called with an event's fields, its name under `event`. What it raises is logged."""
 
 
 @runtime_checkable

@@ -58,7 +58,7 @@ _TABLE = (
     ),
     EventName(name="circuit.closed", fields=("lane",), help="A breaker closed: the lane serves again."),
     EventName(
-        name="key.registered", fields=_KEY, help="A key is new. What happens to keys is told by the process that did it."
+        name="key.registered", fields=_KEY, help="A key is new. The process that did it tells what happens to keys."
     ),
     EventName(name="key.state_changed", fields=_KEY, help="A key went from one state to another."),
     EventName(name="key.changed", fields=_KEY, help="Something else about a key is new, e.g. its material."),
