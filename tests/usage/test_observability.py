@@ -237,14 +237,16 @@ async def test_every_line_of_a_request_carries_its_id_and_no_other_line_does(lin
     assert all("request_id" not in line for line in told if line["event"] in ("between.requests", "key.registered"))
 
 
-@pytest.mark.parametrize(("level", "wanted"), [("WARNING", set()), ("INFO", {"key.registered"})])
+@pytest.mark.parametrize(("level", "wanted"), [("WARNING", set()), ("INFO", {"attempt.failed"})])
 async def test_the_level_is_that_of_our_own_lines_only(lines: io.StringIO, level: str, wanted: set[str]) -> None:
     async with ApiKeyRouter(InMemoryStateStore(), config={"log_level": level}) as router:
         await router.register_provider("mine", Talkative())
         await router.register_key("a-key-of-my-own", "mine")
         await router.route(intent(model="works"))
+        with pytest.raises(ProviderError):
+            await router.route(intent(model="broken"))
     told = {line["event"] for line in read_lines(lines)}
-    assert {name for name in told if name.startswith(("key.", "request."))} == wanted
+    assert {name for name in told if name.startswith(("key.", "request.", "attempt."))} == wanted
     assert "adapter.called" in told
 
 
@@ -261,3 +263,12 @@ async def test_nobody_listens_by_default_and_requests_are_told_only_to_those_who
         router.subscribe_to_events("key.state_changed", print)
         heard.append(router.observability.listening)
     assert heard == [False, True, False, False]
+
+
+async def test_without_a_configuration_lines_go_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    structlog.reset_defaults()
+    async with ApiKeyRouter(InMemoryStateStore(), config={"log_level": "DEBUG"}) as router:
+        await router.register_provider("mine", Talkative())
+    told = capfd.readouterr()
+    assert "provider.registered" in told.err
+    assert told.out == ""

@@ -58,12 +58,12 @@ _TABLE = (
     ),
     EventName(name="circuit.closed", fields=("lane",), help="A breaker closed: the lane serves again."),
     EventName(
-        name="key.registered", fields=_KEY, help="A key is new. The process that did it tells what happens to keys."
+        name="key.registered", level=logging.DEBUG, fields=_KEY, help="A key is new. The process that did it tells what happens to keys."
     ),
     EventName(name="key.state_changed", fields=_KEY, help="A key went from one state to another."),
-    EventName(name="key.changed", fields=_KEY, help="Something else about a key is new, e.g. its material."),
-    EventName(name="key.revoked", fields=_KEY, help="A key was revoked."),
-    EventName(name="provider.registered", fields=("provider_id",), help="A provider was registered in this process."),
+    EventName(name="key.changed", level=logging.DEBUG, fields=_KEY, help="Something else about a key is new, e.g. its material."),
+    EventName(name="key.revoked", level=logging.DEBUG, fields=_KEY, help="A key was revoked."),
+    EventName(name="provider.registered", level=logging.DEBUG, fields=("provider_id",), help="A provider was registered in this process."),
     EventName(
         name="quota.state_changed", fields=("key_id", "time_window", "from_state", "to_state"),
         help="A key's quota became abundant, constrained, critical or exhausted.",
@@ -77,7 +77,7 @@ _TABLE = (
         fields=("scope", "percent", "limit_nanousd", "spent_nanousd", "resets_at_us"),
         help="A budget passed 50, 80, 90 or 100 % of its limit, with what is held and in suspense.",
     ),
-    EventName(name="config.changed", fields=("version",), help="Other limits or budgets are in force."),
+    EventName(name="config.changed", level=logging.DEBUG, fields=("version",), help="Other limits or budgets are in force."),
     EventName(
         name="metric.emitted", level=logging.DEBUG, fields=("name", "value", "tags"),
         help="A measurement; names and tags are those of docs/metrics.md.",

@@ -1,9 +1,11 @@
 """The library's event log: structlog, configured by the application and never by us.
 
 Lines carry the id of the request that they belong to, and no secrets: what a provider or an adapter said is redacted.
+Where the application has not configured structlog, they go to standard error.
 """
 
 import logging
+import sys
 from contextvars import ContextVar
 from typing import Any
 
@@ -59,12 +61,18 @@ class EventLog:
             told = fields.get(name)
             if isinstance(told, str):
                 fields[name] = redact(told)
-        getattr(structlog.get_logger(self._name), _METHODS[level])(event, **fields)
+        logger = structlog.get_logger(self._name) if structlog.is_configured() else _plain(structlog)
+        getattr(logger, _METHODS[level])(event, **fields)
 
 
 _METHODS = {
     logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warning", logging.ERROR: "error",
 }  # fmt: skip
+
+
+def _plain(structlog: Any) -> Any:
+    """Where nobody configured anything: standard error, so that a program's own output stays its own."""
+    return structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
 
 
 def level_of(name: str) -> int:
