@@ -1,7 +1,7 @@
 """Every event: its name, the level of its log line, its fields. `docs/observability.md` shows this table."""
 
-import logging
 from dataclasses import dataclass
+from logging import DEBUG, INFO, WARNING
 
 __all__ = ["ALL", "COMMON", "EVENTS", "EventName"]
 
@@ -18,7 +18,7 @@ class EventName:
     name: str
     help: str
     fields: tuple[str, ...]
-    level: int = logging.INFO
+    level: int = INFO
 
 
 _REQUEST = (
@@ -31,15 +31,15 @@ _KEY = ("key_id", "from_state", "to_state", "reason", "actor", "until_us")
 
 _TABLE = (
     EventName(
-        name="request.completed", level=logging.DEBUG, fields=_REQUEST,
+        name="request.completed", level=DEBUG, fields=_REQUEST,
         help="A request was answered, to its end. Costs are None where the price is unknown.",
     ),
     EventName(
-        name="request.failed", level=logging.DEBUG, fields=_REQUEST,
+        name="request.failed", level=DEBUG, fields=_REQUEST,
         help="A request ended otherwise; `outcome` says how, `denied_by` which lane or budget had no room.",
     ),
     EventName(
-        name="routing.decided", level=logging.DEBUG,
+        name="routing.decided", level=DEBUG,
         fields=("key_id", "provider_id", "model", "objective", "attempts", "candidates", "explanation"),
         help="Which key a request went to, of how many candidates. Told when the request has ended.",
     ),
@@ -53,33 +53,40 @@ _TABLE = (
         help="A lane is left alone for a while, because its provider said so.",
     ),
     EventName(
-        name="circuit.opened", level=logging.WARNING, fields=("lane", "until_us"),
+        name="circuit.opened", level=WARNING, fields=("lane", "until_us"),
         help="A breaker opened: the lane gets no requests until `until_us`, then one probe.",
     ),
     EventName(name="circuit.closed", fields=("lane",), help="A breaker closed: the lane serves again."),
     EventName(
-        name="key.registered", level=logging.DEBUG, fields=_KEY, help="A key is new. The process that did it tells what happens to keys."
+        name="key.registered", level=DEBUG, fields=_KEY,
+        help="A key is new. The process that did it tells what happens to keys.",
     ),
     EventName(name="key.state_changed", fields=_KEY, help="A key went from one state to another."),
-    EventName(name="key.changed", level=logging.DEBUG, fields=_KEY, help="Something else about a key is new, e.g. its material."),
-    EventName(name="key.revoked", level=logging.DEBUG, fields=_KEY, help="A key was revoked."),
-    EventName(name="provider.registered", level=logging.DEBUG, fields=("provider_id",), help="A provider was registered in this process."),
+    EventName(
+        name="key.changed", level=DEBUG, fields=_KEY,
+        help="Something else about a key is new, e.g. its material.",
+    ),
+    EventName(name="key.revoked", level=DEBUG, fields=_KEY, help="A key was revoked."),
+    EventName(
+        name="provider.registered", level=DEBUG, fields=("provider_id",),
+        help="A provider was registered in this process.",
+    ),
     EventName(
         name="quota.state_changed", fields=("key_id", "time_window", "from_state", "to_state"),
         help="A key's quota became abundant, constrained, critical or exhausted.",
     ),
     EventName(
-        name="budget.soft_exceeded", level=logging.DEBUG, fields=("scope",),
+        name="budget.soft_exceeded", level=DEBUG, fields=("scope",),
         help="A request was served although a soft budget had no room for it.",
     ),
     EventName(
-        name="budget.threshold", level=logging.WARNING,
+        name="budget.threshold", level=WARNING,
         fields=("scope", "percent", "limit_nanousd", "spent_nanousd", "resets_at_us"),
         help="A budget passed 50, 80, 90 or 100 % of its limit, with what is held and in suspense.",
     ),
-    EventName(name="config.changed", level=logging.DEBUG, fields=("version",), help="Other limits or budgets are in force."),
+    EventName(name="config.changed", level=DEBUG, fields=("version",), help="Other limits or budgets are in force."),
     EventName(
-        name="metric.emitted", level=logging.DEBUG, fields=("name", "value", "tags"),
+        name="metric.emitted", level=DEBUG, fields=("name", "value", "tags"),
         help="A measurement; names and tags are those of docs/metrics.md.",
     ),
 )  # fmt: skip
