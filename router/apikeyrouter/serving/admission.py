@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.pool import Option, Pool, Snapshot
 from apikeyrouter.domain.components.token_estimator import TokenEstimate, TokenEstimator
@@ -122,6 +124,12 @@ class Admissions:
         binding = min((loss for _, loss in losses), key=_soonest, default=None)
         return Refused(losses=losses, binding=binding, needed_nanousd=needed)
 
+    def offer(self, call: Call, option: Option, parsed_for: ParsedFor) -> tuple[Charge, TokenEstimate]:
+        """What a call would take of an option. Nothing is held."""
+        shared = self._catalogue.shared_scopes(call.team, call.client)
+        charge, estimate, _ = _Offers(self._estimator, call, parsed_for, hard=shared.hard).details(option)
+        return charge, estimate
+
 
 class _Offers:
     """What each option would take: computed once per (provider, model, price), shared by the options that are alike."""
@@ -155,7 +163,11 @@ class _Offers:
         produces = self._call.operation != "embedding"
         cap = INJECTED_TOKEN_CAP if hard and produces and parsed.max_output_tokens is None else None
         estimate = self._estimator.estimate(option.provider.id, option.model, parsed, token_cap=cap)
-        return _charge(option, parsed, estimate, cap, produces=produces), estimate, cap
+        charge = _charge(option, parsed, estimate, cap, produces=produces)
+        if self._estimator.cost_ratios and charge.expected_nanousd > 0:
+            ratio = self._estimator.cost_ratios.get((option.provider.id, option.model), 1.0)
+            charge = msgspec.structs.replace(charge, expected_nanousd=round(charge.expected_nanousd * ratio))
+        return charge, estimate, cap
 
 
 _NO_CHARGE = Charge(expected_nanousd=UNPRICED, bound_nanousd=UNPRICED)

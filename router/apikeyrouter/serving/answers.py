@@ -33,6 +33,9 @@ def response_of(provider: Provider, call: Call, exchange: Exchange) -> SystemRes
             "tokens_used": TokenUsage.from_usage(facts.usage) if facts.usage else answer.metadata.tokens_used,
         }
     )  # fmt: skip
+    if facts.soft_exceeded:
+        marks = {**metadata.additional_metadata, "soft_budgets_exceeded": list(facts.soft_exceeded)}
+        metadata = metadata.model_copy(update={"additional_metadata": marks})
     return answer.model_copy(
         update={"metadata": metadata, "cost": cost, "key_used": facts.key_id, "request_id": call.request_id}
     )

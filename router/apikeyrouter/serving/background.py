@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from apikeyrouter.domain.components.catalogue import Catalogue
+from apikeyrouter.domain.components.cost_controller import CostController
 from apikeyrouter.domain.components.key_manager import KeyManager
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.state_store import StateStore
@@ -31,6 +32,8 @@ DECISION_SECONDS_MAX = 0.1
 """Longest that an answer waits for its decision to be kept; after that it is kept behind its back."""
 RATIOS_DOCUMENT = ("token_ratios", "learned")
 RATIOS_EVERY_SECONDS = 30.0
+SAMPLE_EVERY_SECONDS = 10.0
+"""How often the books of all budgets are read for forecasts."""
 _log = EventLog("apikeyrouter")
 
 
@@ -41,6 +44,7 @@ class RouterBackground:
     state_store: StateStore
     catalogue: Catalogue
     estimator: TokenEstimator
+    cost_controller: CostController
     key_manager: KeyManager
     decisions: deque[Facts]
     observability: Observability
@@ -56,6 +60,7 @@ class RouterBackground:
         self._lanes_known: tuple[int, list[str]] = (-1, [])
         self._restored = 0
         self._ratios_at = 0.0
+        self._sample_at = 0.0
         self._refresh_lock = asyncio.Lock()
         self._refresh_asked = self._refresh_done = 0
         self._chores: set[asyncio.Task[None]] = set()
@@ -105,12 +110,15 @@ class RouterBackground:
         self._restored = seen
 
     async def _periodic(self) -> None:
-        """What is due by time: keys that come back, ratios to be shared."""
+        """What is due by time: keys that come back, ratios to be shared, samples of what budgets have spent."""
         if self.key_manager.is_due():
             await self._refresh()
         await self.key_manager.flush_tally()
         if time.perf_counter() >= self._ratios_at:
             await self._share_ratios()
+        if time.perf_counter() >= self._sample_at:
+            self._sample_at = time.perf_counter() + SAMPLE_EVERY_SECONDS
+            await self.cost_controller.sample()
 
     async def _share_ratios(self) -> None:
         """Learned token ratios: take the others', leave ours."""
@@ -171,6 +179,10 @@ class RouterBackground:
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
         return task
+
+    def _recent(self, request_id: str) -> Facts | None:
+        """What is remembered of a request, None if it is none of the latest."""
+        return next((facts for facts in reversed(self.decisions) if facts.request_id == request_id), None)
 
     def _finished(self, call: Call, facts: Facts) -> None:
         self.in_flight -= 1

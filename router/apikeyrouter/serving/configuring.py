@@ -21,6 +21,7 @@ from apikeyrouter.infrastructure.config.compiled import BudgetRecord, CompiledCo
 from apikeyrouter.infrastructure.config.limit_profiles import profile_for
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
+from apikeyrouter.serving.budgets import DeclaredBudgets
 
 DOCUMENT = ("configuration", "file")
 KEY_BREAKER = Breaker()
@@ -60,6 +61,7 @@ class Configuration:
 
     def __init__(self, catalogue: Catalogue, ledger: ScriptLedger, store: StateStore) -> None:
         self._catalogue, self._ledger, self._store = catalogue, ledger, store
+        self.budgets = DeclaredBudgets(catalogue, ledger, store)
         self._file = SharedConfig()
         self._by_key: dict[str, tuple[str, tuple[LaneConfig, ...], dict[str, frozenset[str] | None]]] = {}
         """Per key: its group, the lanes of the group that its metadata declares, and the models of each."""
@@ -68,6 +70,7 @@ class Configuration:
 
     async def replace_file(self, config: CompiledConfig) -> tuple[str, ...]:
         """Put a file's lanes and budgets into force; the ids of the keys that it names no longer."""
+        self.budgets.check_file(_rules(config.budgets))
         before = await self._read()
         new = SharedConfig.of(config)
         kept = {lane.id for lane in new.lanes}
@@ -84,8 +87,9 @@ class Configuration:
     async def refresh(self) -> bool:
         """Take over what another process has put into force; whether there was anything."""
         told = await self._read()
+        changed = await self.budgets.refresh()
         if told == self._file:
-            return False
+            return changed
         self._take(told)
         return True
 
@@ -111,10 +115,7 @@ class Configuration:
             alias: tuple((target.provider_id, target.model) for target in targets)
             for alias, targets in new.aliases.items()
         }
-        catalogue.set_budgets(
-            BudgetRule(scope=budget.config, kind=budget.scope.value, target=budget.scope_id or "")
-            for budget in new.budgets
-        )
+        self.budgets.take_file(_rules(new.budgets))
         self._index_pools()
 
     # --- keys and providers --------------------------------------------------------------------------------------
@@ -180,6 +181,7 @@ class Configuration:
         await self._ledger.put(lanes=list(lanes.values()), scopes=self._file.scopes)
         if self._file != SharedConfig() and await self._store.get_document(*DOCUMENT) is None:
             await self._store.save_document(*DOCUMENT, msgspec.to_builtins(self._file))
+        await self.budgets.restore()
 
     # --- the rim -------------------------------------------------------------------------------------------------
 
@@ -230,6 +232,13 @@ class Configuration:
                 for group, found in pools.items()
             }
         )
+
+
+def _rules(budgets: Iterable[BudgetRecord]) -> list[BudgetRule]:
+    return [
+        BudgetRule(scope=budget.config, kind=budget.scope.value, target=budget.scope_id or "", name=budget.name)
+        for budget in budgets
+    ]
 
 
 def _names(models: object) -> frozenset[str] | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from apikeyrouter.domain.components.catalogue import Catalogue
+from apikeyrouter.domain.components.cost_controller import CostController
 from apikeyrouter.domain.components.key_manager import KeyManager
 from apikeyrouter.domain.components.pool import Snapshot
 from apikeyrouter.domain.components.price_book import PriceBook
@@ -37,6 +38,7 @@ from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.configuring import Configuration
 from apikeyrouter.serving.deferred import Deferrals
 from apikeyrouter.serving.housekeeping import Housekeeper
+from apikeyrouter.serving.quoting import Quotes
 from apikeyrouter.serving.reporting import decision_of
 
 ATTEMPTS_MAX = 3
@@ -85,6 +87,11 @@ class RouterLife(RouterBackground):
             report=self._report_unreadable, cooldown_seconds=self.settings.default_cooldown_seconds,
         )  # fmt: skip
         self._admissions = Admissions(self.ledger, self.catalogue, self.estimator, self.snapshot, lease_us=LEASE_US)
+        self.cost_controller = CostController(
+            self.catalogue, self.ledger, self._configuration.budgets, self.estimator,
+            quote=Quotes(self.catalogue, self._admissions, self.estimator), recent=self._recent, started=self._started,
+            defer=lambda work: self._deferrals.add(work),
+        )  # fmt: skip
         self._attempts = Attempts(
             _open_transport, self.books, self.estimator, observe=self._observe, finished=self._finished,
             timeouts=Timeouts(),

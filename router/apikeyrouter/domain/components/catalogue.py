@@ -65,11 +65,16 @@ class ModelPool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetRule:
-    """Which requests a scope applies to: `kind` global, provider, key, team or client, and the id of that."""
+    """Which requests a scope applies to: `kind` global, provider, key, team, client or policy, and the id of that.
+
+    `name`: what people call it. `source`: who declared it: `file`, `code` or `policy`.
+    """
 
     scope: ScopeConfig
     kind: str
     target: str = ""
+    name: str = ""
+    source: str = "file"
 
 
 class SharedScopes(NamedTuple):
@@ -91,6 +96,7 @@ class Catalogue:
         """Grows with every change of what `lane_ids` gives."""
         self._model_pools: dict[str, list[ModelPool]] = {}
         self._budgets: dict[tuple[str, str], list[ScopeConfig]] = {}
+        self._budget_rules: dict[str, BudgetRule] = {}
         self._pools: dict[tuple[str, str | None, str, str | None], Pool] = {}
         self._teams: frozenset[str] | None = None
         self._shared: dict[tuple[str | None, str | None], SharedScopes] = {}
@@ -130,18 +136,24 @@ class Catalogue:
 
     def set_budgets(self, budgets: Iterable[BudgetRule]) -> None:
         """Replace all budgets."""
+        self._budget_rules = {budget.scope.id: budget for budget in budgets}
         self._budgets = {}
-        for budget in budgets:
+        for budget in self._budget_rules.values():
             self._budgets.setdefault((budget.kind, budget.target), []).append(budget.scope)
         self.changed()
 
     def budgets(self) -> list[ScopeConfig]:
         """Every budget."""
-        return [scope for scopes in self._budgets.values() for scope in scopes]
+        return [rule.scope for rule in self._budget_rules.values()]
 
     def budget(self, scope_id: str) -> ScopeConfig | None:
         """The budget with that id, None if it is none of ours."""
-        return next((scope for scope in self.budgets() if scope.id == scope_id), None)
+        rule = self._budget_rules.get(scope_id)
+        return None if rule is None else rule.scope
+
+    def budget_rules(self) -> dict[str, BudgetRule]:
+        """Every budget with whom it is for, by id."""
+        return dict(self._budget_rules)
 
     # --- reading -------------------------------------------------------------------------------------------------
 

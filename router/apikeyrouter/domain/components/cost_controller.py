@@ -1,5 +1,424 @@
-"""Estimates costs and keeps budgets."""
+"""Estimates costs, keeps budgets, books what was spent elsewhere. The gate is `reserve`; this is the desk beside it."""
 
-from apikeyrouter.domain.models.system_error import BudgetExceededError
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, Protocol, TypeVar
 
-__all__ = ["BudgetExceededError"]
+from apikeyrouter.domain.components.budget_books import BudgetBooks
+from apikeyrouter.domain.components.budgets import budget_id, budget_of, default_unpriced, rule_of
+from apikeyrouter.domain.components.catalogue import BudgetRule, Catalogue
+from apikeyrouter.domain.components.token_estimator import TokenEstimator
+from apikeyrouter.domain.interfaces.ledger import Ledger
+from apikeyrouter.domain.models.accounting import (
+    ScopeConfig,
+    SuspenseRule,
+    UnpricedRule,
+)
+from apikeyrouter.domain.models.budget import (
+    Budget,
+    BudgetCheckResult,
+    BudgetScope,
+    BudgetStatus,
+    EnforcementMode,
+    TimeWindow,
+)
+from apikeyrouter.domain.models.call import Facts
+from apikeyrouter.domain.models.cost_estimate import CostEstimate, dollars, nanousd
+from apikeyrouter.domain.models.request_intent import RequestIntent
+from apikeyrouter.domain.models.system_error import BudgetExceededError, InvalidRequestError
+
+__all__ = ["BudgetExceededError", "Budgets", "CostController", "Quote"]
+
+E = TypeVar("E", bound=StrEnum)
+Money = Decimal | int | float | str
+Intent = RequestIntent | Mapping[str, Any]
+
+
+class Budgets(Protocol):
+    """Puts budgets into force, here and in every other process."""
+
+    async def declare(self, rule: BudgetRule) -> None:
+        """Add or change one. Raises InvalidRequestError for what is declared elsewhere or cannot be counted."""
+        ...
+
+    async def withdraw(self, budget_id: str) -> bool:
+        """Forget one; whether there was one."""
+        ...
+
+    async def refresh(self) -> bool:
+        """Take over what other processes have changed; whether there was anything."""
+        ...
+
+    def period(self, scope: ScopeConfig, now_us: int) -> tuple[int, int | None]:
+        """Start and end of the period that contains `now_us`, in microseconds; the end None: never."""
+        ...
+
+
+class Quote(Protocol):
+    """What a request would take."""
+
+    async def __call__(self, intent: RequestIntent, provider_id: str | None, key_id: str | None) -> CostEstimate | None:
+        """The estimate for the key, or for the cheapest option there is; None: no price is known."""
+        ...
+
+
+class CostController:
+    """The budgets of this deployment and the cost of its requests. Money is Decimal dollars, exact to nano-dollars."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        ledger: Ledger,
+        budgets: Budgets,
+        estimator: TokenEstimator,
+        *,
+        quote: Quote,
+        recent: Callable[[str], Facts | None],
+        started: Callable[[], Awaitable[None]],
+        defer: Callable[[Callable[[], Awaitable[None]]], object],
+    ) -> None:
+        self._catalogue, self._budgets, self._estimator = catalogue, budgets, estimator
+        self._quote, self._recent, self._started, self._defer = quote, recent, started, defer
+        self._books = BudgetBooks(ledger, period=budgets.period)
+
+    # --- budgets -------------------------------------------------------------------------------------------------
+
+    async def create_budget(
+        self,
+        scope: BudgetScope | str,
+        limit: Money,
+        period: TimeWindow | str = TimeWindow.Daily,
+        enforcement_mode: EnforcementMode | str = EnforcementMode.Hard,
+        scope_id: str | None = None,
+        *,
+        name: str | None = None,
+        timezone: str = "UTC",
+        unpriced: UnpricedRule | str | None = None,
+        flat: Money = 0,
+        suspense: SuspenseRule | str = SuspenseRule.CHARGE,
+        suspense_after_seconds: int = 3600,
+    ) -> Budget:
+        """Put a budget into force: here at once, in every process on the store within a second. Idempotent.
+
+        Its id is `<scope>[:<scope_id>]:<name>`, the name that of the period unless given: creating it again with
+        another limit or mode changes it, and what was spent stays. What is spent already in this period by requests of
+        before is not in it.
+
+        Raises:
+            InvalidRequestError: naming the field; also for more budgets than a request can be held in.
+        """
+        await self._started()
+        told = _known(BudgetScope, scope, "scope")
+        window = _known(TimeWindow, period, "period")
+        mode = _known(EnforcementMode, enforcement_mode, "enforcement_mode")
+        named = window.value if name is None else _plain(name)
+        return await self._put(
+            Budget(
+                id=budget_id(told, scope_id, named), name=named, scope=told, scope_id=scope_id,
+                limit=_money(limit, "limit"), period=window, enforcement_mode=mode, timezone=timezone,
+                unpriced=default_unpriced(mode) if unpriced is None else _known(UnpricedRule, unpriced, "unpriced"),
+                flat=_money(flat, "flat"), suspense=_known(SuspenseRule, suspense, "suspense"),
+                suspense_after_seconds=suspense_after_seconds,
+            )
+        )  # fmt: skip
+
+    async def get_budget(self, budget_id: str) -> Budget:
+        """A budget, with what is spent in this period. Assigning its `limit` or `enforcement_mode` takes effect.
+
+        Raises:
+            InvalidRequestError: there is none with that id.
+        """
+        await self._started()
+        rule = await self._rule(budget_id)
+        return (await self._read([rule]))[0]
+
+    async def list_budgets(self) -> list[Budget]:
+        """Every budget: of the configuration file, of policies, and made in code."""
+        await self._started()
+        await self._budgets.refresh()
+        return await self._read(list(self._catalogue.budget_rules().values()))
+
+    async def update_budget(self, budget_id: str, **changes: Any) -> Budget:
+        """Change a budget: limit, enforcement_mode, period, timezone, unpriced, flat, suspense and its seconds.
+
+        What is spent stays. A changed period goes on with what was counted where the two overlap.
+
+        Raises:
+            InvalidRequestError: unknown id or field, a wrong value, or the budget is a file's or a policy's.
+        """
+        await self._started()
+        rule = await self._rule(budget_id)
+        _refuse_foreign(rule)
+        fixed = sorted(changes.keys() - _CHANGEABLE)
+        if fixed:
+            raise InvalidRequestError(f"cannot be changed; there are {', '.join(sorted(_CHANGEABLE))}", field=fixed[0])
+        for field in {"limit", "flat"} & changes.keys():
+            changes[field] = _money(changes[field], field)
+        mode = changes.get("enforcement_mode")
+        if mode is not None and "unpriced" not in changes and rule.scope.unpriced is not UnpricedRule.FLAT:
+            changes["unpriced"] = default_unpriced(_known(EnforcementMode, mode, "enforcement_mode"))
+        told = budget_of(rule).model_dump(exclude={"resets_at"})
+        return await self._put(Budget(**{**told, **changes}))
+
+    async def delete_budget(self, budget_id: str) -> None:
+        """Forget a budget made in code. What is held in it ends as it does.
+
+        Raises:
+            InvalidRequestError: there is none with that id, or it is a file's or a policy's.
+        """
+        await self._started()
+        _refuse_foreign(await self._rule(budget_id))
+        if not await self._budgets.withdraw(budget_id):
+            raise InvalidRequestError(f"no budget {budget_id!r}", field="budget_id")
+        self._books.forget(budget_id)
+
+    async def enforce_budget(
+        self, scope: BudgetScope | str, mode: EnforcementMode | str, scope_id: str | None = None
+    ) -> None:
+        """Make the budgets of a scope (all of them, or one id's), or the budget with that id, hard or soft.
+
+        Raises:
+            InvalidRequestError: there is none, or one that would change is a file's or a policy's; nothing was changed.
+        """
+        await self._started()
+        hard = _known(EnforcementMode, mode, "mode") is EnforcementMode.Hard
+        rules = [rule for rule in await self._rules(scope, scope_id) if rule.scope.hard is not hard]
+        for rule in rules:
+            _refuse_foreign(rule)
+        for rule in rules:
+            await self.update_budget(rule.scope.id, enforcement_mode=mode)
+
+    async def get_budget_status(self, scope: BudgetScope | str, scope_id: str | None = None) -> BudgetStatus:
+        """The books of the budget with that id; given a scope, of its budget with the least share free.
+
+        Raises:
+            InvalidRequestError: there is no such budget.
+        """
+        await self._started()
+        rules = await self._rules(scope, scope_id)
+        statuses = await self._books.statuses(rules)
+        return min(statuses, key=lambda status: status.remaining / status.limit)
+
+    async def sample(self) -> None:
+        """Note what every budget has spent by now, for forecasts. Called now and then."""
+        await self._books.states(list(self._catalogue.budget_rules().values()))
+
+    async def _put(self, budget: Budget) -> Budget:
+        rule = rule_of(budget, source="code")
+        _refuse_foreign(self._catalogue.budget_rules().get(rule.scope.id, rule))
+        await self._budgets.declare(rule)
+        return (await self._read([rule]))[0]
+
+    async def _rule(self, id_: str) -> BudgetRule:
+        rule = self._catalogue.budget_rules().get(id_)
+        if rule is None:
+            await self._budgets.refresh()
+            rule = self._catalogue.budget_rules().get(id_)
+        if rule is None:
+            raise InvalidRequestError(f"no budget {id_!r}", field="budget_id")
+        return rule
+
+    async def _rules(self, scope: BudgetScope | str, scope_id: str | None) -> list[BudgetRule]:
+        kind = scope if isinstance(scope, BudgetScope) else BudgetScope.lookup(scope)
+        if kind is None or (not isinstance(scope, BudgetScope) and scope in self._catalogue.budget_rules()):
+            return [await self._rule(scope)]
+        await self._budgets.refresh()
+        found = [
+            rule
+            for rule in self._catalogue.budget_rules().values()
+            if rule.kind == kind.value and scope_id in (None, rule.target)
+        ]
+        if not found:
+            of = f" of {scope_id!r}" if scope_id else ""
+            raise InvalidRequestError(f"there is no budget with scope {kind.value}{of}", field="scope")
+        return found
+
+    async def _read(self, rules: Sequence[BudgetRule]) -> list[Budget]:
+        states = await self._books.states(rules)
+        budgets = []
+        for rule in rules:
+            state = states[rule.scope.id]
+            budget = budget_of(rule).model_copy(
+                update={"current_spending": dollars(state.settled), "resets_at": self._books.resets_at(rule.scope)}
+            )
+            budget.watch(self._reassign)
+            budgets.append(budget)
+        return budgets
+
+    def _reassign(self, budget: Budget) -> None:
+        """An assigned limit or mode, in force before the next request."""
+        rule = self._catalogue.budget_rules().get(budget.id)
+        if rule is None:
+            raise InvalidRequestError(f"budget {budget.id!r} is gone", field="budget_id")
+        _refuse_foreign(rule)
+        changes = {"limit": budget.limit, "enforcement_mode": budget.enforcement_mode}
+
+        async def change() -> None:
+            await self.update_budget(budget.id, **changes)
+
+        self._defer(change)
+
+    # --- one request ---------------------------------------------------------------------------------------------
+
+    async def estimate_request_cost(
+        self, request: Intent, provider_id: str | None = None, key_id: str | None = None
+    ) -> CostEstimate | None:
+        """What a request is expected to cost, with the bound that a hard budget would hold; None: no known price.
+
+        For `key_id`, else for the cheapest option of `provider_id` (or of any provider).
+
+        Raises:
+            InvalidRequestError: the request is wrong, or nothing there serves its model.
+        """
+        await self._started()
+        return await self._quote(RequestIntent.parse(request), provider_id, key_id)
+
+    async def check_budget(
+        self,
+        request: Intent,
+        estimated_cost: CostEstimate | None,
+        provider_id: str | None = None,
+        key_id: str | None = None,
+    ) -> BudgetCheckResult:
+        """Advice: whether the budgets have room for a request of that cost now. Nothing is held; the gate is `route`.
+
+        The budgets are those of everybody, of the request's team and client, and of the provider and key if named. A
+        hard one needs the bound, where the estimate has one.
+        """
+        await self._started()
+        intent = RequestIntent.parse(request)
+        rules = self._applying(intent.team, intent.client, provider_id or intent.provider_id, key_id)
+        refusing: list[str] = []
+        exceeded: list[str] = []
+        least: Decimal | None = None
+        for status in await self._books.statuses(rules):
+            least = status.remaining if least is None else min(least, status.remaining)
+            scope = next(rule.scope for rule in rules if rule.scope.id == status.budget_id)
+            needed = _needed(scope, estimated_cost)
+            if needed is None or status.settled + status.held + status.suspense + needed > status.limit:
+                (refusing if scope.hard else exceeded).append(scope.id)
+        bound = None if estimated_cost is None else estimated_cost.bound
+        amount = None if estimated_cost is None else estimated_cost.amount
+        return BudgetCheckResult(
+            allowed=not refusing, needed=amount if bound is None else bound, remaining=least, violated=refusing,
+            soft_exceeded=exceeded,
+            reason="" if not refusing else f"no room in budget {', '.join(refusing)}",
+        )  # fmt: skip
+
+    async def update_spending(
+        self, budget_id: str, amount: Money, *, idempotency_key: str | None = None
+    ) -> BudgetStatus:
+        """Book money that was spent elsewhere in one budget, and only there; the books after it.
+
+        It is booked whatever the limit: it is spent. With an `idempotency_key` a repeat within a day books nothing.
+
+        Raises:
+            InvalidRequestError: there is no such budget, or the amount is negative or no number.
+        """
+        await self._started()
+        rule = await self._rule(budget_id)
+        spent = nanousd(_money(amount, "amount"))
+        await self._books.book(
+            [rule.scope.id], spent, None if idempotency_key is None else f"{budget_id}\n{idempotency_key}"
+        )
+        return (await self._books.statuses([rule]))[0]
+
+    async def record_actual_cost(
+        self,
+        request_id: str,
+        actual_cost: Money,
+        *,
+        provider_id: str | None = None,
+        key_id: str | None = None,
+        team: str | None = None,
+        client: str | None = None,
+    ) -> Decimal:
+        """Book what a request really cost in every budget that applies to it; what was booked by this call.
+
+        `request_id` is the idempotency key: a repeat within a day books nothing. A request that this router served is
+        booked already: of it only what it cost more than that is added (less is never given back), and whoever it
+        was for is known. Of any other request say whose it was.
+
+        Raises:
+            InvalidRequestError: the amount is negative or no number.
+        """
+        await self._started()
+        spent = nanousd(_money(actual_cost, "actual_cost"))
+        facts = self._recent(request_id)
+        if facts is not None and facts.attempts:
+            team, client, provider_id, key_id = facts.team, facts.client, facts.provider_id, facts.key_id
+            spent = max(0, spent - (facts.cost_nanousd or 0))
+        rules = self._applying(team, client, provider_id, key_id)
+        if spent == 0 or not rules:
+            return Decimal(0)
+        booked = await self._books.book([rule.scope.id for rule in rules], spent, f"request\n{request_id}")
+        return dollars(spent) if booked else Decimal(0)
+
+    async def reconcile_estimate(self, request_id: str, estimated: CostEstimate, actual: Money) -> None:
+        """Learn from what a request really cost: the next estimates for its provider and model come closer to it.
+
+        Raises:
+            InvalidRequestError: the request is none of the latest that this router served, or an amount is no number.
+        """
+        spent = nanousd(_money(actual, "actual"))
+        facts = self._recent(request_id)
+        if facts is None or not facts.attempts:
+            raise InvalidRequestError(f"no request {request_id!r} among the latest of this process", field="request_id")
+        self._estimator.learn_cost(
+            facts.provider_id, facts.attempts[-1].model, estimated=nanousd(estimated.amount), actual=spent
+        )
+
+    def _applying(
+        self, team: str | None, client: str | None, provider_id: str | None, key_id: str | None
+    ) -> list[BudgetRule]:
+        key = self._catalogue.keys.get(key_id) if key_id is not None else None
+        if key is not None and provider_id is None:
+            provider_id = key.provider_id
+        wanted = {("global", ""), ("team", team), ("client", client), ("provider", provider_id), ("key", key_id)}
+        return [rule for rule in self._catalogue.budget_rules().values() if (rule.kind, rule.target) in wanted]
+
+
+_CHANGEABLE = frozenset(
+    {
+        "limit", "enforcement_mode", "period", "timezone", "unpriced", "flat", "suspense", "suspense_after_seconds",
+    }
+)  # fmt: skip
+
+
+def _refuse_foreign(rule: BudgetRule) -> None:
+    if rule.source != "code":
+        where = "in the configuration file" if rule.source == "file" else f"by policy {rule.target!r}"
+        raise InvalidRequestError(f"budget {rule.scope.id!r} is declared {where}; change it there", field="budget_id")
+
+
+def _needed(scope: ScopeConfig, cost: CostEstimate | None) -> Decimal | None:
+    """What a scope would hold; None: it refuses what cannot be priced."""
+    if cost is not None and (cost.bound is not None or not scope.hard):
+        return cost.bound if scope.hard else cost.amount
+    if scope.unpriced is UnpricedRule.FLAT:
+        return dollars(scope.flat_nanousd)
+    return Decimal(0) if scope.unpriced is UnpricedRule.METER or not scope.hard else None
+
+
+def _money(value: Money, field: str) -> Decimal:
+    try:
+        amount = Decimal(str(value)) if not isinstance(value, bool) else Decimal("NaN")
+    except ArithmeticError:
+        amount = Decimal("NaN")
+    if not amount.is_finite() or amount < 0:
+        raise InvalidRequestError("must be an amount of dollars, finite and not negative", field=field)
+    return amount
+
+
+def _plain(name: str) -> str:
+    if not name or ":" in name or not name.isprintable():
+        raise InvalidRequestError("must be printable text without colons", field="name")
+    return name
+
+
+def _known(kind: type[E], value: E | str, field: str) -> E:
+    try:
+        return kind(value)
+    except ValueError:
+        raise InvalidRequestError(f"must be one of {', '.join(kind)}", field=field) from None

@@ -36,6 +36,11 @@ BOUND_MESSAGE_TOKENS = 16
 BOUND_REQUEST_TOKENS = 64
 """Allowances on top of bytes, far above any provider's framing; a message's JSON scaffold covers it already."""
 
+COST_RATIO_MIN = 0.01
+COST_RATIO_MAX = 100.0
+COST_SHARE = 0.3
+"""How far one reconciled request moves the ratio of costs."""
+
 EXPORT_VERSION = 1
 
 
@@ -71,6 +76,8 @@ class TokenEstimator:
     def __init__(self, *, models_max: int = MODELS_MAX) -> None:
         self._models_max = models_max
         self._learned: dict[tuple[str, str], _Learned] = {}
+        self.cost_ratios: dict[tuple[str, str], float] = {}
+        """What requests really cost, in parts of what the price list says; only where somebody reconciled them."""
 
     def estimate(
         self, provider_id: str, model: str, parsed: ParsedRequest, *, token_cap: int | None = None
@@ -90,6 +97,11 @@ class TokenEstimator:
             base,
         )
 
+    def confidence(self, provider_id: str, model: str) -> float:
+        """How far an estimate for this model can be trusted, 0 … 1: by how many answers it was learned from."""
+        learned = self._learned.get((provider_id, model), _UNSEEN)
+        return (learned.weight + 1) / (learned.weight + 4)
+
     def learn(self, provider_id: str, model: str, *, base_tokens: int, choices: int, usage: Usage) -> None:
         """Take an answer into account. What is itself an estimate, or counts no input, teaches nothing."""
         if usage.estimated or usage.input_tokens <= 0 or base_tokens <= 0:
@@ -105,10 +117,22 @@ class TokenEstimator:
         learned.ratio += (ratio - learned.ratio) * share
         learned.output += (usage.output_tokens / max(choices, 1) - learned.output) * share
 
+    def learn_cost(self, provider_id: str, model: str, *, estimated: int, actual: int) -> None:
+        """Take into account what a request really cost, in the same unit as what was estimated. Bounds stay."""
+        if estimated <= 0:
+            return
+        key = (provider_id, model)
+        if key not in self.cost_ratios and len(self.cost_ratios) >= self._models_max:
+            del self.cost_ratios[next(iter(self.cost_ratios))]
+        known = self.cost_ratios.get(key, 1.0)
+        seen = min(max(actual / estimated * known, COST_RATIO_MIN), COST_RATIO_MAX)
+        self.cost_ratios[key] = known + (seen - known) * COST_SHARE
+
     def export(self) -> dict[str, object]:
         """What was learned, as plain JSON values."""
         rows = [[p, m, round(x.ratio, 4), round(x.output, 1), x.weight] for (p, m), x in self._learned.items()]
-        return {"version": EXPORT_VERSION, "models": rows}
+        costs = [[provider, model, round(ratio, 4)] for (provider, model), ratio in self.cost_ratios.items()]
+        return {"version": EXPORT_VERSION, "models": rows, "costs": costs}
 
     def merge(self, state: Mapping[str, object]) -> None:
         """Take in what another worker, or an earlier life, has learned; merging the same state again changes little.
@@ -118,6 +142,9 @@ class TokenEstimator:
         rows = state.get("models") if state.get("version") == EXPORT_VERSION else None
         for row in rows[: self._models_max] if isinstance(rows, list) else ():
             self._merge_row(row)
+        costs = state.get("costs")
+        for row in costs[: self._models_max] if isinstance(costs, list) else ():
+            self._merge_cost(row)
 
     def _merge_row(self, row: object) -> None:
         if not isinstance(row, list) or len(row) != 5:
@@ -137,6 +164,18 @@ class TokenEstimator:
         mine.ratio += (min(max(ratio, RATIO_MIN), RATIO_MAX) - mine.ratio) * share
         mine.output += (output - mine.output) * share
         mine.weight = max(mine.weight, weight)
+
+    def _merge_cost(self, row: object) -> None:
+        if not isinstance(row, list) or len(row) != 3:
+            return
+        provider_id, model, ratio = row
+        if not (isinstance(provider_id, str) and isinstance(model, str) and isinstance(ratio, int | float)):
+            return
+        key = (provider_id, model)
+        if COST_RATIO_MIN <= ratio <= COST_RATIO_MAX and (
+            key in self.cost_ratios or len(self.cost_ratios) < self._models_max
+        ):
+            self.cost_ratios[key] = (self.cost_ratios.get(key, ratio) + ratio) / 2
 
 
 def base_tokens(parsed: ParsedRequest) -> int:

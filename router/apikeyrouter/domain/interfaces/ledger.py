@@ -26,6 +26,9 @@ class Ledger(Protocol):
     `LedgerConfigError` for contradictory or absurd limits, `LedgerProtocolError` for a cell of another schema.
     """
 
+    stamp: Stamp
+    """Where the last answer stood in the cell's history."""
+
     async def open(self) -> Stamp:
         """Connect, load the scripts, make the cell if it is new."""
         ...

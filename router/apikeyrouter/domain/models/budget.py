@@ -14,7 +14,15 @@ from apikeyrouter.domain.models.request_intent import NAME_LENGTH_MAX
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.domain.models.time_window import TimeWindow
 
-__all__ = ["Budget", "BudgetCheckResult", "BudgetScope", "BudgetStatus", "EnforcementMode", "TimeWindow"]
+__all__ = [
+    "Budget",
+    "BudgetCheckResult",
+    "BudgetForecast",
+    "BudgetScope",
+    "BudgetStatus",
+    "EnforcementMode",
+    "TimeWindow",
+]
 
 LIMIT_DOLLARS_MAX = Decimal(9_007_199)
 """Largest limit that is counted exactly: 2^53 nano-dollars, rounded down to whole dollars."""
@@ -47,6 +55,8 @@ class Budget(EdgeModel):
 
     `limit` and `enforcement_mode` may be assigned; on a budget that came from the router the change takes effect
     before the next request. Everything else is read-only. `current_spending` is as of when the object was read.
+    `unpriced`: what becomes of a request whose price is unknown (`flat` dollars each under `flat`). `suspense`: what
+    becomes of the money of a request whose end was never told, `suspense_after_seconds` after its lease ran out.
     """
 
     model_config = ConfigDict(frozen=False, validate_assignment=True)
@@ -63,12 +73,13 @@ class Budget(EdgeModel):
     unpriced: UnpricedRule = UnpricedRule.DENY
     flat: Decimal = Field(default=Decimal(0), ge=0, allow_inf_nan=False)
     suspense: SuspenseRule = SuspenseRule.CHARGE
+    suspense_after_seconds: int = Field(default=3600, ge=60, le=30 * 86_400)
     resets_at: AwareDatetime | None = None
 
     _on_change: "Callable[[Budget], None] | None" = PrivateAttr(default=None)
 
     def watch(self, on_change: "Callable[[Budget], None]") -> None:
-        """Call `on_change(budget)` after each assignment (the router does this; one watcher per object)."""
+        """Call `on_change(budget)` after each assignment; what it raises undoes it. One watcher per object."""
         self._on_change = on_change
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -77,12 +88,17 @@ class Budget(EdgeModel):
             return
         if name not in ("limit", "enforcement_mode"):
             raise InvalidRequestError("cannot be assigned; use update_budget", field=name)
+        before = getattr(self, name)
         try:
             super().__setattr__(name, value)
         except ValidationError as exc:
             raise invalid(exc) from exc
         if self._on_change is not None:
-            self._on_change(self)
+            try:
+                self._on_change(self)
+            except BaseException:
+                super().__setattr__(name, before)
+                raise
 
     @property
     def remaining(self) -> Decimal:
@@ -90,8 +106,32 @@ class Budget(EdgeModel):
         return max(Decimal(0), self.limit - self.current_spending)
 
 
+class BudgetForecast(EdgeModel):
+    """When a budget will be used up if spending goes on as it did.
+
+    `burn_per_hour` in dollars, within ± `burn_error` in two of three cases; it was seen over `observed_seconds`.
+    `used_up_at` is the expected moment, `earliest` … `latest` the range that holds it in four of five cases; None: not
+    within ten years at that rate. `lasts`: whether the budget is expected to last until it resets; `confidence` 0 … 1
+    is the probability of what `lasts` says.
+    """
+
+    burn_per_hour: Decimal
+    burn_error: Decimal
+    observed_seconds: float
+    used_up_at: datetime | None = None
+    earliest: datetime | None = None
+    latest: datetime | None = None
+    lasts: bool = True
+    confidence: float = Field(default=0.5, ge=0, le=1)
+
+
 class BudgetStatus(EdgeModel):
-    """A budget's books at one moment, in dollars. `remaining` = limit − settled − held − suspense, never below 0."""
+    """A budget's books at one moment, in dollars. `remaining` = limit − settled − held − suspense, never below 0.
+
+    `held`: of requests under way; `suspense`: of requests whose end was never told. `unpriced`: booked beside the limit
+    for `unpriced_requests` requests without a price, as far as it became known. `late`: settled after the period that
+    it belongs to was forgotten. `forecast` None: nothing is known of how fast it is spent.
+    """
 
     budget_id: str
     scope: BudgetScope
@@ -101,9 +141,12 @@ class BudgetStatus(EdgeModel):
     held: Decimal
     suspense: Decimal = Decimal(0)
     unpriced: Decimal = Decimal(0)
+    unpriced_requests: int = 0
+    late: Decimal = Decimal(0)
     enforcement_mode: EnforcementMode
     period: TimeWindow
     resets_at: datetime | None = None
+    forecast: BudgetForecast | None = None
 
     @property
     def current_spending(self) -> Decimal:
@@ -114,6 +157,11 @@ class BudgetStatus(EdgeModel):
     def remaining(self) -> Decimal:
         """What is still free."""
         return max(Decimal(0), self.limit - self.settled - self.held - self.suspense)
+
+    @property
+    def free(self) -> Decimal:
+        """The same as `remaining`."""
+        return self.remaining
 
     @property
     def exceeded(self) -> bool:

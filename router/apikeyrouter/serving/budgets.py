@@ -1,0 +1,160 @@
+"""Budgets in force: those of the file, those made in code, those of policies; in the catalogue, the ledger, the store.
+
+A budget is put into the ledger before anybody names it, then kept as a document, so that every process on the store
+holds in it within a second.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import msgspec
+
+from apikeyrouter.domain.components.budgets import refuse_crowds
+from apikeyrouter.domain.components.catalogue import BudgetRule, Catalogue
+from apikeyrouter.domain.interfaces.state_store import StateStore
+from apikeyrouter.domain.models.accounting import ScopeConfig
+from apikeyrouter.domain.models.system_error import InvalidRequestError, LedgerConfigError, StateStoreError
+from apikeyrouter.infrastructure.ledger.calendars import boundaries, calendar_number
+from apikeyrouter.infrastructure.ledger.encoding import scope_entry
+from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
+from apikeyrouter.infrastructure.observability.events import EventLog
+
+KIND = "budget"
+_log = EventLog("apikeyrouter")
+
+
+class DeclaredBudgets:
+    """Every budget, by who declared it. One event loop owns it."""
+
+    def __init__(self, catalogue: Catalogue, ledger: ScriptLedger, store: StateStore) -> None:
+        self._catalogue, self._ledger, self._store = catalogue, ledger, store
+        self._file: tuple[BudgetRule, ...] = ()
+        self._policies: tuple[BudgetRule, ...] = ()
+        self._code: dict[str, BudgetRule] = {}
+        self._writing = 0
+        self._writes = 0
+
+    def check_file(self, rules: Iterable[BudgetRule]) -> None:
+        """Raises InvalidRequestError when these and the budgets made otherwise are more than can be held at once."""
+        self._refuse_crowds(file=tuple(rules))
+
+    def take_file(self, rules: Iterable[BudgetRule]) -> None:
+        """The budgets of a file, whose scopes the ledger has already."""
+        self._file = tuple(rules)
+        self._index()
+
+    async def take_policies(self, rules: Iterable[BudgetRule]) -> None:
+        """The budgets that policies ask for. Raises as `declare`."""
+        found = tuple(rules)
+        if found == self._policies:
+            return
+        for rule in found:
+            _refuse_uncountable(rule.scope)
+        self._refuse_crowds(policies=found)
+        await self._ledger.put(scopes=[rule.scope for rule in found])
+        self._policies = found
+        self._index()
+
+    async def declare(self, rule: BudgetRule) -> None:
+        """Add or change a budget made in code; in force here at once, elsewhere within a second.
+
+        Raises:
+            InvalidRequestError: its time zone is unknown, or a request would be in more budgets than can be held at
+                once.
+        """
+        _refuse_uncountable(rule.scope)
+        self._refuse_crowds(code={**self._code, rule.scope.id: rule})
+        with self._write():
+            await self._ledger.put(scopes=[rule.scope])
+            self._code[rule.scope.id] = rule
+            self._index()
+            try:
+                await self._store.save_document(KIND, rule.scope.id, msgspec.to_builtins(rule))
+            except NotImplementedError as exc:
+                _log.warning("budget.not_shared", budget_id=rule.scope.id, error=str(exc))
+
+    async def withdraw(self, budget_id: str) -> bool:
+        """Forget a budget made in code; whether there was one. What is held in it ends as it does."""
+        with self._write():
+            known = self._code.pop(budget_id, None) is not None
+            self._index()
+            return await self._store.delete_document(KIND, budget_id) or known
+
+    async def refresh(self) -> bool:
+        """Take over what other processes have made, changed and forgotten; whether there was anything.
+
+        What was read while this process wrote is out of date; the notice of that write brings the next refresh.
+        """
+        seen = self._writes
+        told = await self._store.list_documents(KIND)
+        if self._writing or seen != self._writes or (not told and not self._code):
+            return False
+        try:
+            found = {id_: msgspec.convert(document, BudgetRule, strict=False) for id_, document in told.items()}
+        except msgspec.ValidationError as exc:
+            raise StateStoreError(f"a shared budget cannot be read: {exc}") from exc
+        if found == self._code or not (found or self._shares()):
+            return False
+        self._code = found
+        self._index()
+        return True
+
+    async def restore(self) -> None:
+        """Put every budget back into a ledger and a store that forgot them."""
+        await self._ledger.put(scopes=[rule.scope for rule in (*self._policies, *self._code.values())])
+        if not self._shares():
+            return
+        told = await self._store.list_documents(KIND)
+        for id_, rule in self._code.items():
+            if id_ not in told:
+                await self._store.save_document(KIND, id_, msgspec.to_builtins(rule))
+
+    def period(self, scope: ScopeConfig, now_us: int) -> tuple[int, int | None]:
+        """Start and end of the period that contains `now_us`, in microseconds; the end None: never."""
+        number = calendar_number(scope.period, scope.timezone)
+        if number == 0:
+            return 0, None
+        start, end = boundaries(number, now_us)[:2]
+        return start, end
+
+    @contextmanager
+    def _write(self) -> Iterator[None]:
+        """While one of our own changes is on its way to the store."""
+        self._writing += 1
+        try:
+            yield
+        finally:
+            self._writing -= 1
+            self._writes += 1
+
+    def _shares(self) -> bool:
+        """Whether the store keeps documents at all."""
+        return type(self._store).save_document is not StateStore.save_document
+
+    def _refuse_crowds(
+        self,
+        *,
+        file: Sequence[BudgetRule] | None = None,
+        policies: Sequence[BudgetRule] | None = None,
+        code: Mapping[str, BudgetRule] | None = None,
+    ) -> None:
+        """Check what would be in force with these instead of those that are."""
+        made = self._code if code is None else code
+        refuse_crowds(
+            (
+                *(self._file if file is None else file),
+                *(self._policies if policies is None else policies),
+                *made.values(),
+            )
+        )
+
+    def _index(self) -> None:
+        everything: Sequence[BudgetRule] = (*self._code.values(), *self._policies, *self._file)
+        self._catalogue.set_budgets(everything)
+
+
+def _refuse_uncountable(scope: ScopeConfig) -> None:
+    try:
+        scope_entry(scope)
+    except LedgerConfigError as exc:
+        raise InvalidRequestError(str(exc), field="budget") from exc
