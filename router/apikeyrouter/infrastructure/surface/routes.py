@@ -1,12 +1,13 @@
 """The data plane's paths: which method, operation and dialect each has."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from apikeyrouter.domain.interfaces.wire import Wire
 from apikeyrouter.infrastructure.adapters.anthropic_wire import AnthropicWire
 from apikeyrouter.infrastructure.adapters.openai_wire import OpenAIWire
 
-__all__ = ["ANTHROPIC", "MODELS_PREFIX", "OPENAI", "ROUTES", "Route"]
+__all__ = ["ANTHROPIC", "MODELS_PREFIX", "OPENAI", "ROUTES", "Route", "missing_route", "route_of"]
 
 OPENAI: Wire = OpenAIWire()
 ANTHROPIC: Wire = AnthropicWire()
@@ -42,3 +43,19 @@ ROUTES: dict[str, Route] = {
         MODELS,
     )
 }
+
+
+def route_of(path: str) -> Route | None:
+    """The route of a path under any base (`/v1/embeddings`, `/api/v1/embeddings`, `/embeddings`), or None."""
+    at = path.find("/v1/")
+    return ROUTES.get(path[at:] if at >= 0 else "/v1" + path)
+
+
+def missing_route(path: str, headers: Mapping[bytes, bytes]) -> Route:
+    """For a path that is not in ROUTES: one model, or nothing that there is, in the dialect that the caller speaks."""
+    at = path.find(MODELS_PREFIX)
+    named = path[at:] if at >= 0 else "/v1" + path
+    wire = ANTHROPIC if b"anthropic-version" in headers else OPENAI
+    if named.startswith(MODELS_PREFIX):
+        return Route(path=named, operation="models", wire=wire, summary="", method="GET")
+    return Route(path=path, operation="unknown", wire=wire, summary="")

@@ -1,0 +1,105 @@
+"""An SDK in this process and a service in another, on one Redis: one limit and one budget, exactly."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+import yaml
+from openai import AsyncOpenAI
+
+from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
+from apikeyrouter.integrations.httpx2 import RouterTransport
+from apikeyrouter.router import ApiKeyRouter
+from apikeyrouter.simulator import SimulatorProcess
+from tests.cli.processes import clean_environ, hear, running
+from tests.router.house import KEYS, MASTER_KEY, until
+
+pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(120)]
+REQUESTS_MAX = 50
+LIMIT: dict[str, Any] = {
+    "limits": [{"quota_group": "org-a", "rpd": REQUESTS_MAX, "kind": "fixed", "headroom": 0}],
+}
+BUDGET: dict[str, Any] = {
+    "budgets": [{"name": "all", "scope": "global", "limit_usd": 0.0001, "period": "total", "enforcement": "hard"}],
+}
+
+
+def configuration(simulator: SimulatorProcess, parts: dict[str, Any]) -> dict[str, Any]:
+    """A file with two keys of one organisation."""
+    return {
+        "providers": {"openai": {"adapter": "openai", "base_url": simulator.openai_url}},
+        "keys": [{"id": name, **KEYS[name]} for name in ("a1", "a2")],
+        **parts,
+    }
+
+
+@contextlib.asynccontextmanager
+async def both(
+    simulator: SimulatorProcess, redis_url: str, parts: dict[str, Any], directory: Path
+) -> AsyncIterator[tuple[ApiKeyRouter, list[AsyncOpenAI]]]:
+    """A service process with that file, a router here that was told nothing but the Redis, an SDK of each."""
+    path = directory / "router.yaml"
+    path.write_text(yaml.safe_dump(configuration(simulator, parts)))
+    environ = clean_environ(APIKEYROUTER_ENCRYPTION_KEY=MASTER_KEY, OPENAI_BASE_URL=simulator.openai_url)
+    arguments = ["-m", "apikeyrouter.cli", "serve", "--port", "0", "--json", "--redis-url", redis_url]
+    with running([*arguments, "--config", str(path)], cwd=directory, environ=environ) as process:
+        told = await asyncio.to_thread(hear, process, "listening")
+        router = ApiKeyRouter(RedisStateStore(redis_url), config={"encryption_key": MASTER_KEY})
+        from apikeyrouter.infrastructure.adapters.openai_adapter import OpenAIAdapter
+
+        async with router, httpx2.AsyncClient(transport=RouterTransport(router)) as http:
+            await router.register_provider("openai", OpenAIAdapter(simulator.openai_url))
+            here = AsyncOpenAI(api_key="any", http_client=http, max_retries=0)
+            there = AsyncOpenAI(api_key="any", base_url=f"{told['url']}/v1", max_retries=0)
+            async with there:
+                yield router, [here, there]
+
+
+async def spend(clients: list[AsyncOpenAI], requests: int) -> list[int]:
+    """How many each client was served, of as many as it asked, all of them at once in tens."""
+    served = [0, 0]
+
+    async def ask(number: int) -> None:
+        try:
+            await clients[number].chat.completions.create(
+                model="gpt-4o-mini", messages=[{"role": "user", "content": "hello"}], max_tokens=12
+            )
+            served[number] += 1
+        except openai.RateLimitError:
+            pass
+
+    for _ in range(requests // 10):
+        await asyncio.gather(*(ask(number) for number in (0, 1) for _ in range(10)))
+    return served
+
+
+async def test_an_sdk_here_and_a_service_there_share_one_limit_exactly(
+    simulator: SimulatorProcess, redis_url: str, tmp_path: Path
+) -> None:
+    async with both(simulator, redis_url, LIMIT, tmp_path) as (_, clients):
+        served = await spend(clients, REQUESTS_MAX)
+        assert sum(served) == REQUESTS_MAX
+        assert min(served) > 0, "both were served"
+        seen = (await simulator.report())["organisations"]["org-a"]
+        assert (seen["arrived"], seen["admitted"]) == (REQUESTS_MAX, REQUESTS_MAX)
+
+
+async def test_an_sdk_here_and_a_service_there_share_one_budget_exactly(
+    simulator: SimulatorProcess, redis_url: str, tmp_path: Path
+) -> None:
+    async with both(simulator, redis_url, BUDGET, tmp_path) as (router, clients):
+        served = await spend(clients, REQUESTS_MAX)
+        assert min(served) > 0, "both were served"
+        billed = (await simulator.report())["total"]["cost_nanousd"]
+        assert 0 < billed <= 100_000
+
+        async def settled() -> bool:
+            (state,) = await router.ledger.scopes(["global:all"])
+            return state.held == 0 and state.settled == billed
+
+        await until(settled)
