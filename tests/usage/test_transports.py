@@ -31,7 +31,8 @@ OpenAIOver = Callable[..., contextlib.AbstractAsyncContextManager[AsyncOpenAI]]
 @contextlib.asynccontextmanager
 async def _over_httpx(router: ApiKeyRouter, *, max_retries: int = 0, **options: Any) -> AsyncIterator[AsyncOpenAI]:
     async with httpx.AsyncClient(transport=HttpxTransport(router, **options)) as http:
-        yield AsyncOpenAI(api_key="any", http_client=http, max_retries=max_retries)
+        legacy: Any = http  # taken by the SDK, though its annotations name httpx2 only
+        yield AsyncOpenAI(api_key="any", http_client=legacy, max_retries=max_retries)
 
 
 @contextlib.asynccontextmanager
