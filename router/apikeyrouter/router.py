@@ -17,7 +17,7 @@ from apikeyrouter.domain.components.failure_handler import consequences
 from apikeyrouter.domain.components.pool import Option, Pool
 from apikeyrouter.domain.models.accounting import Reason
 from apikeyrouter.domain.models.api_key import KeyState
-from apikeyrouter.domain.models.call import AttemptFacts, Call, Exchange, Facts
+from apikeyrouter.domain.models.call import AttemptFacts, Call, Exchange, Facts, Refusal
 from apikeyrouter.domain.models.failure import Failure
 from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
@@ -109,8 +109,9 @@ class ApiKeyRouter(RouterWaysIn):
             skip = _skipped(pool, tried, mute) if tried or mute else ()
             try:
                 admitted = await self._admissions.admit(
-                    call, pool, parsed, objective=facts.objective, skip=skip, any_version=rounds == STALE_ROUNDS_MAX
-                )
+                    call, pool, parsed, plan=self.routing_engine.plan(call.objective), skip=skip,
+                    any_version=rounds == STALE_ROUNDS_MAX,
+                )  # fmt: skip
             except StaleConfigError:
                 await self._refresh()
                 continue
@@ -128,8 +129,8 @@ class ApiKeyRouter(RouterWaysIn):
             facts.soft_exceeded = admission.soft_exceeded
             own = AttemptFacts(
                 key_id=option.key.id, provider_id=option.provider.id, model=option.model, rid=admitted.request.rid,
-                losses=admission.losses, candidates=tuple(other.key.id for other in admitted.offered),
-                probe=admission.probe, asked_us=int((started - call.started) * 1e6),
+                ranking=admitted.ranking, place=admitted.place, losses=admitted.losses, probe=admission.probe,
+                asked_us=int((started - call.started) * 1e6),
                 reserve_us=int((time.perf_counter() - started) * 1e6),
             )  # fmt: skip
             facts.attempts.append(own)
@@ -187,12 +188,15 @@ class ApiKeyRouter(RouterWaysIn):
         now_us = self.ledger.stamp.now_us
         binding = refused.binding
         facts.denial = binding
+        facts.refusal = Refusal(ranking=refused.ranking, losses=tuple(loss for _, loss in refused.losses))
         budget = None if binding is None else self.catalogue.budget(binding.where)
         if binding is not None and budget is not None:
             states = await self.ledger.scopes([budget.id])  # a budget that was never held in has no state yet
             needed = -1 if binding.reason is Reason.UNPRICED else refused.needed_nanousd
             return budget_exceeded(binding, budget, states[0] if states else None, needed, now_us=now_us)
-        return no_eligible_keys(refused.losses, binding, out=pool.out, now_us=now_us)
+        return no_eligible_keys(
+            refused.losses, binding, out=pool.out, excluded=refused.ranking.excluded, now_us=now_us
+        )  # fmt: skip
 
     def _is_over(self, call: Call, facts: Facts) -> bool:
         late = call.deadline is not None and time.perf_counter() >= call.deadline
@@ -201,7 +205,7 @@ class ApiKeyRouter(RouterWaysIn):
     def _facts(self, call: Call) -> Facts:
         return Facts(
             request_id=call.request_id, operation=call.operation, model=call.model, stream=call.stream,
-            objective=self.objective if call.objective is None else call.objective.primary, team=call.team,
+            objective=str((call.objective or self.routing_engine.default).primary), team=call.team,
             client=call.client, at_us=time.time_ns() // 1000,
             snapshot_age_us=max(0, int((call.started - self.snapshot.taken) * 1e6)) if self.snapshot.taken else 0,
         )  # fmt: skip

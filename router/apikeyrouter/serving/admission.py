@@ -4,11 +4,12 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import msgspec
+from itertools import islice
 
 from apikeyrouter.domain.components.catalogue import Catalogue
-from apikeyrouter.domain.components.pool import Option, Pool, Snapshot
+from apikeyrouter.domain.components.objectives import Plan
+from apikeyrouter.domain.components.pool import Option, Pool, Ranked, Snapshot
+from apikeyrouter.domain.components.scoring import TYPICAL_TOKENS
 from apikeyrouter.domain.components.token_estimator import TokenEstimate, TokenEstimator
 from apikeyrouter.domain.interfaces.ledger import Ledger
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
@@ -16,29 +17,29 @@ from apikeyrouter.domain.models.accounting import (
     CANDIDATES_MAX,
     UNPRICED,
     Admission,
-    Candidate,
     Charge,
     Loss,
     ReserveRequest,
     RetryKind,
 )
 from apikeyrouter.domain.models.call import Call
+from apikeyrouter.domain.models.ranking import Ranking, Standing
+from apikeyrouter.serving.offers import FREE_OPERATIONS, Offers, ParsedFor
+
+__all__ = ["FREE_OPERATIONS", "Admissions", "Admitted", "ParsedFor", "Refused", "new_rid"]
 
 CANDIDATES = 8
 """K: options offered to the first reserve of an attempt."""
 ROUNDS_MAX = 200
 """Further rounds of CANDIDATES_MAX options before a denial is final; more keys than that are not looked at."""
-FREE_OPERATIONS = frozenset({"count_tokens"})
-"""What providers neither bill nor count as tokens; it still is a request."""
-INJECTED_TOKEN_CAP = 4096
-"""Output cap per choice where a hard budget applies and the client gave none."""
-ParsedFor = Callable[[Option], tuple[str, ParsedRequest | None]]
-"""The operation and the request in an option's dialect; None for an adapter that only takes intents."""
+LOSSES_TOLD_MAX = 64
+"""Candidates of earlier rounds that a decision tells of."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Admitted:
-    """A held option, with what was expected of it."""
+    """A held option, with what was expected of it. `losses` are of the first so many candidates of `ranking`, and
+    `place` is the held one's among them."""
 
     option: Option
     admission: Admission
@@ -46,18 +47,24 @@ class Admitted:
     charge: Charge
     estimate: TokenEstimate
     token_cap: int | None
-    offered: list[Option]
+    ranking: Ranking
+    place: int
+    losses: tuple[Loss, ...]
     operation: str
     parsed: ParsedRequest | None
 
 
 @dataclass(slots=True, kw_only=True)
 class Refused:
-    """Nothing was held. `losses` pairs every option that was seen with why it lost; `binding` None: there was none."""
+    """Nothing was held. `losses` pairs every option that was seen with why it lost; `binding` None: there was none.
+
+    `ranking`: the first candidates, and what the objective's constraints excluded.
+    """
 
     losses: list[tuple[Option, Loss]]
     binding: Loss | None
     needed_nanousd: int
+    ranking: Ranking
 
 
 class Admissions:
@@ -71,8 +78,10 @@ class Admissions:
         snapshot: Snapshot,
         *,
         lease_us: int,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._ledger, self._catalogue, self._estimator, self._snapshot = ledger, catalogue, estimator, snapshot
+        self._clock = clock
         self.lease_us = lease_us
         self.config_version = 0
         """The configuration this process decides under; the ledger refuses any other."""
@@ -83,7 +92,7 @@ class Admissions:
         pool: Pool,
         parsed_for: ParsedFor,
         *,
-        objective: str,
+        plan: Plan,
         skip: Sequence[Option],
         any_version: bool,
     ) -> Admitted | Refused:
@@ -96,101 +105,87 @@ class Admissions:
         """
         version = 0 if any_version else self.config_version
         shared = self._catalogue.shared_scopes(call.team, call.client)
-        options = pool.rank(objective, CANDIDATES, snapshot=self._snapshot, now=time.perf_counter(), skip=skip)
-        seen = list(skip)
+        offers = Offers(
+            self._estimator, call, parsed_for, hard=shared.hard, cost_max_nanousd=plan.cost_max_nanousd
+        )  # fmt: skip
+        now = self._clock()
+        ranked = self.rank(call, pool, plan, offers, now=now, skip=skip)
+        first, further = ranked.ranking, None
         losses: list[tuple[Option, Loss]] = []
-        offers = _Offers(self._estimator, call, parsed_for, hard=shared.hard)
+        lost: list[Standing] = []
         for _ in range(ROUNDS_MAX):
-            if not options:
-                break
-            request = ReserveRequest(
-                rid=new_rid(), candidates=offers.all(options), scopes=shared.ids, lease_us=self.lease_us,
-                config_version=version,
-                principal=call.principal, weight=call.weight, pool=pool.model,
-            )  # fmt: skip
-            answer = await self._ledger.reserve(request)
-            if isinstance(answer, Admission):
-                option = options[answer.index]
-                charge, estimate, cap = offers.details(option)
-                operation, parsed = parsed_for(option)
-                return Admitted(
-                    option=option, admission=answer, request=request, charge=charge, estimate=estimate, token_cap=cap,
-                    offered=options, operation=operation, parsed=parsed,
+            options = ranked.options
+            if options:
+                request = ReserveRequest(
+                    rid=new_rid(), candidates=offers.all(options), scopes=shared.ids, lease_us=self.lease_us,
+                    config_version=version,
+                    principal=call.principal, weight=call.weight, pool=pool.model,
                 )  # fmt: skip
-            losses.extend(zip(options, answer.losses, strict=True))
-            seen.extend(options)
-            options = pool.rest(seen, CANDIDATES_MAX)
+                answer = await self._ledger.reserve(request)
+                if isinstance(answer, Admission):
+                    return _admitted(ranked, answer, request, offers, parsed_for, lost, losses)
+                losses.extend(zip(options, answer.losses, strict=True))
+                lost.extend(ranked.ranking.standings)
+            if further is None:
+                seen = [*skip, *options]
+                further = pool.rest(plan, seen, snapshot=self._snapshot, now=now)
+            ranked = _round(first, list(islice(further, CANDIDATES_MAX)))
+            if not ranked.options:
+                break
+            offers.settle(plan, ranked)
         needed = max((offers.details(option)[0].bound_nanousd for option, _ in losses), default=UNPRICED)
         binding = min((loss for _, loss in losses), key=_soonest, default=None)
-        return Refused(losses=losses, binding=binding, needed_nanousd=needed)
+        return Refused(losses=losses, binding=binding, needed_nanousd=needed, ranking=first)
+
+    def rank(
+        self, call: Call, pool: Pool, plan: Plan, offers: Offers, *, now: float, skip: Sequence[Option] = ()
+    ) -> Ranked:
+        """The first candidates for a call, in the order in which they are offered."""
+        tokens = TYPICAL_TOKENS if plan.costs < 0 or not pool.shaped else offers.tokens(pool.samples[0])
+        ranked = pool.rank(
+            plan, CANDIDATES, snapshot=self._snapshot, now=now, skip=skip, stream=call.stream, tokens=tokens
+        )
+        if plan.costs >= 0 or plan.cost_max_nanousd is not None:
+            offers.settle(plan, ranked)
+        return ranked
 
     def offer(self, call: Call, option: Option, parsed_for: ParsedFor) -> tuple[Charge, TokenEstimate]:
         """What a call would take of an option. Nothing is held."""
         shared = self._catalogue.shared_scopes(call.team, call.client)
-        charge, estimate, _ = _Offers(self._estimator, call, parsed_for, hard=shared.hard).details(option)
+        charge, estimate, _ = Offers(self._estimator, call, parsed_for, hard=shared.hard).details(option)
         return charge, estimate
 
 
-class _Offers:
-    """What each option would take: computed once per (provider, model, price), shared by the options that are alike."""
-
-    def __init__(self, estimator: TokenEstimator, call: Call, parsed_for: ParsedFor, *, hard: bool) -> None:
-        self._estimator, self._call, self._parsed_for, self._hard = estimator, call, parsed_for, hard
-        self._known: dict[int, tuple[Charge, TokenEstimate, int | None]] = {}
-
-    def all(self, options: Sequence[Option]) -> tuple[Candidate, ...]:
-        """A candidate for each option."""
-        made = []
-        for option in options:
-            lanes, words = option.place(self._call.lanes)
-            charge = self.details(option)[0]
-            made.append(Candidate(lanes=lanes, scopes=option.scopes, words=words, charge=charge))
-        return tuple(made)
-
-    def details(self, option: Option) -> tuple[Charge, TokenEstimate, int | None]:
-        """What an option would take, the estimate behind it, and the token cap it needs."""
-        known = self._known.get(option.rate)
-        if known is None:
-            known = self._known[option.rate] = self._compute(option, self._hard or option.hard)
-        return known
-
-    def _compute(self, option: Option, hard: bool) -> tuple[Charge, TokenEstimate, int | None]:
-        _, parsed = self._parsed_for(option)
-        if self._call.operation in FREE_OPERATIONS:
-            return Charge(), TokenEstimate(0, 0, 0, 0, 0), None
-        if parsed is None:
-            return _NO_CHARGE, TokenEstimate(0, 0, None, None, 0), None
-        produces = self._call.operation != "embedding"
-        cap = INJECTED_TOKEN_CAP if hard and produces and parsed.max_output_tokens is None else None
-        estimate = self._estimator.estimate(option.provider.id, option.model, parsed, token_cap=cap)
-        charge = _charge(option, parsed, estimate, cap, produces=produces)
-        if self._estimator.cost_ratios and charge.expected_nanousd > 0:
-            ratio = self._estimator.cost_ratios.get((option.provider.id, option.model), 1.0)
-            charge = msgspec.structs.replace(charge, expected_nanousd=round(charge.expected_nanousd * ratio))
-        return charge, estimate, cap
+def _round(first: Ranking, rows: list[tuple[Option, Standing]]) -> Ranked:
+    """A further round of candidates."""
+    ranking = Ranking(
+        objective=first.objective, measures=first.measures, standings=[standing for _, standing in rows],
+        ranked=first.ranked, excluded=first.excluded,
+    )  # fmt: skip
+    return Ranked([option for option, _ in rows], ranking)
 
 
-_NO_CHARGE = Charge(expected_nanousd=UNPRICED, bound_nanousd=UNPRICED)
-
-
-def _charge(
-    option: Option, parsed: ParsedRequest, estimate: TokenEstimate, cap: int | None, *, produces: bool
-) -> Charge:
-    price = option.price
-    output = estimate.output_tokens if produces else 0
-    bound_output = estimate.bound_output if produces else 0
-    expected = bound = UNPRICED
-    if price is not None:
-        expected = price.expected(estimate.input_tokens, output, parsed.service_tier)
-        if estimate.bound_input is not None and bound_output is not None:
-            bound = price.bound(estimate.bound_input, bound_output, parsed.service_tier)
-    metered = None
-    stated = cap if parsed.max_output_tokens is None else parsed.max_output_tokens
-    if produces and stated is not None and getattr(option.provider.wire, "meters_output_cap", False):
-        metered = estimate.input_tokens + stated * parsed.choices
-    return Charge(
-        input_tokens=estimate.input_tokens, output_tokens=output, metered_tokens=metered,
-        expected_nanousd=expected, bound_nanousd=bound,
+def _admitted(
+    ranked: Ranked,
+    admission: Admission,
+    request: ReserveRequest,
+    offers: Offers,
+    parsed_for: ParsedFor,
+    lost: list[Standing],
+    losses: list[tuple[Option, Loss]],
+) -> Admitted:
+    option, ranking, place, told = ranked.options[admission.index], ranked.ranking, admission.index, admission.losses
+    if lost:
+        del lost[LOSSES_TOLD_MAX:]
+        ranking.standings = lost + ranking.standings
+        ranking.equals = 0
+        told = (*(loss for _, loss in losses[:LOSSES_TOLD_MAX]), *told)
+        place += len(lost)
+    charge, estimate, cap = offers.details(option)
+    operation, parsed = parsed_for(option)
+    return Admitted(
+        option=option, admission=admission, request=request, charge=charge, estimate=estimate, token_cap=cap,
+        ranking=ranking, place=place, losses=told, operation=operation, parsed=parsed,
     )  # fmt: skip
 
 

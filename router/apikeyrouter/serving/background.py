@@ -12,6 +12,7 @@ from typing import Any
 
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.cost_controller import CostController
+from apikeyrouter.domain.components.explaining import decision_of
 from apikeyrouter.domain.components.key_manager import KeyManager
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.state_store import StateStore
@@ -24,12 +25,12 @@ from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.infrastructure.observability.manager import Observability
 from apikeyrouter.serving.admission import Admissions, Admitted
 from apikeyrouter.serving.configuring import Configuration
-from apikeyrouter.serving.reporting import decision_of
 
 OBSERVE_EVERY_SECONDS = 0.5
 """A lane is re-synced with its provider's headers at most this often."""
 DECISION_SECONDS_MAX = 0.1
 """Longest that an answer waits for its decision to be kept; after that it is kept behind its back."""
+STRATEGY_EVERY_SECONDS = 60.0
 RATIOS_DOCUMENT = ("token_ratios", "learned")
 RATIOS_EVERY_SECONDS = 30.0
 SAMPLE_EVERY_SECONDS = 10.0
@@ -57,6 +58,7 @@ class RouterBackground:
         self.spent_nanousd = 0
         self.unpriced_requests = 0
         self._observed: dict[str, float] = {}
+        self._strategies_told: dict[str, float] = {}
         self._lanes_known: tuple[int, list[str]] = (-1, [])
         self._restored = 0
         self._ratios_at = 0.0
@@ -151,6 +153,14 @@ class RouterBackground:
 
     def _announce(self, transition: StateTransition) -> None:
         self.observability.moved(transition)
+
+    def _report_strategy(self, name: str, found: object) -> None:
+        """A strategy raised, or returned what is no number. Said once a minute for each."""
+        now = time.perf_counter()
+        if now >= self._strategies_told.get(name, 0.0):
+            self._strategies_told[name] = now + STRATEGY_EVERY_SECONDS
+            what = repr(found) if isinstance(found, Exception) else f"returned {type(found).__name__}, no finite number"
+            _log.error("strategy.failed", strategy=name, error=what)
 
     def _report_unreadable(self, key_id: str, error: Exception) -> None:
         _log.error("key.unreadable", key_id=key_id, error=str(error))

@@ -34,10 +34,16 @@ class Attempt:
     started: float = field(default_factory=time.perf_counter)
     sent: bool = False
     """Whether the provider may have received something."""
+    first_us: int = 0
+    """Microseconds until a stream's first token; 0: no stream, or not yet."""
     given_up: Failure | None = None
     """Why we ended it ourselves."""
     _task: "asyncio.Task[object] | None" = None
     _cancelled_before: int = 0
+    _under_way: bool = True
+
+    def __post_init__(self) -> None:
+        self.admitted.option.key.under_way += 1
 
     def watch(self) -> None:
         """From now on a lost lease ends the task that runs this."""
@@ -54,6 +60,8 @@ class Attempt:
         """It has ended: drop what refers back to it, so that nothing waits for the garbage collector."""
         self.hold.abort = None
         self._task = None
+        self.admitted.option.key.under_way -= self._under_way
+        self._under_way = False
 
     def was_given_up(self) -> Failure | None:
         """To be asked on CancelledError: the failure when the cancellation was ours alone, None when the caller's."""
@@ -82,7 +90,10 @@ class Endings:
             cost = UNPRICED if admitted.option.price is None else admitted.option.price.cost(usage)
         self._learn(admitted, usage)
         latency_us = self._clock(attempt)
+        latency_us = attempt.first_us or latency_us
         attempt.let_go()
+        if not failed:
+            admitted.option.seen.answered(latency_us, stream=attempt.call.stream, now=time.perf_counter())
         self._books.hand_in(
             Settlement(
                 rid=admitted.request.rid, input_tokens=_believed(_metered(attempt, usage)),

@@ -112,16 +112,12 @@ class Housekeeper:
         start = self._next_lane if self._next_lane < len(ids) else 0
         page = ids[start : start + LANES_PER_TICK]
         self._next_lane = start + len(page)
-        for lane in await self._ledger.lanes(page):
+        lanes = await self._ledger.lanes(page)
+        for lane in lanes:
             known = self._snapshot.lanes.get(lane.id)
-            self._snapshot.lanes[lane.id] = lane
             if lane.breaker != ("closed" if known is None else known.breaker):
                 self._tell_of_breaker(lane)
-        now = time.perf_counter()
-        self._snapshot.version += 1
-        self._snapshot.taken = now
-        for lane_id in [lane_id for lane_id, until in self._snapshot.blocked.items() if until <= now]:
-            del self._snapshot.blocked[lane_id]
+        self._snapshot.take(lanes, now=time.perf_counter(), now_us=self._ledger.stamp.now_us)
 
     def _tell_of_breaker(self, lane: LaneState) -> None:
         if lane.breaker == "closed":

@@ -13,9 +13,11 @@ from typing import Any, Self
 
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.cost_controller import CostController
+from apikeyrouter.domain.components.explaining import decision_of
 from apikeyrouter.domain.components.key_manager import KeyManager
 from apikeyrouter.domain.components.pool import Snapshot
 from apikeyrouter.domain.components.price_book import PriceBook
+from apikeyrouter.domain.components.routing_engine import RoutingEngine
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.call import Facts
@@ -39,7 +41,6 @@ from apikeyrouter.serving.configuring import Configuration
 from apikeyrouter.serving.deferred import Deferrals
 from apikeyrouter.serving.housekeeping import Housekeeper
 from apikeyrouter.serving.quoting import Quotes
-from apikeyrouter.serving.reporting import decision_of
 
 ATTEMPTS_MAX = 3
 LEASE_US = 30_000_000
@@ -78,7 +79,7 @@ class RouterLife(RouterBackground):
         self.observability = Observability(observability_manager, decide=decision_of, recent=lambda: self.decisions)
         self.observability_manager = self.observability if observability_manager is None else observability_manager
         self.decided = 0
-        self.objective = "fairness"
+        self.routing_engine = RoutingEngine(self._report_strategy)
         self.attempts_max = ATTEMPTS_MAX
         self.books = Bookkeeper(self.ledger)
         self._configuration = Configuration(self.catalogue, self.ledger, self.state_store)

@@ -75,7 +75,7 @@ class RouterRegistration(RouterLife):
         self.catalogue.providers.update(adapters)
         self.catalogue.changed()
         dropped = await self._configuration.replace_file(config)
-        self.objective = config.routing.objective
+        self.routing_engine.default = config.routing.objective
         self.attempts_max = config.routing.attempts_max
         self._admissions.lease_us = config.routing.lease_ms * 1000
         for record in config.keys:

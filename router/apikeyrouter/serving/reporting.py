@@ -1,45 +1,20 @@
-"""Facts into words, on demand: errors that say why nothing was eligible, decisions to recompute, summaries."""
+"""Errors that say why nothing was eligible and when it is again, and the deployment in a few numbers."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from apikeyrouter.domain.components.catalogue import Catalogue, Key
+from apikeyrouter.domain.components.explaining import told, told_exclusion
 from apikeyrouter.domain.components.pool import Option
 from apikeyrouter.domain.models.accounting import Loss, Reason, RetryKind, ScopeConfig, ScopeState
 from apikeyrouter.domain.models.api_key import KeyState
-from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.domain.models.cost_estimate import dollars
-from apikeyrouter.domain.models.routing_decision import CandidateVerdict, RoutingDecision, RoutingObjective
+from apikeyrouter.domain.models.ranking import Exclusion
 from apikeyrouter.domain.models.state_summary import CostSummary, KeySummary, QuotaSummary, StateSummary
 from apikeyrouter.domain.models.system_error import BudgetExceededError, NoEligibleKeysError
 
-_WHY = {
-    Reason.LIMIT: "limit {limit} of {where} is full",
-    Reason.COOLDOWN: "{where} is cooling",
-    Reason.BREAKER_OPEN: "{where} is out: its circuit breaker is open",
-    Reason.PROBE_IN_FLIGHT: "{where} is being probed",
-    Reason.BUDGET: "budget {where} is used up",
-    Reason.UNPRICED: "budget {where} refuses what cannot be priced or bounded",
-    Reason.FAIR_SHARE: "others are owed the rest of {where}",
-    Reason.NEVER_FITS: "the request is larger than {where} ever admits",
-    Reason.CLOCK_SUSPECT: "the ledger's clock is in doubt, so {where} refuses",
-}
 _NEVER_US = 2**53 - 1
 _YEAR_US = 366 * 86_400 * 1_000_000
-
-
-def told(loss: Loss) -> str:
-    """Why a candidate lost, with when it is back."""
-    text = _WHY[loss.reason].format(limit=loss.limit or "requests", where=loss.where)
-    back = back_at(loss)
-    return f"{text} until {back.isoformat()}" if back is not None and loss.retry_kind is RetryKind.EXACT else text
-
-
-def back_at(loss: Loss) -> datetime | None:
-    """When a candidate is back; None: never by itself."""
-    if loss.retry_kind is RetryKind.NEVER:
-        return None
-    return datetime.fromtimestamp(loss.retry_at_us / 1e6, UTC)
 
 
 def retry_after_us(loss: Loss, now_us: int) -> int | None:
@@ -50,13 +25,19 @@ def retry_after_us(loss: Loss, now_us: int) -> int | None:
 
 
 def no_eligible_keys(
-    losses: Sequence[tuple[Option, Loss]], binding: Loss | None, *, out: Sequence[Option], now_us: int
+    losses: Sequence[tuple[Option, Loss]],
+    binding: Loss | None,
+    *,
+    out: Sequence[Option],
+    excluded: Sequence[Exclusion],
+    now_us: int,
 ) -> NoEligibleKeysError:
     """The error for a final denial: every key that was seen, why not, and when the first is back.
 
-    `out`: options whose keys are out by their state.
+    `out`: options whose keys are out by their state. `excluded`: what the objective's constraints exclude.
     """
-    reasons = {option.key.id: told(loss) for option, loss in losses}
+    reasons = {exclusion.key_id: told_exclusion(exclusion) for exclusion in excluded}
+    reasons.update((option.key.id, told(loss)) for option, loss in losses)
     reasons.update((option.key.id, told_state(option.key)) for option in out)
     returns_us = [int(key.state_until.timestamp() * 1e6) for key in (option.key for option in out) if key.state_until]
     if binding is not None and binding.retry_kind is not RetryKind.NEVER:
@@ -64,8 +45,11 @@ def no_eligible_keys(
     first_us = min(returns_us, default=None)
     wait_us = None if first_us is None or first_us - now_us > _YEAR_US else max(0, first_us - now_us)
     never_fits = bool(losses) and not out and all(loss.reason is Reason.NEVER_FITS for _, loss in losses)
+    message = "the request is larger than any limit could ever admit" if never_fits else "no eligible key"
+    if excluded and not losses:
+        message = "no eligible key: none keeps within the objective's constraints"
     return NoEligibleKeysError(
-        "the request is larger than any limit could ever admit" if never_fits else "no eligible key",
+        message,
         reasons=reasons, first_back_at=None if wait_us is None else datetime.fromtimestamp((first_us or 0) / 1e6, UTC),
         retry_after=None if wait_us is None else -(-wait_us // 1_000_000),
         retry_after_us=wait_us, never_fits=never_fits, binding=binding,
@@ -92,30 +76,6 @@ def budget_exceeded(
         scope=budget.id, limit=dollars(budget.limit_nanousd), settled=dollars(state.settled if state else 0),
         held=dollars(state.held + state.suspense if state else 0), needed=None if needed < 0 else dollars(needed),
         resets_at=resets, retry_after=None if wait_us is None else -(-wait_us // 1_000_000),
-    )  # fmt: skip
-
-
-def decision_of(facts: Facts) -> RoutingDecision:
-    """A call's facts as the documented decision."""
-    last = facts.attempts[-1]
-    verdicts = [
-        CandidateVerdict(key_id=key_id, provider_id=last.provider_id, model=last.model)
-        for key_id in last.candidates
-        if key_id != last.key_id
-    ]
-    for place, loss in enumerate(last.losses):
-        if place < len(verdicts):
-            verdicts[place] = verdicts[place].model_copy(update={"reason": told(loss)})
-    tries = ", then ".join(f"{attempt.key_id} ({attempt.failure or 'served'})" for attempt in facts.attempts)
-    winner = CandidateVerdict(key_id=last.key_id, provider_id=last.provider_id, model=last.model)
-    return RoutingDecision(
-        id=facts.request_id, request_id=facts.request_id, selected_key_id=last.key_id,
-        selected_provider_id=last.provider_id, model=facts.model,
-        objective=RoutingObjective(primary=facts.objective),
-        explanation=f"objective {facts.objective}: {tries}; {len(last.candidates)} candidates ranked",
-        confidence=1.0 if len(last.candidates) == 1 else 0.9, timestamp=datetime.fromtimestamp(facts.at_us / 1e6, UTC),
-        candidates=[winner, *verdicts], hold_ids=[attempt.rid.hex() for attempt in facts.attempts],
-        snapshot_age_ms=facts.snapshot_age_us // 1000, attempts=len(facts.attempts),
     )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ class _Stream(ABC):
         """The answer has begun: from now on this stream, not the task that began it, is what a lost lease ends."""
         attempt, facts, now = self._attempt, self._attempt.facts, time.perf_counter()
         attempt.hold.abort = self._abort
+        attempt.first_us = int((now - attempt.started) * 1e6)
         facts.first_token_us = int((now - attempt.call.started) * 1e6)
         counted = self._settled  # a short answer may be over by now, and its time is with the others'
         upstream_us = facts.upstream_us + (0 if counted else int((now - attempt.started) * 1e6))

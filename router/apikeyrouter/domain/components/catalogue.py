@@ -10,6 +10,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from apikeyrouter.domain.components.observations import Observations
 from apikeyrouter.domain.components.pool import Option, Pool
 from apikeyrouter.domain.components.price_book import PriceBook
 from apikeyrouter.domain.models.accounting import ScopeConfig
@@ -35,7 +36,7 @@ class Provider:
 
 @dataclass(slots=True, kw_only=True)
 class Key:
-    """A key as routing sees it. `models` None: whatever its provider serves."""
+    """A key as routing sees it. `models` None: whatever its provider serves. `under_way`: this process's own calls."""
 
     id: str
     provider_id: str
@@ -53,6 +54,7 @@ class Key:
     """How often its material was rotated."""
     team: str | None = None
     """Whose key it is; None: anybody's."""
+    under_way: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,7 @@ class Catalogue:
 
     def __init__(self, prices: PriceBook) -> None:
         self.prices = prices
+        self.observations = Observations()
         self.providers: dict[str, Provider] = {}
         self.keys: dict[str, Key] = {}
         self.aliases: dict[str, tuple[tuple[str, str], ...]] = {}
@@ -267,7 +270,8 @@ class Catalogue:
             key=key, provider=provider, model=model, rank=rank,
             lanes=(key_lane(key.id), *self.group_lanes(key.quota_group, model), provider_lane(provider.id)),
             scopes=tuple(scope.id for scope in scopes), hard=any(scope.hard for scope in scopes),
-            price=price or self.prices.price(provider.id, model),
+            price=price or self.prices.price(provider.id, model), quality=key.quality,
+            seen=self.observations.of(key.id, model),
         )  # fmt: skip
         rate = (provider.id, model, id(option.price), option.hard)
         option.rate = self._rates.setdefault(rate, len(self._rates))

@@ -1,28 +1,37 @@
 """A pool: every way to serve one model, and the order in which a request tries them.
 
-Ranking costs O(K) per request, whatever the number of keys: the order is rebuilt when the snapshot of lanes moves, and
-a request takes its K candidates from there. Whoever asks next starts one further, so that equals share evenly.
+Ranking costs O(K) per request, whatever the number of keys: an order is built when the snapshot of lanes moves, and a
+request takes its K candidates from there. Whoever asks next starts one further, so that equals share evenly.
 """
 
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from apikeyrouter.domain.components.objectives import Plan
+from apikeyrouter.domain.components.observations import Seen
+from apikeyrouter.domain.components.ordering import Building, Order, Row, settled
 from apikeyrouter.domain.components.price_book import ModelPrice
+from apikeyrouter.domain.components.scoring import TYPICAL_TOKENS, Conditions, lane_out_until_us
 from apikeyrouter.domain.models.accounting import LaneState, place_words
+from apikeyrouter.domain.models.ranking import Ranking, Standing
 
 if TYPE_CHECKING:
     from apikeyrouter.domain.components.catalogue import Key, Provider
 
-SHORTLIST_MAX = 256
-"""Longest order kept; more keys than that are rotated through rebuild by rebuild."""
 SCAN_MAX = 64
 """Most places of the order that one request looks at, however many of them are known to be out."""
 PLACES_MAX = 64
 """Clients with limits of their own whose places an option remembers."""
-PRICED_TOKENS = (1000, 500)
-"""Input and output tokens of the typical request by which prices are compared."""
+ORDERS_MAX = 32
+"""Orders that a pool keeps: one per objective (and size of request, where prices differ in shape) in use."""
+BUILT_AT_ONCE = 256
+"""Options scored within one request: all of a small pool, a part of a large one."""
+LEADERS, TURNING = 8, 8
+"""Where waits decide, a request compares the best of the order, and some of the next that take turns."""
+TURNING_FROM_MAX = 256
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -30,7 +39,8 @@ class Option:
     """One key with one upstream model: the lanes that meter it (own lane first, provider's last) and its price.
 
     `rank`: the place of its target in an alias; a lower one is preferred. `hard`: a hard budget of its own applies.
-    `rate`: equal for options on which a request costs the same.
+    `rate`: equal for options on which a request costs the same. `quality`: declared, 0 … 1. `seen`: what this process
+    has observed of it.
     """
 
     key: "Key"
@@ -42,6 +52,8 @@ class Option:
     hard: bool
     price: ModelPrice | None
     rate: int = 0
+    quality: float = 0.5
+    seen: Seen = field(default_factory=Seen)
     _words: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str | int, ...]]] = field(default_factory=dict)
 
     def place(self, more: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str | int, ...]]:
@@ -61,57 +73,48 @@ class Snapshot:
 
     lanes: dict[str, LaneState] = field(default_factory=dict)
     version: int = 0
+    """Grows with every refresh."""
     taken: float = 0.0
     """`time.perf_counter()` of the last refresh."""
+    now_us: int = 0
+    """The ledger's time at the last refresh."""
     blocked: dict[str, float] = field(default_factory=dict)
     """Lanes this process knows to be out until that `perf_counter()`, ahead of the next refresh."""
+    out: set[str] = field(default_factory=set)
+    """Lanes that are out: cooling, or with an open breaker."""
+    out_version: int = 0
+    """Grows when `out` changes."""
+
+    def take(self, lanes: Iterable[LaneState], *, now: float, now_us: int) -> None:
+        """Take in what the ledger says of some lanes. `now`: `time.perf_counter()`."""
+        changed = False
+        for lane in lanes:
+            self.lanes[lane.id] = lane
+            is_out = lane_out_until_us(lane, now_us) > 0
+            if is_out is not (lane.id in self.out):
+                changed = True
+                (self.out.add if is_out else self.out.discard)(lane.id)
+        self.version += 1
+        self.out_version += changed
+        self.taken, self.now_us = now, now_us
+        for lane_id in [lane_id for lane_id, until in self.blocked.items() if until <= now]:
+            del self.blocked[lane_id]
+
+    def ledger_us(self, now: float) -> int:
+        """The ledger's time at a reading of `time.perf_counter()`."""
+        return self.now_us + int((now - self.taken) * 1e6) if self.now_us else time.time_ns() // 1000
 
     def is_blocked(self, option: Option, now: float) -> bool:
         """Whether a lane of this option was reported out and is not back yet."""
         return any(self.blocked.get(lane, 0.0) > now for lane in option.lanes)
 
 
-Score = Callable[[Option, Mapping[str, LaneState]], float]
-"""Lower is better. Pure over the snapshot."""
+@dataclass(slots=True)
+class Ranked:
+    """Options in the order in which they should be offered, and how they came to be in it."""
 
-
-def cost_score(option: Option, lanes: Mapping[str, LaneState]) -> float:
-    """Nano-dollars of a typical request; what has no price comes last."""
-    return float("inf") if option.price is None else option.price.expected(*PRICED_TOKENS)
-
-
-def reliability_score(option: Option, lanes: Mapping[str, LaneState]) -> float:
-    """Estimated failure rate, with a prior of one failure in twenty that evidence outweighs; the worst lane speaks."""
-    worst = 0.0
-    for lane in (lanes.get(option.lanes[0]), lanes.get(option.lanes[-1])):
-        ok, failed = (lane.successes, lane.failures) if lane else (0, 0)
-        worst = max(worst, (failed + 1) / (ok + failed + 20))
-    return worst
-
-
-def latency_score(option: Option, lanes: Mapping[str, LaneState]) -> float:
-    """Peak-EWMA: expected latency × what is under way. An unknown key is tried; failures are no short cut."""
-    lane = lanes.get(option.lanes[0])
-    if lane is None:
-        return 0.0
-    penalty = 1 + 10 * reliability_score(option, lanes)
-    return lane.latency_us * (lane.in_flight + 1) * penalty / option.key.weight
-
-
-def fairness_score(option: Option, lanes: Mapping[str, LaneState]) -> float:
-    """All alike: the rotation spreads the load, the weights stretch it."""
-    return 0.0
-
-
-def quality_score(option: Option, lanes: Mapping[str, LaneState]) -> float:
-    """The quality declared in the key's metadata; what declares none is of middling quality."""
-    return -option.key.quality
-
-
-SCORES: dict[str, Score] = {
-    "cost": cost_score, "reliability": reliability_score, "latency": latency_score, "fairness": fairness_score,
-    "quality": quality_score,
-}  # fmt: skip
+    options: list[Option]
+    ranking: Ranking
 
 
 class Pool:
@@ -123,7 +126,13 @@ class Pool:
         self.eligible = [option for option in self.options if option.key.state.eligible]
         self.samples = tuple({option.provider.id: option for option in self.options}.values())
         """One option of each provider."""
-        self._orders: dict[str, tuple[int, list[Option], int]] = {}
+        self.groups = len({option.key.quota_group for option in self.eligible})
+        """How many quota groups there are to choose from."""
+        prices = {id(option.price): option.price for option in self.eligible}
+        self.shaped = len({_shape(price) for price in prices.values()}) > 1
+        """Whether which option is cheapest may depend on the request."""
+        self._orders: dict[tuple[Plan, bool, tuple[int, int]], Order] = {}
+        self._building: dict[tuple[Plan, bool, tuple[int, int]], Building] = {}
         self._turn = random.randrange(max(1, len(self.eligible)))  # noqa: S311 (workers should not start in step)
 
     @property
@@ -132,73 +141,200 @@ class Pool:
         return [option for option in self.options if not option.key.state.eligible]
 
     def rank(
-        self, objective: str, count: int, *, snapshot: Snapshot, now: float, skip: Collection[Option] = ()
-    ) -> list[Option]:
+        self,
+        plan: Plan,
+        count: int,
+        *,
+        snapshot: Snapshot,
+        now: float,
+        skip: Collection[Option] = (),
+        stream: bool = False,
+        tokens: tuple[int, int] = TYPICAL_TOKENS,
+        start: int | None = None,
+    ) -> Ranked:
         """At most `count` distinct options, best first, without `skip`; those known to be out come last.
 
-        Looks at SCAN_MAX places of the order; what lies beyond is found by `rest`.
+        `tokens`: input and output that the request is expected to take. `start`: whose turn it is, for who wants the
+        same answer again. Looks at SCAN_MAX places of the order; what lies beyond is found by `rest`.
         """
-        known = self._orders.get(objective)
-        if known is None or known[0] != snapshot.version:
-            known = self._orders[objective] = (snapshot.version, *self._order(objective, snapshot.lanes))
-        _, order, turning = known
-        if not order:
-            return []
-        self._turn = start = (self._turn + 1) % turning
-        if not skip and not snapshot.blocked and turning == len(self.eligible) and count <= turning:
-            return order[start : start + count] + order[: max(0, start + count - turning)]
+        order = self.order(plan, snapshot, now, stream=stream, tokens=tokens)
+        ranking = Ranking(
+            objective=plan.key, measures=plan.measures, standings=[], ranked=plan.ranked, excluded=order.excluded
+        )
+        if not order.options:
+            return Ranked([], ranking)
+        if start is None:
+            start = self._turn = self._turn + 1
+        if plan.waits >= 0:
+            return self._waiting(plan, order, ranking, count, snapshot, now, skip, start)
+        start %= order.turning
+        if not skip and not snapshot.blocked and order.distinct:
+            turning, end = order.turning, start + count
+            options, standings = order.options, order.standings
+            ranking.equals = min(turning, count)
+            if end <= turning:
+                ranking.standings = standings[start:end]
+                return Ranked(options[start:end], ranking)
+            wrapped = min(start, end - turning)
+            ranking.standings = standings[start:turning] + standings[:wrapped] + standings[turning:count]
+            return Ranked(options[start:turning] + options[:wrapped] + options[turning:count], ranking)
+        return self._scanned(order, ranking, count, snapshot, now, skip, start)
+
+    def _scanned(
+        self,
+        order: Order,
+        ranking: Ranking,
+        count: int,
+        snapshot: Snapshot,
+        now: float,
+        skip: Collection[Option],
+        start: int,
+    ) -> Ranked:
+        """The slow way: place by place, leaving out what was tried, putting last what is out."""
+        turning = order.turning
         chosen: list[Option] = []
-        out: list[Option] = []
-        for place in range(min(len(order), SCAN_MAX)):
+        out: list[tuple[Option, Standing]] = []
+        for place in range(min(len(order.options), SCAN_MAX)):
             at = place if place >= turning else (start + place) % turning
-            option = order[at]
+            option = order.options[at]
             if option in chosen or (skip and (option in skip or not option.key.state.eligible)):
                 continue
             if snapshot.blocked and snapshot.is_blocked(option, now):
-                if len(out) < count and option not in out:
-                    out.append(option)
+                if len(out) < count and all(option is not other for other, _ in out):
+                    out.append((option, _blocked(order.standings[at], option, snapshot, now)))
                 continue
             chosen.append(option)
+            ranking.standings.append(order.standings[at])
+            ranking.equals += at < turning
             if len(chosen) == count:
-                return chosen
-        return (chosen + out)[:count] if out else chosen
+                break
+        for option, standing in out[: count - len(chosen)]:
+            chosen.append(option)
+            ranking.standings.append(standing)
+        return Ranked(chosen, ranking)
 
-    def rest(self, seen: Collection[Option], count: int) -> list[Option]:
-        """The next `count` options that no round has tried yet, in any order: a final denial has seen them all."""
-        known = frozenset(seen)
-        found: list[Option] = []
-        for option in self.eligible:
+    def _waiting(
+        self,
+        plan: Plan,
+        order: Order,
+        ranking: Ranking,
+        count: int,
+        snapshot: Snapshot,
+        now: float,
+        skip: Collection[Option],
+        start: int,
+    ) -> Ranked:
+        """Where waits decide: the leaders and some others, compared by what is under way now."""
+        expected, in_flight = plan.waits, plan.measures.index("in_flight")
+        blocked = snapshot.blocked
+        rows: list[Row] = []
+        for at in _window(len(order.options), order.turning, start):
+            option = order.options[at]
+            if skip and (option in skip or not option.key.state.eligible):
+                continue
+            alone, others = order.waits[at]
+            under_way = others + option.key.under_way
+            standing = order.standings[at]
+            values = list(standing.values)
+            values[expected], values[in_flight] = alone * (under_way + 1), float(under_way)
+            standing = standing._replace(values=tuple(values))
+            if blocked and snapshot.is_blocked(option, now):
+                standing = _blocked(standing, option, snapshot, now)
+            rows.append((option, standing))
+        rows, equals = settled(plan, rows)
+        del rows[count:]
+        ranking.equals = min(equals, count)
+        ranking.standings = [standing for _, standing in rows]
+        return Ranked([option for option, _ in rows], ranking)
+
+    def rest(
+        self, plan: Plan, seen: Collection[Option], *, snapshot: Snapshot, now: float
+    ) -> Iterator[tuple[Option, Standing]]:
+        """Every option that no round has tried yet, in order: a final denial has seen them all."""
+        order = self.order(plan, snapshot, now)
+        known = set(seen)
+        for option, standing in zip(order.options, order.standings, strict=True):
             if option not in known and option.key.state.eligible:
-                found.append(option)
-                if len(found) == count:
-                    break
-        return found
+                known.add(option)
+                yield option, standing
 
-    def _order(self, objective: str, lanes: Mapping[str, LaneState]) -> tuple[list[Option], int]:
-        """The order, and how many at its head take turns: those that are equally good."""
-        if not self.eligible:
-            return [], 1
-        if objective == "fairness":
-            first = min(option.rank for option in self.eligible)
-            head = _woven([option for option in self.eligible if option.rank == first])
-            rest = [option for option in self.eligible if option.rank != first]
-            return head + sorted(rest, key=lambda option: option.rank), len(head)
-        score = SCORES[objective]
-        scored = [((option.rank, score(option, lanes)), option) for option in self.eligible]
-        random.shuffle(scored)  # equals take turns, rebuild by rebuild
-        scored.sort(key=lambda pair: pair[0])
-        equals = sum(1 for value, _ in scored[:SHORTLIST_MAX] if value == scored[0][0])
-        return [option for _, option in scored[:SHORTLIST_MAX]], equals
+    def order(
+        self,
+        plan: Plan,
+        snapshot: Snapshot,
+        now: float,
+        *,
+        stream: bool = False,
+        tokens: tuple[int, int] = TYPICAL_TOKENS,
+    ) -> Order:
+        """The order under a plan: as of this snapshot, or an earlier one while a large pool is scored anew."""
+        shaped = plan.costs >= 0 and self.shaped
+        shape = (tokens[0].bit_length(), tokens[1].bit_length()) if shaped else (0, 0)
+        which = (plan, stream and plan.waits >= 0, shape)
+        version = snapshot.version if plan.moves else snapshot.out_version
+        known = self._orders.get(which)
+        if known is not None and known.version == version:
+            return known
+        return self._renewed(which, known, version, snapshot, now)
+
+    def _renewed(
+        self,
+        which: tuple[Plan, bool, tuple[int, int]],
+        known: Order | None,
+        version: int,
+        snapshot: Snapshot,
+        now: float,
+    ) -> Order:
+        plan, stream, shape = which
+        building = self._building.get(which)
+        if building is None:
+            size = TYPICAL_TOKENS if shape == (0, 0) else (_typical(shape[0]), _typical(shape[1]))
+            conditions = Conditions(
+                lanes=snapshot.lanes, now_us=snapshot.ledger_us(now), now=now, stream=stream, input_tokens=size[0],
+                output_tokens=size[1],
+            )  # fmt: skip
+            building = Building(plan, self.eligible, conditions, version=version)
+        order = building.step(BUILT_AT_ONCE if known is not None else len(self.eligible))
+        if order is None:
+            assert known is not None
+            self._building[which] = building
+            return known
+        self._building.pop(which, None)
+        if len(self._orders) >= ORDERS_MAX and which not in self._orders:
+            self._orders.clear()
+            self._building.clear()
+        self._orders[which] = order
+        return order
 
 
-def _woven(options: Sequence[Option]) -> list[Option]:
-    """Smooth weighted round robin: an order in which an option of weight 3 stands three times, well apart."""
-    weights = [option.key.weight for option in options]
-    if max(weights) == min(weights):
-        return list(options)
-    least = min(weights)
-    turns = [min(16, max(1, round(weight / least))) for weight in weights]
-    places = [
-        ((turn + 0.5) / count, option) for count, option in zip(turns, options, strict=True) for turn in range(count)
-    ]
-    return [option for _, option in sorted(places, key=lambda place: place[0])]
+def _shape(price: ModelPrice | None) -> object:
+    """Equal for prices that rank alike whatever the request: those whose input and output cost in the same ratio."""
+    if price is None:
+        return None
+    fee = price.expected(0, 0)
+    read, written, much = (price.expected(*size) - fee for size in ((10**6, 0), (0, 10**6), (10**8, 0)))
+    return (round(read / written, 9), round(fee / written, 9), much == 100 * read) if written else (read, fee, much)
+
+
+def _typical(bits: int) -> int:
+    """The middle of the sizes that take this many bits."""
+    return (3 << bits) >> 2
+
+
+def _window(count: int, turning: int, start: int) -> Iterator[int]:
+    """The places of the leaders, equals in turn, and of some others that take turns too."""
+    head = min(turning, LEADERS)
+    for step in range(head):
+        yield (start + step) % turning
+    first = min(count, max(turning, LEADERS))
+    yield from range(turning, first)
+    others = min(count, first + TURNING_FROM_MAX) - first
+    if others > 0:
+        for step in range(min(TURNING, others)):
+            yield first + (start * TURNING + step) % others
+
+
+def _blocked(standing: Standing, option: Option, snapshot: Snapshot, now: float) -> Standing:
+    """How an option stands whose lane this process knows to be out, ahead of the snapshot."""
+    seconds = max(snapshot.blocked.get(lane, 0.0) for lane in option.lanes) - now
+    return standing._replace(out_until_us=snapshot.ledger_us(now) + int(seconds * 1e6))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from apikeyrouter.domain.models.accounting import Loss
+from apikeyrouter.domain.models.ranking import Ranking
 from apikeyrouter.domain.models.usage import Usage
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Call(msgspec.Struct, kw_only=True):
 class AttemptFacts(msgspec.Struct, kw_only=True):
     """One attempt: which key, what happened. `failure` "" when it succeeded. Times in microseconds.
 
+    `ranking`: the candidates it was chosen from, at `place`; `losses`: what the ledger had against those before it.
     `asked_us`: from the call's start until capacity was asked for; `reserve_us`: until it was held.
     """
 
@@ -54,14 +56,27 @@ class AttemptFacts(msgspec.Struct, kw_only=True):
     provider_id: str
     model: str
     rid: bytes
+    ranking: Ranking | None = None
+    place: int = 0
     losses: tuple[Loss, ...] = ()
-    candidates: tuple[str, ...] = ()
     probe: bool = False
     failure: str = ""
     status: int = 0
     upstream_us: int = 0
     asked_us: int = 0
     reserve_us: int = 0
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Ids of the keys that it was chosen from, in the order in which they were offered."""
+        return () if self.ranking is None else tuple(standing.key_id for standing in self.ranking.standings)
+
+
+class Refusal(msgspec.Struct, kw_only=True):
+    """Why nothing was held: the candidates, what the ledger had against each, and what constraints excluded."""
+
+    ranking: Ranking
+    losses: tuple[Loss, ...] = ()
 
 
 class Facts(msgspec.Struct, kw_only=True):
@@ -92,6 +107,7 @@ class Facts(msgspec.Struct, kw_only=True):
     total_us: int = 0
     snapshot_age_us: int = 0
     denial: Loss | None = None
+    refusal: Refusal | None = None
     outcome: str = "pending"
     finish_reason: str | None = None
 

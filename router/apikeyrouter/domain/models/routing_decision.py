@@ -1,5 +1,6 @@
 """What routing should optimise for, and what it decided."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,7 +9,7 @@ from typing import Any
 
 from pydantic import AwareDatetime, Field, field_validator
 
-from apikeyrouter.domain.models.case_folding import CaseFolding
+from apikeyrouter.domain.models.case_folding import CaseFolding, fold
 from apikeyrouter.domain.models.edge import EdgeModel
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 
@@ -32,19 +33,45 @@ CONSTRAINTS = frozenset((*_FRACTIONS, *_AMOUNTS))
 """Hard limits an objective may set: fractions 0 … 1, dollars, milliseconds."""
 
 
-def _objective(name: object, *, field: str = "") -> ObjectiveType:
-    found = ObjectiveType.lookup(name) if isinstance(name, str) else None
+_STRATEGY = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+_strategies: dict[str, str] = {}
+"""Names of registered strategies, by their folded form. A name is known to the process, its scorer to one router."""
+
+
+def declare_strategy(name: object) -> str:
+    """Make a strategy's name known, so that objectives may name it; the name as it is compared.
+
+    Errors: InvalidRequestError when it is no name, or that of an objective that is built in.
+    """
+    if not isinstance(name, str) or not _STRATEGY.fullmatch(name.lower()):
+        raise InvalidRequestError("must be 1 to 64 letters, digits, - or _, a letter first", field="name")
+    if ObjectiveType.lookup(name) is not None:
+        raise InvalidRequestError(f"{name!r} is built in", field="name")
+    return _strategies.setdefault(fold(name), name.lower())
+
+
+def known_objective(name: object) -> str | None:
+    """The objective that a text names, in any case: an ObjectiveType, or a strategy's name; None: there is none."""
+    if not isinstance(name, str):
+        return None
+    return ObjectiveType.lookup(name) or _strategies.get(fold(name))
+
+
+def _objective(name: object, *, field: str = "") -> str:
+    found = known_objective(name)
     if found is None:
-        raise InvalidRequestError(f"must be one of {', '.join(ObjectiveType)} (or speed)", field=field)
+        known = ", ".join((*ObjectiveType, *_strategies.values()))
+        raise InvalidRequestError(f"must be one of {known} (or speed)", field=field)
     return found
 
 
 class RoutingObjective(EdgeModel):
     """An objective with what breaks its ties and what it must not violate.
 
-    `primary` and `secondary` are ObjectiveTypes after construction; plain strings in any case are accepted, and one
-    string for `secondary`. `weights` are per objective, ≥ 0. `constraints` exclude candidates: `min_reliability` and
-    `min_quality` (0 … 1), `max_cost_per_request` (dollars), `max_latency_ms`. Unknown names are refused.
+    `primary` and `secondary` are ObjectiveTypes after construction, or names of registered strategies; plain strings
+    in any case are accepted, and one string for `secondary`. `weights` are per objective, ≥ 0 and not all 0: they
+    combine the measures they name, and what has none breaks ties. `constraints` exclude candidates: `min_reliability`
+    and `min_quality` (0 … 1), `max_cost_per_request` (dollars), `max_latency_ms`. Unknown names are refused.
     """
 
     primary: str = ObjectiveType.Fairness
@@ -70,12 +97,12 @@ class RoutingObjective(EdgeModel):
 
     @field_validator("primary", mode="plain")
     @classmethod
-    def _known(cls, value: object) -> ObjectiveType:
+    def _known(cls, value: object) -> str:
         return _objective(value)
 
     @field_validator("secondary", mode="plain")
     @classmethod
-    def _one_or_many(cls, value: object) -> list[ObjectiveType]:
+    def _one_or_many(cls, value: object) -> list[str]:
         names = [value] if isinstance(value, str) else value
         if not isinstance(names, list | tuple):
             raise InvalidRequestError("must be an objective or a list of objectives")
@@ -87,7 +114,12 @@ class RoutingObjective(EdgeModel):
         for name, weight in value.items():
             if not 0 <= weight < float("inf"):
                 raise InvalidRequestError("must be a finite number, 0 or more", field=name)
-        return {_objective(name, field=name).value: weight for name, weight in value.items()}
+        if value and not any(value.values()):
+            raise InvalidRequestError("must not all be 0")
+        named = {str(_objective(name, field=name)): weight for name, weight in value.items()}
+        if len(named) < len(value):
+            raise InvalidRequestError("must not name an objective twice")
+        return named
 
     @field_validator("constraints", mode="after")
     @classmethod
@@ -119,13 +151,26 @@ def _constraint(name: str, bound: object) -> Decimal | float:
 
 
 class CandidateVerdict(EdgeModel):
-    """How one candidate fared: its score, the numbers that made it, and why it lost ("" for the winner)."""
+    """How one candidate fared, with the numbers that decided it.
+
+    `outcome`: chosen, outranked, denied (by the ledger), excluded (by a constraint), failed (an attempt before this one
+    did), out (cooling, or its breaker is open). `score`: 1 is the best of these candidates, half as good is 0.5; None
+    where it was not compared. `parts`: its measures, in the units of their names, and its weight. `turn`: its place
+    among equals, 0 is next. `place`: of its target in an alias, lower first. Of a denial: `binding` (lane or budget),
+    `limit`, and `retry_at`, None where waiting does not help. `reason` says it in words, "" for the chosen one.
+    """
 
     key_id: str
     provider_id: str
     model: str = ""
+    outcome: str = ""
     score: float | None = None
     parts: dict[str, float] = Field(default_factory=dict)
+    place: int = 0
+    turn: int | None = None
+    binding: str = ""
+    limit: str = ""
+    retry_at: AwareDatetime | None = None
     reason: str = ""
 
 
@@ -134,10 +179,11 @@ def _now() -> datetime:
 
 
 class RoutingDecision(EdgeModel):
-    """Why a request went where it went; its numbers suffice to recompute the choice.
+    """Why a request went where it went; its numbers suffice to recompute the choice (`docs/routing.md`).
 
-    `confidence` 0 … 1. `hold_ids` are the reservations (hex), one per attempt. `snapshot_age_ms` is how old the lane
-    states were that ranked the candidates.
+    `selected_key_id` "" : nothing was held, or the request was refused. `confidence` 0 … 1: it halves with every ten
+    seconds of the snapshot's age, and with no margin to the runner-up. `hold_ids` are the reservations (hex), one per
+    attempt. `snapshot_age_ms` is how old the lane states were that ranked the candidates.
     """
 
     id: str

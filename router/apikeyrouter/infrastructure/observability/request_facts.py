@@ -81,15 +81,15 @@ def _received(facts: Facts) -> dict[str, Any]:
 def _steps(attempt: AttemptFacts, number: int, started: datetime) -> Iterator[TraceEvent]:
     held_us = attempt.asked_us + attempt.reserve_us
     who = {"attempt": number, "key_id": attempt.key_id, "provider_id": attempt.provider_id, "model": attempt.model}
+    candidates = attempt.candidates
     losses = [
-        {"candidate": attempt.candidates[loss.index], "reason": loss.reason.name.lower(), "where": loss.where,
+        {"candidate": candidate, "reason": loss.reason.name.lower(), "where": loss.where,
          "limit": loss.limit, "retry_at_us": loss.retry_at_us}
-        for loss in attempt.losses
-        if loss.index < len(attempt.candidates)
+        for candidate, loss in zip(candidates, attempt.losses, strict=False)
     ]  # fmt: skip
     yield _event(
         "capacity.held", started, held_us,
-        {**who, "reservation": attempt.rid.hex(), "candidates": list(attempt.candidates), "losses": losses,
+        {**who, "reservation": attempt.rid.hex(), "candidates": list(candidates), "losses": losses,
          "probe": attempt.probe, "reserve_us": attempt.reserve_us},
     )  # fmt: skip
     ended = {**who, "status": attempt.status, "upstream_us": attempt.upstream_us}

@@ -1,0 +1,55 @@
+"""What was compared when a request was routed: numbers only, kept with its facts and put into words on demand."""
+
+from typing import NamedTuple
+
+import msgspec
+
+ObjectiveKey = tuple[str, tuple[str, ...], tuple[tuple[str, float | str], ...], tuple[tuple[str, float], ...]]
+"""An objective as plain data: primary, secondaries, constraints (money as text), weights."""
+
+
+class Standing(NamedTuple):
+    """One candidate as it was compared. `place`: of its target in an alias. `out_until_us`: its lane is out until then
+    (Unix microseconds; 0: it is not). `values`: its measures, in the order of the ranking's `measures`."""
+
+    key_id: str
+    provider_id: str
+    model: str
+    place: int
+    out_until_us: int
+    values: tuple[float, ...]
+
+
+class Exclusion(NamedTuple):
+    """A candidate that a hard constraint excluded: the constraint, its bound, and the candidate's own number.
+
+    `value` None: it is not known, and what is not known cannot keep within a bound.
+    """
+
+    key_id: str
+    provider_id: str
+    model: str
+    constraint: str
+    bound: float
+    value: float | None
+
+
+class Ranking(msgspec.Struct, kw_only=True):
+    """Candidates in the order in which they were offered to the ledger.
+
+    `ranked`: how many of the measures, from the front, ranked them; 0: turns alone. `equals`: how many at the head were
+    equally good and took turns. `expected_nanousd`: what this request was expected to cost with each, -1 where that is
+    not known. `sticky`: index of the candidate that was put first because it holds the prompt's cache, else -1, with
+    the tokens it was expected to have cached and what that was to save.
+    """
+
+    objective: ObjectiveKey
+    measures: tuple[str, ...]
+    standings: list[Standing]
+    ranked: int = 0
+    equals: int = 0
+    excluded: list[Exclusion] = msgspec.field(default_factory=list)
+    expected_nanousd: tuple[int, ...] = ()
+    sticky: int = -1
+    cached_tokens: int = 0
+    saved_nanousd: int = 0

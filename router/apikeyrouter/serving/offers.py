@@ -1,0 +1,164 @@
+"""What each option would take of a request, and what follows from that for their order. Pure."""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from apikeyrouter.domain.components.objectives import Plan
+from apikeyrouter.domain.components.ordering import Row, settled
+from apikeyrouter.domain.components.pool import Option, Ranked
+from apikeyrouter.domain.components.price_book import ModelPrice
+from apikeyrouter.domain.components.token_estimator import TokenEstimate, TokenEstimator
+from apikeyrouter.domain.interfaces.wire import ParsedRequest
+from apikeyrouter.domain.models.accounting import UNPRICED, Candidate, Charge
+from apikeyrouter.domain.models.call import Call
+from apikeyrouter.domain.models.ranking import Exclusion
+
+FREE_OPERATIONS = frozenset({"count_tokens"})
+"""What providers neither bill nor count as tokens; it still is a request."""
+INJECTED_TOKEN_CAP = 4096
+"""Most output tokens per choice where a hard budget or a cost limit applies and the client gave no cap."""
+ParsedFor = Callable[[Option], tuple[str, ParsedRequest | None]]
+"""The operation and the request in an option's dialect; None for an adapter that only takes intents."""
+_NO_CHARGE = Charge(expected_nanousd=UNPRICED, bound_nanousd=UNPRICED)
+
+
+class Offers:
+    """What each option would take: computed once per (provider, model, price), shared by the options that are alike."""
+
+    def __init__(
+        self,
+        estimator: TokenEstimator,
+        call: Call,
+        parsed_for: ParsedFor,
+        *,
+        hard: bool,
+        cost_max_nanousd: int | None = None,
+    ) -> None:
+        self._estimator, self._call, self._parsed_for, self._hard = estimator, call, parsed_for, hard
+        self._cost_max = cost_max_nanousd
+        self._known: dict[int, tuple[Charge, TokenEstimate, int | None]] = {}
+        self._unbounded: dict[int, int] = {}
+        """By rate: the bound of the expected answer, where no token cap brings it within `cost_max_nanousd`."""
+
+    def all(self, options: Sequence[Option]) -> tuple[Candidate, ...]:
+        """A candidate for each option."""
+        made = []
+        for option in options:
+            lanes, words = option.place(self._call.lanes)
+            charge = self.details(option)[0]
+            made.append(Candidate(lanes=lanes, scopes=option.scopes, words=words, charge=charge))
+        return tuple(made)
+
+    def details(self, option: Option) -> tuple[Charge, TokenEstimate, int | None]:
+        """What an option would take, the estimate behind it, and the token cap it needs."""
+        known = self._known.get(option.rate)
+        if known is None:
+            known = self._known[option.rate] = self._compute(option, self._hard or option.hard)
+        return known
+
+    def tokens(self, option: Option) -> tuple[int, int]:
+        """Input and output tokens that the request is expected to take there."""
+        estimate = self.details(option)[1]
+        return estimate.input_tokens, estimate.output_tokens
+
+    def settle(self, plan: Plan, ranked: Ranked) -> None:
+        """Bring candidates into the order of what *this* request costs; take out those where it costs too much."""
+        if plan.costs < 0 and self._cost_max is None:
+            return
+        ranking = ranked.ranking
+        rows: list[Row] = []
+        for option, standing in zip(ranked.options, ranking.standings, strict=True):
+            excluded = self._exclusion(option)
+            if excluded is not None:
+                ranking.excluded = [*ranking.excluded, excluded]
+                continue
+            if plan.costs >= 0:
+                expected = self.details(option)[0].expected_nanousd
+                values = list(standing.values)
+                values[plan.costs] = float("inf") if expected == UNPRICED else float(expected)
+                standing = standing._replace(values=tuple(values))
+            rows.append((option, standing))
+        if plan.costs >= 0:
+            rows, ranking.equals = settled(plan, rows)
+        else:
+            ranking.equals = min(ranking.equals, len(rows))
+        ranked.options = [option for option, _ in rows]
+        ranking.standings = [standing for _, standing in rows]
+        ranking.expected_nanousd = tuple(self.details(option)[0].expected_nanousd for option, _ in rows)
+
+    def _exclusion(self, option: Option) -> Exclusion | None:
+        most = self._cost_max
+        if most is None:
+            return None
+        expected = self.details(option)[0].expected_nanousd
+        cost = self._unbounded.get(option.rate, expected)
+        if cost != UNPRICED and cost <= most:
+            return None
+        value = None if cost == UNPRICED else cost / 1e9
+        return Exclusion(
+            option.key.id, option.provider.id, option.model, "max_cost_per_request", most / 1e9, value
+        )  # fmt: skip
+
+    def _compute(self, option: Option, hard: bool) -> tuple[Charge, TokenEstimate, int | None]:
+        _, parsed = self._parsed_for(option)
+        if self._call.operation in FREE_OPERATIONS:
+            return Charge(), TokenEstimate(0, 0, 0, 0, 0), None
+        if parsed is None:
+            return _NO_CHARGE, TokenEstimate(0, 0, None, None, 0), None
+        produces = self._call.operation != "embedding"
+        uncapped = produces and parsed.max_output_tokens is None
+        cap = INJECTED_TOKEN_CAP if hard and uncapped else None
+        if self._cost_max is not None and uncapped and option.price is not None:
+            plain = self._estimator.estimate(option.provider.id, option.model, parsed)
+            cap, bound = _affordable(option.price, parsed, plain, self._cost_max)
+            if cap is None:
+                self._unbounded[option.rate] = bound
+        estimate = self._estimator.estimate(option.provider.id, option.model, parsed, token_cap=cap)
+        charge = _charge(option, parsed, estimate, cap, produces=produces)
+        if self._estimator.cost_ratios and charge.expected_nanousd > 0:
+            ratio = self._estimator.cost_ratios.get((option.provider.id, option.model), 1.0)
+            charge = msgspec.structs.replace(charge, expected_nanousd=round(charge.expected_nanousd * ratio))
+        return charge, estimate, cap
+
+
+def _affordable(
+    price: ModelPrice, parsed: ParsedRequest, estimate: TokenEstimate, most_nanousd: int
+) -> tuple[int | None, int]:
+    """The output cap per choice that keeps a request's bound within an amount, and that bound.
+
+    None: no cap does that and leaves room for the answer that is expected. What has no bound on its input is capped all
+    the same, and held to its expected cost.
+    """
+    choices, tier = parsed.choices, parsed.service_tier
+    if estimate.bound_input is None:
+        return INJECTED_TOKEN_CAP, price.expected(estimate.input_tokens, estimate.output_tokens, tier)
+    expected = -(-estimate.output_tokens // choices)
+    cap, bound = max(INJECTED_TOKEN_CAP, expected), 0
+    while cap >= expected:
+        bound = price.bound(estimate.bound_input, (cap + parsed.extra_output_tokens) * choices, tier)
+        if bound <= most_nanousd:
+            return cap, bound
+        cap = cap * 3 // 4 if cap * 3 // 4 > expected else min(cap - 1, expected)
+    return None, bound
+
+
+def _charge(
+    option: Option, parsed: ParsedRequest, estimate: TokenEstimate, cap: int | None, *, produces: bool
+) -> Charge:
+    price = option.price
+    output = estimate.output_tokens if produces else 0
+    bound_output = estimate.bound_output if produces else 0
+    expected = bound = UNPRICED
+    if price is not None:
+        expected = price.expected(estimate.input_tokens, output, parsed.service_tier)
+        if estimate.bound_input is not None and bound_output is not None:
+            bound = price.bound(estimate.bound_input, bound_output, parsed.service_tier)
+    metered = None
+    stated = cap if parsed.max_output_tokens is None else parsed.max_output_tokens
+    if produces and stated is not None and getattr(option.provider.wire, "meters_output_cap", False):
+        metered = estimate.input_tokens + stated * parsed.choices
+    return Charge(
+        input_tokens=estimate.input_tokens, output_tokens=output, metered_tokens=metered,
+        expected_nanousd=expected, bound_nanousd=bound,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Routing: objectives, orders, explanations, stickiness."""
