@@ -13,6 +13,7 @@ from typing import Any
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.cost_controller import CostController
 from apikeyrouter.domain.components.explaining import decision_of
+from apikeyrouter.domain.components.failure_handler import FailureHandler
 from apikeyrouter.domain.components.key_manager import KeyManager
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.state_store import StateStore
@@ -47,6 +48,7 @@ class RouterBackground:
     estimator: TokenEstimator
     cost_controller: CostController
     key_manager: KeyManager
+    failure_handler: FailureHandler
     decisions: deque[Facts]
     observability: Observability
     on_finished: list[Callable[[Facts], None]]
@@ -112,7 +114,9 @@ class RouterBackground:
         self._restored = seen
 
     async def _periodic(self) -> None:
-        """What is due by time: keys that come back, ratios to be shared, samples of what budgets have spent."""
+        """What is due by time: the retry budget's window, keys that come back, ratios to be shared, samples of what
+        budgets have spent."""
+        self.failure_handler.note_time()
         if self.key_manager.is_due():
             await self._refresh()
         await self.key_manager.flush_tally()
