@@ -174,9 +174,7 @@ class ApiKeyRouter(RouterWaysIn):
         """Route one request and return its answer. Raises as `serve`; wrong input is a ValueError."""
         call = call_of(RequestIntent.parse(request_intent), objective, stream=False)
         exchange = await self.serve(call)
-        response = response_of(self._provider_of(exchange.facts), call, exchange)
-        await self._keep_decision(exchange.facts)
-        return response
+        return response_of(self._provider_of(exchange.facts), call, exchange)
 
     async def route_stream(
         self, request_intent: RequestIntent | Mapping[str, Any], objective: RoutingObjective | str | None = None
@@ -198,7 +196,6 @@ class ApiKeyRouter(RouterWaysIn):
             raise
         finally:
             await exchange.chunks.aclose()
-            await self._keep_decision(exchange.facts)
         yield last_chunk(exchange.facts)
 
     def _provider_of(self, facts: Facts) -> Provider:

@@ -201,6 +201,11 @@ async def test_a_request_that_another_process_served_is_known_by_its_decision(
         answer = await made.route()
         await made.at_rest()
         async with ApiKeyRouter(RedisStateStore(redis_url), config={"encryption_key": MASTER_KEY}) as other:
+
+            async def known() -> bool:
+                return await other.get_trace(answer.request_id) is not None
+
+            await until(known)
             trace = await other.get_trace(answer.request_id)
             assert trace is not None
             assert [(step.name, step.fields["key_id"]) for step in trace.events] == [("routing.decided", "a1")]

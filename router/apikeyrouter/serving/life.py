@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -39,6 +38,7 @@ from apikeyrouter.serving.attempt import Attempts
 from apikeyrouter.serving.background import RouterBackground
 from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.configuring import Configuration
+from apikeyrouter.serving.decisions import Decisions
 from apikeyrouter.serving.deferred import Deferrals
 from apikeyrouter.serving.housekeeping import Housekeeper
 from apikeyrouter.serving.outcomes import interpret
@@ -76,7 +76,7 @@ class RouterLife(RouterBackground):
         self.estimator = TokenEstimator()
         self.snapshot = Snapshot()
         self.on_finished: list[Callable[[Facts], None]] = []
-        self.decisions: deque[Facts] = deque(maxlen=self.settings.max_decisions)
+        self._decisions = Decisions(self.state_store, kept=self.settings.max_decisions)
         self.observability = Observability(observability_manager, decide=decision_of, recent=lambda: self.decisions)
         self.observability_manager = self.observability if observability_manager is None else observability_manager
         self.decided = 0
@@ -180,8 +180,10 @@ class RouterLife(RouterBackground):
         await self._until_idle(ABORT_SECONDS_AT_CLOSE)
         await self.books.flush(seconds=FLUSH_SECONDS_AT_CLOSE)
         await self._end_background()
-        with contextlib.suppress(Exception):  # counts of the last quarter of a second
-            await self.key_manager.flush_tally()
+        with contextlib.suppress(Exception):  # counts and decisions of the last quarter of a second
+            async with asyncio.timeout(FLUSH_SECONDS_AT_CLOSE):
+                await self.key_manager.flush_tally()
+                await self._decisions.flush()
         with contextlib.suppress(Exception):  # learned ratios are a convenience; losing them costs accuracy only
             await self._share_ratios()
         await self._attempts.close()
