@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from tests.servers import Server
 
-from apikeyrouter.infrastructure.ledger.scripts import load_scripts
+from apikeyrouter.infrastructure.ledger.scripts import load_library
 
 __all__ = ["commands_of_scripts", "count_scripts"]
 
@@ -20,7 +20,7 @@ _END = b"benchmark-is-over"
 
 def count_scripts(server: Server, work: Callable[[], object]) -> dict[str, int]:
     """How often each script was called by clients while `work` ran."""
-    names = {script.sha.encode(): name for name, script in load_scripts().items()}
+    names = {script.function.encode(): name for name, script in load_library().scripts.items()}
     counted: Counter[str] = Counter()
     with _monitor(server) as lines:
         watcher = threading.Thread(target=_count, args=(lines, names, counted), daemon=True)
@@ -51,13 +51,13 @@ async def commands_of_scripts(server: Server, work: Callable[[], Awaitable[objec
 
 
 def _count(lines: BinaryIO, names: dict[bytes, str], counted: Counter[str]) -> None:
-    """Lines look like `+1700000000.1 [0 unix:/…] "EVALSHA" "<sha>" …`; what a script itself calls is marked `lua`."""
+    """Lines look like `+1700000000.1 [0 unix:/…] "FCALL" "<name>" …`; what a script itself calls is marked `lua`."""
     for _ in range(COMMANDS_MAX):
         line = lines.readline()
         words = line.split(b'"', 4)
         if not line or _END in line:
             return
-        if len(words) > 3 and words[1].upper() == b"EVALSHA" and b" lua]" not in words[0]:
+        if len(words) > 3 and words[1].upper() == b"FCALL" and b" lua]" not in words[0]:
             counted[names.get(words[3], "another script")] += 1
 
 

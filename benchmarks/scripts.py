@@ -147,7 +147,7 @@ async def _phase(client: Redis, cell: Cell, calls: Sequence[object], requests: i
     for at in range(0, len(calls), AT_ONCE):
         await asyncio.gather(*calls[at : at + AT_ONCE])  # type: ignore[call-overload]
     cell.note(CPU, (cpu_seconds(cell.pid) - before) / requests * 1e6)
-    stats = (await client.info("commandstats"))["cmdstat_evalsha"]
+    stats = (await client.info("commandstats"))["cmdstat_fcall"]
     if stats["calls"] != len(calls):
         raise ProofError(f"{cell.keys} keys: {stats['calls']} scripts ran instead of {len(calls)}")
     return float(stats["usec"]) / requests

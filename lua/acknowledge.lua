@@ -1,17 +1,15 @@
 #!lua flags=allow-oom
 -- PURPOSE  Note that a caller has seen how its reservations ended, so that their tombstones may go soon.
--- KEYS     M G
+-- KEYS     L G
 -- ARGV     rids, at most 128
 -- RETURNS  OK: stamp · NO_CELL · BAD_SCHEMA · BAD_ARGUMENT
 -- IDEMPOTENT by nature. The tombstone stays a minute, longer than any delayed duplicate lives.
 -- COST     one command for the whole page.
 
--- @include working
--- @include numbers
--- @include codes
--- @include clock_now
 -- @include cell_begin
+-- @include codes
 -- @include reply_stamp
+-- @include working
 
 if #ARGV < 1 or #ARGV > 128 then
   return reply_stamp(BAD_ARGUMENT)

@@ -1,19 +1,17 @@
 #!lua flags=no-writes
 -- PURPOSE  Read one page of the reservations that still count, so that counters can be recomputed from them.
--- KEYS     M R D S
+-- KEYS     L R D S
 -- ARGV     which (1: open, 2: suspended) · rank of the first · count, at most 256
 -- RETURNS  OK: stamp, how many there are in all, then rid and packed record for each · NO_CELL · BAD_SCHEMA
 --          BAD_ARGUMENT
 -- IDEMPOTENT by nature: reads only. Pages belong together only while seq stands still.
 -- COST     one read for the whole page.
 
--- @include working
--- @include numbers
--- @include codes
 -- @include argument_amount
--- @include clock_now
 -- @include cell_begin
+-- @include codes
 -- @include reply_stamp
+-- @include working
 
 local from, count = argument_amount(ARGV[2]), argument_amount(ARGV[3])
 if not (from and count) or count < 1 or count > 256 then

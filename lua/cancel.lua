@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- PURPOSE  End an ambiguous reserve. Leaves a tombstone even for an unknown rid, so that a delayed reserve does nothing.
--- KEYS     M C0 C1 L B R D S G
+-- KEYS     C0 C1 L B R D S G
 -- ARGV     rid
 -- RETURNS  OK: stamp, CANCELLED · REPLAYED: it was cancelled before · CONFLICT: stamp, state: it ended otherwise
 --          NO_CELL · BAD_SCHEMA
@@ -8,41 +8,25 @@
 -- IDEMPOTENT by rid.
 -- COST     one reservation, its lanes and scopes. Runs when memory is full: it repays.
 
--- @include working
--- @include numbers
--- @include codes
--- @include states
--- @include layout_lane
--- @include layout_scope
--- @include layout_reservation
--- @include clock_now
 -- @include cell_begin
+-- @include codes
+-- @include commit
+-- @include layout_reservation
 -- @include reply_stamp
 -- @include reply_transition
--- @include cell_catalogue
--- @include calendar_period
--- @include limit_advance
--- @include limit_used
--- @include limit_correct
--- @include lanes_load
--- @include scopes_load
--- @include scope_book
--- @include breaker_evidence
--- @include reservation_record
--- @include reservation_lanes_end
--- @include reservation_scopes_end
 -- @include reservation_bury
--- @include reservation_load
 -- @include reservation_give_back
--- @include cell_write
--- @include commit
+-- @include reservations_load
+-- @include states
+-- @include working
 
 local code
 cell, code = cell_begin()
 if not cell then
   return reply_stamp(code)
 end
-local numbers, ids = reservation_load(ARGV[1])
+local reservations, ids_of = reservations_load({ ARGV[1] })
+local numbers, ids = reservations[1], ids_of[1]
 if missing_calendar then
   return reply_transition(CALENDAR_NEEDED, missing_calendar)
 end

@@ -1,6 +1,6 @@
 #!lua
 -- PURPOSE  Change the configuration: `put` into the active one, or `begin`, `stage` and `flip` to replace it whole.
--- KEYS     M C0 C1
+-- KEYS     C0 C1 L
 -- ARGV     mode (put, begin, stage, flip, calendar) · token or expected version · entries, at most 64, each: field,
 --          count of numbers, numbers
 -- RETURNS  OK: stamp · CONFLICT: stamp, 0: another change came first · NO_CELL · BAD_SCHEMA · BAD_ARGUMENT
@@ -8,16 +8,15 @@
 -- COST     one command per page of entries. A flip is one write, however many lanes there are: each lane takes its new
 --          configuration over when it is next used.
 
--- @include working
--- @include numbers
--- @include codes
 -- @include argument_amount
--- @include clock_now
 -- @include cell_begin
--- @include reply_stamp
 -- @include cell_catalogue
 -- @include cell_write
+-- @include codes
+-- @include numbers
+-- @include reply_stamp
 -- @include reply_transition
+-- @include working
 
 local mode, token = ARGV[1], argument_amount(ARGV[2])
 local entries, at = {}, 3
@@ -59,9 +58,9 @@ if mode == 'put' or mode == 'calendar' then
   return reply_stamp(OK)
 elseif mode == 'begin' then
   redis.call('UNLINK', other)
-  redis.call('HSET', M, 'staging', token)
+  redis.call('HSET', other, 'staging', token)
   return reply_stamp(OK)
-elseif redis.call('HGET', M, 'staging') ~= ARGV[2] then
+elseif redis.call('HGET', other, 'staging') ~= ARGV[2] then
   return reply_transition(CONFLICT, 0)
 elseif mode == 'stage' and #entries > 0 then
   redis.call('HSET', other, unpack(entries))
@@ -71,7 +70,7 @@ elseif mode == 'flip' then
     return reply_transition(CONFLICT, 0)
   end
   cell.config, cell.slot = cell.config + 1, 1 - cell.slot
-  redis.call('HSET', M, 'staging', '')
+  redis.call('HDEL', other, 'staging')
   cell_write()
   return reply_stamp(OK)
 end

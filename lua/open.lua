@@ -1,18 +1,18 @@
 #!lua
 -- PURPOSE  Make the cell if it is not there, and say where it stands.
--- KEYS     M
+-- KEYS     L
 -- ARGV     epoch for a new cell: a random integer below 2^53
 -- RETURNS  OK: stamp, 1 if the cell was made now · BAD_SCHEMA · BAD_ARGUMENT
 -- IDEMPOTENT by nature: an existing cell keeps its epoch.
 -- COST     one hash.
 
--- @include working
--- @include numbers
--- @include codes
 -- @include argument_amount
--- @include clock_now
 -- @include cell_begin
+-- @include clock_now
+-- @include codes
+-- @include numbers
 -- @include reply_stamp
+-- @include working
 
 local epoch = argument_amount(ARGV[1])
 if not epoch then
@@ -22,7 +22,7 @@ local code
 cell, code = cell_begin()
 if code == NO_CELL then
   cell = { epoch = epoch, seq = 0, now = clock_now(), config = 1 }
-  redis.call('HSET', M, 'cell', struct.pack('<ddddddd', SCHEMA, epoch, 0, 0, 1, 0, 0))
+  redis.call('HSET', L, '', struct.pack('<dddddddd', SCHEMA, epoch, 0, 0, 1, 0, 0, AMOUNT_MAX))
 end
 local reply = reply_stamp(cell and OK or code)
 reply[6] = code == NO_CELL and 1 or 0

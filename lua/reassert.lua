@@ -1,6 +1,6 @@
 #!lua
 -- PURPOSE  Book an open reservation again after the store forgot it. Checks no limit: it was admitted once.
--- KEYS     M C0 C1 L B R D
+-- KEYS     C0 C1 L B R D
 -- ARGV     rid · lease (us) · index that was admitted · count of shared scopes, scopes · one charge · one
 --          candidate (see include/candidate_read.lua)
 -- RETURNS  OK: stamp, OPEN · REPLAYED: stamp, OPEN: the cell knows it · CONFLICT: stamp, state: it has ended
@@ -9,36 +9,26 @@
 -- IDEMPOTENT by rid.
 -- COST     one read of lanes and scopes.
 
--- @include working
--- @include numbers
--- @include codes
--- @include states
--- @include layout_lane
--- @include layout_scope
--- @include layout_reservation
 -- @include argument_amount
--- @include clock_now
+-- @include candidate_read
 -- @include cell_begin
+-- @include codes
+-- @include commit
+-- @include lanes_load
+-- @include layout_reservation
 -- @include reply_stamp
 -- @include reply_transition
--- @include cell_catalogue
--- @include calendar_period
--- @include limit_advance
--- @include limit_used
--- @include limit_charge
--- @include lanes_load
--- @include scopes_load
--- @include charge_amount
--- @include scope_hold
--- @include reservation_record
 -- @include reservation_open
--- @include cell_write
--- @include commit
--- @include candidate_read
+-- @include reservation_record
+-- @include scope_hold
+-- @include scopes_load
+-- @include states
+-- @include working
 
 local lease, index = argument_amount(ARGV[2]), argument_amount(ARGV[3])
-local shared, charges = names_read(4, 8)
-local candidate = shared and candidate_read(charges + 5, shared, charges)
+local shared_count = argument_amount(ARGV[4])
+local charges = shared_count and 4 + shared_count + 1
+local candidate = charges and charges + 5 <= #ARGV and candidate_read(charges + 5, 4, charges)
 if not (lease and index and candidate) then
   return reply_stamp(BAD_ARGUMENT)
 end

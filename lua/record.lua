@@ -1,30 +1,21 @@
 #!lua
 -- PURPOSE  Take in what a provider said about a lane: re-sync its limits, learn new ones, cool it.
--- KEYS     M C0 C1 L B R D S G
+-- KEYS     C0 C1 L B R D S G
 -- ARGV     lane · cool for (us, 0: not) · observations: name, metric, kind, capacity, scale, drain, tick, used
 --          (-1: not told), full again in (us, 0: not told) for each
 -- RETURNS  OK: stamp · NO_CELL · BAD_SCHEMA · BAD_ARGUMENT · CALENDAR_NEEDED: stamp, number of the calendar
 -- IDEMPOTENT by nature: usage is only ever raised to what was seen, cooling only ever lengthened.
 -- COST     one lane.
 
--- @include working
--- @include numbers
--- @include codes
--- @include layout_lane
 -- @include argument_amount
--- @include clock_now
 -- @include cell_begin
--- @include reply_stamp
--- @include cell_catalogue
--- @include calendar_period
--- @include limit_advance
--- @include limit_used
--- @include limit_start
--- @include lanes_load
--- @include layout_scope
--- @include lane_observe
--- @include cell_write
+-- @include codes
 -- @include commit
+-- @include lane_observe
+-- @include lanes_load
+-- @include layout_lane
+-- @include reply_stamp
+-- @include working
 
 local id, cool = ARGV[1], argument_amount(ARGV[2])
 local observations = {}
@@ -60,6 +51,6 @@ end
 for i = 1, #observations do
   lane_observe(id, lane, observations[i])
 end
-lanes_dirty[id] = lane
+lane[L_SEQ] = cell.seq + 1
 commit()
 return reply_stamp(OK)

@@ -1,19 +1,17 @@
 #!lua
 -- PURPOSE  Extend the leases of one worker's open reservations.
--- KEYS     M D
+-- KEYS     L D
 -- ARGV     lease (us) · rids, at most 128
 -- RETURNS  OK: stamp, count of rids that are no longer open, those rids · NO_CELL · BAD_SCHEMA · BAD_ARGUMENT
 -- IDEMPOTENT by nature: the deadline is now + lease, and never moves back.
 -- COST     two commands for the whole page.
 
--- @include working
--- @include numbers
--- @include codes
 -- @include argument_amount
--- @include clock_now
 -- @include cell_begin
--- @include reply_stamp
 -- @include cell_write
+-- @include codes
+-- @include reply_stamp
+-- @include working
 
 local lease = argument_amount(ARGV[1])
 if not lease or #ARGV < 2 or #ARGV > 129 then

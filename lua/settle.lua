@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- PURPOSE  Book what reservations really used, in the windows that were charged. More than was held is debt.
--- KEYS     M C0 C1 L B R D S G U
+-- KEYS     C0 C1 L B R D S G U
 -- ARGV     for each of at most 32 settlements: rid · input tokens · output tokens · cost (nano-dollars, -1: unknown) ·
 --          outcome · failed lanes (bits) · latency (us)
 -- RETURNS  OK: stamp, then code and state for each: OK, SETTLED · REPLAYED, SETTLED: it was settled before · CONFLICT,
@@ -10,39 +10,25 @@
 -- COST     each reservation once, each lane and scope once for all; at most 4 tombstones removed for each. Runs when
 --          memory is full: it repays.
 
--- @include working
--- @include numbers
--- @include codes
--- @include states
--- @include layout_lane
--- @include layout_scope
--- @include layout_reservation
 -- @include argument_amount
--- @include clock_now
 -- @include cell_begin
--- @include cell_catalogue
+-- @include codes
+-- @include commit
+-- @include layout_reservation
+-- @include numbers
 -- @include reply_stamp
 -- @include reply_transition
--- @include calendar_period
--- @include limit_advance
--- @include limit_used
--- @include limit_correct
--- @include lanes_load
--- @include scopes_load
--- @include scope_book
--- @include breaker_evidence
--- @include reservation_record
+-- @include reservation_bury
 -- @include reservation_lanes_end
 -- @include reservation_scopes_end
--- @include reservation_bury
--- @include reservation_load
+-- @include reservations_load
+-- @include states
 -- @include sweep_graves
--- @include cell_write
--- @include commit
+-- @include working
 
 local SETTLEMENT_SIZE = 7
 
-local settlements = {}
+local settlements, rids = {}, {}
 for at = 1, #ARGV, SETTLEMENT_SIZE do
   local input, output = argument_amount(ARGV[at + 1] or ''), argument_amount(ARGV[at + 2] or '')
   local cost = ARGV[at + 3] == '-1' and -1 or argument_amount(ARGV[at + 3] or '')
@@ -51,9 +37,10 @@ for at = 1, #ARGV, SETTLEMENT_SIZE do
   if not (input and output and cost and outcome and failed and latency) then
     return reply_stamp(BAD_ARGUMENT)
   end
-  settlements[#settlements + 1] = { ARGV[at], input, output, cost, outcome, failed, latency }
+  rids[#rids + 1] = ARGV[at]
+  settlements[#rids] = { input, output, cost, outcome, failed, latency }
 end
-if #settlements == 0 or #settlements > 32 then
+if #rids == 0 or #rids > 32 then
   return reply_stamp(BAD_ARGUMENT)
 end
 local code
@@ -63,12 +50,10 @@ if not cell then
 end
 
 local unmatched, ended = {}, {}
-local function settle(rid, input, output, cost, outcome, failed, latency)
+local function settle(rid, numbers, ids, input, output, cost, outcome, failed, latency)
   if ended[rid] then
     return REPLAYED, SETTLED -- twice in one call
-  end
-  local numbers, ids = reservation_load(rid)
-  if not numbers then
+  elseif not numbers then
     unmatched[#unmatched + 1] = rid
     unmatched[#unmatched + 1] = numbers_pack({ cell.now, input, output, cost })
     return UNMATCHED, 0
@@ -94,9 +79,10 @@ local function settle(rid, input, output, cost, outcome, failed, latency)
   return OK, SETTLED
 end
 
+local reservations, ids_of = reservations_load(rids)
 local results = {}
-for i = 1, #settlements do
-  local result, state = settle(unpack(settlements[i]))
+for i = 1, #rids do
+  local result, state = settle(rids[i], reservations[i], ids_of[i], unpack(settlements[i]))
   results[#results + 1], results[#results + 2] = result, state
 end
 if missing_calendar then
@@ -107,7 +93,7 @@ for i = 1, #unmatched, 2 do
   news = news + 1 - redis.call('HEXISTS', U, unmatched[i])
 end
 if next(ended) or news > 0 then
-  sweep_graves(4 * #settlements)
+  sweep_graves(4 * #rids)
   commit()
 end
 for i = 1, #unmatched, 2 do

@@ -1,19 +1,17 @@
 #!lua flags=no-writes
 -- PURPOSE  Read lanes and scopes that changed after a seq.
--- KEYS     M L B
+-- KEYS     L B
 -- ARGV     seq · count of lanes, lanes · count of scopes, scopes; at most 256 ids
 -- RETURNS  OK: stamp, count of lanes, then position in the request and packed record for each; the same for scopes
 --          NO_CELL · BAD_SCHEMA · BAD_ARGUMENT
 -- IDEMPOTENT by nature: reads only.
 -- COST     two reads for the whole page.
 
--- @include working
--- @include numbers
--- @include codes
 -- @include argument_amount
--- @include clock_now
 -- @include cell_begin
+-- @include codes
 -- @include reply_stamp
+-- @include working
 
 local since = argument_amount(ARGV[1])
 if not since or #ARGV > 259 then

@@ -1,18 +1,16 @@
 #!lua
 -- PURPOSE  Mark or clear doubt about the cell's clock: while it lasts, hard scopes refuse.
--- KEYS     M
+-- KEYS     L
 -- ARGV     1: callers' clocks disagree with the cell's · 0: they agree again
 -- RETURNS  OK: stamp · NO_CELL · BAD_SCHEMA
 -- IDEMPOTENT by nature.
 -- COST     one hash field.
 
--- @include working
--- @include numbers
--- @include codes
--- @include clock_now
 -- @include cell_begin
--- @include reply_stamp
 -- @include cell_write
+-- @include codes
+-- @include reply_stamp
+-- @include working
 
 local code
 cell, code = cell_begin()

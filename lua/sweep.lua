@@ -1,42 +1,21 @@
 #!lua flags=allow-oom
 -- PURPOSE  Let time do its work: expire leases, resolve suspense, remove tombstones that are due.
--- KEYS     M C0 C1 L B R D S G
+-- KEYS     C0 C1 L B R D S G
 -- ARGV     (none)
 -- RETURNS  OK: stamp, count of expired leases, of resolved suspense, of removed tombstones · NO_CELL · BAD_SCHEMA
 --          CALENDAR_NEEDED: stamp, number of the calendar
 -- IDEMPOTENT by nature: what was due is done once.
 -- COST     at most 8 leases, 8 suspended reservations, 64 tombstones. Call again while it finds as many.
 
--- @include working
--- @include numbers
--- @include codes
--- @include states
--- @include layout_lane
--- @include layout_scope
--- @include layout_reservation
--- @include clock_now
 -- @include cell_begin
+-- @include codes
+-- @include commit
 -- @include reply_stamp
 -- @include reply_transition
--- @include cell_catalogue
--- @include calendar_period
--- @include limit_advance
--- @include limit_used
--- @include limit_correct
--- @include lanes_load
--- @include scopes_load
--- @include scope_book
--- @include breaker_evidence
--- @include reservation_record
--- @include reservation_lanes_end
--- @include reservation_bury
--- @include reservation_load
--- @include reservation_expire
 -- @include sweep_due
--- @include sweep_suspense
 -- @include sweep_graves
--- @include cell_write
--- @include commit
+-- @include sweep_suspense
+-- @include working
 
 local code
 cell, code = cell_begin()

@@ -56,7 +56,7 @@ class Server:
         with self.client() as client:
             client.flushdb() if self.flavour == "external" else client.flushall()
             if self.flavour != "external":
-                client.script_flush()
+                client.function_flush()
                 client.config_resetstat()
 
     def stop(self) -> None:

@@ -1,10 +1,10 @@
-"""Run luacheck over the scripts as they are built: names cross files, so that a file alone says little.
+"""Run luacheck over the library as it is built: names cross files, so that a file alone says little.
 
     python -m tools.lua_lint
 
-Each script is written with its includes in their places, before constants become numbers; what luacheck says is told
-with the file and line it was written in. An include comes whole: a name of it that one script does not use is no
-fault, an include of which a script uses nothing is, and so is a name that no script uses.
+The library is written with every include in its place, before constants become numbers; what luacheck says is told with
+the file and line it was written in. A name that nothing uses is a fault, but for an enumeration's or a layout's: those
+name everything they have. So is an include of which a file uses nothing.
 
 Exit status: 0 clean, 1 warnings, 2 luacheck is not installed.
 """
@@ -17,96 +17,73 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from apikeyrouter.infrastructure.ledger.scripts import SCRIPT_NAMES, SourceLine, source_lines
+from apikeyrouter.infrastructure.ledger.scripts import SourceLine, source_lines
 
 ROOT = Path(__file__).parents[1]
 _FINDING = re.compile(r"^(?P<file>.+?):(?P<line>\d+):(?P<column>\d+): (?P<text>.+)$")
-_UNUSED = re.compile(r"^\(W211\) unused (?:variable|function) '(\w+)'")
+_UNUSED_CONSTANT = re.compile(r"^\(W211\) unused variable '[A-Z][A-Z0-9_]*'")
 _DEFINED = re.compile(r"^local (?:function )?(\w+(?:, \w+)*)")
-
-
-class Finding(NamedTuple):
-    """One warning: where it was written, and the name that is unused if that is what it says."""
-
-    script: str
-    line: SourceLine
-    text: str
-
-    @property
-    def unused(self) -> str | None:
-        """The unused name, when it is one that an include shares."""
-        match = _UNUSED.match(self.text)
-        return (
-            match.group(1)
-            if match and self.line.file.startswith("include/") and _DEFINED.match(self.line.text)
-            else None
-        )
+_INCLUDE = re.compile(r"^-- @include (\w+)$")
+_CODE = re.compile(r"'[^'\n]*'|\.\w+|\w+")
 
 
 def main() -> int:
-    """Lint every script, with both clocks, and print each warning once."""
+    """Lint the library, with both clocks, and print each warning once."""
     luacheck = shutil.which("luacheck")
     if luacheck is None:
         print("luacheck is not installed: `apt-get install lua-check` or `luarocks install luacheck`", file=sys.stderr)
         return 2
-    scripts = {
-        f"{name}{clock and '_virtual'}": list(source_lines(name, virtual_time=bool(clock)))
-        for name in SCRIPT_NAMES
-        for clock in ("", "virtual")
-    }
-    findings = list(_findings(luacheck, scripts))
-    warnings = {f"lua/{f.line.file}:{f.line.number}: {f.text}" for f in findings if f.unused is None}
-    warnings |= set(_unneeded(scripts, findings))
-    print("\n".join([*sorted(warnings), f"luacheck: {len(SCRIPT_NAMES)} scripts, {len(warnings)} warnings"]))
+    warnings: set[str] = set()
+    for virtual_time in (False, True):
+        lines = list(source_lines(virtual_time=virtual_time))
+        warnings.update(_findings(luacheck, lines))
+        warnings.update(_unneeded(lines))
+    print("\n".join([*sorted(warnings), f"luacheck: {len(warnings)} warnings"]))
     return 1 if warnings else 0
 
 
-def _findings(luacheck: str, scripts: dict[str, list[SourceLine]]) -> Iterator[Finding]:
+def _findings(luacheck: str, lines: Sequence[SourceLine]) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
-        for name, lines in scripts.items():
-            body = "\n".join(line.text for line in lines[1:])
-            Path(folder, f"{name}.lua").write_text(f"-- {lines[0].text}\n{body}\n", encoding="utf-8")
+        path = Path(folder, "library.lua")
+        path.write_text("\n".join(line.text for line in lines) + "\n", encoding="utf-8")
         command = [luacheck, "--config", str(ROOT / ".luacheckrc"), "--formatter", "plain", "--codes", "--no-cache"]
-        done = subprocess.run([*command, folder], capture_output=True, text=True, check=False)
+        done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
     for text in done.stdout.splitlines():
         match = _FINDING.match(text)
         if match is None:
             raise SystemExit(f"luacheck: {text}")
-        name = Path(match["file"]).stem
-        yield Finding(name, scripts[name][int(match["line"]) - 1], match["text"])
+        line = lines[int(match["line"]) - 1]
+        if line.file and not _UNUSED_CONSTANT.match(match["text"]):
+            yield f"lua/{line.file}:{line.number}: {match['text']}"
     if done.returncode > 2:
         raise SystemExit(f"luacheck failed ({done.returncode}): {done.stderr.strip()}")
 
 
-def _unneeded(scripts: dict[str, list[SourceLine]], findings: Sequence[Finding]) -> Iterator[str]:
-    """Includes of which a script uses nothing, and names that no script uses."""
-    unused: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for finding in findings:
-        if finding.unused is not None:
-            unused[finding.script, finding.line.file].add(finding.unused)
+def _unneeded(lines: Sequence[SourceLine]) -> Iterator[str]:
+    """Includes of which the file that names them uses nothing, and those it uses without naming them."""
+    defined: dict[str, str] = {}
+    told: dict[str, set[str]] = defaultdict(set)
     used: dict[str, set[str]] = defaultdict(set)
-    for script, lines in scripts.items():
-        for file, defined in _names(lines).items():
-            if defined and defined <= unused[script, file]:
-                yield f"lua/{script.removesuffix('_virtual')}.lua: uses nothing of {file}"
-            used[file] |= defined - unused[script, file]
-    for lines in scripts.values():
-        for file, defined in _names(lines).items():
-            for name in sorted(defined - used[file]):
-                if not name.isupper():  # a layout or an enumeration names everything it has
-                    yield f"lua/{file}: no script uses {name}"
+    for file, _, text in lines:
+        definition = _DEFINED.match(text)
+        if definition and file.startswith("include/"):
+            defined |= dict.fromkeys(definition.group(1).split(", "), _name(file))
+    for file, _, text in lines:
+        if match := _INCLUDE.match(text):
+            told[file].add(match.group(1))
+        elif file:
+            used[file].update(defined[word] for word in _CODE.findall(text.partition("--")[0]) if word in defined)
+    for file in told.keys() | used.keys():
+        own = {_name(file)}
+        for name in sorted(told[file] - used[file]):
+            yield f"lua/{file}: uses nothing of {name}"
+        for name in sorted(used[file] - told[file] - own):
+            yield f"lua/{file}: uses {name} without including it"
 
 
-def _names(lines: Sequence[SourceLine]) -> dict[str, set[str]]:
-    """What each include of a script defines for it."""
-    names: dict[str, set[str]] = defaultdict(set)
-    for line in lines:
-        match = _DEFINED.match(line.text)
-        if match and line.file.startswith("include/"):
-            names[line.file].update(match.group(1).split(", "))
-    return names
+def _name(file: str) -> str:
+    return Path(file).stem.removesuffix("_virtual")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 -- Start and end of the calendar period that contains `now`. Boundaries come from Python, Redis time chooses among
 -- them. Raises `missing_calendar` (before any write) when none of them reaches that far.
+-- @include cell_catalogue
+-- @include numbers
+-- @include working
+
 local function calendar_period(number, now)
   if number == 0 then
     return 0, AMOUNT_MAX

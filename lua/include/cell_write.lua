@@ -1,6 +1,12 @@
--- Writes the cell's own state, as the next seq.
-local function cell_write()
+-- The cell's own state as the next seq has it, and the write of that alone.
+-- @include numbers
+-- @include working
+
+local function cell_pack()
   cell.seq = cell.seq + 1
-  redis.call('HSET', M, 'cell',
-    struct.pack('<ddddddd', SCHEMA, cell.epoch, cell.seq, cell.now, cell.config, cell.slot, cell.suspect))
+  return struct.pack('<dddddddd', SCHEMA, cell.epoch, cell.seq, cell.now, cell.config, cell.slot, cell.suspect, cell.due)
+end
+
+local function cell_write()
+  redis.call('HSET', L, '', cell_pack())
 end

@@ -1,33 +1,39 @@
--- Writes the working set: one command per structure. The last write is the new seq. A structure that may not have been
--- read yet is looked at first: a key of another type fails there, before the first write.
-local function commit()
-  if #leases_set + #reservations_gone > 0 then
-    redis.call('ZCARD', D)
+-- Writes the working set: one command per structure. The last write is the new seq. A key of another type must fail
+-- before the first write: what may not have been read yet is looked at first, but for D, which is written first. Records
+-- are packed before that, so that one that cannot be packed leaves nothing behind.
+-- @include cell_write
+-- @include layout_lane
+-- @include layout_scope
+-- @include record
+-- @include working
+
+local function records_changed(records, seq)
+  local changed, count = { nil, nil, nil, nil, nil, nil, nil, nil }, 0
+  for id, record in pairs(records) do
+    if record and record[seq] == cell.seq + 1 then
+      changed[count + 1], changed[count + 2] = id, record_write(record)
+      count = count + 2
+    end
   end
-  if #graves_set > 0 then
+  return changed
+end
+
+local function commit()
+  if #graves_set > 0 and not graves_read then
     redis.call('ZCARD', G)
   end
   if #suspense_set + #suspense_gone > 0 then
     redis.call('ZCARD', S)
   end
-  local seq = cell.seq + 1
-  local list = {}
-  for id, lane in pairs(lanes_dirty) do
-    lane[L_SEQ] = seq
-    list[#list + 1] = id
-    list[#list + 1] = numbers_pack(lane)
+  local lane_records, scope_records = records_changed(lanes, L_SEQ), records_changed(scopes, S_SEQ)
+  if #leases_set > 0 then
+    redis.call('ZADD', D, unpack(leases_set))
   end
-  if #list > 0 then
-    redis.call('HSET', L, unpack(list))
-    list = {}
+  if #reservations_gone > 0 then
+    redis.call('ZREM', D, unpack(reservations_gone))
   end
-  for id, scope in pairs(scopes_dirty) do
-    scope[S_SEQ] = seq
-    list[#list + 1] = id
-    list[#list + 1] = numbers_pack(scope)
-  end
-  if #list > 0 then
-    redis.call('HSET', B, unpack(list))
+  if #scope_records > 0 then
+    redis.call('HSET', B, unpack(scope_records))
   end
   if #graves_gone > 0 then -- first, for one that ended again just now has a new tombstone
     redis.call('ZREM', G, unpack(graves_gone))
@@ -35,12 +41,6 @@ local function commit()
   end
   if #reservations_set > 0 then
     redis.call('HSET', R, unpack(reservations_set))
-  end
-  if #leases_set > 0 then
-    redis.call('ZADD', D, unpack(leases_set))
-  end
-  if #reservations_gone > 0 then
-    redis.call('ZREM', D, unpack(reservations_gone))
   end
   if #graves_set > 0 then
     redis.call('ZADD', G, unpack(graves_set))
@@ -51,5 +51,7 @@ local function commit()
   if #suspense_gone > 0 then
     redis.call('ZREM', S, unpack(suspense_gone))
   end
-  cell_write()
+  local at = #lane_records
+  lane_records[at + 1], lane_records[at + 2] = '', cell_pack()
+  redis.call('HSET', L, unpack(lane_records))
 end

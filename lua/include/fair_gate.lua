@@ -3,6 +3,10 @@
 -- and a principal: when it was last served, above all counters; `v`: what the leader has, less its lead. Nobody starts
 -- below that, so that idling or asking for little earns no claim. Who was not served for ten seconds is idle and binds
 -- nobody; at most eight of them leave at a time. Counters are no accounting: they may be lost freely.
+-- @include lane_scarce
+-- @include layout_lane
+-- @include working
+
 local FAIR_IDLE, FAIR_LEAD, FAIR_TIMES = 10000000, 125000, 4503599627370496
 
 local function fair_read(principal)
@@ -39,4 +43,17 @@ local function fair_write(state, principal, charge)
   if #state.gone > 0 then
     redis.call('ZREM', F, unpack(state.gone))
   end
+end
+
+-- Whether a candidate would use what a fair lane keeps, whether it counts for fairness, and the principal's charge.
+local function fair_charge(candidate, weight)
+  local scarce, counts, share = false, false, 0
+  for i = 1, #candidate.lanes do
+    local lane = lanes[candidate.lanes[i]]
+    if lane[L_FAIR] == 1 then
+      local is_scarce, lane_counts, lane_share = lane_scarce(lane, candidate.amounts)
+      scarce, counts, share = scarce or is_scarce, counts or lane_counts, math.max(share, lane_share)
+    end
+  end
+  return scarce, counts, math.max(1, math.ceil(share / weight))
 end

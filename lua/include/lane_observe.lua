@@ -1,5 +1,12 @@
 -- Re-syncs one limit of a lane with what its provider said. Usage is only ever raised: what is in flight may not be in
 -- the provider's count yet. A limit that is lower than configured is adopted while it is told, an unknown one is learned.
+-- @include cell_catalogue
+-- @include layout_lane
+-- @include limit_start
+-- @include limit_used
+-- @include numbers
+-- @include working
+
 local O_NAME, O_CAPACITY, O_TICK, O_USED, O_FULL_IN = 1, 4, 7, 8, 9
 
 -- What the configuration says about the limit that was seen; nil: nothing.
@@ -14,8 +21,9 @@ local function limit_configured(id, seen)
 end
 
 local function lane_observe(id, lane, seen)
-  local at
+  local at, count = nil, 0
   for offset = LANE_SIZE, #lane - 1, LIMIT_SIZE do
+    count = count + (lane[offset + D_KIND] == SLOTS and 0 or 1)
     if lane[offset + D_NAME] == seen[O_NAME] then
       at = offset
     end
@@ -27,8 +35,11 @@ local function lane_observe(id, lane, seen)
     end
     if at then
       used, refund = limit_used(lane, at), lane[at + D_REFUND]
-    elseif #lane < LANE_SIZE + LIMITS_MAX * LIMIT_SIZE then
+    elseif count < LIMITS_MAX then
       at = #lane
+      for field = 1, LIMIT_SIZE do
+        lane[at + field] = 0
+      end
     else
       return
     end
@@ -55,7 +66,7 @@ local function lane_observe(id, lane, seen)
       lane[at + D_S1] = lane[at + D_S1] + more * lane[at + D_SCALE]
     end
   elseif more > 0 and kind == SLIDING then
-    lane[at + D_S2] = lane[at + D_S2] + more
+    lane[at + D_N] = lane[at + D_N] + more
   elseif more > 0 and kind ~= CONCURRENCY then
     lane[at + D_S1] = lane[at + D_S1] + more
   end

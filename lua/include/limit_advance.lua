@@ -1,4 +1,7 @@
 -- Brings one limit's state to `now`: buckets drain, windows roll, slots slide. Idempotent, moves time forward only.
+-- @include calendar_period
+-- @include layout_lane
+
 local function limit_advance(lane, at, now)
   local kind = lane[at + D_KIND]
   if kind == BUCKET then
@@ -23,9 +26,9 @@ local function limit_advance(lane, at, now)
     local start = now - now % lane[at + D_SCALE]
     local shift = math.min((start - lane[at + D_S1]) / lane[at + D_SCALE], SLIDING_SLOTS + 1)
     if shift > 0 then
-      for slot = at + D_S8, at + D_S2, -1 do
+      for slot = at + D_N + SLIDING_SLOTS, at + D_N, -1 do
         local from = slot - shift
-        lane[slot] = from >= at + D_S2 and lane[from] or 0
+        lane[slot] = from >= at + D_N and lane[from] or 0
       end
       lane[at + D_S1] = start
     end

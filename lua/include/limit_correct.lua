@@ -1,6 +1,11 @@
 -- Corrects one earlier charge by `change` (negative gives back), in the window that was charged.
 -- A bucket is a queue that drains: of our charge only what has not drained yet can come back, else a late settlement would
 -- mint capacity that others already used. Our place in that queue was `where`; it has moved by time and by refunds.
+-- @include layout_lane
+-- @include layout_reservation
+-- @include numbers
+-- @include working
+
 local function limit_correct(lane, at, change, where, refunded, numbers)
   local kind = lane[at + D_KIND]
   if kind ~= SLIDING and change < 0 and numbers[R_SEQ] < lane[at + D_S4] then
@@ -21,7 +26,7 @@ local function limit_correct(lane, at, change, where, refunded, numbers)
   elseif kind == SLIDING then
     local back = (lane[at + D_S1] - where) / lane[at + D_SCALE]
     if back <= SLIDING_SLOTS then
-      lane[at + D_S2 + back] = math.max(0, lane[at + D_S2 + back] + change)
+      lane[at + D_N + back] = math.max(0, lane[at + D_N + back] + change)
     end
   elseif lane[at + D_S2] == where then
     lane[at + D_S1] = math.max(0, lane[at + D_S1] + change)

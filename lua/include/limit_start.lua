@@ -1,7 +1,28 @@
+-- A sliding limit has a block of slots behind its own; another has none.
+-- @include layout_lane
+-- @include limit_advance
+-- @include working
+
+local function limit_slots(lane, at)
+  local slots, wanted = at + LIMIT_SIZE, lane[at + D_KIND] == SLIDING
+  local there = lane[slots + D_KIND] == SLOTS
+  for field = 1, LIMIT_SIZE do
+    if wanted and not there then
+      table.insert(lane, slots + field, 0)
+    elseif there and not wanted then
+      table.remove(lane, slots + 1)
+    end
+  end
+  if wanted then
+    lane[slots + D_METRIC], lane[slots + D_KIND] = 1, SLOTS
+  end
+end
+
 -- Starts a limit's state at `now` with `used` already counted: what was used under another kind or rate stays used. What
 -- was charged before this seq has no place in it, and can give nothing back.
 local function limit_start(lane, at, used, now)
-  for slot = at + D_S1, at + D_S8 do
+  limit_slots(lane, at)
+  for slot = at + D_S1, at + D_S4 do
     lane[slot] = 0
   end
   local kind = lane[at + D_KIND]
@@ -11,6 +32,9 @@ local function limit_start(lane, at, used, now)
     limit_advance(lane, at, now)
     lane[at + D_S1], lane[at + D_S4] = used, cell.seq + 1
   elseif kind == SLIDING then
-    lane[at + D_S1], lane[at + D_S2] = now - now % lane[at + D_SCALE], used
+    for slot = at + D_N, at + D_N + SLIDING_SLOTS do
+      lane[slot] = 0
+    end
+    lane[at + D_S1], lane[at + D_N] = now - now % lane[at + D_SCALE], used
   end
 end

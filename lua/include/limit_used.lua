@@ -1,4 +1,6 @@
 -- What one limit (already advanced) counts as used now, in units of amount, rounded up.
+-- @include layout_lane
+
 local function limit_used(lane, at)
   local kind = lane[at + D_KIND]
   if kind == BUCKET then
@@ -6,7 +8,7 @@ local function limit_used(lane, at)
     return (level + (scale - level % scale) % scale) / scale
   elseif kind == SLIDING then
     local used = 0
-    for slot = at + D_S2, at + D_S8 do
+    for slot = at + D_N, at + D_N + SLIDING_SLOTS do
       used = used + lane[slot]
     end
     return used

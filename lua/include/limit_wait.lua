@@ -1,7 +1,15 @@
 -- When `amount` fits this limit (already advanced): 0 for now, else a time in us and how far it can be trusted.
+-- @include layout_lane
+-- @include limit_used
+-- @include numbers
+-- @include reasons
+-- @include record
+
 local function limit_wait(lane, at, amount, now)
   local kind, capacity = lane[at + D_KIND], lane[at + D_CAPACITY]
-  if amount > capacity then
+  if kind == SLOTS then
+    return 0, EXACT
+  elseif amount > capacity then
     return AMOUNT_MAX, NEVER
   end
   if kind == BUCKET then
@@ -21,11 +29,11 @@ local function limit_wait(lane, at, amount, now)
     return 0, EXACT
   end
   if kind == CONCURRENCY then
-    local turn = lane[L_LATENCY] / capacity
+    local turn = record_rest(lane)[H_LATENCY] / capacity
     return now + math.max(10000, turn - turn % 1), ESTIMATED
   elseif kind == SLIDING then
     local leaves = lane[at + D_S1]
-    for slot = at + D_S8, at + D_S2, -1 do
+    for slot = at + D_N + SLIDING_SLOTS, at + D_N, -1 do
       leaves = leaves + lane[at + D_SCALE]
       over = over - lane[slot]
       if over <= 0 then

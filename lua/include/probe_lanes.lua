@@ -1,4 +1,6 @@
 -- Which lanes of a reservation it probes, as bits: bit 0 is its first lane.
+-- @include layout_reservation
+
 local function probe_lanes(numbers)
   local mask, at = 0, R_HEAD
   for i = 1, numbers[R_LANES] do

@@ -1,4 +1,6 @@
 -- Every reply begins alike: code, epoch, seq, now, configuration version.
+-- @include working
+
 local function reply_stamp(code)
   if not cell then
     return { code, 0, 0, 0, 0 }

@@ -1,6 +1,8 @@
 -- Leaves a tombstone in a reservation's place, so that a repeat gets the same answer and a contradiction a clear one. It
 -- goes when its caller has acknowledged it, else after a day. An expired one keeps all its numbers: a late settlement
 -- still needs them.
+-- @include working
+
 local TOMBSTONE_KEEP = 86400000000
 
 local function reservation_bury(rid, record)
@@ -11,5 +13,5 @@ local function reservation_bury(rid, record)
 end
 
 local function tombstone_write(state)
-  return numbers_pack({ 2, state })
+  return struct.pack('<dd', 2, state)
 end

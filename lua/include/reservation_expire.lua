@@ -1,8 +1,18 @@
 -- Ends a lease that ran out, in the working set. Concurrency comes back, request and token counts stay, a probe counts as
 -- failed, money moves to suspense.
-local KEEP = { -1, -1, -1, -1, -1, -1 }
-
+-- @include layout_reservation
+-- @include layout_scope
+-- @include numbers
 -- @include probe_lanes
+-- @include record
+-- @include reservation_bury
+-- @include reservation_lanes_end
+-- @include reservation_record
+-- @include scope_book
+-- @include states
+-- @include working
+
+local KEEP = { -1, -1, -1, -1, -1, -1 }
 
 local function reservation_expire(rid, numbers, ids)
   local probes = probe_lanes(numbers)
@@ -10,12 +20,13 @@ local function reservation_expire(rid, numbers, ids)
   local due = AMOUNT_MAX
   for i = 1, numbers[R_SCOPES] do
     local scope = scopes[ids[numbers[R_LANES] + i]]
-    local amount = numbers[at + P_AMOUNT]
-    scope_book(scope, numbers[at + P_START], 0, -amount, amount, 0)
-    scopes_dirty[ids[numbers[R_LANES] + i]] = scope
-    numbers[at + P_DUE] = scope[S_SUSPENSE_RULE] == SUSPENSE_HOLD and AMOUNT_MAX
-      or cell.now + scope[S_SUSPENSE_AFTER]
-    due = math.min(due, numbers[at + P_DUE])
+    local rest = record_rest(scope)
+    local amount = numbers[at + A_AMOUNT]
+    scope_book(scope, numbers[at + A_START], 0, -amount, amount, 0)
+    scope[S_SEQ] = cell.seq + 1
+    numbers[at + A_DUE] = rest[P_SUSPENSE_RULE] == SUSPENSE_HOLD and AMOUNT_MAX
+      or cell.now + rest[P_SUSPENSE_AFTER]
+    due = math.min(due, numbers[at + A_DUE])
     at = at + SCOPE_PART
   end
   reservations_gone[#reservations_gone + 1] = rid

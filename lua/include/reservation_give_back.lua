@@ -1,4 +1,10 @@
 -- Ends an open reservation without cost. What was sent may have been counted by the provider: requests and tokens stay.
+-- @include reservation_bury
+-- @include reservation_lanes_end
+-- @include reservation_scopes_end
+-- @include states
+-- @include working
+
 local NOTHING = { 0, 0, 0, 0, 0, 0 }
 local NO_SPEND = { -1, -1, -1, -1, 0, -1 }
 

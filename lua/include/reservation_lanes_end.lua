@@ -1,6 +1,14 @@
 -- Takes a reservation out of its lanes. `actuals` says per metric what was really used (negative: keep what was
 -- charged); `arrived` false means that the provider never saw it, so that everything comes back.
 -- Returns where the scopes' numbers begin.
+-- @include breaker_evidence
+-- @include layout_lane
+-- @include layout_reservation
+-- @include limit_correct
+-- @include record
+-- @include states
+-- @include working
+
 local function reservation_lanes_end(numbers, ids, actuals, arrived, outcome, failed_lanes, latency)
   local at = R_HEAD
   for i = 1, numbers[R_LANES] do
@@ -23,7 +31,8 @@ local function reservation_lanes_end(numbers, ids, actuals, arrived, outcome, fa
     if numbers[R_STATE] == OPEN then
       lane[L_IN_FLIGHT] = lane[L_IN_FLIGHT] - 1
       if arrived then
-        lane[L_TOTAL], lane[L_LAST_USED] = lane[L_TOTAL] + 1, cell.now
+        local health = record_rest(lane)
+        health[H_TOTAL], health[H_LAST_USED] = health[H_TOTAL] + 1, cell.now
       end
       local own = outcome
       if outcome == FAILURE and math.floor(failed_lanes / 2 ^ (i - 1)) % 2 == 0 then
@@ -31,7 +40,7 @@ local function reservation_lanes_end(numbers, ids, actuals, arrived, outcome, fa
       end
       breaker_evidence(lane, own, latency, probe and lane[L_PROBE] == numbers[R_SEQ])
     end
-    lanes_dirty[ids[i]] = lane
+    lane[L_SEQ] = cell.seq + 1
   end
   return at
 end

@@ -1,10 +1,14 @@
 -- The ids of a reservation's lanes and scopes, in the order of its numbers.
+-- @include layout_reservation
+-- @include numbers
+
 local function reservation_read(packed)
   local count = struct.unpack('<d', packed)
-  local numbers = numbers_unpack(string.sub(packed, 1, count * 8))
-  local ids = {}
+  local numbers = numbers_unpack(packed, count)
+  local ids, found = { nil, nil, nil, nil, nil, nil, nil, nil }, 0
   for id in string.gmatch(string.sub(packed, count * 8 + 1), '[^\n]+') do
-    ids[#ids + 1] = id
+    found = found + 1
+    ids[found] = id
   end
   return numbers, ids
 end

@@ -1,5 +1,11 @@
 -- Whether a scope (rolled) has room for a cost. Returns the amount to hold and how it is booked, or nil and why not:
 -- reason, retry time, how far that can be trusted.
+-- @include layout_scope
+-- @include numbers
+-- @include reasons
+-- @include scope_hold
+-- @include working
+
 local function scope_check(scope, amounts)
   local amount, mode = scope_hold(scope, amounts)
   if not amount then

@@ -1,4 +1,11 @@
 -- Takes the active configuration over into a scope's record; makes the record if there is none. nil: not configured.
+-- @include calendar_period
+-- @include cell_catalogue
+-- @include layout_scope
+-- @include numbers
+-- @include record
+-- @include working
+
 local function scope_configure(id, scope)
   local packed = redis.call('HGET', cell_catalogue(), 's:' .. id)
   if not packed then
@@ -6,19 +13,16 @@ local function scope_configure(id, scope)
   end
   local config = numbers_unpack(packed)
   if not scope then
-    scope = {}
-    for field = 1, SCOPE_SIZE do
-      scope[field] = 0
-    end
-    scope[S_PREV_START] = -1
+    scope = { numbers_zero(PERIODS_SIZE), unpack(numbers_zero(SCOPE_SIZE)) }
+    scope[REST][P_PREV_START] = -1
   end
-  local calendar = scope[S_CALENDAR]
-  for field = S_LIMIT, S_SUSPENSE_AFTER do
-    scope[field] = config[field - S_LIMIT + 1]
-  end
-  if calendar ~= scope[S_CALENDAR] then
+  local rest = record_rest(scope)
+  local calendar = rest[P_CALENDAR]
+  scope[S_LIMIT], scope[S_HARD], scope[S_UNPRICED_RULE], scope[S_FLAT] = unpack(config)
+  rest[P_CALENDAR], rest[P_SUSPENSE_RULE], rest[P_SUSPENSE_AFTER] = unpack(config, 5)
+  if calendar ~= rest[P_CALENDAR] then
     -- another calendar: a period that reaches into the new one goes on, with what it counted, until the new one's end
-    local start, stop = calendar_period(scope[S_CALENDAR], cell.now)
+    local start, stop = calendar_period(rest[P_CALENDAR], cell.now)
     if scope[S_END] > start then
       scope[S_END] = stop
     end

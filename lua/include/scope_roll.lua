@@ -1,17 +1,19 @@
 -- Rolls a scope to the period that contains now: the current one becomes the previous one.
+-- @include calendar_period
+-- @include layout_scope
+-- @include record
+-- @include working
+
 local function scope_roll(scope)
-  local start, stop = calendar_period(scope[S_CALENDAR], cell.now)
+  local rest = record_rest(scope)
+  local start, stop = calendar_period(rest[P_CALENDAR], cell.now)
+  local before = { -1, 0, 0, 0, 0 }
   if start == scope[S_END] then
-    scope[S_PREV_START], scope[S_PREV_SETTLED], scope[S_PREV_HELD] = scope[S_START], scope[S_SETTLED], scope[S_HELD]
-    scope[S_PREV_SUSPENSE], scope[S_PREV_UNPRICED] = scope[S_SUSPENSE], scope[S_UNPRICED]
-  else
-    for field = S_PREV_START, S_PREV_UNPRICED do
-      scope[field] = 0
-    end
-    scope[S_PREV_START] = -1
+    before = { scope[S_START], scope[S_SETTLED], scope[S_HELD], scope[S_SUSPENSE], rest[P_UNPRICED] }
   end
-  for field = S_SETTLED, S_UNPRICED_COUNT do
-    scope[field] = 0
+  for field = 1, #before do
+    rest[P_PREV_START + field - 1] = before[field]
   end
+  scope[S_SETTLED], scope[S_HELD], scope[S_SUSPENSE], rest[P_UNPRICED], rest[P_UNPRICED_COUNT] = 0, 0, 0, 0, 0
   scope[S_START], scope[S_END] = start, stop
 end

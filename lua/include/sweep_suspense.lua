@@ -1,4 +1,15 @@
 -- Resolves suspense that is due by each scope's own rule, at most `most` reservations.
+-- @include layout_reservation
+-- @include layout_scope
+-- @include numbers
+-- @include record
+-- @include reservation_bury
+-- @include reservation_record
+-- @include reservations_load
+-- @include scope_book
+-- @include states
+-- @include working
+
 local function suspense_resolve(rid, numbers, ids)
   local at = R_HEAD
   for _ = 1, numbers[R_LANES] do
@@ -8,18 +19,19 @@ local function suspense_resolve(rid, numbers, ids)
   for i = 1, numbers[R_SCOPES] do
     local id = ids[numbers[R_LANES] + i]
     local scope = scopes[id]
-    local is_due = numbers[at + P_DUE] > 0 and numbers[at + P_DUE] <= cell.now
-    if is_due and scope[S_SUSPENSE_RULE] == SUSPENSE_HOLD then
-      numbers[at + P_DUE] = AMOUNT_MAX -- the rule has changed since the lease ended
+    local rule = record_rest(scope)[P_SUSPENSE_RULE]
+    local is_due = numbers[at + A_DUE] > 0 and numbers[at + A_DUE] <= cell.now
+    if is_due and rule == SUSPENSE_HOLD then
+      numbers[at + A_DUE] = AMOUNT_MAX -- the rule has changed since the lease ended
     elseif is_due then
-      local amount = numbers[at + P_AMOUNT]
-      numbers[at + P_CHARGED] = scope[S_SUSPENSE_RULE] == SUSPENSE_CHARGE and amount or 0
-      numbers[at + P_DUE] = 0
-      scope_book(scope, numbers[at + P_START], numbers[at + P_CHARGED], 0, -amount, 0)
-      scopes_dirty[id] = scope
+      local amount = numbers[at + A_AMOUNT]
+      numbers[at + A_CHARGED] = rule == SUSPENSE_CHARGE and amount or 0
+      numbers[at + A_DUE] = 0
+      scope_book(scope, numbers[at + A_START], numbers[at + A_CHARGED], 0, -amount, 0)
+      scope[S_SEQ] = cell.seq + 1
     end
-    if numbers[at + P_DUE] > 0 then
-      due, waiting = math.min(due, numbers[at + P_DUE]), true
+    if numbers[at + A_DUE] > 0 then
+      due, waiting = math.min(due, numbers[at + A_DUE]), true
     end
     at = at + SCOPE_PART
   end
@@ -37,9 +49,11 @@ end
 
 local function sweep_suspense(most)
   local rids = redis.call('ZRANGEBYSCORE', S, '-inf', cell.now, 'LIMIT', 0, most)
-  for i = 1, #rids do
-    local numbers, ids = reservation_load(rids[i])
-    suspense_resolve(rids[i], numbers, ids)
+  if #rids > 0 then
+    local reservations, ids = reservations_load(rids)
+    for i = 1, #rids do
+      suspense_resolve(rids[i], reservations[i], ids[i])
+    end
   end
   return #rids
 end

@@ -32,7 +32,7 @@ class VirtualRedis:
 
     def tick(self) -> None:
         """Tell the server what time it is now."""
-        self.client.hset(cell_key("M"), "virtual_now", str(self._clock.now_us))
+        self.client.hset(cell_key("L"), "\nvirtual_now", str(self._clock.now_us))
 
     async def run(self, name: str, args: Sequence[Argument], *, pool: str = "") -> Reply:
         self.tick()

@@ -558,7 +558,7 @@ class Turn:
         numbers = self.oracle.config.get(b"s:" + name)
         if numbers is None or (scope is not None and scope.version == self.oracle.version):
             return scope
-        limit, hard, calendar, unpriced, flat, suspense, after = numbers
+        limit, hard, unpriced, flat, calendar, suspense, after = numbers
         if scope is None:
             return Scope(self.oracle.version, limit, bool(hard), calendar, unpriced, flat, suspense, after)
         if calendar != scope.calendar:
@@ -879,29 +879,31 @@ class Turn:
 
     # --- fairness ----------------------------------------------------------------------------------------------------
 
-    def fair_charge(self, offer: Offer, weight: int) -> tuple[bool, int]:
-        """Whether the offer would use what a fair lane keeps for who was served least, and the millionths of the lane
-        that it takes, per weight. Gates are no accounting: here both sides may use floating point."""
-        scarce, share = False, 0
+    def fair_charge(self, offer: Offer, weight: int) -> tuple[bool, bool, int]:
+        """Whether the offer would use what a fair lane keeps for who was served least, whether it comes half way there
+        (else nobody counts), and the millionths of the lane that it takes, per weight. Gates are no accounting: here
+        both sides may use floating point."""
+        scarce, counts, share = False, False, 0
         for name in offer.lanes:
             lane = self.lane(name)
             for counter in lane.counters if lane.fair else ():
                 rule, amount = counter.rule, offer.amount(counter.rule.metric)
                 if amount == 0:
                     continue
-                scarce |= self.used(name, counter) + amount > self.open_to_all(counter, amount)
+                used, room = self.used(name, counter) + amount, self.open_to_all(counter, amount)
+                scarce, counts = scarce or used > room, counts or used * 2 > room
                 share = max(share, ceil(Fraction(amount * 1_000_000, rule.capacity)))
-        return scarce, max(1, ceil(Fraction(share, weight)))
+        return scarce, counts, max(1, ceil(Fraction(share, weight)))
 
     def open_to_all(self, counter: Counter, amount: int) -> float:
-        """A bucket keeps its last eighth, a window an eighth ahead of its pace, others as little as can be."""
+        """A bucket keeps its last eighth, a window an eighth ahead of its pace, others one request's room."""
         capacity, kind = counter.rule.capacity, counter.rule.kind
         if kind in (LimitKind.FIXED, LimitKind.CALENDAR):
             start, end = counter.window
             if start == end:  # its calendar is missing: this turn comes to nothing
                 return capacity
             return capacity * (1 - (end - self.now) / (end - start) * 9 / 8)
-        return capacity - max(amount, capacity / (8 if kind is LimitKind.BUCKET else 64))
+        return capacity - (max(amount, capacity / 8) if kind is LimitKind.BUCKET else amount)
 
     def fair_counters(self, principal: bytes) -> tuple[int, int]:
         """The least served principal's counter and this one's. Nobody is below the floor; who is idle binds nobody."""
@@ -1008,7 +1010,9 @@ def _reserve(turn: Turn, words: list[bytes]) -> Answer:
                 return [*turn.stamp(Code.UNKNOWN_SCOPE), AnyOf(frozenset(unknown))]
         against, charge = turn.against(offers[number]), 0
         if against is None and principal:
-            scarce, charge = turn.fair_charge(offers[number], weight)
+            scarce, counts, charge = turn.fair_charge(offers[number], weight)
+            if not counts:
+                charge = 0
             least, mine = turn.fair_counters(principal)
             if scarce and mine > least + 2 * charge:
                 against = (Reason.FAIR_SHARE, offers[number].lanes[0], 0, turn.now + 100_000, RetryKind.ESTIMATED)
@@ -1028,7 +1032,7 @@ def _admit(
     holds = tuple(hold for hold in (turn.hold_in(name, offer) for name in offer.scopes) if hold is not None)
     probe = turn.open_reservation(rid, offer, number, holds, lease)
     turn.commit()
-    if principal:
+    if charge:
         turn.fair_take(principal, charge)
     soft = [
         name for name in offer.scopes
@@ -1337,7 +1341,7 @@ def _offer(
     words: list[bytes], at: int, shared: tuple[bytes, ...], charges_at: int, *, bad_before_the_cell: bool = False
 ) -> tuple[Offer, int]:
     try:
-        lanes, at = _names(words, at, 4)
+        lanes, at = _names(words, at, 6)
         own, at = _names(words, at, 4)
         number = _amount_at(words, at)
         charge = words[charges_at + 5 * (number - 1) :][:5]

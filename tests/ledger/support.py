@@ -32,7 +32,7 @@ START_US = 1_800_000_000_000_000
 """2027-01-15 08:00:00 UTC: the beginning of an hour, a minute and a fairness epoch."""
 NAMESPACE = "test"
 CELL = "main"
-STRUCTURES = ("M", "C0", "C1", "L", "B", "R", "D", "S", "G", "U")
+STRUCTURES = ("C0", "C1", "L", "B", "R", "D", "S", "G", "U")
 Image = dict[str, dict[bytes, bytes]]
 
 _rids = count(1)
@@ -111,7 +111,7 @@ def redis_image(client: "redis.Redis") -> Image:
             image[name] = {member: repr(score).encode() for member, score in scores}
         else:
             image[name] = cast("dict[bytes, bytes]", client.hgetall(key))
-    image["M"].pop(b"virtual_now", None)
+    image["L"].pop(b"\nvirtual_now", None)
     return image
 
 
@@ -122,7 +122,7 @@ def cell_key(name: str) -> str:
 
 def set_virtual_now(client: "redis.Redis", now_us: int) -> None:
     """Set the clock of a cell whose scripts were built with virtual time."""
-    client.hset(cell_key("M"), "virtual_now", str(now_us))
+    client.hset(cell_key("L"), "\nvirtual_now", str(now_us))
 
 
 # --- builders ------------------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ class Pair:
             case Wind(now_us):
                 self.clock.now_us = now_us
             case Flush(scripts_only=True):
-                self.server.client.script_flush()
+                self.server.client.function_flush()
             case Flush():
                 self.server.client.flushdb()
                 self.local.flush()
@@ -111,10 +111,10 @@ class Pair:
             return
         self.oracle.schema_is_ours = ours
         poke, peek = (self.local._lua.globals()[name] for name in (b"poke", b"peek"))
-        key = cell_key("M")
-        marked = struct.pack("<d", 1 if ours else 2) + bytes(peek(key.encode())[b"cell"])[8:]
-        poke(key.encode(), b"cell", marked)
-        self.server.client.hset(key, "cell", marked)
+        key = cell_key("L")
+        marked = struct.pack("<d", 2 if ours else 3) + bytes(peek(key.encode())[b""])[8:]
+        poke(key.encode(), b"", marked)
+        self.server.client.hset(key, "", marked)
 
 
 @pytest.mark.timeout(1800 if LONG else 300)

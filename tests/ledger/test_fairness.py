@@ -175,10 +175,20 @@ async def test_a_principal_without_a_name_is_not_gated() -> None:
         await cell.admit(wish(pool="pool"))
 
 
+async def test_who_is_served_while_there_is_plenty_does_not_count() -> None:
+    cell = await local_cell(lane("lane", in_flight(16), fair=True))
+    for _ in range(7):
+        await cell.admit(greedily())
+    assert fair_counters(cell) == {}
+    await cell.admit(greedily())
+    assert set(fair_counters(cell)) == {b"v", b"cgreedy", b"tgreedy"}
+
+
 async def test_an_idle_principal_holds_nothing_back_after_ten_seconds() -> None:
     cell = await local_cell(lane("lane", in_flight(16), fair=True))
+    greedy = [await cell.admit(greedily()) for _ in range(7)]
     modest = await cell.admit(wish(principal="modest", pool="pool", lease_us=3600 * SECOND))
-    greedy = [await cell.admit(greedily()) for _ in range(14)]
+    greedy += [await cell.admit(greedily()) for _ in range(7)]
     assert (await cell.deny(greedily())).binding.reason is Reason.FAIR_SHARE
     cell.time.advance(10 * SECOND)
     await cell.admit(greedily())
@@ -211,9 +221,8 @@ async def test_a_newcomer_starts_level_with_who_was_served_least_and_has_no_clai
 
 async def test_a_denied_principal_has_written_nothing() -> None:
     cell = await local_cell(lane("lane", in_flight(16), fair=True))
-    await cell.admit(wish(principal="modest", pool="pool"))
-    for _ in range(14):
-        await cell.admit(greedily())
+    for number in range(15):
+        await cell.admit(wish(principal="modest", pool="pool") if number == 7 else greedily())
     before = cell.image() | {"F": fair_counters(cell)}
     assert (await cell.deny(greedily())).binding.reason is Reason.FAIR_SHARE
     assert cell.image() | {"F": fair_counters(cell)} == before

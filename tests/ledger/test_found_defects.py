@@ -214,7 +214,7 @@ def test_a_script_refuses_more_work_than_its_header_allows(engine: LocalEngine) 
     calls: list[list[Argument]] = [
         [b"r", 0, 1, "", 1, "", 0, *charge, 65, *(many * 65)],
         [b"r", 0, 1, "", 1, "", 9, *"abcdefghi", *charge, 1, *many],
-        [b"r", 0, 1, "", 1, "", 0, *charge, 1, 5, *"abcde", 0, 1],
+        [b"r", 0, 1, "", 1, "", 0, *charge, 1, 7, *"abcdefg", 0, 1],
         [b"r", 0, 1, "", 1, "", 0, *charge, 1, 1, "free", 5, *"abcde", 1],
     ]
     assert [engine.run_now("reserve", call)[0] for call in calls] == [Code.BAD_ARGUMENT] * 4

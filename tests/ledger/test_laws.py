@@ -385,7 +385,7 @@ async def test_a_reserve_ends_at_most_eight_leases() -> None:
 
 
 @pytest.mark.parametrize(
-    ("candidates", "scopes", "lanes", "own"), [(65, 0, 1, 0), (0, 0, 1, 0), (1, 9, 1, 0), (1, 0, 5, 0), (1, 0, 1, 5)]
+    ("candidates", "scopes", "lanes", "own"), [(65, 0, 1, 0), (0, 0, 1, 0), (1, 9, 1, 0), (1, 0, 7, 0), (1, 0, 1, 5)]
 )
 async def test_a_request_that_asks_for_too_much_work_is_refused(
     candidates: int, scopes: int, lanes: int, own: int
@@ -421,7 +421,7 @@ async def test_a_seq_that_goes_back_proves_that_writes_were_forgotten() -> None:
     for _ in range(3):
         await cell.admit(wish())
     poke = cell.engine._lua.globals()[b"poke"]
-    poke(b"test:{c:main}:M", b"cell", image["M"][b"cell"])
+    poke(b"test:{c:main}:L", b"", image["L"][b""])
     assert cell.forgotten == 0
     await cell.admit(wish())
     assert cell.forgotten == 1

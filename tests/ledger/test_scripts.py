@@ -20,13 +20,14 @@ from apikeyrouter.domain.models.system_error import LedgerProtocolError
 from apikeyrouter.infrastructure.ledger import records
 from apikeyrouter.infrastructure.ledger.engine import Argument
 from apikeyrouter.infrastructure.ledger.ledger import _reserve_args, _settle_args
-from apikeyrouter.infrastructure.ledger.scripts import SCRIPT_NAMES, load_scripts, lua_root
+from apikeyrouter.infrastructure.ledger.scripts import SCRIPT_NAMES, load_library, lua_root
 from tests.ledger.support import (
     DAY,
     SECOND,
     LocalCell,
     bucket,
     budget,
+    cell_key,
     cost,
     in_flight,
     lane,
@@ -36,8 +37,8 @@ from tests.ledger.support import (
     wish,
 )
 
+POOL = "pool"
 WRITES = {"HSET", "HSETNX", "HDEL", "ZADD", "ZREM", "DEL", "UNLINK"}
-_KEY_USES = re.compile(r"redis\.call\('([A-Z]+)', (\w+)")
 _NUMBERS = re.compile(r"^local ([A-Z][\w, ]*) = (\d[\d, ]*)$", re.MULTILINE)
 
 
@@ -50,54 +51,33 @@ def constants(include: str) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("name", SCRIPT_NAMES)
-def test_a_script_declares_every_key_that_it_calls_redis_with(name: str) -> None:
-    script = load_scripts()[name]
-    called = {key for _, key in _KEY_USES.findall(script.text)} - {"key", "index", "other", "cell_catalogue"}
-    undeclared = called - set(script.keys)
-    # `commit` writes every structure; lists that a script never fills are never written
-    assert undeclared <= {"S", "G"}
-    assert (
-        set(script.keys) - set(re.findall(r"\b[A-Z]\d?\b", script.text.partition("\n")[2].partition("\n")[2])) == set()
-    )
+def test_the_librarys_name_tells_its_text_and_each_function_bears_it() -> None:
+    real, virtual = load_library(), load_library(virtual_time=True)
+    assert real.name != virtual.name
+    for library in (real, virtual):
+        assert library.text.startswith(f"#!lua name={library.name}\n")
+        registered = re.findall(r"function_name = '(\w+)'", library.text)
+        assert registered == [library.scripts[name].function for name in SCRIPT_NAMES]
+        assert all(function.startswith(f"{library.name}_") for function in registered)
 
 
-@pytest.mark.parametrize("name", SCRIPT_NAMES)
-def test_a_script_that_declares_no_graves_fills_none(name: str) -> None:
-    script = load_scripts()[name]
-    for key, adds in (("G", "graves_set[at + 1]"), ("S", "suspense_set[#suspense_set + 1]")):
-        if key not in script.keys:
-            assert adds not in script.text
-
-
-@pytest.mark.parametrize("name", SCRIPT_NAMES)
-def test_a_built_script_fits_in_one_chunk_of_lua(name: str) -> None:
-    text = load_scripts()[name].text
-    assert "@include" not in text
-    top = re.findall(r"^local (?:function )?([\w, ]+)", text, re.MULTILINE)
-    assert sum(names.count(",") + 1 for names in top) < 190
-
-
-def test_a_scripts_sha_is_that_of_its_text_and_no_two_are_alike() -> None:
-    shas = {script.sha for script in load_scripts().values()}
-    virtual = {script.sha for script in load_scripts(virtual_time=True).values()}
-    assert (len(shas), len(virtual), len(shas & virtual)) == (len(SCRIPT_NAMES), len(SCRIPT_NAMES), 0)
-
-
-def test_time_is_read_once_per_script_and_never_where_a_test_gives_it() -> None:
-    for script in load_scripts().values():
-        assert script.text.count("'TIME'") == 1, script.name
-    for script in load_scripts(virtual_time=True).values():
-        assert "'TIME'" not in script.text, script.name
+def test_a_test_gives_the_time_where_it_is_not_read() -> None:
+    assert load_library().text.count("'TIME'") == 1
+    assert "'TIME'" not in load_library(virtual_time=True).text
 
 
 def test_layouts_are_the_same_on_both_sides() -> None:
     lane_numbers, scope_numbers = constants("layout_lane"), constants("layout_scope")
     reservation = constants("layout_reservation")
-    assert lane_numbers["LANE_SIZE"] == records.LANE_SIZE
+    rest = constants("record")["REST"]  # stands before the others in memory, behind them in the record
+    assert lane_numbers["LANE_SIZE"] - rest == records.LANE_SIZE
+    assert lane_numbers["HEALTH_SIZE"] == records.HEALTH_SIZE
     assert lane_numbers["LIMIT_SIZE"] == records.LIMIT_SIZE
+    assert lane_numbers["SLOTS"] == records.SLOTS_KIND
+    slots = lane_numbers["D_N"] - lane_numbers["LIMIT_SIZE"] - 1
+    assert slice(slots, slots + lane_numbers["SLIDING_SLOTS"] + 1) == records.SLOTS
     assert lane_numbers["LIMITS_MAX"] == LIMITS_PER_LANE_MAX
-    assert scope_numbers["SCOPE_SIZE"] == records.SCOPE_SIZE
+    assert (scope_numbers["SCOPE_SIZE"], scope_numbers["PERIODS_SIZE"]) == (records.SCOPE_SIZE, records.PERIODS_SIZE)
     assert reservation["R_HEAD"] == records.RESERVATION_HEAD
     assert reservation["MARK_SIZE"] == records.MARK_SIZE
     assert reservation["SCOPE_PART"] == records.SCOPE_PART
@@ -129,12 +109,14 @@ class Saboteur:
 
     def __init__(self, cell: LocalCell) -> None:
         self.cell, self.calls, self.fails_at = cell, list[str](), 0
+        self.keys: set[str] = set()
         table = cell.engine._lua.globals()[b"redis"]
         self._real: Callable[..., Any] = table[b"call"]
         table[b"call"] = self._call
 
     def _call(self, name: bytes, *args: Any) -> Any:
         self.calls.append(name.decode())
+        self.keys.update(key.decode() for key in args[:1])
         if len(self.calls) == self.fails_at:
             raise CallFailsError(f"call {self.fails_at}")
         return self._real(name, *args)
@@ -143,7 +125,7 @@ class Saboteur:
         """Run one script; returns the commands that it called, the failing one included."""
         self.calls, self.fails_at = [], fails_at
         try:
-            self.cell.engine.run_now(name, args, pool="pool")
+            self.cell.engine.run_now(name, args, pool=POOL)
         except (CallFailsError, LedgerProtocolError):
             assert fails_at
         return self.calls
@@ -166,7 +148,7 @@ async def busy_cell() -> tuple[LocalCell, dict[str, bytes]]:
 
 def arguments(name: str, rids: dict[str, bytes]) -> Sequence[Argument]:
     """A call of the script that writes all it can."""
-    fresh = wish("lane", "other", scopes=("budget",), charge=cost(10, tokens=10), principal="tenant", pool="pool")
+    fresh = wish("lane", "other", scopes=("budget",), charge=cost(10, tokens=10), principal="tenant", pool=POOL)
     place: list[Argument] = [1, "budget", 10, 0, 10, 10, 10, 2, "lane", "other", 0, 1]
     calls: dict[str, Sequence[Argument]] = {
         "acknowledge": [rids["settled"]],
@@ -200,6 +182,16 @@ async def test_whatever_call_fails_before_the_first_write_leaves_the_cell_as_it_
         if calls[-1] in WRITES or len(calls) < at:
             break
         assert cell.image() == before, f"{name}: call {at} ({calls[-1]}) failed after something was written"
+
+
+@pytest.mark.parametrize("name", SCRIPT_NAMES)
+async def test_a_script_reads_the_time_once_and_touches_only_what_it_declares(name: str) -> None:
+    cell, rids = await busy_cell()
+    saboteur = Saboteur(cell)
+    calls = saboteur.run(name, arguments(name, rids))
+    assert calls.count("TIME") == 1
+    declared = load_library().scripts[name].keys
+    assert saboteur.keys <= {cell_key(f"F:{POOL}" if key == "F" else key) for key in declared}
 
 
 @pytest.mark.parametrize("name", SCRIPT_NAMES)

@@ -452,7 +452,7 @@ class CellMachine(RuleBasedStateMachine):
             case "clocks":
                 self.do(self.ledger.suspect_clock(data.draw(st.sampled_from([False, False, True]))))
             case "scripts":
-                self.redis.client.script_flush()
+                self.redis.client.function_flush()
             case _:
                 self.do(self.ledger.sweep())
 

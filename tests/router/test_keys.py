@@ -90,7 +90,7 @@ async def test_an_error_that_was_seen_is_not_raised_again(simulator: SimulatorPr
         {"limits": {"rpm": 2**53}},
         {"limits": {"what": 1}},
         {"limits": [{"rpm": 1, "models": []}]},
-        {"limits": [{"rpm": 1}, {"tpm": 9, "models": ["a"]}, {"rpd": 1, "models": ["a", "b"]}]},
+        {"limits": [{"rpm": 1}, *({"rpd": 1, "models": ["a", other]} for other in "bcde")]},
     ],
 )
 async def test_wrong_metadata_is_refused_and_nothing_is_kept(

@@ -107,6 +107,6 @@ def test_the_way_back_from_exhausted_leads_over_recovering() -> None:
 
 def test_the_documentation_has_the_same_table() -> None:
     text = (Path(__file__).parents[2] / "docs" / "key-states.md").read_text()
-    rows = re.findall(r"^\| (\w+) \| ([\w, ]+) \|$", text.partition("| from |")[2], re.MULTILINE)
+    rows = re.findall(r"^\| (\w+) \| ([\w, ]+) \|$", text.partition("| from |")[2].partition("\n\n")[0], re.MULTILINE)
     documented = {(KeyState(start), KeyState(end)) for start, ends in rows for end in ends.split(", ")}
     assert documented == LEGAL

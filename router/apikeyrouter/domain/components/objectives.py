@@ -11,7 +11,6 @@ from decimal import Decimal
 from typing import Any
 
 from apikeyrouter.domain.components.scoring import (
-    WORST,
     CandidateView,
     Conditions,
     Measure,
@@ -237,11 +236,11 @@ def _guarded(name: str, scorer: Scorer, report: Report) -> Measure:
             score = scorer(CandidateView(option, at))
         except Exception as exc:
             report(name, exc)
-            return WORST
+            return math.inf
         if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
             report(name, score)
-            return WORST
-        return max(-WORST, min(WORST, -float(score)))
+            return math.inf
+        return -float(score)
 
     return measure
 

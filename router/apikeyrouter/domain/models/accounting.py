@@ -13,7 +13,7 @@ AMOUNT_MAX = 2**53 - 1
 """Largest integer a Lua number holds exactly; larger amounts are refused, never rounded."""
 
 CANDIDATES_MAX = 64
-LANES_PER_CANDIDATE_MAX = 4
+LANES_PER_CANDIDATE_MAX = 6
 SHARED_SCOPES_MAX = 8
 SCOPES_PER_CANDIDATE_MAX = 4
 LIMITS_PER_LANE_MAX = 8

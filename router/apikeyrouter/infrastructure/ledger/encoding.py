@@ -128,9 +128,9 @@ def scope_entry(scope: ScopeConfig) -> tuple[str, list[int]]:
     return f"s:{scope.id}", [
         check_amount(scope.limit_nanousd, what=f"{what}: limit"),
         int(scope.hard),
-        calendar_number(scope.period, scope.timezone),
         UNPRICED_CODES[scope.unpriced],
         check_amount(scope.flat_nanousd, what=f"{what}: flat amount"),
+        calendar_number(scope.period, scope.timezone),
         SUSPENSE_CODES[scope.suspense],
         check_amount(scope.suspense_after_us, what=f"{what}: suspense time"),
     ]

@@ -16,7 +16,7 @@ from lupa.lua51 import LuaError, LuaRuntime
 
 from apikeyrouter.domain.models.system_error import LedgerProtocolError
 from apikeyrouter.infrastructure.ledger.engine import Argument, Reply, cell_keys
-from apikeyrouter.infrastructure.ledger.scripts import load_scripts
+from apikeyrouter.infrastructure.ledger.scripts import load_library
 
 _PRELUDE = b"""
 local clock, zset, pack, unpack_struct = ...
@@ -80,7 +80,11 @@ commands.UNLINK = commands.DEL
 for _, name in ipairs({ 'ZADD', 'ZREM', 'ZCARD', 'ZSCORE', 'ZMSCORE', 'ZRANGE', 'ZRANGEBYSCORE' }) do
   commands[name] = zset[name]
 end
-redis = { call = function(name, ...) return commands[name](...) end }
+local functions = {}
+redis = {
+  call = function(name, ...) return commands[name](...) end,
+  register_function = function(told) functions[told.function_name] = told.callback end,
+}
 struct = { pack = pack, unpack = unpack_struct }
 function flush()
   hashes = {}
@@ -91,11 +95,13 @@ end
 function peek(key)
   return hash(key)
 end
-function build(chunk, name, count)
-  local body = assert(loadstring('return function(KEYS, ARGV) ' .. chunk .. '\\nend', '@' .. name))()
-  return function(...)
-    local all = { ... }
-    return unpack(body({ unpack(all, 1, count) }, { unpack(all, count + 1) }))
+function load(chunk, name)
+  assert(loadstring(chunk, '@' .. name))()
+end
+function callable(name)
+  local run = functions[name]
+  return function(keys, ...)
+    return unpack(run(keys, { ... }))
   end
 end
 setmetatable(_G, {
@@ -215,13 +221,12 @@ class LocalEngine:
         self._sets = _SortedSets(self._lua.table_from)
         clock = clock_us or (lambda: time.time_ns() // 1000)
         self._lua.compile(_PRELUDE)(clock, self._lua.table_from(self._sets.commands()), _pack, _unpack)
-        build = self._lua.globals()[b"build"]
-        self._scripts = load_scripts()
-        self._functions = {
-            name: build(script.text.partition("\n")[2].encode(), name.encode(), len(script.keys))
-            for name, script in self._scripts.items()
-        }
-        self._key_names: dict[tuple[str, str], list[bytes]] = {}
+        library = load_library()
+        self._scripts = library.scripts
+        self._lua.globals()[b"load"](library.text.partition("\n")[2].encode(), library.name.encode())
+        callable_ = self._lua.globals()[b"callable"]
+        self._functions = {name: callable_(script.function.encode()) for name, script in self._scripts.items()}
+        self._key_tables: dict[tuple[str, str], Any] = {}
 
     async def open(self) -> None:
         """Nothing to connect to."""
@@ -234,13 +239,13 @@ class LocalEngine:
         self._lua.globals()[b"flush"]()
         self._sets.clear()
 
-    def _keys(self, name: str, pool: str) -> list[bytes]:
-        found = self._key_names.get((name, pool))
+    def _keys(self, name: str, pool: str) -> Any:
+        found = self._key_tables.get((name, pool))
         if found is None:
-            if len(self._key_names) > _CACHE_MAX * len(self._scripts):
-                self._key_names.clear()
+            if len(self._key_tables) > _CACHE_MAX * len(self._scripts):
+                self._key_tables.clear()
             keys = cell_keys(self._namespace, self._cell, self._scripts[name].keys, pool=pool)
-            found = self._key_names[name, pool] = [key.encode() for key in keys]
+            found = self._key_tables[name, pool] = self._lua.table_from([key.encode() for key in keys])
         return found
 
     async def run(self, name: str, args: Sequence[Argument], *, pool: str = "") -> Reply:
@@ -251,7 +256,7 @@ class LocalEngine:
         """`run`, without a loop."""
         words = [arg if isinstance(arg, bytes) else str(arg).encode() for arg in args]
         try:
-            reply = self._functions[name](*self._keys(name, pool), *words)
+            reply = self._functions[name](self._keys(name, pool), *words)
         except (LuaError, struct.error) as exc:
             raise LedgerProtocolError(f"script {name} failed: {exc}") from exc
         return [int(value) if isinstance(value, float) else value for value in reply]

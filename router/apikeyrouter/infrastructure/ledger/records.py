@@ -4,6 +4,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
 
 from apikeyrouter.domain.models.accounting import (
     LIMIT_NAMES,
@@ -15,12 +16,14 @@ from apikeyrouter.domain.models.accounting import (
     State,
 )
 
-LANE_SIZE = 22
-LIMIT_SIZE = 17
-SCOPE_SIZE = 22
+LANE_SIZE, HEALTH_SIZE = 8, 14
+LIMIT_SIZE = 13
+SLOTS_KIND, SLOTS = 6, slice(3, 10)
+SCOPE_SIZE, PERIODS_SIZE = 11, 11
 RESERVATION_HEAD = 9
 MARK_SIZE = 6
 SCOPE_PART = 5
+_NO_BLOCK: tuple[int, ...] = ()
 _METRICS = tuple(Metric)
 _KINDS = tuple(LimitKind)
 _BREAKERS = ("closed", "open", "half_open")
@@ -39,24 +42,29 @@ def unpack_numbers(packed: bytes) -> tuple[int, ...]:
 def read_lane(id: str, packed: bytes, *, now_us: int) -> LaneState:
     """A lane as of `now_us`: what drained or rolled since it was written is taken into account."""
     n = unpack_numbers(packed)
+    end = len(n) - HEALTH_SIZE
+    blocks = [n[at : at + LIMIT_SIZE] for at in range(LANE_SIZE, end, LIMIT_SIZE)]
     limits = tuple(
-        _read_limit(n[at : at + LIMIT_SIZE], in_flight=n[2], now_us=now_us)
-        for at in range(LANE_SIZE, len(n), LIMIT_SIZE)
+        _read_limit(block, slots, in_flight=n[2], now_us=now_us)
+        for block, slots in zip_longest(blocks, blocks[1:], fillvalue=_NO_BLOCK)
+        if block[2] != SLOTS_KIND
     )
-    open_now = n[9] == 1
-    breaker = _BREAKERS[0] if not open_now else _BREAKERS[1] if now_us < n[10] else _BREAKERS[2]
-    halvings = min(60, max(0, now_us - n[17]) // 60_000_000)
+    ok, failed, decayed, latency, total, total_failed, last_used = n[end + 7 :]
+    breaker = _BREAKERS[0] if n[5] != 1 else _BREAKERS[1] if now_us < n[6] else _BREAKERS[2]
+    halvings = min(60, max(0, now_us - decayed) // 60_000_000)
     return LaneState(
-        id=id, seq=n[1], in_flight=n[2], blocked_until_us=n[3], breaker=breaker, breaker_until_us=n[10],
-        successes=n[15] >> halvings, failures=n[16] >> halvings, latency_us=n[18], requests_total=n[19],
-        failures_total=n[20], last_used_us=n[21], limits=limits,
+        id=id, seq=n[1], in_flight=n[2], blocked_until_us=n[3], breaker=breaker, breaker_until_us=n[6],
+        successes=ok >> halvings, failures=failed >> halvings, latency_us=latency, requests_total=total,
+        failures_total=total_failed, last_used_us=last_used, limits=limits,
     )  # fmt: skip
 
 
-def _read_limit(n: tuple[int, ...], *, in_flight: int, now_us: int) -> LimitState:
+def _read_limit(n: tuple[int, ...], following: tuple[int, ...], *, in_flight: int, now_us: int) -> LimitState:
+    """`following`: the next block, where a sliding limit has its slots."""
     name, metric, kind_code, capacity, scale, drain, tick_us, _, learned = n[:9]
     kind = _KINDS[kind_code - 1]
-    used, reset_at = _limit_use(kind, n[9:], scale, drain, tick_us, in_flight, now_us)
+    state = (n[9], *following[SLOTS]) if kind is LimitKind.SLIDING else n[9:]
+    used, reset_at = _limit_use(kind, state, scale, drain, tick_us, in_flight, now_us)
     return LimitState(
         name=LIMIT_NAMES[name - 1], metric=_METRICS[metric - 1], kind=kind, capacity=capacity, used=used,
         reset_at_us=reset_at, learned=bool(learned),
@@ -81,8 +89,8 @@ def read_scope(id: str, packed: bytes) -> ScopeState:
     """A budget as it was written; a period that has ended since rolls when it is next used."""
     n = unpack_numbers(packed)
     return ScopeState(
-        id=id, seq=n[1], limit=n[2], hard=bool(n[3]), settled=n[11], held=n[12], suspense=n[13], unpriced=n[14],
-        unpriced_requests=n[15], late=n[21], starts_at_us=n[9], resets_at_us=n[10],
+        id=id, seq=n[1], limit=n[2], hard=bool(n[3]), settled=n[8], held=n[9], suspense=n[10], unpriced=n[14],
+        unpriced_requests=n[15], late=n[21], starts_at_us=n[6], resets_at_us=n[7],
     )  # fmt: skip
 
 

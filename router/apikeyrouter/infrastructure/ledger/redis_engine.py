@@ -1,7 +1,7 @@
 """The scripts on Redis or Valkey, over one pipelined connection.
 
 Concurrent calls share the connection: what is asked within one turn of the event loop leaves in one write, and replies
-come back in order. Nothing is retried here except what certainly did not run (NOSCRIPT, LOADING and the like);
+come back in order. Nothing is retried here except what certainly did not run (no such function, LOADING and the like);
 whoever made the reservation id decides what an ambiguous answer means.
 """
 
@@ -17,12 +17,13 @@ import hiredis
 
 from apikeyrouter.domain.models.system_error import LedgerConfigError, LedgerProtocolError, LedgerUnavailableError
 from apikeyrouter.infrastructure.ledger.engine import Argument, Reply, cell_keys
-from apikeyrouter.infrastructure.ledger.scripts import Script, load_scripts
+from apikeyrouter.infrastructure.ledger.scripts import load_library
 
 PENDING_MAX = 10_000
 CONNECT_TIMEOUT_S = 2.0
 _NOT_EXECUTED = ("LOADING", "BUSY", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "MISCONF", "OOM", "TRYAGAIN")
 _CACHE_MAX = 256
+_NO_FUNCTION = "ERR Function not found"
 _packed = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)
 """One command as the protocol has it. (The package's own stub takes a tuple of one word only.)"""
 
@@ -164,14 +165,14 @@ class RedisEngine:
     ) -> None:
         self.address = parse_redis_url(url)
         self._namespace, self._cell, self._timeout_s = namespace, cell, timeout_s
-        self._scripts = load_scripts(virtual_time=virtual_time)
+        self._library = load_library(virtual_time=virtual_time)
         self._heads: dict[tuple[str, str], tuple[bytes, int]] = {}
         self._connection: _Connection | None = None
         self._connecting: asyncio.Lock | None = None
         self._closed = False
 
     async def open(self) -> None:
-        """Connect, refuse a server that evicts, load the scripts."""
+        """Connect, refuse a server that evicts, load the library."""
         self._closed = False
         await self._connected()
 
@@ -184,8 +185,8 @@ class RedisEngine:
     async def run(self, name: str, args: Sequence[Argument], *, pool: str = "") -> Reply:
         """Run one script. One round trip; a server that lost its scripts gets them again first."""
         reply = await self._call(name, args, pool)
-        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
-            await self._load(await self._connected(), self._scripts[name])
+        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith(_NO_FUNCTION):
+            await self._load(await self._connected())
             reply = await self._call(name, args, pool)
         if isinstance(reply, list):
             return reply
@@ -203,12 +204,12 @@ class RedisEngine:
         return await connection.send(b"*%d\r\n%b%b" % (words + len(args), head, tail[tail.index(b"\n") + 1 :]))
 
     def _head(self, name: str, pool: str) -> tuple[bytes, int]:
-        """What every call of a script begins with, packed once (EVALSHA, SHA, keys), and how many words that is."""
+        """What every call of a script begins with, packed once (FCALL, function, keys), and how many words that is."""
         if len(self._heads) > _CACHE_MAX:
             self._heads.clear()
-        script = self._scripts[name]
+        script = self._library.scripts[name]
         keys = cell_keys(self._namespace, self._cell, script.keys, pool=pool)
-        words = ("EVALSHA", script.sha, str(len(keys)), *keys)
+        words = ("FCALL", script.function, str(len(keys)), *keys)
         packed = _packed(words)
         head = self._heads[name, pool] = (packed[packed.index(b"\n") + 1 :], len(words))
         return head
@@ -257,8 +258,7 @@ class RedisEngine:
         if at.database:
             await self._expect_ok(connection, "SELECT", str(at.database))
         await self._refuse_eviction(connection)
-        for script in self._scripts.values():
-            await self._load(connection, script)
+        await self._load(connection)
 
     async def _refuse_eviction(self, connection: _Connection) -> None:
         """A server that evicts keys would forget what was spent. Where CONFIG is forbidden, it is not known."""
@@ -271,9 +271,13 @@ class RedisEngine:
                 " forgotten; run: CONFIG SET maxmemory-policy noeviction"
             )
 
-    async def _load(self, connection: _Connection, script: Script) -> None:
-        reply = await connection.send(_packed(("SCRIPT", "LOAD", script.text)))
-        if isinstance(reply, hiredis.ReplyError):
+    async def _load(self, connection: _Connection) -> None:
+        """Give the server the library, unless it has it: loading is refused while memory is full, settling is not."""
+        known = await connection.send(_packed(("FUNCTION", "LIST", "LIBRARYNAME", self._library.name)))
+        if isinstance(known, list) and known:
+            return
+        reply = await connection.send(_packed(("FUNCTION", "LOAD", self._library.text)))
+        if isinstance(reply, hiredis.ReplyError) and "already exists" not in str(reply):
             raise _refusal(reply, self.address)
 
     async def _expect_ok(self, connection: _Connection, *command: str) -> None:
