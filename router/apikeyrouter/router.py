@@ -7,23 +7,19 @@ made of and told is below: `serving/life.py`, `serving/registration.py`, `servin
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from apikeyrouter.domain.components.catalogue import Key, Provider
-from apikeyrouter.domain.components.failure_handler import consequences
+from apikeyrouter.domain.components.catalogue import Provider
 from apikeyrouter.domain.components.pool import Option, Pool
 from apikeyrouter.domain.models.accounting import Reason
-from apikeyrouter.domain.models.api_key import KeyState
 from apikeyrouter.domain.models.call import AttemptFacts, Call, Exchange, Facts, Refusal
 from apikeyrouter.domain.models.failure import Failure
 from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from apikeyrouter.domain.models.state_summary import StateSummary
 from apikeyrouter.domain.models.system_error import (
-    InvalidRequestError,
     LedgerUnavailableError,
     ProviderError,
     StaleConfigError,
@@ -84,11 +80,13 @@ class ApiKeyRouter(RouterWaysIn):
                 answer = await self._attempts.run(attempt)
                 if not isinstance(answer, Failure):
                     streaming = answer.chunks is not None
-                    self._learn_success(attempt.admitted.option)
+                    self.failure_handler.learn_success(attempt.admitted.option, attempt.started)
                     return answer
-                self._learn(answer, attempt.admitted.option, pool, tried)
+                self.failure_handler.learn(answer, attempt.admitted.option, pool.options, tried)
                 failed = provider_error(answer, facts)
-                if not answer.retry_elsewhere or self._is_over(call, facts) or _all_tried(pool, tried):
+                if self._is_late(call) or _all_tried(pool, tried):
+                    raise failed
+                if not self.failure_handler.goes_on(answer, facts.attempts):
                     raise failed
         except BaseException as exc:
             facts.outcome = outcome_of(exc)
@@ -143,47 +141,6 @@ class ApiKeyRouter(RouterWaysIn):
             self.books.hand_in(Release(rid=admitted.request.rid, sent=False))
             raise
 
-    def _learn(self, failure: Failure, option: Option, pool: Pool, tried: set[tuple[str, str]]) -> None:
-        """Act on a failure at the scope it speaks for; what this request need not try again goes to `tried`."""
-        found = consequences(
-            failure, option, pool.options, now_us=time.time_ns() // 1000,
-            default_seconds=self.settings.quota_default_cooldown_seconds,
-        )  # fmt: skip
-        tried.update((other.key.id, other.model) for other in found.skip)
-        self.observability.emit(
-            "attempt.failed", key_id=option.key.id, provider_id=option.provider.id, model=option.model,
-            category=failure.category.value, scope=failure.scope.value, action=failure.action.value,
-            status=failure.status, reason=failure.message, retry_after_us=failure.retry_after_us,
-        )  # fmt: skip
-        until = time.perf_counter() + found.seconds
-        for lane in found.cool:
-            self.snapshot.blocked[lane] = max(until, self.snapshot.blocked.get(lane, 0.0))
-            self._chore(self.ledger.record(lane, blocked_for_us=int(found.seconds * 1e6)))
-            self.observability.emit("lane.cooled", lane=lane, seconds=found.seconds, reason=failure.message)
-        for key in found.keys:
-            self._put_out(key, found.key_state, failure, found.seconds)
-
-    def _put_out(self, key: Key, state: KeyState | None, failure: Failure, seconds: float) -> None:
-        """Here at once, elsewhere as soon as the store has it. What is said of old material is no word on the new."""
-        known = self.catalogue.keys.get(key.id)
-        if state is None or known is None or known.state is state or known.generation != key.generation:
-            return
-        known.state, known.state_reason = state, failure.message
-        self.catalogue.changed()
-        self._chore(self._move_key(key, state, failure.message, seconds if state is KeyState.Exhausted else None))
-
-    def _learn_success(self, option: Option) -> None:
-        """A key that was given another chance has taken it."""
-        if option.key.state is KeyState.Recovering:
-            option.key.state = KeyState.Available
-            self._chore(self._move_key(option.key, KeyState.Available, "it serves again", None))
-
-    async def _move_key(self, key: Key, state: KeyState, reason: str, for_seconds: float | None) -> None:
-        with contextlib.suppress(InvalidRequestError):  # another attempt was first, or the key is gone or rotated
-            await self.key_manager.update_key_state(
-                key.id, state, reason, actor="router", for_seconds=for_seconds, generation=key.generation
-            )
-
     async def _refusal(self, refused: Refused, pool: Pool, facts: Facts) -> Exception:
         now_us = self.ledger.stamp.now_us
         binding = refused.binding
@@ -198,9 +155,8 @@ class ApiKeyRouter(RouterWaysIn):
             refused.losses, binding, out=pool.out, excluded=refused.ranking.excluded, now_us=now_us
         )  # fmt: skip
 
-    def _is_over(self, call: Call, facts: Facts) -> bool:
-        late = call.deadline is not None and time.perf_counter() >= call.deadline
-        return late or len(facts.attempts) >= self.attempts_max
+    def _is_late(self, call: Call) -> bool:
+        return call.deadline is not None and time.perf_counter() >= call.deadline
 
     def _facts(self, call: Call) -> Facts:
         return Facts(
@@ -218,9 +174,7 @@ class ApiKeyRouter(RouterWaysIn):
         """Route one request and return its answer. Raises as `serve`; wrong input is a ValueError."""
         call = call_of(RequestIntent.parse(request_intent), objective, stream=False)
         exchange = await self.serve(call)
-        response = response_of(self._provider_of(exchange.facts), call, exchange)
-        await self._keep_decision(exchange.facts)
-        return response
+        return response_of(self._provider_of(exchange.facts), call, exchange)
 
     async def route_stream(
         self, request_intent: RequestIntent | Mapping[str, Any], objective: RoutingObjective | str | None = None
@@ -242,7 +196,6 @@ class ApiKeyRouter(RouterWaysIn):
             raise
         finally:
             await exchange.chunks.aclose()
-            await self._keep_decision(exchange.facts)
         yield last_chunk(exchange.facts)
 
     def _provider_of(self, facts: Facts) -> Provider:

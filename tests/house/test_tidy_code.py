@@ -115,8 +115,8 @@ def _undocumented(node: ast.Module | ast.ClassDef, prefix: str = "") -> Iterator
     for child in node.body:
         if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or child.name.startswith("_"):
             continue
-        if any(ast.unparse(decorator).endswith(".setter") for decorator in child.decorator_list):
-            continue  # the property says it
+        if any(ast.unparse(decorator).endswith((".setter", "overload")) for decorator in child.decorator_list):
+            continue  # the property, or the whole function, says it
         if not ast.get_docstring(child):
             yield prefix + child.name
         if isinstance(child, ast.ClassDef):

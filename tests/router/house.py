@@ -25,7 +25,13 @@ SIMULATED: dict[str, Any] = {
     "organisations": [
         {"id": "org-a", "keys": ["sk-sim-house-a-number-1", "sk-sim-house-a-number-2"], "output_tokens": 12},
         {"id": "org-b", "keys": ["sk-sim-house-b-number-1"], "output_tokens": 12},
-        {"id": "org-c", "dialect": "anthropic", "keys": ["sk-ant-sim-house-c-1"], "output_tokens": 12},
+        {
+            "id": "org-c",
+            "dialect": "anthropic",
+            "keys": ["sk-ant-sim-house-c-1", "sk-ant-sim-house-c-2"],
+            "output_tokens": 12,
+        },
+        {"id": "org-d", "dialect": "anthropic", "keys": ["sk-ant-sim-house-d-1"], "output_tokens": 12},
         {
             "id": "org-s",
             "keys": ["sk-sim-house-slow-1"],
@@ -40,6 +46,8 @@ KEYS: dict[str, dict[str, Any]] = {
     "a2": {"provider": "openai", "key": "sk-sim-house-a-number-2", "quota_group": "org-a"},
     "b1": {"provider": "other", "key": "sk-sim-house-b-number-1", "quota_group": "org-b"},
     "c1": {"provider": "anthropic", "key": "sk-ant-sim-house-c-1", "quota_group": "org-c"},
+    "c2": {"provider": "anthropic", "key": "sk-ant-sim-house-c-2", "quota_group": "org-c"},
+    "d1": {"provider": "another", "key": "sk-ant-sim-house-d-1", "quota_group": "org-d"},
     "s1": {"provider": "openai", "key": "sk-sim-house-slow-1", "quota_group": "org-s", "models": ["gpt-4o-mini"]},
 }
 
@@ -65,6 +73,7 @@ def config_of(simulator: Urls, keys: Sequence[str], **parts: Any) -> CompiledCon
             "openai": {"adapter": "openai", "base_url": simulator.openai_url},
             "other": {"adapter": "openai", "base_url": simulator.openai_url},
             "anthropic": {"adapter": "anthropic", "base_url": simulator.anthropic_url},
+            "another": {"adapter": "anthropic", "base_url": simulator.anthropic_url},
         },
         "prices": [
             {"provider": "other", "model": "gpt-4o-mini", "input": 0.15, "output": 0.6},

@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from apikeyrouter import ProviderError
-from apikeyrouter.domain.interfaces.state_store import StateStore
+from apikeyrouter.domain.interfaces.state_store import StateQuery, StateStore
 from apikeyrouter.domain.models.system_error import LedgerUnavailableError, StateStoreUnavailableError
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.simulator import SimulatorProcess
@@ -109,18 +109,51 @@ async def test_leases_are_renewed_while_calls_are_open(simulator: SimulatorProce
 async def test_an_answer_is_not_lost_with_its_decision(
     simulator: SimulatorProcess, store: StateStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def away(_: object) -> None:
+    tried: list[str] = []
+
+    async def away() -> None:
+        tried.append("away")
         raise StateStoreUnavailableError("cut off by the test")
 
-    async def hanging(_: object) -> None:
+    async def hanging() -> None:
+        tried.append("hanging")
         await asyncio.sleep(3600)
 
     async with house(simulator, store, ["a1"]) as made:
         for trouble in (away, hanging):
-            monkeypatch.setattr(store, "save_routing_decision", trouble)
+            monkeypatch.setattr(store, "flush", trouble)
             assert (await made.route()).content
             assert (await made.stream())[-1].last
+            await until(lambda name=trouble.__name__: name in tried)
+        assert tried.count("hanging") == 1
+        made.router._keeping.cancel()  # type: ignore[union-attr]
         await made.at_rest()
+
+
+async def test_decisions_are_written_when_the_store_is_back(
+    simulator: SimulatorProcess, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisStateStore(redis_url)
+    working, failing = store.flush, True
+
+    async def flush() -> None:
+        if failing:
+            raise StateStoreUnavailableError("cut off by the test")
+        await working()
+
+    monkeypatch.setattr(store, "flush", flush)
+    async with house(simulator, store, ["a1"]) as made:
+        answers = [await made.route() for _ in range(3)]
+        failing = False
+        other = RedisStateStore(redis_url)
+
+        async def kept() -> bool:
+            return len(await other.query_state(StateQuery("RoutingDecision"))) == 3
+
+        await until(kept)
+        found = await other.query_state(StateQuery("RoutingDecision"))
+        await other.aclose()
+    assert [decision.request_id for decision in found] == [answer.request_id for answer in answers]
 
 
 async def test_a_store_that_was_emptied_is_told_everything_again(simulator: SimulatorProcess, redis_url: str) -> None:

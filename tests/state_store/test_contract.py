@@ -9,8 +9,10 @@ import pytest
 
 from apikeyrouter.domain.interfaces.state_store import Change, StateQuery, StateStore
 from apikeyrouter.domain.models.api_key import APIKey, KeyChange, KeyState, StateTransition
+from apikeyrouter.domain.models.call import AttemptFacts, Facts
 from apikeyrouter.domain.models.policy import Policy, PolicyScope
 from apikeyrouter.domain.models.quota_state import CapacityState, QuotaState, TimeWindow
+from apikeyrouter.domain.models.ranking import Ranking, Standing
 from apikeyrouter.domain.models.routing_decision import CandidateVerdict, RoutingDecision, RoutingObjective
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
@@ -266,3 +268,24 @@ async def _until_heard(store: StateStore, heard: "asyncio.Queue[Change]") -> Non
 async def _stop(task: "asyncio.Task[None]") -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_facts_become_decisions_when_they_are_asked_for(store: StateStore) -> None:
+    ranking = Ranking(
+        objective=("cost", (), (), ()), measures=("cost_nanousd",), ranked=1,
+        standings=[Standing("k1", "p", "m", 0, 0, (100.0,)), Standing("k2", "p", "m", 0, 0, (400.0,))],
+    )  # fmt: skip
+    for number in range(4):
+        attempt = AttemptFacts(key_id="k1", provider_id="p", model="m", rid=bytes(16), ranking=ranking)
+        facts = Facts(
+            request_id=f"r{number}", operation="chat", model="m", stream=False, objective="cost", team=None,
+            client=None, at_us=1_700_000_000_000_000 + number, attempts=[attempt],
+        )  # fmt: skip
+        assert store.note_facts(facts)
+    await store.save_routing_decision(decision(9))
+    found = await store.query_state(StateQuery("RoutingDecision"))
+    assert {each.id for each in found} == {"r2", "r3", "d9"} or {each.id for each in found} == {"r1", "r2", "r3"}
+    told = next(each for each in found if each.id == "r3")
+    assert (told.selected_key_id, told.objective.primary) == ("k1", "cost")
+    assert [(verdict.key_id, verdict.score) for verdict in told.candidates] == [("k1", 1.0), ("k2", 0.25)]
+    assert [each.id for each in await store.query_state(StateQuery("RoutingDecision", key_id="k2"))] == []

@@ -53,7 +53,6 @@ async def test_a_subscriber_hears_of_everything_a_request_did(simulator: Simulat
         moved = one(events, "key.state_changed")
         assert (moved["key_id"], moved["from_state"], moved["to_state"]) == ("a1", "available", "exhausted")
         assert moved["request_id"] == failed["request_id"]
-        assert one(events, "lane.cooled")["request_id"] == failed["request_id"]
         decided = [event for event in events if event["event"] == "routing.decided"]
         assert {event["key_id"] for event in decided} == {"b1"}
         about = [(event["event"], event["key_id"]) for event in events if event["event"].startswith("key.")]
@@ -63,6 +62,19 @@ async def test_a_subscriber_hears_of_everything_a_request_did(simulator: Simulat
         assert completed["input_tokens"] > 0
     for event in events:
         assert set(event) == {*COMMON, *EVENTS[event["event"]].fields}, event["event"]
+
+
+async def test_a_rate_limit_cools_a_lane_and_says_so(simulator: SimulatorProcess, store: StateStore) -> None:
+    events: list[Event] = []
+    await simulator.fail("rate_limit_requests", organisation="org-a", count=1)
+    async with house(simulator, store, ["a1", "b1"]) as made:
+        made.router.subscribe_to_events(ALL, events.append)
+        for _ in range(2):
+            await made.route()
+        await until(lambda: "lane.cooled" in names(events))
+        cooled = one(events, "lane.cooled")
+        assert cooled["request_id"] == one(events, "attempt.failed")["request_id"]
+        assert cooled["lane"] == "g:org-a:gpt-4o-mini"
 
 
 async def test_failures_budgets_and_configuration_are_told(simulator: SimulatorProcess, store: StateStore) -> None:

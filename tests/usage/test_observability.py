@@ -172,7 +172,7 @@ async def test_a_trace_tells_every_attempt_and_change_in_order(simulator: Simula
         assert names[0] == "request.received"
         assert names.count("capacity.held") == names.count("attempt.ended") == 2
         assert names.index("attempt.failed") < len(names) - 1
-        assert {"lane.cooled", "key.state_changed", "request.completed"} <= set(names)
+        assert {"key.state_changed", "request.completed"} <= set(names)
         held = [step.fields for step in trace.events if step.name == "capacity.held"]
         assert [fields["key_id"] for fields in held] == ["a1", "b1"]
         assert [fields["reservation"] for fields in held] == [one.rid.hex() for one in failed_over.attempts]
@@ -201,6 +201,11 @@ async def test_a_request_that_another_process_served_is_known_by_its_decision(
         answer = await made.route()
         await made.at_rest()
         async with ApiKeyRouter(RedisStateStore(redis_url), config={"encryption_key": MASTER_KEY}) as other:
+
+            async def known() -> bool:
+                return await other.get_trace(answer.request_id) is not None
+
+            await until(known)
             trace = await other.get_trace(answer.request_id)
             assert trace is not None
             assert [(step.name, step.fields["key_id"]) for step in trace.events] == [("routing.decided", "a1")]

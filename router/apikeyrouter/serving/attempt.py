@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from apikeyrouter.domain.components.pool import Option
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.models.call import Call, Exchange, Facts
@@ -39,13 +40,15 @@ class Attempts:
         estimator: TokenEstimator,
         *,
         observe: Observe,
+        judge: Callable[[Failure, Option], Failure],
         finished: Callable[[Call, Facts], None],
         timeouts: Timeouts,
     ) -> None:
+        """`judge`: a failure as it counts, given what else is known."""
         self._open_transport = open_transport
         self._transport: Transport | None = None
         self._ends = Endings(books, estimator, finished=finished)
-        self._observe = observe
+        self._observe, self._judge = observe, judge
         self.default_timeouts = timeouts
 
     def open(self) -> Transport:
@@ -75,36 +78,31 @@ class Attempts:
 
     async def run(self, attempt: Attempt) -> Exchange | Failure:
         """The answer, or what went wrong before its first substantive byte."""
+        answer = await self._run(attempt)
+        if isinstance(answer, Failure):
+            answer = self._judge(answer, attempt.admitted.option)
+            self._ends.failed(attempt, answer)
+        return answer
+
+    async def _run(self, attempt: Attempt) -> Exchange | Failure:
         if attempt.timeouts is None:
-            return self._ends.failed(attempt, deadline_passed(sent=False))
+            return deadline_passed(sent=False)
         attempt.watch()
         try:
             if attempt.wire is None:
                 return await self._ask(attempt, attempt.admitted.option.provider.adapter)
             return await self._send(attempt, attempt.timeouts)
         except TransportError as exc:
-            return self._failed(attempt, transport_failure(exc))
+            return _unless_late(attempt, transport_failure(exc))
         except asyncio.CancelledError:
             given_up = attempt.was_given_up()
             if given_up is not None:
-                return self._ends.failed(attempt, given_up)
+                return given_up
             self._ends.abandoned(attempt)
             raise
         except BaseException:
             self._ends.abandoned(attempt)
             raise
-
-    def _failed(self, attempt: Attempt, failure: Failure) -> Failure:
-        """A failure, unless it was the caller's own deadline that ran out: that speaks for nobody."""
-        deadline = attempt.call.deadline
-        if (
-            deadline is not None
-            and failure.category is ErrorCategory.TimeoutError
-            and failure.status == 0
-            and time.perf_counter() >= deadline - TIMEOUT_SECONDS_MIN
-        ):
-            failure = deadline_passed(sent=failure.billed is None)
-        return self._ends.failed(attempt, failure)
 
     # --- over HTTP -----------------------------------------------------------------------------------------------
 
@@ -122,7 +120,7 @@ class Attempts:
             attempt.own.status = response.status
             self._observe(admitted, response)
             if not 200 <= response.status < 300:
-                return self._ends.failed(attempt, await self._refusal(attempt, response))
+                return await self._refusal(attempt, response)
             if call.stream:
                 return await self._begin_stream(attempt, response)
             return self._answer(attempt, response, await response.read())
@@ -144,7 +142,7 @@ class Attempts:
         assert attempt.wire is not None
         usage = attempt.wire.read_usage(body)
         if usage is None and (failure := self._unusable(attempt, response, body)) is not None:
-            return self._ends.failed(attempt, failure)
+            return failure
         self._ends.answered(attempt, usage, produced=len(body))
         return Exchange(
             status=response.status, content_type=response.headers.get("content-type", "application/json"),
@@ -170,7 +168,7 @@ class Attempts:
         stream = HttpStream(self._ends, attempt, response, reader)
         failure = await stream.begin()
         if failure is not None:
-            return self._ends.failed(attempt, replace(failure, billed=None))
+            return replace(failure, billed=None)
         return Exchange(
             status=response.status, content_type=response.headers.get("content-type", "text/event-stream"),
             facts=attempt.facts, chunks=stream,
@@ -193,7 +191,7 @@ class Attempts:
                 answer = adapter.normalize_response(await adapter.execute_request(intent, key))
             return self._adapter_answer(attempt, answer)
         except Exception as exc:
-            return self._failed(attempt, adapter_failure(adapter, exc, secret=_secret(attempt)))
+            return _unless_late(attempt, adapter_failure(adapter, exc, secret=_secret(attempt)))
 
     def _adapter_answer(self, attempt: Attempt, answer: object) -> Exchange:
         if not isinstance(answer, SystemResponse):
@@ -204,6 +202,19 @@ class Attempts:
         usage = told_usage(answer.metadata.tokens_used)
         self._ends.answered(attempt, usage, produced=len(answer.content.encode()))
         return Exchange(status=200, content_type="application/json", facts=attempt.facts, response=answer)
+
+
+def _unless_late(attempt: Attempt, failure: Failure) -> Failure:
+    """A failure, unless it was the caller's own deadline that ran out: that speaks for nobody."""
+    deadline = attempt.call.deadline
+    if (
+        deadline is not None
+        and failure.category is ErrorCategory.TimeoutError
+        and failure.status == 0
+        and time.perf_counter() >= deadline - TIMEOUT_SECONDS_MIN
+    ):
+        return deadline_passed(sent=failure.billed is None)
+    return failure
 
 
 def _capped(attempt: Attempt) -> RequestIntent:

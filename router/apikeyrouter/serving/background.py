@@ -6,13 +6,12 @@ The lowest layer of `ApiKeyRouter`; `life.py` is the next.
 import asyncio
 import contextlib
 import time
-from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.cost_controller import CostController
-from apikeyrouter.domain.components.explaining import decision_of
+from apikeyrouter.domain.components.failure_handler import FailureHandler
 from apikeyrouter.domain.components.key_manager import KeyManager
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.state_store import StateStore
@@ -25,11 +24,10 @@ from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.infrastructure.observability.manager import Observability
 from apikeyrouter.serving.admission import Admissions, Admitted
 from apikeyrouter.serving.configuring import Configuration
+from apikeyrouter.serving.decisions import Decisions
 
 OBSERVE_EVERY_SECONDS = 0.5
 """A lane is re-synced with its provider's headers at most this often."""
-DECISION_SECONDS_MAX = 0.1
-"""Longest that an answer waits for its decision to be kept; after that it is kept behind its back."""
 STRATEGY_EVERY_SECONDS = 60.0
 RATIOS_DOCUMENT = ("token_ratios", "learned")
 RATIOS_EVERY_SECONDS = 30.0
@@ -47,11 +45,12 @@ class RouterBackground:
     estimator: TokenEstimator
     cost_controller: CostController
     key_manager: KeyManager
-    decisions: deque[Facts]
+    failure_handler: FailureHandler
     observability: Observability
     on_finished: list[Callable[[Facts], None]]
     _admissions: Admissions
     _configuration: Configuration
+    _decisions: Decisions
 
     def __init__(self) -> None:
         self.in_flight = 0
@@ -62,6 +61,8 @@ class RouterBackground:
         self._lanes_known: tuple[int, list[str]] = (-1, [])
         self._restored = 0
         self._ratios_at = 0.0
+        self._keeping: asyncio.Task[None] | None = None
+        self._kept = True
         self._sample_at = 0.0
         self._refresh_lock = asyncio.Lock()
         self._refresh_asked = self._refresh_done = 0
@@ -112,15 +113,34 @@ class RouterBackground:
         self._restored = seen
 
     async def _periodic(self) -> None:
-        """What is due by time: keys that come back, ratios to be shared, samples of what budgets have spent."""
+        """What is due by time: the retry budget's window, keys that come back, ratios to be shared, samples of what
+        budgets have spent."""
+        self.failure_handler.note_time()
         if self.key_manager.is_due():
             await self._refresh()
         await self.key_manager.flush_tally()
+        if self._keeping is None or self._keeping.done():  # a store that hangs holds up nothing else
+            self._keeping = self._chore(self._flush_decisions())
         if time.perf_counter() >= self._ratios_at:
             await self._share_ratios()
         if time.perf_counter() >= self._sample_at:
             self._sample_at = time.perf_counter() + SAMPLE_EVERY_SECONDS
             await self.cost_controller.sample()
+
+    async def _flush_decisions(self) -> None:
+        """Bring decisions into the store. Trouble is said once per outage."""
+        try:
+            await self._decisions.flush()
+            self._kept = True
+        except Exception as exc:
+            if self._kept:
+                _log.warning("decisions.not_kept", error=str(exc))
+            self._kept = False
+
+    @property
+    def decisions(self) -> Sequence[Facts]:
+        """The facts of the last `max_decisions` calls of this process, oldest first."""
+        return self._decisions.recent
 
     async def _share_ratios(self) -> None:
         """Learned token ratios: take the others', leave ours."""
@@ -165,15 +185,6 @@ class RouterBackground:
     def _report_unreadable(self, key_id: str, error: Exception) -> None:
         _log.error("key.unreadable", key_id=key_id, error=str(error))
 
-    async def _keep_decision(self, facts: Facts) -> None:
-        """Keep the decision in the store. An answer is never lost, and hardly delayed, by a store in trouble."""
-        if facts.attempts:
-            task = self._chore(self._save_decision(facts))
-            await asyncio.wait([task], timeout=DECISION_SECONDS_MAX)
-
-    async def _save_decision(self, facts: Facts) -> None:
-        await self.state_store.save_routing_decision(decision_of(facts))
-
     def _chore(self, work: Coroutine[Any, Any, object]) -> "asyncio.Task[None]":
         """Do something behind the request's back; a failure is logged."""
 
@@ -204,7 +215,7 @@ class RouterBackground:
             self.spent_nanousd += facts.cost_nanousd
         if facts.outcome != "ok" or len(facts.attempts) > 1:
             self.key_manager.tally(facts)
-        self.decisions.append(facts)
+        self._decisions.keep(facts)
         if self.observability.listening:
             self.observability.finished(facts)
         for told in self.on_finished:

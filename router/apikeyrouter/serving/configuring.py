@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 import msgspec
 
 from apikeyrouter.domain.components.catalogue import BudgetRule, Catalogue, Key, ModelPool, key_lane, provider_lane
+from apikeyrouter.domain.components.circuits import KEY_BREAKER, PROVIDER_BREAKER
 from apikeyrouter.domain.components.limits import LimitRow, compile_limits
 from apikeyrouter.domain.interfaces.state_store import StateStore
-from apikeyrouter.domain.models.accounting import LANES_PER_CANDIDATE_MAX, Breaker, LaneConfig, Limit, ScopeConfig
+from apikeyrouter.domain.models.accounting import LANES_PER_CANDIDATE_MAX, LaneConfig, Limit, ScopeConfig
 from apikeyrouter.domain.models.api_key import KeyRouting
 from apikeyrouter.domain.models.system_error import InvalidRequestError, StateStoreError
 from apikeyrouter.infrastructure.config.compile import pool_name
@@ -24,9 +25,6 @@ from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.budgets import DeclaredBudgets
 
 DOCUMENT = ("configuration", "file")
-KEY_BREAKER = Breaker()
-PROVIDER_BREAKER = Breaker(failures=20)
-"""A provider opens only when far more fails in a row than one key's worth."""
 GROUP_LANES_MAX = LANES_PER_CANDIDATE_MAX - 2
 _log = EventLog("apikeyrouter")
 

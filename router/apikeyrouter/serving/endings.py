@@ -104,20 +104,19 @@ class Endings:
             )
         )  # fmt: skip
         facts.usage = usage
-        facts.cost_nanousd = None if cost == UNPRICED else cost
         facts.outcome = outcome
+        _note_cost(attempt, cost, estimated=usage.estimated)
 
-    def failed(self, attempt: Attempt, failure: Failure) -> Failure:
+    def failed(self, attempt: Attempt, failure: Failure) -> None:
         """Nothing reached the caller. What may have been billed is charged as expected."""
         latency_us = self._clock(attempt)
-        attempt.own.failure = failure.category.value
+        attempt.own.failure, attempt.own.meaning = failure.category.value, failure.meaning
         bits = failed_lanes(attempt.admitted, failure)
         if failure.billed is False:
             sent = failure.status > 0 or failure.scope is not FailureScope.PROVIDER
             self._release(attempt, sent=sent and attempt.sent, bits=bits, latency_us=latency_us)
         else:
             self._charge_expected(attempt, Outcome.FAILURE if bits else Outcome.NEUTRAL, bits, latency_us)
-        return failure
 
     def abandoned(self, attempt: Attempt) -> None:
         """Cancelled, or our own bug. Once sent, the provider may have billed: the estimate is charged and marked."""
@@ -162,6 +161,18 @@ class Endings:
                 estimated=True,
             )
         )  # fmt: skip
+        _note_cost(attempt, charge.expected_nanousd, estimated=True)
+
+
+def _note_cost(attempt: Attempt, cost: int, *, estimated: bool) -> None:
+    """What was booked for an attempt; what all of them cost is not known where one of them has no price."""
+    own, facts = attempt.own, attempt.facts
+    own.cost_nanousd, own.cost_estimated = None if cost == UNPRICED else cost, estimated
+    facts.cost_nanousd = own.cost_nanousd
+    facts.cost_estimated |= estimated
+    if len(facts.attempts) > 1:
+        known = [one.cost_nanousd for one in facts.attempts if one.cost_nanousd is not None]
+        facts.cost_nanousd = sum(known) if len(known) == len(facts.attempts) else None
 
 
 def _metered(attempt: Attempt, usage: Usage) -> int:

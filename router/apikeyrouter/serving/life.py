@@ -7,13 +7,13 @@ import asyncio
 import contextlib
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.cost_controller import CostController
 from apikeyrouter.domain.components.explaining import decision_of
+from apikeyrouter.domain.components.failure_handler import FailureHandler
 from apikeyrouter.domain.components.key_manager import KeyManager
 from apikeyrouter.domain.components.pool import Snapshot
 from apikeyrouter.domain.components.price_book import PriceBook
@@ -38,11 +38,12 @@ from apikeyrouter.serving.attempt import Attempts
 from apikeyrouter.serving.background import RouterBackground
 from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.configuring import Configuration
+from apikeyrouter.serving.decisions import Decisions
 from apikeyrouter.serving.deferred import Deferrals
 from apikeyrouter.serving.housekeeping import Housekeeper
+from apikeyrouter.serving.outcomes import interpret
 from apikeyrouter.serving.quoting import Quotes
 
-ATTEMPTS_MAX = 3
 LEASE_US = 30_000_000
 ABORT_SECONDS_AT_CLOSE = 1.0
 FLUSH_SECONDS_AT_CLOSE = 5.0
@@ -75,18 +76,18 @@ class RouterLife(RouterBackground):
         self.estimator = TokenEstimator()
         self.snapshot = Snapshot()
         self.on_finished: list[Callable[[Facts], None]] = []
-        self.decisions: deque[Facts] = deque(maxlen=self.settings.max_decisions)
+        self._decisions = Decisions(self.state_store, kept=self.settings.max_decisions)
         self.observability = Observability(observability_manager, decide=decision_of, recent=lambda: self.decisions)
         self.observability_manager = self.observability if observability_manager is None else observability_manager
         self.decided = 0
         self.routing_engine = RoutingEngine(self._report_strategy)
-        self.attempts_max = ATTEMPTS_MAX
         self.books = Bookkeeper(self.ledger)
         self._configuration = Configuration(self.catalogue, self.ledger, self.state_store)
         self.key_manager = KeyManager(
             self.state_store, self.catalogue, self._open_vault, lanes=self._configuration, announce=self._announce,
             report=self._report_unreadable, cooldown_seconds=self.settings.default_cooldown_seconds,
         )  # fmt: skip
+        self.failure_handler = self._failures()
         self._admissions = Admissions(self.ledger, self.catalogue, self.estimator, self.snapshot, lease_us=LEASE_US)
         self.cost_controller = CostController(
             self.catalogue, self.ledger, self._configuration.budgets, self.estimator,
@@ -94,8 +95,8 @@ class RouterLife(RouterBackground):
             defer=lambda work: self._deferrals.add(work),
         )  # fmt: skip
         self._attempts = Attempts(
-            _open_transport, self.books, self.estimator, observe=self._observe, finished=self._finished,
-            timeouts=Timeouts(),
+            _open_transport, self.books, self.estimator, observe=self._observe, judge=self.failure_handler.judge,
+            finished=self._finished, timeouts=Timeouts(),
         )  # fmt: skip
         self._housekeeper = Housekeeper(
             self.ledger,
@@ -112,6 +113,23 @@ class RouterLife(RouterBackground):
         self._starting: asyncio.Lock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watcher: asyncio.Task[None] | None = None
+
+    def _failures(self) -> FailureHandler:
+        return FailureHandler(
+            self.ledger, self.catalogue, self.snapshot, self.state_store, self.key_manager,
+            interpret=interpret, chore=self._chore, emit=self.observability.emit,
+            first_attempts=lambda: self.decided - self.failure_handler.budget.retries,
+            cooldown_seconds=self.settings.quota_default_cooldown_seconds,
+        )  # fmt: skip
+
+    @property
+    def attempts_max(self) -> int:
+        """Most attempts of one request."""
+        return self.failure_handler.attempts_max
+
+    @attempts_max.setter
+    def attempts_max(self, attempts_max: int) -> None:
+        self.failure_handler.attempts_max = attempts_max
 
     async def start(self) -> None:
         """Connect, begin background work, finish registrations that were not awaited. Called by itself on first use.
@@ -162,8 +180,10 @@ class RouterLife(RouterBackground):
         await self._until_idle(ABORT_SECONDS_AT_CLOSE)
         await self.books.flush(seconds=FLUSH_SECONDS_AT_CLOSE)
         await self._end_background()
-        with contextlib.suppress(Exception):  # counts of the last quarter of a second
-            await self.key_manager.flush_tally()
+        with contextlib.suppress(Exception):  # counts and decisions of the last quarter of a second
+            async with asyncio.timeout(FLUSH_SECONDS_AT_CLOSE):
+                await self.key_manager.flush_tally()
+                await self._decisions.flush()
         with contextlib.suppress(Exception):  # learned ratios are a convenience; losing them costs accuracy only
             await self._share_ratios()
         await self._attempts.close()
@@ -184,6 +204,7 @@ class RouterLife(RouterBackground):
             await asyncio.sleep(0.01)
 
     async def _end_background(self) -> None:
+        await self.failure_handler.close()
         if self._chores:
             await asyncio.wait(self._chores, timeout=CHORES_SECONDS_AT_CLOSE)
         pending = {task for task in (self._watcher, *self._chores) if task is not None}

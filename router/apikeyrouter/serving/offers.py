@@ -8,6 +8,7 @@ from apikeyrouter.domain.components.objectives import Plan
 from apikeyrouter.domain.components.ordering import Row, settled
 from apikeyrouter.domain.components.pool import Option, Ranked
 from apikeyrouter.domain.components.price_book import ModelPrice
+from apikeyrouter.domain.components.scoring import WORST
 from apikeyrouter.domain.components.token_estimator import TokenEstimate, TokenEstimator
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
 from apikeyrouter.domain.models.accounting import UNPRICED, Candidate, Charge
@@ -76,7 +77,7 @@ class Offers:
             if plan.costs >= 0:
                 expected = self.details(option)[0].expected_nanousd
                 values = list(standing.values)
-                values[plan.costs] = float("inf") if expected == UNPRICED else float(expected)
+                values[plan.costs] = WORST if expected == UNPRICED else float(expected)
                 standing = standing._replace(values=tuple(values))
             rows.append((option, standing))
         if plan.costs >= 0:

@@ -91,14 +91,51 @@ _ADAPTER_MEANINGS = {
 """What an adapter's error means by its category. Its rate limits are the quota group's, as everybody's are."""
 
 
+def interpret(error: Exception, adapter: ProviderAdapter | None, secret: str) -> Failure:
+    """What an exception means, wherever it comes from: what it says itself, what its provider's dialect makes of the
+    answer it carries, what its adapter says, else its kind.
+
+    Total: whatever `error` and the adapter's `map_error` do. `secret` is taken out of the message.
+    """
+    if isinstance(error, TransportError):
+        return transport_failure(error)
+    told = _told(error) or _read(error, adapter)
+    if told is not None:
+        return replace(told, message=redact(told.message, known=(secret,)))
+    return adapter_failure(adapter or _ANYBODY, error, secret=secret)
+
+
+def _told(error: Exception) -> Failure | None:
+    """The failure that an error of ours carries."""
+    details = getattr(error, "details", None)
+    for told in (getattr(error, "failure", None), details.get("failure") if isinstance(details, dict) else None):
+        if isinstance(told, Failure):
+            return told
+    return None
+
+
+def _read(error: Exception, adapter: ProviderAdapter | None) -> Failure | None:
+    """An HTTP client's error that carries the whole answer, in the provider's dialect."""
+    wire, response = getattr(adapter, "wire", None), getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if wire is None or response is None or not isinstance(status, int):
+        return None
+    try:
+        headers = {str(name).lower(): str(value) for name, value in dict(response.headers).items()}
+        classified: Failure = wire.classify(status, headers, bytes(response.content))
+        return classified
+    except Exception:  # a response that was not read, or is none
+        return None
+
+
 def adapter_failure(adapter: ProviderAdapter, error: Exception, *, secret: str) -> Failure:
-    """What an adapter's exception means: what it says itself, else by category, else that the key is in trouble.
+    """What an adapter's exception means: by category where that is clear, else the key is in trouble.
 
     Total, whatever the adapter's `map_error` does; `secret` is taken out of the message.
     """
     mapped = _mapped(adapter, error)
-    told = mapped.details.get("failure", getattr(mapped, "failure", None))
-    if isinstance(told, Failure):
+    told = _told(mapped)
+    if told is not None:
         return replace(told, message=redact(told.message, known=(secret,)))
     status = mapped.details.get("status")
     return _ADAPTER_MEANINGS[mapped.category].failure(
@@ -114,6 +151,16 @@ def _hint_us(seconds: object) -> int:
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
         return 0
     return min(int(seconds * 1_000_000), RETRY_MAX_US)
+
+
+class _Anybody(ProviderAdapter):
+    """Reads errors as any provider's; sends nothing."""
+
+    async def execute_request(self, intent: object, key: str) -> object:
+        raise NotImplementedError
+
+
+_ANYBODY = _Anybody()
 
 
 def _mapped(adapter: ProviderAdapter, error: Exception) -> SystemError:

@@ -32,6 +32,8 @@ class Provider:
     wire: Any = None
     models: frozenset[str] | None = None
     """Its catalogue; None: any model may be asked for."""
+    answered_at: float = 0.0
+    """When the latest request was sent that it answered well here (`time.perf_counter()`)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -267,7 +269,7 @@ class Catalogue:
         scopes = [*self._budgets.get(("provider", provider.id), ()), *self._budgets.get(("key", key.id), ())]
         price = self.prices.price(key_price_name(key.id), "*") if key.cost_per_1k is not None else None
         option = Option(
-            key=key, provider=provider, model=model, rank=rank,
+            key=key, provider=provider, model=model, rank=rank, id=f"{key.id}/{model}",
             lanes=(key_lane(key.id), *self.group_lanes(key.quota_group, model), provider_lane(provider.id)),
             scopes=tuple(scope.id for scope in scopes), hard=any(scope.hard for scope in scopes),
             price=price or self.prices.price(provider.id, model), quality=key.quality,

@@ -13,6 +13,7 @@ from apikeyrouter.domain.components.objectives import (
     objective_of,
     weighed,
 )
+from apikeyrouter.domain.components.scoring import WORST
 from apikeyrouter.domain.models.accounting import Loss, Reason, RetryKind
 from apikeyrouter.domain.models.call import AttemptFacts, Facts
 from apikeyrouter.domain.models.ranking import Exclusion, Ranking, Standing
@@ -87,7 +88,7 @@ def _score(measure: str, best: float, value: float) -> float:
     """`measure` "": the values are logarithms."""
     if value == best:
         return 1.0
-    if value == math.inf:
+    if value >= WORST:
         return 0.0
     if not measure:
         return math.exp(best - value)
@@ -162,7 +163,7 @@ def _verdict(ranking: Ranking, at: int, score: float, chosen_at: int, loss: Loss
         parts |= {"cached_tokens": float(ranking.cached_tokens), "saved_nanousd": float(ranking.saved_nanousd)}
     return CandidateVerdict(
         key_id=standing.key_id, provider_id=standing.provider_id, model=standing.model, outcome=outcome, score=score,
-        parts={name: value for name, value in parts.items() if math.isfinite(value)}, place=standing.place,
+        parts={name: value for name, value in parts.items() if abs(value) < WORST}, place=standing.place,
         turn=at if at < ranking.equals else None, reason=reason, binding="" if loss is None else loss.where,
         limit="" if loss is None else loss.limit, retry_at=None if loss is None else back_at(loss),
     )  # fmt: skip

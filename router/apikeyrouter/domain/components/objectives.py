@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 from apikeyrouter.domain.components.scoring import (
+    WORST,
     CandidateView,
     Conditions,
     Measure,
@@ -236,11 +237,11 @@ def _guarded(name: str, scorer: Scorer, report: Report) -> Measure:
             score = scorer(CandidateView(option, at))
         except Exception as exc:
             report(name, exc)
-            return math.inf
+            return WORST
         if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
             report(name, score)
-            return math.inf
-        return -float(score)
+            return WORST
+        return max(-WORST, min(WORST, -float(score)))
 
     return measure
 

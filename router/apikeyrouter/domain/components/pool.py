@@ -40,7 +40,7 @@ class Option:
 
     `rank`: the place of its target in an alias; a lower one is preferred. `hard`: a hard budget of its own applies.
     `rate`: equal for options on which a request costs the same. `quality`: declared, 0 … 1. `seen`: what this process
-    has observed of it.
+    has observed of it. `id`: of the key with the model.
     """
 
     key: "Key"
@@ -54,6 +54,7 @@ class Option:
     rate: int = 0
     quality: float = 0.5
     seen: Seen = field(default_factory=Seen)
+    id: str = ""
     _words: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str | int, ...]]] = field(default_factory=dict)
 
     def place(self, more: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str | int, ...]]:
@@ -79,7 +80,7 @@ class Snapshot:
     now_us: int = 0
     """The ledger's time at the last refresh."""
     blocked: dict[str, float] = field(default_factory=dict)
-    """Lanes this process knows to be out until that `perf_counter()`, ahead of the next refresh."""
+    """Lanes, and ids of options, that come last in this process until that `perf_counter()`."""
     out: set[str] = field(default_factory=set)
     """Lanes that are out: cooling, or with an open breaker."""
     out_version: int = 0
@@ -105,8 +106,9 @@ class Snapshot:
         return self.now_us + int((now - self.taken) * 1e6) if self.now_us else time.time_ns() // 1000
 
     def is_blocked(self, option: Option, now: float) -> bool:
-        """Whether a lane of this option was reported out and is not back yet."""
-        return any(self.blocked.get(lane, 0.0) > now for lane in option.lanes)
+        """Whether this option, or a lane of it, was reported out and is not back yet."""
+        blocked = self.blocked
+        return blocked.get(option.id, 0.0) > now or any(blocked.get(lane, 0.0) > now for lane in option.lanes)
 
 
 @dataclass(slots=True)
@@ -335,6 +337,6 @@ def _window(count: int, turning: int, start: int) -> Iterator[int]:
 
 
 def _blocked(standing: Standing, option: Option, snapshot: Snapshot, now: float) -> Standing:
-    """How an option stands whose lane this process knows to be out, ahead of the snapshot."""
-    seconds = max(snapshot.blocked.get(lane, 0.0) for lane in option.lanes) - now
+    """How an option stands that is, or whose lane is, known here to be out, ahead of the snapshot."""
+    seconds = max(snapshot.blocked.get(place, 0.0) for place in (option.id, *option.lanes)) - now
     return standing._replace(out_until_us=snapshot.ledger_us(now) + int(seconds * 1e6))

@@ -1,6 +1,6 @@
 """Measures: what each objective looks at, in natural units, and less is better. Pure over an option and its lanes.
 
-A measure never fails and is never NaN; infinity means "as bad as can be" (a price that nobody knows).
+A measure is a finite number, whatever happens; WORST means "as bad as can be" (a price that nobody knows).
 """
 
 import math
@@ -17,6 +17,7 @@ TYPICAL_TOKENS = (1000, 500)
 """Input and output tokens of the request by which prices are compared when no other is meant."""
 LATENCY_SECONDS = 10.0
 """How fast a latency that was not seen again is doubted: what it exceeds the best by falls to 1/e in that time."""
+WORST = 1e300
 SUCCESS_LEAST = 0.02
 """A key that always fails counts as succeeding this often, so that its latency stays a number."""
 
@@ -39,7 +40,7 @@ Measure = Callable[["Option", Conditions], float]
 def cost_nanousd(option: "Option", at: Conditions) -> float:
     """What such a request is expected to cost, in nano-dollars."""
     price = option.price
-    return math.inf if price is None else price.expected(at.input_tokens, at.output_tokens)
+    return WORST if price is None else price.expected(at.input_tokens, at.output_tokens)
 
 
 def failure_share(option: "Option", at: Conditions) -> float:
@@ -166,7 +167,7 @@ class CandidateView:
     def cost_usd(self) -> float | None:
         """Dollars that a typical request costs; None: the price is unknown."""
         cost = cost_nanousd(self._option, self._at)
-        return None if cost == math.inf else cost / 1e9
+        return None if cost == WORST else cost / 1e9
 
     @property
     def failure_share(self) -> float:

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from apikeyrouter.domain.models.api_key import APIKey, KeyChange, KeyState, StateTransition
+from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.quota_state import QuotaState, TimeWindow
 from apikeyrouter.domain.models.routing_decision import RoutingDecision
@@ -201,6 +202,16 @@ class StateStore(ABC):
         """Append many. Default: one by one."""
         for decision in decisions:
             await self.save_routing_decision(decision)
+
+    def note_facts(self, facts: Facts) -> bool:
+        """Take the facts of a decision, which becomes one when somebody asks for it; whether this store does that.
+
+        Never waits. Default: False; then decisions are saved by `save_routing_decisions`, in batches.
+        """
+        return False
+
+    async def flush(self) -> None:  # noqa: B027 (a default)
+        """Write what was noted. Default: there is nothing."""
 
     async def save_policy(self, policy: Policy) -> None:
         """Save or update a policy. Default: as a document."""

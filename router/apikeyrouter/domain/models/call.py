@@ -46,8 +46,10 @@ class Call(msgspec.Struct, kw_only=True):
 
 
 class AttemptFacts(msgspec.Struct, kw_only=True):
-    """One attempt: which key, what happened. `failure` "" when it succeeded. Times in microseconds.
+    """One attempt: which key, what happened. Times in microseconds.
 
+    `failure` is its category, `meaning` its row of the taxonomy of failures; both "" when it succeeded.
+    `cost_nanousd`: what was booked for it (None: not known); `cost_estimated`: because nobody said what was used.
     `ranking`: the candidates it was chosen from, at `place`; `losses`: what the ledger had against those before it.
     `asked_us`: from the call's start until capacity was asked for; `reserve_us`: until it was held.
     """
@@ -61,6 +63,9 @@ class AttemptFacts(msgspec.Struct, kw_only=True):
     losses: tuple[Loss, ...] = ()
     probe: bool = False
     failure: str = ""
+    meaning: str = ""
+    cost_nanousd: int | None = 0
+    cost_estimated: bool = False
     status: int = 0
     upstream_us: int = 0
     asked_us: int = 0
@@ -82,7 +87,9 @@ class Refusal(msgspec.Struct, kw_only=True):
 class Facts(msgspec.Struct, kw_only=True):
     """What happened to one call: kept in a ring, rendered on demand.
 
-    `cost_nanousd` and `usage` None: not known (yet: a stream's are set when it ends). `token_cap`: the cap that was
+    `cost_nanousd` and `usage` None: not known (yet: a stream's are set when it ends). The cost is that of all
+    attempts: one that failed may have been billed, and then its estimate is in it; `cost_estimated` says that the whole
+    or a part is an estimate. `usage` is the last attempt's. `token_cap`: the cap that was
     injected because a hard budget applies. `overhead_us`: time spent here, not upstream (of a stream that still
     runs: until its first event). `at_us`: Unix microseconds.
     `outcome`: pending, ok, or a failure's category.
@@ -99,6 +106,7 @@ class Facts(msgspec.Struct, kw_only=True):
     attempts: list[AttemptFacts] = msgspec.field(default_factory=list)
     usage: Usage | None = None
     cost_nanousd: int | None = None
+    cost_estimated: bool = False
     token_cap: int | None = None
     soft_exceeded: tuple[str, ...] = ()
     overhead_us: int = 0

@@ -147,9 +147,9 @@ class CircuitPhase(StrEnum):
 class CircuitState:
     """The circuit a key's requests pass: its own breaker and its provider's, whichever keeps it out longer.
 
-    `state` as of the ledger's clock; `lane` is the one that speaks (`k:<key>` or `p:<provider>`). `until`: when an open
-    circuit lets a probe through, or a cooled lane requests (aware UTC, None: closed). `cooling`: it is closed, but left
-    alone until then. `successes` and `failures` are recent ones, halved every minute.
+    `lane` is the one that speaks (`k:<key>` or `p:<provider>`). `until`: when an open circuit lets a probe through, or
+    a cooled lane requests (aware UTC, None: now). `cooling`: it is left alone until then whatever its breaker says.
+    `successes` and `failures` are recent ones, halved every minute.
     """
 
     key_id: str

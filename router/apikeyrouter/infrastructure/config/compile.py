@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from apikeyrouter.domain.components.circuits import KEY_BREAKER, PROVIDER_BREAKER
 from apikeyrouter.domain.components.key_identity import check_material, derive_key_id
 from apikeyrouter.domain.components.limits import LimitProfile, LimitRow, compile_limits, limits_from
 from apikeyrouter.domain.models.accounting import (
@@ -51,9 +52,6 @@ __all__ = ["BUILTIN_PROVIDERS", "KNOWN_ADAPTERS", "compile_config", "pool_name"]
 BUILTIN_PROVIDERS = ("openai", "anthropic")
 """Registered from the start, under the adapter of the same name."""
 KNOWN_ADAPTERS = frozenset({"openai", "anthropic", "gemini", "azure", "generic"})
-KEY_BREAKER = Breaker()
-PROVIDER_BREAKER = Breaker(failures=20)
-"""A provider opens only when far more fails in a row than one key's worth."""
 CLIENT_PROFILE = LimitProfile()
 POOL_BYTES_MAX = 100
 TOKEN_LENGTH_MIN = 16

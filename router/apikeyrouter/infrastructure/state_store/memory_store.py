@@ -6,8 +6,10 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+from apikeyrouter.domain.components.explaining import decision_of
 from apikeyrouter.domain.interfaces.state_store import Change, KeyDecision, StateQuery, StateStore
 from apikeyrouter.domain.models.api_key import APIKey, KeyChange, StateTransition
+from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.quota_state import QuotaState, TimeWindow
 from apikeyrouter.domain.models.routing_decision import RoutingDecision
@@ -28,7 +30,7 @@ class InMemoryStateStore(StateStore):
         self._lock = threading.RLock()
         self._keys: dict[str, APIKey] = {}
         self._quotas: dict[tuple[str, TimeWindow], QuotaState] = {}
-        self._decisions: deque[RoutingDecision] = deque()
+        self._decisions: deque[RoutingDecision | Facts] = deque()
         self._transitions: deque[StateTransition] = deque()
         self._documents: dict[str, dict[str, str]] = {}
         self._counts: dict[str, Counter[str]] = {}
@@ -85,6 +87,12 @@ class InMemoryStateStore(StateStore):
         """Append a decision; the oldest beyond `max_decisions` go."""
         with self._lock:
             _append(self._decisions, decision, self.caps.decisions)
+
+    def note_facts(self, facts: Facts) -> bool:
+        """Take the facts of a decision; it becomes one when it is asked for."""
+        with self._lock:
+            _append(self._decisions, facts, self.caps.decisions)
+        return True
 
     async def save_state_transition(self, transition: StateTransition) -> None:
         """Append a transition; the oldest beyond `max_transitions` go."""
@@ -166,7 +174,9 @@ class InMemoryStateStore(StateStore):
             case "QuotaState":
                 return list(self._quotas.values())
             case "RoutingDecision":
-                return list(self._decisions)
+                decided = [decision_of(each) if isinstance(each, Facts) else each for each in self._decisions]
+                self._decisions = deque(decided)
+                return decided
             case "StateTransition":
                 return list(self._transitions)
         texts = self._documents.get("policy", {})

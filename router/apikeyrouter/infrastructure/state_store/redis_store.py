@@ -1,11 +1,16 @@
 """Entities in Redis or Valkey, shared by every process of a namespace. The keys are described in docs/redis-keys.md."""
 
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import msgspec
+
+from apikeyrouter.domain.components.explaining import decision_of
 from apikeyrouter.domain.interfaces.state_store import Change, KeyDecision, StateQuery, StateStore
 from apikeyrouter.domain.models.api_key import APIKey, KeyChange, StateTransition
+from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.domain.models.edge import EdgeModel
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.quota_state import QuotaState, TimeWindow
@@ -38,8 +43,8 @@ NAMESPACE_LENGTH_MAX = 64
 DECISIONS_PER_BATCH_MAX = 500
 CHANGE_ROUNDS_MAX = 32
 """Tries to change a key that others keep changing."""
-_FIELD = "e"
-"""The one field of a stream entry: the entity as JSON."""
+_FIELD, _FACTS = "e", "f"
+"""The one field of a stream entry: the entity as JSON, or a decision's facts."""
 _CHANGE_KEY = """
 if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end
 if ARGV[3] == '' then
@@ -81,6 +86,7 @@ class RedisStateStore(StateStore):
         self.caps = Caps(max_decisions, max_transitions)
         self._prefix = f"{namespace}:e:{{e}}:"
         self._clients = RedisClients(lambda: open_client(redis_url))
+        self._noted: deque[Facts] = deque()
 
     async def save_key(self, key: APIKey) -> None:
         """Save or update a key, and tell the other processes."""
@@ -145,6 +151,24 @@ class RedisStateStore(StateStore):
         """Append many, DECISIONS_PER_BATCH_MAX to a round trip."""
         for start in range(0, len(decisions), DECISIONS_PER_BATCH_MAX):
             await self._append("decisions", decisions[start : start + DECISIONS_PER_BATCH_MAX], self.caps.decisions)
+
+    def note_facts(self, facts: Facts) -> bool:
+        """Take the facts of a decision, to be written by the next `flush`; of many, the newest `max_decisions`."""
+        self._noted.append(facts)
+        if len(self._noted) > self.caps.decisions:
+            self._noted.popleft()
+        return True
+
+    async def flush(self) -> None:
+        """Write the decisions that were noted, DECISIONS_PER_BATCH_MAX to a round trip."""
+        while self._noted:
+            batch = [self._noted.popleft() for _ in range(min(len(self._noted), DECISIONS_PER_BATCH_MAX))]
+            entries = [{_FACTS: _write_facts(facts).decode()} for facts in batch]
+            try:
+                await self._add("decisions", entries, self.caps.decisions)
+            except BaseException:
+                self._noted.extendleft(reversed(batch))
+                raise
 
     async def save_state_transition(self, transition: StateTransition) -> None:
         """Append a transition; the oldest beyond `max_transitions` go."""
@@ -265,16 +289,36 @@ class RedisStateStore(StateStore):
         return [decode(model, text, where=self._at(name)) for text in texts]
 
     async def _append(self, name: str, entities: "list[Any]", kept: int) -> None:
+        await self._add(name, [{_FIELD: encode(entity)} for entity in entities], kept)
+
+    async def _add(self, name: str, entries: "list[dict[str, str]]", kept: int) -> None:
+        """Add to a stream, all in one round trip; it is trimmed once."""
+        if not entries:
+            return
         with self._errors():
             async with self._redis.pipeline(transaction=False) as pipe:
-                for entity in entities:
-                    pipe.xadd(self._at(name), {_FIELD: encode(entity)}, maxlen=kept, approximate=False)
+                for entry in entries:
+                    pipe.xadd(self._at(name), cast("Any", entry))
+                pipe.xtrim(self._at(name), maxlen=kept, approximate=False)
                 await pipe.execute()
 
     async def _stream(self, name: str, model: type[M], kept: int) -> list[M]:
+        return [decode(model, fields[_FIELD], where=self._at(name)) for fields in await self._entries(name, kept)]
+
+    async def _decided(self) -> list[RoutingDecision]:
+        """Decisions, those that this process has not written yet included."""
+        await self.flush()
+        return [
+            decision_of(_read_facts(fields[_FACTS], where=self._at("decisions")))
+            if _FACTS in fields
+            else decode(RoutingDecision, fields[_FIELD], where=self._at("decisions"))
+            for fields in await self._entries("decisions", self.caps.decisions)
+        ]
+
+    async def _entries(self, name: str, kept: int) -> list[dict[str, str]]:
         with self._errors():
             entries: Any = await self._redis.xrevrange(self._at(name), count=kept)
-        return [decode(model, fields[_FIELD], where=self._at(name)) for _, fields in reversed(entries)]
+        return [fields for _, fields in reversed(entries)]
 
     async def _all(self, query: StateQuery) -> list[Any]:
         match query.entity_type:
@@ -285,12 +329,23 @@ class RedisStateStore(StateStore):
             case "QuotaState":
                 return sorted(await self._get_all("quota", QuotaState), key=lambda state: state.updated_at)
             case "RoutingDecision":
-                return await self._stream("decisions", RoutingDecision, self.caps.decisions)
+                return await self._decided()
             case "StateTransition":
                 return await self._stream("transitions", StateTransition, self.caps.transitions)
             case "Policy":
                 return await self._get_all("docs:policy", Policy)
         raise StateStoreError(f"unknown entity type {query.entity_type}")
+
+
+_write_facts = msgspec.json.Encoder().encode
+_facts: msgspec.json.Decoder[Facts] = msgspec.json.Decoder(Facts)
+
+
+def _read_facts(text: str, *, where: str) -> Facts:
+    try:
+        return _facts.decode(text)
+    except msgspec.DecodeError as exc:
+        raise StateStoreError(f"{where} holds something that is not ours") from exc
 
 
 def _quota_fields(key_id: str) -> list[str]:

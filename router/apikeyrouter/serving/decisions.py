@@ -1,0 +1,46 @@
+"""Decisions on their way into the store: facts now, words on demand, and never in a request's way."""
+
+from collections import deque
+
+from apikeyrouter.domain.components.explaining import decision_of
+from apikeyrouter.domain.interfaces.state_store import StateQuery, StateStore
+from apikeyrouter.domain.models.call import Facts
+from apikeyrouter.domain.models.routing_decision import RoutingDecision
+
+BATCH_MAX = 500
+WAITING_MAX = 10_000
+"""Decisions that wait for a store in trouble; then the oldest go."""
+
+
+class Decisions:
+    """What was decided lately: a ring of facts here, and the store, which may be shared with other processes."""
+
+    def __init__(self, store: StateStore, *, kept: int) -> None:
+        self._store = store
+        self.recent: deque[Facts] = deque(maxlen=kept)
+        self._waiting: deque[Facts] = deque(maxlen=WAITING_MAX)
+
+    def keep(self, facts: Facts) -> None:
+        """Keep one. Never waits; the store has it at once, or after the next `flush`."""
+        self.recent.append(facts)
+        if (facts.attempts or facts.refusal is not None) and not self._store.note_facts(facts):
+            self._waiting.append(facts)
+
+    async def flush(self) -> None:
+        """Bring what waits into the store. Errors: the store's; what was not written waits on."""
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_MAX))]
+            try:
+                await self._store.save_routing_decisions([decision_of(facts) for facts in batch])
+            except BaseException:
+                self._waiting.extendleft(reversed(batch))
+                raise
+        await self._store.flush()
+
+    async def find(self, request_id: str) -> RoutingDecision | None:
+        """The decision of a request: of this process, else of any on the same store; None: nobody remembers it."""
+        for facts in reversed(self.recent):
+            if facts.request_id == request_id:
+                return decision_of(facts)
+        found = await self._store.query_state(StateQuery("RoutingDecision", ids=request_id))
+        return found[-1] if found else None
