@@ -137,9 +137,11 @@ def adapter_failure(adapter: ProviderAdapter, error: Exception, *, secret: str) 
     told = _told(mapped)
     if told is not None:
         return replace(told, message=redact(told.message, known=(secret,)))
-    status = mapped.details.get("status")
-    return _ADAPTER_MEANINGS[mapped.category].failure(
-        redact(mapped.message, known=(secret,)) or type(error).__name__,
+    details: object = mapped.details
+    status = details.get("status") if isinstance(details, dict) else None
+    meaning = _ADAPTER_MEANINGS[mapped.category] if isinstance(mapped.category, ErrorCategory) else UNCLEAR
+    return meaning.failure(
+        redact(str(mapped.message), known=(secret,)) or type(error).__name__,
         status=status if isinstance(status, int) else 0,
         retry_after_us=_hint_us(mapped.retry_after),
         signature="adapter",
