@@ -100,3 +100,37 @@ RESPONSES_STREAM = b"".join(
         ),
     ]
 )
+
+
+def gemini_chunk(parts: list[dict[str, Any]], finish: str | None = None, **usage: int) -> dict[str, Any]:
+    """One chunk of Gemini's stream, before it is framed."""
+    candidate: dict[str, Any] = {"content": {"parts": parts, "role": "model"}, "index": 0}
+    if finish is not None:
+        candidate["finishReason"] = finish
+    chunk: dict[str, Any] = {"candidates": [candidate], "modelVersion": "gemini-2.5-flash", "responseId": "resp-1"}
+    return {**chunk, "usageMetadata": usage} if usage else chunk
+
+
+GEMINI_TEXT = 'Grüße, "usageMetadata" 世界 \\ 😀 [{]}'
+GEMINI_CHUNKS = [
+    gemini_chunk([{"text": "hm", "thought": True}], promptTokenCount=12, totalTokenCount=12),
+    gemini_chunk([{"text": "Grüße, "}], promptTokenCount=12, candidatesTokenCount=2, thoughtsTokenCount=3),
+    gemini_chunk([{"text": '"usageMetadata" 世界 '}]),
+    gemini_chunk(
+        [{"text": "\\ 😀 [{]}"}],
+        "STOP",
+        promptTokenCount=12,
+        cachedContentTokenCount=4,
+        candidatesTokenCount=7,
+        thoughtsTokenCount=3,
+        totalTokenCount=22,
+    ),
+]
+GEMINI_STREAM = b"".join(
+    b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\r\n\r\n" for chunk in GEMINI_CHUNKS
+)
+GEMINI_ARRAY = (
+    b"["
+    + b"\n,\r\n".join(json.dumps(chunk, indent=2, ensure_ascii=False).encode() for chunk in GEMINI_CHUNKS)
+    + b"\n]\n"
+)

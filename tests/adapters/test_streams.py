@@ -1,6 +1,7 @@
 """Stream readers: what passes, what is hidden, when the answer begins, and how a stream can fail."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -11,11 +12,15 @@ from apikeyrouter.domain.models.failure import FailureAction, FailureScope
 from apikeyrouter.domain.models.system_error import ErrorCategory
 from apikeyrouter.domain.models.usage import Usage
 from apikeyrouter.infrastructure.adapters.anthropic_wire import AnthropicWire
+from apikeyrouter.infrastructure.adapters.gemini_wire import GeminiWire
 from apikeyrouter.infrastructure.adapters.openai_wire import OpenAIWire
 from tests.adapters.recorded import (
     CHAT_STREAM,
     CHAT_TEXT,
     CHAT_USAGE,
+    GEMINI_ARRAY,
+    GEMINI_STREAM,
+    GEMINI_TEXT,
     MESSAGE_STREAM,
     RESPONSES_STREAM,
     chat_chunk,
@@ -24,6 +29,7 @@ from tests.adapters.recorded import (
 
 OPENAI = OpenAIWire("http://127.0.0.1/v1")
 ANTHROPIC = AnthropicWire("http://127.0.0.1")
+GEMINI = GeminiWire("http://127.0.0.1")
 
 
 def run(reader: StreamReader, pieces: list[bytes]) -> tuple[bytes, list[bool]]:
@@ -39,11 +45,20 @@ def run(reader: StreamReader, pieces: list[bytes]) -> tuple[bytes, list[bool]]:
     return out + step.out, begun
 
 
+def framed(stream: bytes) -> list[bytes]:
+    """The stream, event by event."""
+    if stream.startswith(b"["):
+        return re.split(rb"(?<=\n})(?=\n)", stream)
+    return re.findall(rb".*?(?:\r\n\r\n|\n\n)", stream, re.DOTALL)
+
+
 CASES = [
     (OPENAI, "chat", False, CHAT_STREAM),
     (OPENAI, "chat", True, CHAT_STREAM),
     (OPENAI, "responses", False, RESPONSES_STREAM),
     (ANTHROPIC, "messages", False, MESSAGE_STREAM),
+    (GEMINI, "stream_events", False, GEMINI_STREAM),
+    (GEMINI, "stream_generate", False, GEMINI_ARRAY),
 ]
 
 
@@ -71,7 +86,7 @@ def test_a_stream_cut_at_every_byte_gives_the_same_bytes_usage_and_counts(
 def test_events_that_come_together_count_as_each_for_itself(
     wire: Wire, operation: str, hide: bool, stream: bytes, together: int
 ) -> None:
-    events = [event + b"\n\n" for event in stream.split(b"\n\n") if event]
+    events = framed(stream)
     pieces = [b"".join(events[at : at + together]) for at in range(0, len(events), together)]
     whole = wire.stream(hide_usage=hide, operation=operation)
     expected, _ = run(whole, [stream])
@@ -190,6 +205,33 @@ def test_anthropic_usage_is_cumulative_and_its_input_becomes_inclusive() -> None
     assert reader.finish_reason == "stop"
 
 
+@pytest.mark.parametrize(("operation", "stream"), [("stream_events", GEMINI_STREAM), ("stream_generate", GEMINI_ARRAY)])
+def test_gemini_usage_is_that_of_the_last_chunk_and_counts_thoughts(operation: str, stream: bytes) -> None:
+    reader = GEMINI.stream(hide_usage=False, operation=operation)
+    run(reader, [stream])
+    assert reader.usage == Usage(input_tokens=12, output_tokens=10, cache_read_tokens=4, reasoning_tokens=3)
+    assert reader.finish_reason == "stop"
+    assert next(d.reasoning for d in GEMINI.deltas().read(stream)) == "hm"
+
+
+def test_a_gemini_array_that_was_not_closed_after_its_finish_reason_is_closed() -> None:
+    reader = GEMINI.stream(hide_usage=False)
+    out = reader.feed(GEMINI_ARRAY.rstrip()[:-1]).out
+    step = reader.end()
+    assert (step.failure, step.done) == (None, True)
+    assert len(json.loads(out + step.out)) == 4
+
+
+def test_a_prompt_that_gemini_blocks_is_an_answer_and_not_a_failure() -> None:
+    reader = GEMINI.stream(hide_usage=False)
+    event = b'data: {"promptFeedback":{"blockReason":"SAFETY"},"usageMetadata":{"promptTokenCount":9}}\r\n\r\n'
+    step = reader.feed(event)
+    assert (step.failure, step.substantive, reader.finish_reason) == (None, True, "content_filter")
+    assert reader.end().done
+    (delta,) = GEMINI.deltas().read(event)
+    assert "SAFETY" in delta.refusal
+
+
 def test_a_responses_answer_begins_with_output_and_ends_with_completed() -> None:
     reader = OPENAI.stream(hide_usage=False, operation="responses")
     events = [e + b"\n\n" for e in RESPONSES_STREAM.split(b"\n\n") if e]
@@ -203,9 +245,9 @@ def test_a_responses_answer_begins_with_output_and_ends_with_completed() -> None
 def test_a_clean_end_without_terminator_is_a_truncation_unless_a_finish_reason_was_seen(
     wire: Wire, operation: str, hide: bool, stream: bytes
 ) -> None:
-    events = [e + b"\n\n" for e in stream.split(b"\n\n") if e]
+    events = framed(stream)
     reader = wire.stream(hide_usage=hide, operation=operation)
-    reader.feed(b"".join(events[:4]))
+    reader.feed(b"".join(events[:3]))
     failure = reader.end().failure
     assert failure is not None
     assert (failure.code, failure.scope, failure.billed) == ("stream_truncated", FailureScope.PROVIDER, None)
@@ -232,6 +274,8 @@ def test_a_missing_terminator_after_a_finish_reason_is_supplied() -> None:
          named("response.failed", {"response": {"error": {"code": "invalid_prompt", "message": "m"}}}), "reject"),
         (ANTHROPIC, "messages", named("error", {"error": {"type": "overloaded_error", "message": "m"}}), "back_off"),
         (ANTHROPIC, "messages", named("error", {"error": {"type": "rate_limit_error", "message": "m"}}), "cool"),
+        (GEMINI, "stream_events", b'data: {"error":{"code":503,"status":"UNAVAILABLE"}}\r\n\r\n', "back_off"),
+        (GEMINI, "stream_generate", b'[{"error":{"code":429,"message":"m","status":"RESOURCE_EXHAUSTED"}}]', "cool"),
     ],
 )  # fmt: skip
 def test_an_error_event_is_a_failure_and_is_not_passed_on(
@@ -271,6 +315,8 @@ def test_after_the_terminator_nothing_is_passed_on() -> None:
 def test_deltas_give_back_the_text() -> None:
     assert "".join(d.text for d in OPENAI.deltas().read(CHAT_STREAM)) == CHAT_TEXT
     assert "".join(d.text for d in ANTHROPIC.deltas().read(MESSAGE_STREAM)) == "Grüße 世界"
+    assert "".join(d.text for d in GEMINI.deltas().read(GEMINI_STREAM)) == GEMINI_TEXT
+    assert "".join(d.text for d in GEMINI.deltas().read(GEMINI_ARRAY)) == GEMINI_TEXT
     assert "".join(d.text for d in OPENAI.deltas(operation="responses").read(RESPONSES_STREAM)) == 'Grüße "x"'
 
 

@@ -67,7 +67,7 @@ def _parsed(call: Call, option: Option) -> tuple[str, ParsedRequest | None]:
     if provider.wire is None:
         return call.operation, _plain(intent, stream=call.stream)
     operation, body = provider.adapter.encode_intent(intent, stream=call.stream)
-    return operation, provider.wire.parse(body, operation=operation)
+    return operation, provider.wire.parse(body, operation=operation, model=intent.model)
 
 
 def _plain(intent: RequestIntent, *, stream: bool) -> ParsedRequest:

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 
+import msgspec
+
 from apikeyrouter.domain.models.request_intent import Operation, RequestIntent
 from apikeyrouter.domain.models.system_error import InvalidRequestError
-from apikeyrouter.infrastructure.adapters import anthropic_intent
 from apikeyrouter.infrastructure.adapters.anthropic_wire import AnthropicWire
-from apikeyrouter.infrastructure.adapters.http_adapter import Catalogue, HTTPAdapter
+from apikeyrouter.infrastructure.adapters.http_adapter import Catalogue, HTTPAdapter, chat_body, naming_parameters
+from apikeyrouter.infrastructure.adapters.translation.chat_to_messages import chat_to_messages
 from apikeyrouter.infrastructure.adapters.transport import Timeouts, Transport
 
 __all__ = ["AnthropicAdapter"]
@@ -37,7 +39,7 @@ class AnthropicAdapter(HTTPAdapter):
         """Claude models."""
         return Catalogue(r"claude")
 
-    def operation_of(self, intent: RequestIntent) -> str:
+    def operation_of(self, intent: RequestIntent, *, stream: bool = False) -> str:
         """Chat is `messages` here."""
         return "messages"
 
@@ -45,4 +47,8 @@ class AnthropicAdapter(HTTPAdapter):
         """("messages", body) of a chat intent. Raises InvalidRequestError for what Anthropic cannot do."""
         if intent.operation is not Operation.Chat:
             raise InvalidRequestError("Anthropic serves chat only", field="operation")
-        return "messages", anthropic_intent.encode(intent, stream=stream)
+        body = chat_body(intent)
+        if stream:
+            body["stream"] = True
+        with naming_parameters(intent):
+            return "messages", msgspec.json.encode(chat_to_messages(body))

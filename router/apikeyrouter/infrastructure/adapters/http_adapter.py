@@ -3,7 +3,8 @@
 import asyncio
 import re
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from apikeyrouter.domain.interfaces.provider_adapter import (
 from apikeyrouter.domain.interfaces.wire import DeltaReader, Headers, StreamDelta, StreamReader, UpstreamRequest, Wire
 from apikeyrouter.domain.models.failure import Failure
 from apikeyrouter.domain.models.request_intent import Operation, RequestIntent
-from apikeyrouter.domain.models.system_error import ErrorCategory, ProviderError, SystemError
+from apikeyrouter.domain.models.system_error import ErrorCategory, InvalidRequestError, ProviderError, SystemError
 from apikeyrouter.domain.models.system_response import ResponseMetadata, StreamChunk, SystemResponse, TokenUsage
 from apikeyrouter.infrastructure.adapters.json_body import JsonError
 from apikeyrouter.infrastructure.adapters.transport import (
@@ -52,6 +53,25 @@ class Catalogue(frozenset[str]):
 
     def __repr__(self) -> str:
         return f"Catalogue({self._pattern.pattern!r})"
+
+
+def chat_body(intent: RequestIntent) -> dict[str, Any]:
+    """A chat intent as the body of OpenAI's chat, which is what translations start from. Without `stream`."""
+    body = {"model": intent.model, "messages": intent.to_wire_messages(), **intent.parameters}
+    body["model"] = intent.model
+    body.pop("stream", None)
+    return body
+
+
+@contextmanager
+def naming_parameters(intent: RequestIntent) -> Iterator[None]:
+    """What is refused inside is named as the caller wrote it: members of `parameters` with that prefix."""
+    try:
+        yield
+    except InvalidRequestError as exc:
+        if exc.field.partition(".")[0] not in intent.parameters:
+            raise
+        raise InvalidRequestError(exc.reason, field=f"parameters.{exc.field}") from exc
 
 
 class UpstreamFailure(ProviderError):
@@ -160,7 +180,7 @@ class HTTPAdapter(ProviderAdapter):
             if response.status >= 400:
                 body = await response.read(ERROR_BODY_BYTES_MAX)
                 raise UpstreamFailure(self._classify(response, body, key))
-            operation = self.operation_of(intent)
+            operation = self.operation_of(intent, stream=True)
             reader = self.wire.stream(hide_usage=True, operation=operation)
             async for chunk in self._read_stream(response, reader, self.wire.deltas(operation=operation)):
                 yield chunk
@@ -190,7 +210,7 @@ class HTTPAdapter(ProviderAdapter):
     def _classify(self, response: Response, body: bytes, key: str) -> Failure:
         return self.wire.classify(response.status, response.headers, body, known_secrets=(str(key),))
 
-    def operation_of(self, intent: RequestIntent) -> str:
+    def operation_of(self, intent: RequestIntent, *, stream: bool = False) -> str:
         """The wire's operation for an intent."""
         return intent.operation.value
 
@@ -250,7 +270,7 @@ class HTTPAdapter(ProviderAdapter):
 
     async def _send(self, intent: RequestIntent, key: str, *, stream: bool) -> Response:
         operation, body = self.encode_intent(intent, stream=stream)
-        parsed = self.wire.parse(body, operation=operation)
+        parsed = self.wire.parse(body, operation=operation, model=intent.model)
         request = self.wire.build(parsed, operation=operation, model=intent.model, token_cap=None, key=key)
         return await self.transport().send(request, timeouts=self._timeouts)
 

@@ -7,7 +7,7 @@ import msgspec
 
 from apikeyrouter.domain.models.request_intent import Operation, RequestIntent
 from apikeyrouter.domain.models.system_error import InvalidRequestError
-from apikeyrouter.infrastructure.adapters.http_adapter import Catalogue, HTTPAdapter
+from apikeyrouter.infrastructure.adapters.http_adapter import Catalogue, HTTPAdapter, chat_body
 from apikeyrouter.infrastructure.adapters.openai_wire import BASE_URL, NEW_CAP, OpenAIWire
 from apikeyrouter.infrastructure.adapters.profiles import Profile
 from apikeyrouter.infrastructure.adapters.transport import Timeouts, Transport
@@ -80,13 +80,11 @@ class OpenAIAdapter(HTTPAdapter):
         if operation not in self.wire.profile.operations:
             known = ", ".join(sorted(self.wire.profile.operations))
             raise InvalidRequestError(f"must be one of {known} for this provider", field="operation")
-        body: dict[str, Any] = {"model": intent.model}
         if intent.operation is Operation.Chat:
-            body["messages"] = [_encode_message(message) for message in intent.to_wire_messages()]
+            body = chat_body(intent)
+            body["messages"] = [_encode_message(message) for message in body["messages"]]
         else:
-            body.update(intent.payload or {})
-        body.update(intent.parameters)
-        body["model"] = intent.model
+            body = {**(intent.payload or {}), **intent.parameters, "model": intent.model}
         if intent.operation is Operation.Chat and "max_tokens" in body and NEW_CAP.match(intent.model):
             body.setdefault("max_completion_tokens", body.pop("max_tokens"))
         body.pop("stream", None)

@@ -6,6 +6,9 @@ from functools import partial
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.models.system_error import ConfigurationError
 from apikeyrouter.infrastructure.adapters.anthropic_adapter import AnthropicAdapter
+from apikeyrouter.infrastructure.adapters.azure_adapter import AzureOpenAIAdapter
+from apikeyrouter.infrastructure.adapters.gemini_adapter import GeminiAdapter
+from apikeyrouter.infrastructure.adapters.generic_http_adapter import GenericHTTPAdapter
 from apikeyrouter.infrastructure.adapters.openai_adapter import OpenAIAdapter
 from apikeyrouter.infrastructure.config.compiled import ProviderRecord
 
@@ -16,6 +19,9 @@ COMPATIBLE = ("mistral", "groq", "deepseek", "openrouter", "vllm", "ollama", "ll
 ADAPTERS: Mapping[str, Callable[..., ProviderAdapter]] = {
     "openai": OpenAIAdapter,
     "anthropic": AnthropicAdapter,
+    "gemini": GeminiAdapter,
+    "azure": AzureOpenAIAdapter,
+    "generic": GenericHTTPAdapter,
     **{name: partial(OpenAIAdapter, profile=name) for name in COMPATIBLE},
 }
 

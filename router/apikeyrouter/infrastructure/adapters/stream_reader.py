@@ -90,12 +90,15 @@ class EventReader(ABC):
             step.out = self._last(self._read(left, step))
         if step.failure is None and not step.done:
             if self.finish_reason is not None and self.terminator is not None:
-                step.out += self.terminator
+                step.out += self._supplied()
                 step.done = self._done = True
             else:
                 step.failure = truncated()
         step.substantive = self._begun
         return step
+
+    def _supplied(self) -> bytes:
+        return self.terminator or b""
 
     def _last(self, out: bytes) -> bytes:
         """An event that lacked its blank line, with it."""
