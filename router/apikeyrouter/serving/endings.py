@@ -79,15 +79,25 @@ class Endings:
         self._books, self._estimator, self._finished = books, estimator, finished
 
     def answered(
-        self, attempt: Attempt, usage: Usage | None, *, produced: int, outcome: str = "ok", failed: bool = False
+        self,
+        attempt: Attempt,
+        usage: Usage | None,
+        *,
+        produced: int,
+        outcome: str = "ok",
+        failed: bool = False,
+        told_nanousd: int | None = None,
     ) -> None:
-        """An answer, or a part of one. `usage` None: not told. `failed`: evidence against the provider."""
+        """An answer, or a part of one. `usage` None: not told. `failed`: evidence against the provider.
+
+        `told_nanousd`: what the adapter says it costs, which goes before any price list.
+        """
         admitted, facts = attempt.admitted, attempt.facts
         if attempt.call.operation in FREE_OPERATIONS:
             usage, cost = Usage(input_tokens=0, output_tokens=0), 0
         else:
             usage = usage or estimated_usage(admitted, produced)
-            cost = UNPRICED if admitted.option.price is None else admitted.option.price.cost(usage)
+            cost = _cost(admitted, usage) if told_nanousd is None else told_nanousd
         self._learn(admitted, usage)
         latency_us = self._clock(attempt)
         latency_us = attempt.first_us or latency_us
@@ -173,6 +183,14 @@ def _note_cost(attempt: Attempt, cost: int, *, estimated: bool) -> None:
     if len(facts.attempts) > 1:
         known = [one.cost_nanousd for one in facts.attempts if one.cost_nanousd is not None]
         facts.cost_nanousd = sum(known) if len(known) == len(facts.attempts) else None
+
+
+def _cost(admitted: Admitted, usage: Usage) -> int:
+    """What the provider says it charges; else by the price list; else what the adapter expected."""
+    if usage.cost_nanousd is not None:
+        return usage.cost_nanousd
+    price = admitted.option.price
+    return admitted.charge.expected_nanousd if price is None else price.cost(usage)
 
 
 def _metered(attempt: Attempt, usage: Usage) -> int:

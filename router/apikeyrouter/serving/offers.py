@@ -117,6 +117,9 @@ class Offers:
                 self._unbounded[option.rate] = bound
         estimate = self._estimator.estimate(option.provider.id, option.model, parsed, token_cap=cap)
         charge = _charge(option, parsed, estimate, cap, produces=produces)
+        if option.price is None and self._call.told_costs:
+            expected, bound = self._call.told_costs.get(option.provider.id, (UNPRICED, UNPRICED))
+            charge = msgspec.structs.replace(charge, expected_nanousd=expected, bound_nanousd=bound)
         if self._estimator.cost_ratios and charge.expected_nanousd > 0:
             ratio = self._estimator.cost_ratios.get((option.provider.id, option.model), 1.0)
             charge = msgspec.structs.replace(charge, expected_nanousd=round(charge.expected_nanousd * ratio))

@@ -19,6 +19,8 @@ from apikeyrouter.domain.components.failure_taxonomy import (
     UNREACHABLE,
 )
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
+from apikeyrouter.domain.models.accounting import AMOUNT_MAX
+from apikeyrouter.domain.models.cost_estimate import CostEstimate, nanousd
 from apikeyrouter.domain.models.failure import Failure, FailureScope
 from apikeyrouter.domain.models.system_error import ErrorCategory, SystemError
 from apikeyrouter.domain.models.usage import Usage
@@ -46,6 +48,14 @@ def partial_usage(told: Usage, produced: int) -> Usage:
         reasoning_tokens=min(told.reasoning_tokens, output), service_tier=told.service_tier, estimated=True,
         media=told.media,
     )  # fmt: skip
+
+
+def cost_nanousd(told: object) -> int | None:
+    """An adapter's own cost in nano-dollars, rounded up; None where it tells none in dollars that can be booked."""
+    if not isinstance(told, CostEstimate) or told.currency.upper() != "USD":
+        return None
+    amount = nanousd(told.amount)
+    return amount if amount <= AMOUNT_MAX else None
 
 
 def is_error_body(body: bytes) -> bool | None:

@@ -1,5 +1,6 @@
 """A Python caller's intent as a call, and a call as what an option's provider takes."""
 
+import asyncio
 import time
 import uuid
 
@@ -7,12 +8,16 @@ import msgspec
 
 from apikeyrouter.domain.components.pool import Option, Pool
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
+from apikeyrouter.domain.models.accounting import UNPRICED
 from apikeyrouter.domain.models.call import Call
+from apikeyrouter.domain.models.cost_estimate import CostEstimate, nanousd
 from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.serving.admission import ParsedFor
+from apikeyrouter.serving.outcomes import cost_nanousd
 
+ESTIMATE_SECONDS_MAX = 5.0
 _CAPS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
@@ -61,10 +66,41 @@ def unfit(call: Call, pool: Pool, parsed: ParsedFor) -> frozenset[str]:
     return frozenset(refused)
 
 
+async def ask_costs(call: Call, pool: Pool, mute: frozenset[str]) -> None:
+    """What adapters of one's own expect the request to cost, where no price list knows it; noted in the call.
+
+    An adapter that fails, or takes too long, has said nothing.
+    """
+    for sample in pool.samples:
+        provider = sample.provider
+        if provider.wire is not None or sample.price is not None or provider.id in mute:
+            continue
+        if call.told_costs is None:
+            call.told_costs = {}
+        if provider.id in call.told_costs:
+            continue
+        try:
+            async with asyncio.timeout(ESTIMATE_SECONDS_MAX):
+                told = await provider.adapter.estimate_cost(call.intent)
+        except Exception:
+            told = None
+        call.told_costs[provider.id] = _nanousd_of(told)
+
+
+def _nanousd_of(told: object) -> tuple[int, int]:
+    """(expected, bound) of an estimate in dollars; UNPRICED for what is none."""
+    expected = cost_nanousd(told)
+    if expected is None:
+        return UNPRICED, UNPRICED
+    bound = told.bound if isinstance(told, CostEstimate) else None
+    return expected, UNPRICED if bound is None else nanousd(bound)
+
+
 def _parsed(call: Call, option: Option) -> tuple[str, ParsedRequest | None]:
     provider, intent = option.provider, call.intent
     assert intent is not None
     if provider.wire is None:
+        provider.adapter.check_intent(intent)
         return call.operation, _plain(intent, stream=call.stream)
     operation, body = provider.adapter.encode_intent(intent, stream=call.stream)
     return operation, provider.wire.parse(body, operation=operation, model=intent.model)

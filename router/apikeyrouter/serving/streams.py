@@ -16,7 +16,7 @@ from apikeyrouter.domain.models.system_response import StreamChunk, TokenUsage
 from apikeyrouter.domain.models.usage import Usage
 from apikeyrouter.infrastructure.adapters.transport import Response, Timeouts, TransportError
 from apikeyrouter.serving.endings import Attempt, Endings
-from apikeyrouter.serving.outcomes import adapter_failure, given_up, partial_usage, transport_failure
+from apikeyrouter.serving.outcomes import adapter_failure, cost_nanousd, given_up, partial_usage, transport_failure
 
 HELD_BYTES_MAX = 1024 * 1024
 """Most bytes of a stream that are held back before its first substantive event; then it is passed on as it is."""
@@ -32,6 +32,8 @@ class _Stream(ABC):
         """Whether the provider has said all."""
         self._settled = False
         self._finished = False
+        self._told_nanousd: int | None = None
+        """What an adapter said that the whole of it costs."""
 
     def take_over(self) -> None:
         """The answer has begun: from now on this stream, not the task that began it, is what a lost lease ends."""
@@ -79,7 +81,9 @@ class _Stream(ABC):
             return
         self._settled = True
         usage, produced = self._used(complete=outcome == "ok")
-        self._ends.answered(self._attempt, usage, produced=produced, outcome=outcome, failed=failed)
+        self._ends.answered(
+            self._attempt, usage, produced=produced, outcome=outcome, failed=failed, told_nanousd=self._told_nanousd
+        )
 
     def _finish(self) -> None:
         if not self._finished:
@@ -221,6 +225,8 @@ class AdapterStream(_Stream):
         chunk = _as_chunk(piece)
         self._produced += len(chunk.text.encode())
         self._usage = chunk.usage or self._usage
+        if chunk.cost is not None:
+            self._told_nanousd = cost_nanousd(chunk.cost)
         self._attempt.facts.finish_reason = chunk.finish_reason or self._attempt.facts.finish_reason
         return chunk
 

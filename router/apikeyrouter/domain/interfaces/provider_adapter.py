@@ -10,7 +10,7 @@ from typing import Any
 from apikeyrouter.domain.models.case_folding import CaseFolding
 from apikeyrouter.domain.models.cost_estimate import CostEstimate
 from apikeyrouter.domain.models.request_intent import Operation, RequestIntent
-from apikeyrouter.domain.models.system_error import ErrorCategory, SystemError
+from apikeyrouter.domain.models.system_error import ErrorCategory, InvalidRequestError, SystemError
 from apikeyrouter.domain.models.system_response import ResponseMetadata, StreamChunk, SystemResponse, TokenUsage
 
 __all__ = ["HealthState", "HealthStatus", "ProviderAdapter", "ProviderCapabilities"]
@@ -97,6 +97,8 @@ class ProviderAdapter(ABC):
         """What an exception of `execute_request` means. Default: by HTTP status where it carries one, else by type."""
         if isinstance(provider_error, SystemError):
             return provider_error
+        if isinstance(provider_error, InvalidRequestError):
+            return SystemError(str(provider_error), category=ErrorCategory.ValidationError)
         status = http_status(provider_error)
         if status is not None:
             return _from_status(status, provider_error)
@@ -104,8 +106,17 @@ class ProviderAdapter(ABC):
         retryable = category in (ErrorCategory.TimeoutError, ErrorCategory.NetworkError)
         return SystemError(type(provider_error).__name__, category=category, retryable=retryable)
 
+    def check_intent(self, intent: RequestIntent) -> None:  # noqa: B027  (optional)
+        """Raise InvalidRequestError for what this provider cannot serve. Asked before anything is held.
+
+        Default: nothing is refused.
+        """
+
     async def estimate_cost(self, request_intent: RequestIntent) -> CostEstimate | None:
-        """What the request will cost; None (the default) where the price is unknown or known elsewhere."""
+        """What the request will cost; None (the default) where the price is unknown or known elsewhere.
+
+        Without a price in the price list this is what is held; `bound` is what hard budgets hold.
+        """
         return None
 
     def get_capabilities(self) -> ProviderCapabilities:

@@ -21,6 +21,7 @@ class Call(msgspec.Struct, kw_only=True):
     `operation`: chat, completion, embedding, responses, messages, count_tokens, http. `provider_id` pins a provider.
     `headers`: those of the client that may go upstream, names in lower case; `path_query`: `?…` as it came.
     `started` and `deadline` are readings of `time.perf_counter()` in seconds; no attempt starts after the deadline.
+    `told_costs`: by provider, what its own adapter expects the request to cost, and at most (UNPRICED: not told).
     `principal` shares fairly with others by `weight`; `lanes` are the client's own limits.
     """
 
@@ -43,6 +44,7 @@ class Call(msgspec.Struct, kw_only=True):
     path_query: str = ""
     session: str | None = None
     deadline: float | None = None
+    told_costs: dict[str, tuple[int, int]] | None = None
 
 
 class AttemptFacts(msgspec.Struct, kw_only=True):

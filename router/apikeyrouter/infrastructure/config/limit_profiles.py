@@ -16,6 +16,10 @@ KNOWN_PROFILES: Mapping[str, LimitProfile] = MappingProxyType(
         "anthropic": LimitProfile(),
         # As OpenAI, but requests are checked in slices of one to ten seconds.
         "azure": LimitProfile(refund=False, request_burst=1 / 6),
+        # Its headers show the same refill as OpenAI's: 30 of 14,400 requests a day used, whole again in 2m59.56s.
+        "groq": LimitProfile(refund=False),
+        # How minutes refill is not known; free models have a day that ends at midnight UTC.
+        "openrouter": LimitProfile(safe=True, refund=False, day=LimitKind.CALENDAR),
         # Minutes reset at second 00, days at midnight Pacific; its tokens per minute are input tokens.
         "gemini": LimitProfile(
             minute=LimitKind.FIXED,

@@ -14,6 +14,7 @@ from apikeyrouter.infrastructure.adapters.translation.parts import (
     as_list,
     as_mapping,
     blocks_of,
+    optional,
     read_data_url,
     refuse_all,
 )
@@ -70,7 +71,12 @@ def chat_to_generate(chat: Mapping[str, Any]) -> Body:
     passed = {name: value for name, value in chat.items() if name not in _TRANSLATED | _LEFT_OUT}
     body.update((name, value) for name, value in passed.items() if value is not None)
     _tools(body, chat)
-    config = {**_numbers(chat), **_format(chat), **_thinking(chat), **(chat.get("generationConfig") or {})}
+    config = {
+        **_numbers(chat),
+        **_format(chat),
+        **_thinking(chat),
+        **optional(chat.get("generationConfig"), "generationConfig"),
+    }
     if config:
         body["generationConfig"] = config
     return body
@@ -172,7 +178,7 @@ def _conversation(messages: list[Any]) -> tuple[list[Body], list[Body]]:
         leading += 1
     system = [part for message in listed[:leading] for part in _parts(message.get("content"))]
     contents: list[Body] = []
-    names: dict[Any, Any] = {}
+    names: dict[str, Any] = {}
     for message in listed[leading:]:
         _add(contents, names, message)
     if not contents:
@@ -180,7 +186,7 @@ def _conversation(messages: list[Any]) -> tuple[list[Body], list[Body]]:
     return system, contents
 
 
-def _add(contents: list[Body], names: dict[Any, Any], message: Mapping[str, Any]) -> None:
+def _add(contents: list[Body], names: dict[str, Any], message: Mapping[str, Any]) -> None:
     role = message.get("role")
     if role in ("tool", "function"):
         part = _response(message, names)
@@ -199,7 +205,7 @@ def _add(contents: list[Body], names: dict[Any, Any], message: Mapping[str, Any]
         raise InvalidRequestError(f"{role!r} is no role", field="messages.role")
 
 
-def _model_parts(message: Mapping[str, Any], names: dict[Any, Any]) -> list[Body]:
+def _model_parts(message: Mapping[str, Any], names: dict[str, Any]) -> list[Body]:
     parts = _parts(message.get("content"))
     calls = as_list(message.get("tool_calls"), "messages.tool_calls")
     if message.get("function_call"):
@@ -208,7 +214,7 @@ def _model_parts(message: Mapping[str, Any], names: dict[Any, Any]) -> list[Body
         function = as_mapping(call, "messages.tool_calls").get("function")
         if not isinstance(function, Mapping):
             raise InvalidRequestError("each needs a function", field="messages.tool_calls")
-        names[call.get("id")] = function.get("name")
+        names[str(call.get("id"))] = function.get("name")
         arguments = arguments_object(function.get("arguments"), "messages.tool_calls.function.arguments")
         made: Body = {"name": function.get("name"), "args": arguments}
         if call.get("id"):
@@ -227,10 +233,12 @@ def _signature(call: Mapping[str, Any]) -> Any:
     return google.get("thought_signature") if isinstance(google, Mapping) else None
 
 
-def _response(message: Mapping[str, Any], names: Mapping[Any, Any]) -> Body:
+def _response(message: Mapping[str, Any], names: Mapping[str, Any]) -> Body:
     """A tool's result. Gemini wants the function's name, which chat tells by the id of the call only."""
     id_ = message.get("tool_call_id")
-    name = names.get(id_) or message.get("name")
+    if id_ is not None and not isinstance(id_, str):
+        raise InvalidRequestError("must be a string", field="messages.tool_call_id")
+    name = names.get(str(id_)) or message.get("name")
     if not name:
         raise InvalidRequestError(f"no call before it has the id {id_!r}", field="messages.tool_call_id")
     text = "".join(part.get("text", "") for part in _parts(message.get("content")))

@@ -11,6 +11,7 @@ from apikeyrouter.infrastructure.adapters.translation.parts import (
     as_list,
     as_mapping,
     blocks_of,
+    optional,
     read_data_url,
     refuse_all,
 )
@@ -117,7 +118,7 @@ def _sampling(body: Body, model: str) -> None:
 
 
 def _output(body: Body, chat: Mapping[str, Any]) -> None:
-    config = dict(chat.get("output_config") or {})
+    config = dict(optional(chat.get("output_config"), "output_config"))
     wanted = chat.get("response_format")
     kind = wanted.get("type") if isinstance(wanted, Mapping) else None
     if kind == "json_schema":

@@ -10,6 +10,7 @@ from apikeyrouter.infrastructure.adapters.translation.parts import (
     as_mapping,
     data_url,
     json_text,
+    optional,
 )
 
 __all__ = ["generate_to_chat"]
@@ -34,7 +35,7 @@ def generate_to_chat(body: Mapping[str, Any], *, model: str, stream: bool) -> Bo
     if given.get("cached_content"):
         raise InvalidRequestError("chat has no cached contents", field="cachedContent")
     chat: Body = {"model": model, "messages": [*_system(given.get("system_instruction")), *_messages(given)]}
-    config = _snake(as_mapping(given.get("generation_config") or {}, "generationConfig"))
+    config = _snake(optional(given.get("generation_config"), "generationConfig"))
     for name, why in _REFUSED.items():
         if config.get(name):
             raise InvalidRequestError(why, field=f"generationConfig.{name}")
@@ -43,7 +44,7 @@ def generate_to_chat(body: Mapping[str, Any], *, model: str, stream: bool) -> Bo
         chat["stop"] = as_list(config["stop_sequences"], "generationConfig.stopSequences")
     _format(chat, config)
     _tools(chat, given)
-    level = _snake(config.get("thinking_config") or {}).get("thinking_level")
+    level = _snake(optional(config.get("thinking_config"), "generationConfig.thinkingConfig")).get("thinking_level")
     if level and str(level).lower() in _LEVELS:
         chat["reasoning_effort"] = _LEVELS[str(level).lower()]
     if stream:
@@ -89,7 +90,7 @@ def _tools(chat: Body, given: Mapping[str, Any]) -> None:
     if not tools:
         return
     chat["tools"] = tools
-    wanted = _snake(given.get("tool_config") or {}).get("function_calling_config")
+    wanted = _snake(optional(given.get("tool_config"), "toolConfig")).get("function_calling_config")
     if wanted:
         chat["tool_choice"] = _tool_choice(_snake(as_mapping(wanted, "toolConfig")))
 
@@ -152,7 +153,7 @@ def _model(parts: list[Body], calls: dict[str, list[str]]) -> Body:
         if "function_call" in part:
             tool_calls.append(_tool_call(part, calls))
         elif "text" not in part:
-            raise InvalidRequestError(f"{sorted(part)[0]!r} has no equal in chat", field="contents.parts")
+            raise InvalidRequestError(f"{next(iter(part), 'nothing')!r} has no equal in chat", field="contents.parts")
     if tool_calls:
         made["tool_calls"] = tool_calls
     elif made["content"] is None:
@@ -200,7 +201,7 @@ def _part(part: Body) -> Body:
     if isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
     if "inline_data" not in part:
-        raise InvalidRequestError(f"{sorted(part)[0]!r} has no equal in chat", field="contents.parts")
+        raise InvalidRequestError(f"{next(iter(part), 'nothing')!r} has no equal in chat", field="contents.parts")
     blob = _snake(as_mapping(part["inline_data"], "contents.parts.inlineData"))
     media_type, data = str(blob.get("mime_type")), str(blob.get("data"))
     if media_type.startswith("image/"):

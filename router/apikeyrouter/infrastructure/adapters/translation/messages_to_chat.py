@@ -12,6 +12,7 @@ from apikeyrouter.infrastructure.adapters.translation.parts import (
     blocks_of,
     data_url,
     json_text,
+    optional,
     refuse_all,
     text_of,
 )
@@ -49,7 +50,7 @@ def messages_to_chat(body: Mapping[str, Any]) -> Body:
         chat["stop"] = stops
     _tools(chat, body)
     _output(chat, body)
-    user = (body.get("metadata") or {}).get("user_id")
+    user = optional(body.get("metadata"), "metadata").get("user_id")
     if user:
         chat["user"] = user
     tier = _TIERS.get(str(body.get("service_tier")))
@@ -59,7 +60,7 @@ def messages_to_chat(body: Mapping[str, Any]) -> Body:
 
 
 def _output(chat: Body, body: Mapping[str, Any]) -> None:
-    config = as_mapping(body.get("output_config") or {}, "output_config")
+    config = optional(body.get("output_config"), "output_config")
     wanted = config.get("format")
     if isinstance(wanted, Mapping) and wanted.get("type") == "json_schema":
         schema = {"name": "answer", "schema": wanted.get("schema") or {}, "strict": True}

@@ -16,6 +16,7 @@ __all__ = [
     "blocks_of",
     "data_url",
     "json_text",
+    "optional",
     "read_data_url",
     "refuse_all",
     "said_arguments",
@@ -41,6 +42,11 @@ def as_mapping(value: Any, field: str) -> Mapping[str, Any]:
     return value
 
 
+def optional(value: Any, field: str) -> Mapping[str, Any]:
+    """An object, or nothing (an empty one); InvalidRequestError for anything else."""
+    return {} if value is None else as_mapping(value, field)
+
+
 def as_list(value: Any, field: str) -> list[Any]:
     """A list, empty for None; InvalidRequestError for anything else."""
     if value is None:
@@ -56,7 +62,10 @@ def blocks_of(content: Any, field: str) -> list[Mapping[str, Any]]:
         return []
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
-    return [as_mapping(part, field) for part in as_list(content, field)]
+    parts = [as_mapping(part, field) for part in as_list(content, field)]
+    if any(not isinstance(part.get("text", ""), str) for part in parts):
+        raise InvalidRequestError("must be a string", field=f"{field}.text")
+    return parts
 
 
 def text_of(content: Any, field: str) -> str:
