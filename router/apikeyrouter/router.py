@@ -47,7 +47,8 @@ class ApiKeyRouter(RouterWaysIn):
         observability_manager: anything with the documented methods.
         config: RouterSettings, or a dict of its fields.
 
-    An async context manager; `close` flushes every settlement. Bound to the event loop that first uses it.
+    An async context manager; `close` flushes every settlement. It belongs to the event loop that uses it, until that
+    has ended; `router.sync` serves threads.
 
     Raises:
         ConfigurationError: settings that are unknown or wrong.

@@ -63,6 +63,11 @@ class Attempts:
             self._transport = self._open_transport()
         return self._transport
 
+    def abandon(self) -> Transport | None:
+        """Begin anew without closing the transport, which belongs to another loop or process; that transport."""
+        transport, self._transport = self._transport, None
+        return transport
+
     async def close(self) -> None:
         """Close the transport. Idempotent."""
         transport, self._transport = self._transport, None

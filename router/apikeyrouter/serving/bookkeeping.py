@@ -79,7 +79,26 @@ class Bookkeeper:
     def start(self) -> None:
         """Begin flushing."""
         if self._task is None:
+            self._wake, self._idle = asyncio.Event(), asyncio.Event()
+            (self._wake if self._outbox else self._idle).set()
             self._task = asyncio.get_running_loop().create_task(self._run(), name="apikeyrouter.bookkeeper")
+
+    def begin_anew(self) -> None:
+        """The loop that it ran on has ended, and nobody can end what it still held open: leases will."""
+        self._task = None
+        if self.open:
+            _log.warning("holds.orphaned", count=len(self.open))
+        self.open.clear()
+
+    def abandon(self) -> object:
+        """What is noted here is a parent process's: begin empty. What was noted, to be kept from its end."""
+        noted = (self._task, dict(self.open), deque(self._outbox))
+        self._task = None
+        self.open.clear()
+        self._outbox.clear()
+        self._seen.clear()
+        self.settled = self.unmatched = 0
+        return noted
 
     def held(self, request: ReserveRequest, index: int) -> OpenHold:
         """Note an admission."""

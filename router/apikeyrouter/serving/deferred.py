@@ -19,14 +19,17 @@ class Deferred(Generic[T]):
         """Whether somebody awaited it, and so has seen its error."""
 
     def start(self) -> "asyncio.Task[T]":
-        """Begin, after the call before this one. Needs a running loop."""
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
-        return self._task
+        """Begin, after the call before this one. Needs a running loop; what another one did not finish begins again."""
+        loop, task = asyncio.get_running_loop(), self._task
+        if task is None or (task.get_loop() is not loop and (not task.done() or task.cancelled())):
+            task = self._task = loop.create_task(self._run())
+        return task
 
     async def _run(self) -> T:
         if self._before is not None:
-            await asyncio.wait([self._before.start()])
+            before = self._before.start()
+            if not before.done():
+                await asyncio.wait([before])
             self._before = None
         return await self._work()
 

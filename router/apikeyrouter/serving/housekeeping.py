@@ -50,6 +50,10 @@ class Housekeeper:
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="apikeyrouter.housekeeper")
 
+    def begin_anew(self) -> None:
+        """The loop that it ticked on has ended, or is a parent process's."""
+        self._task = None
+
     async def close(self) -> None:
         """Stop."""
         if self._task is not None:

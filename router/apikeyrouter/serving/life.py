@@ -21,7 +21,6 @@ from apikeyrouter.domain.components.routing_engine import RoutingEngine
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.call import Facts
-from apikeyrouter.domain.models.system_error import ConfigurationError
 from apikeyrouter.infrastructure.adapters.transport import Timeouts, Transport
 from apikeyrouter.infrastructure.config.settings import RouterSettings
 from apikeyrouter.infrastructure.ledger.engine import Engine
@@ -35,7 +34,7 @@ from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateSt
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.serving.admission import Admissions
 from apikeyrouter.serving.attempt import Attempts
-from apikeyrouter.serving.background import RouterBackground
+from apikeyrouter.serving.belonging import RouterBelonging
 from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.configuring import Configuration
 from apikeyrouter.serving.decisions import Decisions
@@ -55,7 +54,7 @@ CANCEL_SECONDS = 0.1
 _log = EventLog("apikeyrouter")
 
 
-class RouterLife(RouterBackground):
+class RouterLife(RouterBelonging):
     """The parts of a router, how they are opened and how they are closed."""
 
     def __init__(
@@ -110,9 +109,6 @@ class RouterLife(RouterBackground):
         self._deferrals = Deferrals()
         self._vault: KeyVault | None = None
         self._file_providers: frozenset[str] = frozenset()
-        self._starting: asyncio.Lock | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._watcher: asyncio.Task[None] | None = None
 
     def _failures(self) -> FailureHandler:
         return FailureHandler(
@@ -144,8 +140,7 @@ class RouterLife(RouterBackground):
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
-        if self._loop is not None:
-            raise ConfigurationError("this router belongs to another event loop; make one router per loop")
+        self._move_in(loop)
         if self._starting is None:
             self._starting = asyncio.Lock()
         async with self._starting:
@@ -154,6 +149,7 @@ class RouterLife(RouterBackground):
 
     async def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         self._refresh_lock = asyncio.Lock()
+        self.key_manager.begin_anew()
         self.observability.attach(loop)
         await self.ledger.open()
         await self._configuration.refresh()
@@ -173,9 +169,14 @@ class RouterLife(RouterBackground):
         return flushed and not self.in_flight
 
     async def close(self) -> None:
-        """End what is open, flush settlements, stop background work, let go of connections. Idempotent."""
-        if self._loop is None:
+        """End what is open, flush settlements, stop background work, let go of connections. Idempotent.
+
+        Raises:
+            ConfigurationError: the router belongs to another event loop, which has not ended.
+        """
+        if self._loop is None or self._forked:
             return
+        await self._started()
         self.books.give_up(self.books.open, "the router was closed")
         await self._until_idle(ABORT_SECONDS_AT_CLOSE)
         await self.books.flush(seconds=FLUSH_SECONDS_AT_CLOSE)
@@ -223,6 +224,9 @@ class RouterLife(RouterBackground):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def _engine_anew(self, engine: Engine) -> Engine:
+        return engine if isinstance(engine, LocalEngine) else _engine_for(self.state_store)
 
     def _open_vault(self) -> KeyVault:
         if self._vault is None:

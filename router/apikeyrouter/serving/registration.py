@@ -31,7 +31,8 @@ class RouterRegistration(RouterLife):
             raise ConfigurationError(f"provider_id must be a non-empty str, not {provider_id!r}")
         if not callable(getattr(adapter, "execute_request", None)):
             raise ConfigurationError(f"the adapter of provider {id_!r} has no execute_request")
-        if id_ in self.catalogue.providers and not overwrite:
+        known = self.catalogue.providers.get(id_)
+        if known is not None and known.adapter is not adapter and not overwrite:
             raise ConfigurationError(f"provider {id_!r} is registered already; pass overwrite=True to replace it")
         await self._started()
         made = _provider(id_, adapter)

@@ -72,6 +72,10 @@ class KeyManager:
 
     # --- registering ---------------------------------------------------------------------------------------------
 
+    def begin_anew(self) -> None:
+        """Another event loop runs now: forget who was in the middle of a change."""
+        self._ring.begin_anew()
+
     async def register_key(
         self,
         key_material: str,

@@ -80,6 +80,10 @@ class KeyRing:
         self.turn = asyncio.Lock()
         """Held while a key is written and taken over, or all keys are read: never one within the other."""
 
+    def begin_anew(self) -> None:
+        """Another event loop runs now: nobody is in the middle of a change."""
+        self.turn = asyncio.Lock()
+
     async def adopt(self, key: APIKey, material: str, routing: KeyRouting) -> None:
         """Route with this key from now on, as it is stored."""
         made = routed(key, material, routing)

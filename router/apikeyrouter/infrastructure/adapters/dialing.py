@@ -6,28 +6,45 @@
 import asyncio
 import socket
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain, zip_longest
 from typing import Any
+from weakref import WeakKeyDictionary
 
 __all__ = ["open_socket"]
 
 HEAD_START_SECONDS = 0.25
 """How long an address is tried alone before the next joins in (RFC 8305)."""
 ADDRESSES_MAX = 16
+RESOLVERS = 4
+"""Threads per event loop that look names up."""
+_RESOLVERS: "WeakKeyDictionary[asyncio.AbstractEventLoop, ThreadPoolExecutor]" = WeakKeyDictionary()
 
 _Address = tuple[int, int, int, str, Any]
 
 
 async def open_socket(host: str, port: int) -> socket.socket:
     """A connected, non-blocking socket. The name is looked up anew. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = await _looked_up(host, port)
     addresses = _in_turn(found)[:ADDRESSES_MAX]
     if not addresses:
         raise OSError("the name has no address")
     if len(addresses) == 1:
         return await _connected(addresses[0])
     return await _first_of(addresses)
+
+
+async def _looked_up(host: str, port: int) -> list[Any]:
+    """The addresses of a name. Not by the loop's default threads: callers of the router may block all of those."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        loop = asyncio.get_running_loop()
+        resolvers = _RESOLVERS.get(loop)
+        if resolvers is None:
+            resolvers = _RESOLVERS[loop] = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="apikeyrouter.resolver")
+        return await loop.run_in_executor(resolvers, partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM))
 
 
 def _in_turn(found: Iterable[Any]) -> list[_Address]:
