@@ -1,8 +1,9 @@
 """Constraints: all that policies demand of one kind of request, compiled once and asked per pool. Pure."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
+from typing import TypeVar
 
 from apikeyrouter.domain.components.policy_rules import TIER_RANKS, RuleSet
 from apikeyrouter.domain.components.policy_statements import COST, SUCCESS, Statement, standing, tier_of
@@ -53,7 +54,8 @@ class Constraints:
         }
         self.soft = tuple(dict.fromkeys(one.policy.id for one in self.statements if not one.hard and any(one.matters)))
         self.relaxed: Constraints | None = None
-        self.budgets = frozenset(one.policy.id for one in self.statements if not one.of_options)
+        self._spending = [one for one in statements if one.of_options]
+        self.budgets = tuple(dict.fromkeys(one.policy.id for one in statements if not one.of_options))
         """The policies whose budgets every such request is in."""
         self._caps_of_options = any(
             one.of_options and (COST in one.matters or SUCCESS in one.matters) for one in self.statements
@@ -68,6 +70,8 @@ class Constraints:
         if self.soft:
             hard = [one for one in statements if one.hard or _is_shadow(one)]
             self.relaxed = Constraints(hard, preferring=preferring, until=until)
+            self.relaxed.policy_ids, self.relaxed.budgets = self.policy_ids, self.budgets
+            self.relaxed._spending = self._spending
 
     # --- options -------------------------------------------------------------------------------------------------
 
@@ -75,15 +79,19 @@ class Constraints:
         """What holds for an option of a request for the model `asked`."""
         return _verdict(self.statements, option, asked, caps=self._caps_of_options)
 
+    def spending(self, option: Option, asked: str) -> list[str]:
+        """The policies of which an option is in the budgets, beside those that every request is in."""
+        return list(dict.fromkeys(one.policy.id for one in self._spending if one.concerns(option, asked)))
+
     def watched(self, option: Option, asked: str) -> tuple[str, ...]:
         """The shadow policies that would refuse an option."""
         return tuple(id_ for id_, own in self.shadows.items() if _verdict(own, option, asked).refused)
 
-    def placed(self, option: Option) -> int:
+    def placed(self, option: Option) -> tuple[int, int, int]:
         """Where an option stands by preference: by model, then by tier, then by its place in the alias."""
         model = self._preferred.index(option.model) if option.model in self._preferred else len(self._preferred)
         tier = self._tiers.get((tier_of(option) or "").casefold(), self._unknown_tier) if self._tiers else 0
-        return (model * (len(self._tiers) + 2) + tier) * _PLACES + min(option.rank, _PLACES - 1)
+        return model, tier, option.rank
 
     @property
     def places(self) -> bool:
@@ -136,19 +144,22 @@ class Constraints:
     def _prefer(self, statements: Sequence[Statement]) -> None:
         """Preferences: of each kind the first that anybody states."""
         rules = [one.rules for one in statements]
-        self._preferred = next((one.preferred_models for one in rules if one.preferred_models is not None), ())
+        self._preferred = _first((one.preferred_models for one in rules), ())
         self._fallback = next(
             (one.fallback_to_reliable for one in rules if one.fallback_to_reliable is not None), False
         )
         if next((one.premium_tier for one in rules if one.premium_tier is not None), False):
             ranks = next((one.tier_ranks for one in rules if one.tier_ranks is not None), TIER_RANKS)
-            self._tiers = {tier: place for place, tier in enumerate(ranks[:-1])}
-            self._unknown_tier = len(self._tiers)
-            self._tiers.update({tier: len(ranks) for tier in ranks[-1:]})
+            self._tiers = {tier: 2 * place for place, tier in enumerate(ranks)}
+            self._unknown_tier = 2 * len(ranks) - 3  # before the last: what nobody ranked is not known to be the worst
         self._wish = next((wish for one in statements if (wish := _wish_of(one)) is not None), None)
 
 
-_PLACES = 1 << 20
+T = TypeVar("T")
+
+
+def _first(told: Iterable[T | None], otherwise: T) -> T:
+    return next((one for one in told if one is not None), otherwise)
 
 
 def _is_shadow(statement: Statement) -> bool:
@@ -229,8 +240,3 @@ def compile_constraints(statements: Iterable[Statement], *, preferring: Iterable
     wishing = set(map(id, preferring))
     until = min((next_change(one.rules.windows, now) for one in everything), default=NEVER)
     return Constraints(active, preferring=[one for one in active if id(one) in wishing], until=until)
-
-
-def constrained(option: Option, verdict: Verdict, rank: int, scopes: tuple[str, ...], *, hard: bool) -> Option:
-    """The option as these constraints see it."""
-    return replace(option, rank=rank, scopes=scopes, hard=hard)
