@@ -104,10 +104,9 @@ class Admissions:
             InvalidRequestError: the request cannot be put into an option's dialect.
         """
         version = 0 if any_version else self.config_version
-        shared = self._catalogue.shared_scopes(call.team, call.client, pool.constraints)
+        shared = self._catalogue.shared_scopes(call.team, call.client)
         offers = Offers(
-            self._estimator, call, parsed_for, hard=shared.hard, cost_max_nanousd=plan.cost_max_nanousd,
-            capped=pool.capped,
+            self._estimator, call, parsed_for, hard=shared.hard, cost_max_nanousd=plan.cost_max_nanousd
         )  # fmt: skip
         now = self._clock()
         ranked = self.rank(call, pool, plan, offers, now=now, skip=skip)
@@ -146,7 +145,7 @@ class Admissions:
         ranked = pool.rank(
             plan, CANDIDATES, snapshot=self._snapshot, now=now, skip=skip, stream=call.stream, tokens=tokens
         )
-        if plan.costs >= 0 or plan.cost_max_nanousd is not None or pool.capped:
+        if plan.costs >= 0 or plan.cost_max_nanousd is not None:
             offers.settle(plan, ranked)
         return ranked
 

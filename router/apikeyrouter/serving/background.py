@@ -6,22 +6,21 @@ The lowest layer of `ApiKeyRouter`; `life.py` is the next.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.cost_controller import CostController
 from apikeyrouter.domain.components.failure_handler import FailureHandler
 from apikeyrouter.domain.components.key_manager import KeyManager
-from apikeyrouter.domain.components.policy_engine import PolicyEngine
-from apikeyrouter.domain.components.pool import Option, Pool, Snapshot
-from apikeyrouter.domain.components.routing_engine import RoutingEngine
+from apikeyrouter.domain.components.pool import Option
+from apikeyrouter.domain.components.quota_awareness_engine import QuotaAwarenessEngine
+from apikeyrouter.domain.components.quota_groups import Conflict
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.api_key import StateTransition
 from apikeyrouter.domain.models.call import Call, Facts
-from apikeyrouter.domain.models.routing_decision import RoutingObjective
-from apikeyrouter.domain.models.system_error import ApiKeyRouterError
+from apikeyrouter.domain.models.system_error import ApiKeyRouterError, InvalidRequestError
 from apikeyrouter.infrastructure.adapters.transport import Response
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
@@ -29,9 +28,10 @@ from apikeyrouter.infrastructure.observability.manager import Observability
 from apikeyrouter.serving.admission import Admissions, Admitted
 from apikeyrouter.serving.configuring import Configuration
 from apikeyrouter.serving.decisions import Decisions
+from apikeyrouter.serving.observing import Observer
 
-OBSERVE_EVERY_SECONDS = 0.5
-"""A lane is re-synced with its provider's headers at most this often."""
+CHORES_SECONDS = 2.0
+"""Longest that somebody waits for what is written behind the requests' backs."""
 STRATEGY_EVERY_SECONDS = 60.0
 RATIOS_DOCUMENT = ("token_ratios", "learned")
 RATIOS_EVERY_SECONDS = 30.0
@@ -50,20 +50,18 @@ class RouterBackground:
     cost_controller: CostController
     key_manager: KeyManager
     failure_handler: FailureHandler
-    policy_engine: PolicyEngine
-    routing_engine: RoutingEngine
-    snapshot: Snapshot
     observability: Observability
     on_finished: list[Callable[[Facts], None]]
+    quota_awareness_engine: QuotaAwarenessEngine
     _admissions: Admissions
     _configuration: Configuration
     _decisions: Decisions
+    _observer: Observer
 
     def __init__(self) -> None:
         self.in_flight = 0
         self.spent_nanousd = 0
         self.unpriced_requests = 0
-        self._observed: dict[str, float] = {}
         self._strategies_told: dict[str, float] = {}
         self._lanes_known: tuple[int, list[str]] = (-1, [])
         self._restored = 0
@@ -106,31 +104,16 @@ class RouterBackground:
         if self.ledger.forgotten != self._restored:
             await self._restore()
         changed = await self._configuration.refresh()
-        changed = await self._take_policies() or changed
         await self.key_manager.refresh()
         version = self.ledger.stamp.config_version
         if changed or version != self._admissions.config_version:
             self._admissions.config_version = version
             self.observability.emit("config.changed", version=version)
 
-    async def _take_policies(self) -> bool:
-        """Take over the policies of the file and of other processes; whether there was anything new."""
-        of_file = await self.policy_engine.take_file(self._configuration.policies)
-        return await self.policy_engine.refresh() or of_file
-
-    def _first_choice(self, pool: Pool, objective: RoutingObjective | None) -> Option | None:
-        """The option of a pool that would be tried first; nobody's turn is used up."""
-        if pool.constraints is not None:
-            objective = pool.constraints.objective(objective, self.routing_engine.default, retry=False)
-        plan = self.routing_engine.plan(objective)
-        ranked = pool.rank(plan, 1, snapshot=self.snapshot, now=time.perf_counter(), start=0)
-        return ranked.options[0] if ranked.options else None
-
     async def _restore(self) -> None:
-        """Put every lane, budget, policy and key this process knows back into a store that forgot them."""
+        """Put every lane, budget and key this process knows back into a store that forgot them."""
         seen = self.ledger.forgotten
         await self._configuration.restore()
-        await self.policy_engine.restore()
         await self.key_manager.restore_if_emptied()
         self._restored = seen
 
@@ -183,15 +166,32 @@ class RouterBackground:
         return known
 
     def _observe(self, admitted: Admitted, response: Response) -> None:
-        """Re-sync the lane that meters this model with what the provider's headers say, now and then."""
-        lane = admitted.option.lanes[1]
-        now = time.perf_counter()
-        if now < self._observed.get(lane, 0.0):
-            return
-        self._observed[lane] = now + OBSERVE_EVERY_SECONDS
-        seen = admitted.option.provider.wire.observe(response.headers)
-        if seen:
-            self._chore(self.ledger.record(lane, observations=seen))
+        """Re-sync what meters this model with what the provider's headers say, now and then."""
+        self._observer.seen(admitted.option, response.status, response.headers)
+
+    def _take_answer(self, option: Option, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Act on an answer that the router did not fetch itself, as on its own."""
+        wire = option.provider.wire
+        if wire is None:
+            raise InvalidRequestError(f"provider {option.provider.id} has an adapter that reads no HTTP answers")
+        self._observer.seen(option, status, headers)
+        if status >= 400:
+            secret = str.__str__(option.key.material)
+            failure = wire.classify(status, headers, body, known_secrets=(secret,))
+            pool = self.catalogue.pool(option.model, option.provider.id, "")
+            self.failure_handler.learn(failure, option, pool.options, set())
+            self._observer.refused(option, failure)
+
+    async def _chores_done(self) -> None:
+        """Wait until what was to be written by now is written."""
+        if self._chores:
+            await asyncio.wait(tuple(self._chores), timeout=CHORES_SECONDS)
+
+    def _suspect_one_counter(self, key_id: str, other_key_id: str) -> None:
+        self.observability.emit("quota_group.suspected", key_id=key_id, other_key_id=other_key_id)
+
+    def _report_conflict(self, conflict: Conflict) -> None:
+        self.observability.emit("quota_group.conflict", key_ids=conflict.keys, groups=conflict.groups)
 
     def _announce(self, transition: StateTransition) -> None:
         self.observability.moved(transition)

@@ -7,17 +7,23 @@ file or without, meters the same lanes and holds in the same budgets. It is put 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 
 from apikeyrouter.domain.components.catalogue import BudgetRule, Catalogue, Key, ModelPool, key_lane, provider_lane
 from apikeyrouter.domain.components.circuits import KEY_BREAKER, PROVIDER_BREAKER
 from apikeyrouter.domain.components.limits import LimitRow, compile_limits
-from apikeyrouter.domain.interfaces.state_store import StateStore
-from apikeyrouter.domain.models.accounting import LANES_PER_CANDIDATE_MAX, LaneConfig, Limit, ScopeConfig
-from apikeyrouter.domain.models.api_key import KeyRouting
-from apikeyrouter.domain.models.policy import Policy
+from apikeyrouter.domain.components.quotas import limit_of
+from apikeyrouter.domain.interfaces.state_store import StateQuery, StateStore
+from apikeyrouter.domain.models.accounting import (
+    LANES_PER_CANDIDATE_MAX,
+    LIMITS_PER_LANE_MAX,
+    LaneConfig,
+    Limit,
+    ScopeConfig,
+)
+from apikeyrouter.domain.models.api_key import APIKey, KeyRouting
+from apikeyrouter.domain.models.quota_state import Quota
 from apikeyrouter.domain.models.system_error import InvalidRequestError, StateStoreError
 from apikeyrouter.infrastructure.config.compile import pool_name
 from apikeyrouter.infrastructure.config.compiled import BudgetRecord, CompiledConfig, PriceRecord, Target
@@ -42,7 +48,6 @@ class SharedConfig:
     prices: tuple[PriceRecord, ...] = ()
     budgets: tuple[BudgetRecord, ...] = ()
     keys: tuple[str, ...] = ()
-    policies: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def of(cls, config: CompiledConfig) -> "SharedConfig":
@@ -50,7 +55,6 @@ class SharedConfig:
         return cls(
             lanes=config.lanes, scopes=config.scopes, aliases=dict(config.aliases), prices=config.prices,
             budgets=config.budgets, keys=tuple(sorted(key.id for key in config.keys)),
-            policies=tuple(policy.model_dump(mode="json") for policy in config.policies),
             pools={
                 group: [(lane, None if models is None else sorted(models)) for lane, models in pools]
                 for group, pools in config.pools.items()
@@ -64,11 +68,12 @@ class Configuration:
     def __init__(self, catalogue: Catalogue, ledger: ScriptLedger, store: StateStore) -> None:
         self._catalogue, self._ledger, self._store = catalogue, ledger, store
         self.budgets = DeclaredBudgets(catalogue, ledger, store)
-        self.policies: tuple[Policy, ...] = ()
-        """Those of the file."""
         self._file = SharedConfig()
+        self._file_lanes: dict[str, LaneConfig] = {}
         self._by_key: dict[str, tuple[str, tuple[LaneConfig, ...], dict[str, frozenset[str] | None]]] = {}
         """Per key: its group, the lanes of the group that its metadata declares, and the models of each."""
+        self._quotas: dict[str, tuple[Quota, ...]] = {}
+        """Per key: its own quotas, where it has any."""
 
     # --- a file --------------------------------------------------------------------------------------------------
 
@@ -79,7 +84,8 @@ class Configuration:
         new = SharedConfig.of(config)
         kept = {lane.id for lane in new.lanes}
         emptied = [LaneConfig(id=lane.id) for lane in before.lanes if lane.id not in kept]
-        await self._ledger.put(lanes=[*new.lanes, *emptied], scopes=new.scopes)
+        await self._load_quotas()
+        await self._ledger.put(lanes=[*map(self._with_quotas, new.lanes), *emptied], scopes=new.scopes)
         try:
             await self._store.save_document(*DOCUMENT, msgspec.to_builtins(new))
         except (NotImplementedError, InvalidRequestError) as exc:
@@ -87,6 +93,11 @@ class Configuration:
             _log.warning("configuration.not_shared", error=str(exc))
         self._take(new)
         return tuple(key_id for key_id in before.keys if key_id not in new.keys)
+
+    async def _load_quotas(self) -> None:
+        """A file's lanes must not push out what keys that were not taken over yet count in their own."""
+        stored: list[APIKey] = await self._store.query_state(StateQuery("APIKey"))
+        self._quotas = {key.id: key.quotas for key in stored if key.quotas}
 
     async def refresh(self) -> bool:
         """Take over what another process has put into force; whether there was anything."""
@@ -114,8 +125,7 @@ class Configuration:
             catalogue.prices.add(
                 price.provider_id, price.model, tiers=price.tiers, service_tiers=price.service_tiers, **price.rates
             )
-        self._file = new
-        self.policies = tuple(Policy.parse(told) for told in new.policies)
+        self._file, self._file_lanes = new, {lane.id: lane for lane in new.lanes}
         catalogue.aliases = {
             alias: tuple((target.provider_id, target.model) for target in targets)
             for alias, targets in new.aliases.items()
@@ -137,6 +147,11 @@ class Configuration:
         """
         if key.id not in self._file.keys:
             self._lanes_of(key, routing)
+        own = self._file_lanes.get(key_lane(key.id))
+        if (len(own.limits) if own else 0) + len(key.quotas) > LIMITS_PER_LANE_MAX:
+            raise InvalidRequestError(
+                f"a key has at most {LIMITS_PER_LANE_MAX} limits of its own, quotas included", field="quotas"
+            )
 
     async def declare_key(self, key: Key, routing: KeyRouting) -> None:
         """Put a key's own lane, and its group's where the metadata states limits, into the ledger.
@@ -144,8 +159,17 @@ class Configuration:
         Of several keys of one group that state the same limit, the lowest amount holds. A key that a file names has
         its lanes from there.
         """
+        counted_before = self._quotas.pop(key.id, ())
+        if key.quotas:
+            self._quotas[key.id] = key.quotas
+        await self._declare_lanes(key, routing)
+        if key.quotas != counted_before:
+            await self._ledger.record(key_lane(key.id))  # the lane takes its configuration over when it is next used
+
+    async def _declare_lanes(self, key: Key, routing: KeyRouting) -> None:
         if key.id in self._file.keys:
             self._by_key.pop(key.id, None)
+            await self._ledger.put(lanes=[self._own_lane(key.id)])
             return
         lanes, models = self._lanes_of(key, routing)
         known = self._by_key.get(key.id)
@@ -156,6 +180,7 @@ class Configuration:
 
     def forget_key(self, key_id: str) -> None:
         """A key is gone; what it declared for its group goes with it."""
+        self._quotas.pop(key_id, None)
         known = self._by_key.pop(key_id, None)
         if known is not None and known[1]:
             self._index_pools()
@@ -182,16 +207,30 @@ class Configuration:
             (provider_lane(id_), LaneConfig(id=provider_lane(id_), breaker=PROVIDER_BREAKER))
             for id_ in self._catalogue.providers
         )
-        lanes.update((lane.id, lane) for lane in self._file.lanes)
+        lanes.update((lane.id, self._with_quotas(lane)) for lane in self._file.lanes)
         await self._ledger.put(lanes=list(lanes.values()), scopes=self._file.scopes)
         if self._file != SharedConfig() and await self._store.get_document(*DOCUMENT) is None:
             await self._store.save_document(*DOCUMENT, msgspec.to_builtins(self._file))
         await self.budgets.restore()
 
+    def lane_config(self, lane_id: str) -> LaneConfig:
+        """A lane as it is declared; without limits where nothing is."""
+        if lane_id.startswith("k:"):
+            return self._own_lane(lane_id[2:])
+        found = self._file_lanes.get(lane_id)
+        merged = (lane for group in self._groups() for lane in self._merged(group) if lane.id == lane_id)
+        return found or next(merged, LaneConfig(id=lane_id))
+
     # --- the rim -------------------------------------------------------------------------------------------------
 
     def _own_lane(self, key_id: str) -> LaneConfig:
-        return LaneConfig(id=key_lane(key_id), breaker=KEY_BREAKER)
+        """A key's own lane: what a file says of it, else its breaker; and its quotas."""
+        lane_id = key_lane(key_id)
+        return self._with_quotas(self._file_lanes.get(lane_id) or LaneConfig(id=lane_id, breaker=KEY_BREAKER))
+
+    def _with_quotas(self, lane: LaneConfig) -> LaneConfig:
+        quotas = self._quotas.get(lane.id.removeprefix("k:")) if lane.id.startswith("k:") else None
+        return replace(lane, limits=(*lane.limits, *map(limit_of, quotas))) if quotas else lane
 
     def _lanes_of(
         self, key: Key, routing: KeyRouting
@@ -216,7 +255,7 @@ class Configuration:
 
     def _merged(self, group: str) -> list[LaneConfig]:
         """The lanes that the keys of a group declare together, but for those that a file declares."""
-        declared = {lane.id for lane in self._file.lanes}
+        declared = self._file_lanes
         merged: dict[str, LaneConfig] = {}
         for of, lanes, _ in self._by_key.values():
             for lane in lanes if of == group else ():

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from apikeyrouter.domain.components.capacity import CapacityWatch, Level
 from apikeyrouter.domain.components.pool import Snapshot
 from apikeyrouter.domain.interfaces.observability import Emit
 from apikeyrouter.domain.models.accounting import LaneState
@@ -30,13 +31,15 @@ class Housekeeper:
         ledger: ScriptLedger,
         books: Bookkeeper,
         snapshot: Snapshot,
+        watch: CapacityWatch,
         lane_ids: Callable[[], Sequence[str]],
         restore: Callable[[], Awaitable[None]],
         periodic: Callable[[], Awaitable[None]],
         *,
         emit: Emit,
     ) -> None:
-        self._ledger, self._books, self._snapshot = ledger, books, snapshot
+        self._ledger, self._books, self._snapshot, self._watch = ledger, books, snapshot, watch
+        self._known_ids: Sequence[str] = ()
         self._lane_ids, self._restore, self._periodic, self._emit = lane_ids, restore, periodic, emit
         self._next_lane = 0
         self._next_sweep = 0.0
@@ -111,6 +114,9 @@ class Housekeeper:
     async def refresh(self) -> None:
         """Read the next lanes; with few keys that is all of them."""
         ids = self._lane_ids()
+        if ids is not self._known_ids:
+            self._watch.forget(set(self._known_ids).difference(ids))
+            self._known_ids = ids
         if not ids:
             return
         start = self._next_lane if self._next_lane < len(ids) else 0
@@ -121,7 +127,14 @@ class Housekeeper:
             known = self._snapshot.lanes.get(lane.id)
             if lane.breaker != ("closed" if known is None else known.breaker):
                 self._tell_of_breaker(lane)
-        self._snapshot.take(lanes, now=time.perf_counter(), now_us=self._ledger.stamp.now_us)
+        now_us = self._ledger.stamp.now_us
+        levels = self._watch.see(lanes, now_us)
+        for lane_id, level in levels.items():
+            before = self._snapshot.capacity.get(lane_id, Level.ABUNDANT)
+            if level is not before:
+                told = {"from_state": before.state.value, "to_state": level.state.value}
+                self._emit("quota.state_changed", lane=lane_id, **told)
+        self._snapshot.take(lanes, now=time.perf_counter(), now_us=now_us, levels=levels)
 
     def _tell_of_breaker(self, lane: LaneState) -> None:
         if lane.breaker == "closed":

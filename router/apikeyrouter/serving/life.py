@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+from apikeyrouter.domain.components.capacity import CapacityWatch
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.cost_controller import CostController
 from apikeyrouter.domain.components.explaining import decision_of
 from apikeyrouter.domain.components.failure_handler import FailureHandler
 from apikeyrouter.domain.components.key_manager import KeyManager
-from apikeyrouter.domain.components.policy_engine import PolicyEngine
 from apikeyrouter.domain.components.pool import Snapshot
 from apikeyrouter.domain.components.price_book import PriceBook
+from apikeyrouter.domain.components.quota_awareness_engine import QuotaAwarenessEngine
 from apikeyrouter.domain.components.routing_engine import RoutingEngine
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.state_store import StateStore
@@ -41,8 +42,8 @@ from apikeyrouter.serving.configuring import Configuration
 from apikeyrouter.serving.decisions import Decisions
 from apikeyrouter.serving.deferred import Deferrals
 from apikeyrouter.serving.housekeeping import Housekeeper
+from apikeyrouter.serving.observing import Observer
 from apikeyrouter.serving.outcomes import interpret
-from apikeyrouter.serving.policing import Policing
 from apikeyrouter.serving.quoting import Quotes
 
 LEASE_US = 30_000_000
@@ -86,7 +87,8 @@ class RouterLife(RouterBelonging):
         self._configuration = Configuration(self.catalogue, self.ledger, self.state_store)
         self.key_manager = KeyManager(
             self.state_store, self.catalogue, self._open_vault, lanes=self._configuration, announce=self._announce,
-            report=self._report_unreadable, cooldown_seconds=self.settings.default_cooldown_seconds,
+            report=self._report_unreadable, report_conflict=self._report_conflict,
+            cooldown_seconds=self.settings.default_cooldown_seconds,
         )  # fmt: skip
         self.failure_handler = self._failures()
         self._admissions = Admissions(self.ledger, self.catalogue, self.estimator, self.snapshot, lease_us=LEASE_US)
@@ -95,11 +97,6 @@ class RouterLife(RouterBelonging):
             quote=Quotes(self.catalogue, self._admissions, self.estimator), recent=self._recent, started=self._started,
             defer=lambda work: self._deferrals.add(work),
         )  # fmt: skip
-        self.policy_engine = PolicyEngine(
-            self.catalogue, self.state_store, self._configuration.budgets, choose=self._first_choice,
-            recent=lambda: list(self.decisions), started=self._started,
-        )  # fmt: skip
-        self._policing = Policing(self.policy_engine)
         self._attempts = Attempts(
             _open_transport, self.books, self.estimator, observe=self._observe, judge=self.failure_handler.judge,
             finished=self._finished, timeouts=Timeouts(),
@@ -108,6 +105,7 @@ class RouterLife(RouterBelonging):
             self.ledger,
             self.books,
             self.snapshot,
+            self._quotas_watched(),
             self._lane_ids,
             self._restore,
             self._periodic,
@@ -133,6 +131,19 @@ class RouterLife(RouterBelonging):
     @attempts_max.setter
     def attempts_max(self, attempts_max: int) -> None:
         self.failure_handler.attempts_max = attempts_max
+
+    def _quotas_watched(self) -> CapacityWatch:
+        """What looks after quotas: who answers for them, who listens to providers, and who watches the lanes."""
+        watch = CapacityWatch()
+        self.quota_awareness_engine = QuotaAwarenessEngine(
+            self.catalogue, self.ledger, self.state_store, self.key_manager, watch, lanes=self._configuration,
+            act=self._take_answer, settled=self._chores_done,
+        )  # fmt: skip
+        self._observer = Observer(
+            self.ledger, self.snapshot, chore=self._chore, learned=self.key_manager.learn_organization,
+            suspect=self._suspect_one_counter,
+        )  # fmt: skip
+        return watch
 
     async def start(self) -> None:
         """Connect, begin background work, finish registrations that were not awaited. Called by itself on first use.
@@ -160,7 +171,6 @@ class RouterLife(RouterBelonging):
         self.observability.attach(loop)
         await self.ledger.open()
         await self._configuration.refresh()
-        await self._take_policies()
         await self._share_ratios()
         self._admissions.config_version = self.ledger.stamp.config_version
         self._attempts.open()

@@ -2,12 +2,13 @@
 
 import contextlib
 from collections.abc import Awaitable, Mapping
+from datetime import datetime
 from typing import Any
 
 from apikeyrouter.domain.components.catalogue import Provider
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.models.api_key import APIKey
-from apikeyrouter.domain.models.policy import Policy
+from apikeyrouter.domain.models.quota_state import QuotaState, QuotaUnit, TimeWindow
 from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError
 from apikeyrouter.infrastructure.adapters.transport import Timeouts
 from apikeyrouter.infrastructure.config.compiled import CompiledConfig, KeyRecord, ProviderRecord
@@ -57,23 +58,32 @@ class RouterRegistration(RouterLife):
         await self._started()
         return await self.key_manager.register_key(key_material, provider_id, metadata)
 
-    def configure_policy(self, policy: Policy | Mapping[str, Any]) -> Awaitable[Policy]:
-        """Put a policy into force, in every process on the store; the same id replaces what had it. Starts at once.
+    def configure_quota(
+        self,
+        key_id: str,
+        time_window: TimeWindow | str,
+        total_capacity: int | None,
+        reset_at: datetime | None = None,
+        unit: QuotaUnit | str = QuotaUnit.Tokens,
+    ) -> Awaitable[QuotaState]:
+        """Give a key a quota of its own, e.g. a million tokens a month. Starts at once; awaiting it is optional.
 
         Raises:
-            InvalidRequestError: it is not valid (`policy_engine.validate_policy` tells all of it), or declared in the
-                configuration file.
+            InvalidRequestError: see `QuotaAwarenessEngine.configure_quota`.
         """
-        return self._deferrals.add(lambda: self._configure_policy(policy))
+        return self._deferrals.add(lambda: self._configure_quota(key_id, time_window, total_capacity, reset_at, unit))
 
-    async def _configure_policy(self, policy: Policy | Mapping[str, Any]) -> Policy:
+    async def _configure_quota(
+        self,
+        key_id: str,
+        time_window: TimeWindow | str,
+        total_capacity: int | None,
+        reset_at: datetime | None,
+        unit: QuotaUnit | str,
+    ) -> QuotaState:
         await self._started()
-        return await self.policy_engine.configure(policy)
-
-    async def _own_policy(self, policy: Policy | Mapping[str, Any]) -> Policy:
-        """The policy that a request brings along, ready."""
-        await self.start()
-        return await self.policy_engine.own(policy)
+        engine = self.quota_awareness_engine
+        return await engine.configure_quota(key_id, time_window, total_capacity, reset_at, unit)
 
     async def apply(self, config: CompiledConfig) -> None:
         """Take over a compiled configuration file, while requests run. What can be wrong is found before any change.
@@ -95,7 +105,6 @@ class RouterRegistration(RouterLife):
         self.catalogue.providers.update(adapters)
         self.catalogue.changed()
         dropped = await self._configuration.replace_file(config)
-        await self.policy_engine.take_file(self._configuration.policies)
         self.routing_engine.default = config.routing.objective
         self.attempts_max = config.routing.attempts_max
         self._admissions.lease_us = config.routing.lease_ms * 1000

@@ -1,8 +1,10 @@
 """Errors that say why nothing was eligible and when it is again, and the deployment in a few numbers."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+from apikeyrouter.domain.components.capacity import Level
 from apikeyrouter.domain.components.catalogue import Catalogue, Key
 from apikeyrouter.domain.components.explaining import told, told_exclusion
 from apikeyrouter.domain.components.pool import Option
@@ -30,16 +32,13 @@ def no_eligible_keys(
     *,
     out: Sequence[Option],
     excluded: Sequence[Exclusion],
-    barred: Sequence[tuple[str, str, str]] = (),
     now_us: int,
 ) -> NoEligibleKeysError:
     """The error for a final denial: every key that was seen, why not, and when the first is back.
 
     `out`: options whose keys are out by their state. `excluded`: what the objective's constraints exclude.
-    `barred`: (key, policy, why) of what policies refuse.
     """
-    reasons = {key_id: why for key_id, _, why in reversed(barred)}
-    reasons |= {exclusion.key_id: told_exclusion(exclusion) for exclusion in excluded}
+    reasons = {exclusion.key_id: told_exclusion(exclusion) for exclusion in excluded}
     reasons.update((option.key.id, told(loss)) for option, loss in losses)
     reasons.update((option.key.id, told_state(option.key)) for option in out)
     returns_us = [int(key.state_until.timestamp() * 1e6) for key in (option.key for option in out) if key.state_until]
@@ -82,15 +81,20 @@ def budget_exceeded(
     )  # fmt: skip
 
 
-def summarise(catalogue: Catalogue, scopes: Sequence[ScopeState], *, spent: int, unpriced: int) -> StateSummary:
-    """The deployment in a few numbers."""
+def summarise(
+    catalogue: Catalogue, scopes: Sequence[ScopeState], capacity: Mapping[str, Level], *, spent: int, unpriced: int
+) -> StateSummary:
+    """The deployment in a few numbers. `capacity`: lanes with less than an abundance left."""
     states = [key.state for key in catalogue.keys.values()]
     counts = {state.value: states.count(state) for state in KeyState}
+    levels = catalogue.levels(capacity)
+    quotas = Counter(
+        Level.EXHAUSTED if key.state is KeyState.Exhausted else levels.get(key.id, Level.ABUNDANT)
+        for key in catalogue.keys.values()
+    )
     held = sum(scope.held + scope.suspense for scope in scopes)
     return StateSummary(
         keys=KeySummary(total=len(states), **counts),
-        quotas=QuotaSummary(
-            exhausted_keys=counts["exhausted"], abundant_keys=len(states) - counts["exhausted"],
-        ),
+        quotas=QuotaSummary(**{f"{level.name.lower()}_keys": quotas[level] for level in Level}),
         costs=CostSummary(total_spent=dollars(spent), held=dollars(held), unpriced_requests=unpriced),
     )  # fmt: skip

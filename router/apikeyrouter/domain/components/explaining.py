@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from apikeyrouter.domain.components.capacity import Level
 from apikeyrouter.domain.components.objectives import (
     COST,
     FAILURE_SHARE,
@@ -155,8 +156,13 @@ def _verdict(ranking: Ranking, at: int, score: float, chosen_at: int, loss: Loss
         outcome, reason = "denied", told(loss)
     elif standing.out_until_us:
         outcome, reason = "out", f"a lane of it is out until {_utc(standing.out_until_us).isoformat()}"
+    elif at < ranking.equals:
+        reason = "it is another's turn"
     else:
-        reason = "it is another's turn" if at < ranking.equals else f"scores {score:.3g}"
+        reason = f"scores {score:.3g}"
+        reason += f"; its quota is {Level(standing.scarce).state.value}" if standing.scarce else ""
+    if standing.scarce:
+        parts["quota_level"] = float(standing.scarce)
     if ranking.expected_nanousd and COST not in parts:
         parts[COST] = float(ranking.expected_nanousd[at])
     if at == ranking.sticky:

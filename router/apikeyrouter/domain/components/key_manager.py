@@ -14,6 +14,7 @@ from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.key_identity import check_material, derive_key_id
 from apikeyrouter.domain.components.key_ring import Announce, KeyRing, Lanes, Report, Vault, routed
 from apikeyrouter.domain.components.key_states import move, move_along, noted
+from apikeyrouter.domain.components.quota_groups import Conflict
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.interfaces.state_store import KeyDecision, StateQuery, StateStore
 from apikeyrouter.domain.models.api_key import (
@@ -26,6 +27,7 @@ from apikeyrouter.domain.models.api_key import (
     StateTransition,
 )
 from apikeyrouter.domain.models.call import Facts
+from apikeyrouter.domain.models.quota_state import Quota
 from apikeyrouter.domain.models.system_error import (
     EncryptionError,
     ErrorCategory,
@@ -60,12 +62,16 @@ class KeyManager:
         lanes: Lanes,
         announce: Announce,
         report: Report,
+        report_conflict: Callable[[Conflict], None] = lambda conflict: None,
         cooldown_seconds: float,
     ) -> None:
         self._store, self._catalogue, self._vault = store, catalogue, vault
         self._lanes, self._announce = lanes, announce
         self._cooldown_seconds = cooldown_seconds
-        self._ring = KeyRing(store, catalogue, vault, lanes=lanes, announce=announce, report=report)
+        self._ring = KeyRing(
+            store, catalogue, vault, lanes=lanes, announce=announce, report=report, report_conflict=report_conflict
+        )
+        self.learn_organization = self._ring.learn_organization
         self._failed: dict[str, int] = {}
         self.refresh, self.refresh_key = self._ring.refresh, self._ring.refresh_key
         self.is_due, self.restore_if_emptied = self._ring.is_due, self._ring.restore_if_emptied
@@ -307,6 +313,27 @@ class KeyManager:
         return KeyProbe(
             key_id=key_id, works=works, state=state, checked_at=_now(), latency_ms=latency_ms, message=message
         )
+
+    async def edit_quotas(
+        self, key_id: str, edit: Callable[[tuple[Quota, ...]], tuple[Quota, ...]], reason: str, *, actor: str = OPERATOR
+    ) -> APIKey:
+        """Change a key's own quotas; they are in force when this returns, and within a second everywhere.
+
+        Raises:
+            InvalidRequestError: the key is unknown, or has more limits than one lane can count.
+        """
+
+        def edited(key: APIKey) -> KeyChange | None:
+            changed = _edited(key, {"quotas": edit(key.quotas)})
+            if changed.quotas == key.quotas:
+                return None
+            self._lanes.check_key(routed(changed, "", changed.routing), changed.routing)
+            return KeyChange(key=changed, transitions=(noted(key, now=_now(), reason=reason, actor=actor),))
+
+        change = await self._store.change_key(key_id, _if_known(key_id, edited))
+        self._tell(change)
+        await self._ring.refresh_key(key_id)
+        return await self._stored(key_id)
 
     # --- material ------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from apikeyrouter.domain.components.catalogue import Catalogue, Key, key_price_name
-from apikeyrouter.domain.components.key_states import due_transition
+from apikeyrouter.domain.components.key_states import due_transition, noted
+from apikeyrouter.domain.components.quota_groups import Conflict, group_of, merges
+from apikeyrouter.domain.components.quotas import due
 from apikeyrouter.domain.interfaces.state_store import StateQuery, StateStore
 from apikeyrouter.domain.models.api_key import APIKey, KeyChange, KeyMaterial, KeyRouting, StateTransition
 from apikeyrouter.domain.models.system_error import EncryptionError, InvalidRequestError
@@ -72,7 +74,10 @@ class KeyRing:
         lanes: Lanes,
         announce: Announce,
         report: Report,
+        report_conflict: Callable[[Conflict], None],
     ) -> None:
+        self._report_conflict = report_conflict
+        self._conflicts: set[Conflict] = set()
         self._store, self._catalogue, self._vault = store, catalogue, vault
         self._lanes, self._announce, self._report = lanes, announce, report
         self._marked = False
@@ -126,8 +131,42 @@ class KeyRing:
             for key_id in before:
                 if key_id not in found:
                     self.drop(key_id)
-            for key in stored:
+            for key in await self._merged(stored):
                 await self._take_over(key)
+
+    async def _merged(self, stored: list[APIKey]) -> list[APIKey]:
+        """The keys, those of one organisation in one group."""
+        moved, conflicts = merges(stored)
+        for conflict in conflicts:
+            if conflict not in self._conflicts:
+                self._conflicts.add(conflict)
+                self._report_conflict(conflict)
+        return [await self._merge(key, moved[key.id]) if key.id in moved else key for key in stored]
+
+    async def _merge(self, key: APIKey, group: str) -> APIKey:
+        def into(found: APIKey | None) -> KeyChange | None:
+            if found is None or found.merged_group == group:
+                return None
+            entry = noted(found, now=_now(), reason=f"of one organisation with quota group {group}", actor="router")
+            changed = found.model_copy(update={"merged_group": group, "updated_at": _now()})
+            return KeyChange(key=changed, transitions=(entry,))
+
+        change = await self._store.change_key(key.id, into)
+        for transition in change.transitions if change is not None else ():
+            self._announce(transition)
+        return change.key if change is not None and change.key is not None else key
+
+    async def learn_organization(self, key_id: str, digest: str) -> None:
+        """A provider named the organisation of a key: keep that, and meter it with the other keys of it."""
+
+        def named(found: APIKey | None) -> KeyChange | None:
+            if found is None or found.organization == digest:
+                return None
+            news = {"organization": digest, "merged_group": "", "updated_at": _now()}
+            return KeyChange(key=found.model_copy(update=news))
+
+        if await self._store.change_key(key_id, named) is not None:
+            await self.refresh()
 
     async def refresh_key(self, key_id: str) -> None:
         """Take over one key as it is stored; one that is missing is looked for among all."""
@@ -139,9 +178,12 @@ class KeyRing:
             await self.refresh()
 
     def is_due(self) -> bool:
-        """Whether a key's time in its state is over, so that `refresh` should be called."""
+        """Whether a key's time in its state, or a window of its quotas, is over, so that `refresh` should be called."""
         now = _now()
-        return any(key.state_until is not None and key.state_until <= now for key in self._catalogue.keys.values())
+        return any(
+            (key.state_until is not None and key.state_until <= now) or (key.quotas and due(key.quotas, now))
+            for key in self._catalogue.keys.values()
+        )
 
     async def restore_if_emptied(self) -> bool:
         """Whether the store lost the marker, and so was emptied: what this process knows is put back, not dropped."""
@@ -159,15 +201,15 @@ class KeyRing:
                 APIKey(
                     id=key.id, provider_id=key.provider_id, metadata=dict(key.metadata), state=key.state,
                     state_reason=key.state_reason, state_until=key.state_until, encrypted_material=sealed,
-                    generation=key.generation,
+                    generation=key.generation, quotas=key.quotas, organization=key.organization,
                 )
             )  # fmt: skip
         await self.mark()
         return True
 
     async def _take_over(self, key: APIKey) -> None:
-        if due_transition(key, now=_now()) is not None:
-            key = await self._come_back(key)
+        if _changed_by_time(key) is not None:
+            key = await self._let_time_pass(key)
         known = self._catalogue.keys.get(key.id)
         if known is not None and (known.state is not key.state or known.state_until != key.state_until):
             self.set_state(key)
@@ -176,14 +218,11 @@ class KeyRing:
         if key.provider_id in self._catalogue.providers:
             await self._open(key)
 
-    async def _come_back(self, key: APIKey) -> APIKey:
-        """Move a key whose time is over, unless somebody else did."""
-
-        def back(stored: APIKey | None) -> KeyChange | None:
-            due = None if stored is None else due_transition(stored, now=_now())
-            return None if due is None else KeyChange(key=due[0], transitions=(due[1],))
-
-        change = await self._store.change_key(key.id, back)
+    async def _let_time_pass(self, key: APIKey) -> APIKey:
+        """What is due by time, unless somebody else saw to it."""
+        change = await self._store.change_key(
+            key.id, lambda stored: None if stored is None else _changed_by_time(stored)
+        )
         if change is None or change.key is None:
             return await self._store.get_key(key.id) or key
         for transition in change.transitions:
@@ -227,8 +266,24 @@ class KeyRing:
 def _is_as(known: Key, key: APIKey) -> bool:
     """Whether a key is stored as it is known here, but for its state."""
     return (
-        known.generation == key.generation and known.provider_id == key.provider_id and known.metadata == key.metadata
+        known.generation == key.generation
+        and known.provider_id == key.provider_id
+        and known.metadata == key.metadata
+        and known.quotas == key.quotas
+        and known.quota_group == group_of(key)
+        and known.organization == key.organization
     )
+
+
+def _changed_by_time(key: APIKey) -> KeyChange | None:
+    """A key whose time in its state is over, or a window of whose quotas has ended; None: nothing is due."""
+    now = _now()
+    back = due_transition(key, now=now)
+    moved, transitions = (key, ()) if back is None else (back[0], (back[1],))
+    quotas = due(key.quotas, now) if key.quotas else None
+    if quotas is not None:
+        moved = moved.model_copy(update={"quotas": quotas, "updated_at": now})
+    return None if moved is key else KeyChange(key=moved, transitions=transitions)
 
 
 def routed(key: APIKey, material: str, routing: KeyRouting) -> Key:
@@ -236,10 +291,10 @@ def routed(key: APIKey, material: str, routing: KeyRouting) -> Key:
     return Key(
         id=key.id, provider_id=key.provider_id,
         material=KeyMaterial(material, key_id=key.id, metadata=key.metadata),
-        quota_group=routing.quota_group or key.id, models=routing.models, weight=routing.weight,
+        quota_group=group_of(key), models=routing.models, weight=routing.weight,
         quality=0.5 if routing.quality is None else routing.quality, state=key.state, state_reason=key.state_reason,
         state_until=key.state_until, cost_per_1k=routing.cost_per_1k, metadata=key.metadata,
-        generation=key.generation, team=routing.team,
+        generation=key.generation, team=routing.team, quotas=key.quotas, organization=key.organization,
     )  # fmt: skip
 
 

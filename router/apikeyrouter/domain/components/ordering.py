@@ -9,6 +9,7 @@ import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from apikeyrouter.domain.components.capacity import Level
 from apikeyrouter.domain.components.objectives import (
     EXPECTED_US,
     FAILURE_SHARE,
@@ -22,8 +23,10 @@ from apikeyrouter.domain.components.scoring import (
     SUCCESS_LEAST,
     Conditions,
     out_until_us,
+    scarcity,
 )
 from apikeyrouter.domain.models.ranking import Exclusion, Standing
+from apikeyrouter.domain.models.routing_decision import ObjectiveType
 
 if TYPE_CHECKING:
     from apikeyrouter.domain.components.pool import Option
@@ -35,6 +38,7 @@ TURNS_PER_OPTION, TURNS_SPARE = 16, 4096
 TURNS_ERROR_MAX = 0.02
 """How far the share of turns may be from the share of weight."""
 EXCLUSIONS_TOLD_MAX = 32
+_SPARING = (ObjectiveType.Fairness.value, ObjectiveType.Reliability.value)
 UNKNOWN_US = 1.0
 """The latency of everybody where nobody's is known."""
 
@@ -65,10 +69,11 @@ class Order:
 class _Row:
     """One option while the order is built."""
 
-    __slots__ = ("option", "out_us", "value", "values")
+    __slots__ = ("option", "out_us", "place", "scarce", "value", "values")
 
-    def __init__(self, option: "Option", out_us: int, values: list[float]) -> None:
-        self.option, self.out_us, self.values = option, out_us, values
+    def __init__(self, option: "Option", out_us: int, scarce: int, values: list[float], plan: Plan) -> None:
+        self.option, self.out_us, self.scarce, self.values = option, out_us, scarce, values
+        self.place = _place(plan, out_us, scarce, option.rank)
         self.value = 0.0
 
 
@@ -86,7 +91,7 @@ class Building:
         start = len(self._rows)
         for option in self._options[start : start + count]:
             values = [0.0 if measure is None else measure(option, at) for measure in functions]
-            self._rows.append(_Row(option, out_until_us(option, at), values))
+            self._rows.append(_Row(option, out_until_us(option, at), scarcity(option, at), values, self._plan))
         return self._finished() if len(self._rows) == len(self._options) else None
 
     def _finished(self) -> Order:
@@ -130,8 +135,6 @@ class Building:
             broken = value > bound
         else:
             value = 1.0 - value
-            if constraint == "min_reliability":
-                bound = max(bound, option.success_min)
             broken = value < bound
         if not broken:
             return None
@@ -179,13 +182,17 @@ def settled(plan: Plan, rows: "list[Row]") -> "tuple[list[Row], int]":
     """
     if not rows:
         return rows, 0
-    valued = [((row[1].out_until_us > 0, row[1].place), plan.value(row[1].values), row) for row in rows]
+    valued = [(_place_of(plan, row[1]), plan.value(row[1].values), row) for row in rows]
     valued.sort(key=operator.itemgetter(0, 1))
     place, best, _ = valued[0]
     limit = plan.equal_to(best)
     equals = sum(1 for other, value, _ in valued if other == place and value <= limit)
     ordered = [row for _, _, row in valued]
     head, rest = ordered[:equals], ordered[equals:]
+    if any(row[1].scarce for row in head):
+        head.sort(key=lambda row: row[1].scarce)
+        equals = sum(1 for row in head if row[1].scarce == head[0][1].scarce)
+        head, rest = head[:equals], head[equals:] + rest
     for tie in plan.ties:
         head.sort(key=lambda row: row[1].values[tie])
         limit = equal_to(plan.measures[tie], head[0][1].values[tie])
@@ -194,21 +201,38 @@ def settled(plan: Plan, rows: "list[Row]") -> "tuple[list[Row], int]":
     return head + rest, equals
 
 
-def _by_place_and_value(row: _Row) -> tuple[bool, int, float]:
-    return row.out_us > 0, row.option.rank, row.value
+def _place(plan: Plan, out_until_us: int, scarce: int, rank: int) -> tuple[bool, int, int]:
+    """What comes before any measure: whether it is out or exhausted, its target in an alias, and how scarce it is.
+
+    Fairness and reliability turn away from what is constrained. Where a measure tells options apart, what it says
+    counts more until a quota is critical, and constrained ones come after their equals.
+    """
+    spares = not plan.weights and plan.name in _SPARING
+    return out_until_us > 0 or scarce >= Level.EXHAUSTED, rank, scarce if spares or scarce >= Level.CRITICAL else 0
+
+
+def _place_of(plan: Plan, standing: Standing) -> tuple[bool, int, int]:
+    return _place(plan, standing.out_until_us, standing.scarce, standing.place)
+
+
+def _by_place_and_value(row: _Row) -> tuple[tuple[bool, int, int], float]:
+    return row.place, row.value
 
 
 def _split(rows: list[_Row], plan: Plan) -> tuple[list[_Row], list[_Row]]:
     """Those that are equally good after every tie was broken, and the rest in order. `rows` are sorted."""
     first = rows[0]
-    place = (first.out_us > 0, first.option.rank)
     limit = plan.equal_to(first.value)
     count = 0
     for row in rows:
-        if (row.out_us > 0, row.option.rank) != place or row.value > limit:
+        if row.place != first.place or row.value > limit:
             break
         count += 1
     head, rest = rows[:count], rows[count:]
+    if any(row.scarce for row in head):
+        head.sort(key=lambda row: row.scarce)
+        count = sum(1 for row in head if row.scarce == head[0].scarce)
+        head, rest = head[:count], head[count:] + rest
     for tie in plan.ties:
         head.sort(key=lambda row: row.values[tie])
         limit = equal_to(plan.measures[tie], head[0].values[tie])
@@ -246,4 +270,5 @@ def _turns(ratios: list[float]) -> list[int]:
 
 def _standing(row: _Row) -> Standing:
     option = row.option
-    return Standing(option.key.id, option.provider.id, option.model, option.rank, row.out_us, tuple(row.values))
+    values = tuple(row.values)
+    return Standing(option.key.id, option.provider.id, option.model, option.rank, row.out_us, values, row.scarce)

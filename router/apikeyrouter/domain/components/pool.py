@@ -6,10 +6,11 @@ request takes its K candidates from there. Whoever asks next starts one further,
 
 import random
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from apikeyrouter.domain.components.capacity import Level
 from apikeyrouter.domain.components.objectives import Plan
 from apikeyrouter.domain.components.observations import Seen
 from apikeyrouter.domain.components.ordering import Building, Order, Row, settled
@@ -20,7 +21,6 @@ from apikeyrouter.domain.models.ranking import Ranking, Standing
 
 if TYPE_CHECKING:
     from apikeyrouter.domain.components.catalogue import Key, Provider
-    from apikeyrouter.domain.components.policy_constraints import Constraints
 
 SCAN_MAX = 64
 """Most places of the order that one request looks at, however many of them are known to be out."""
@@ -41,8 +41,7 @@ class Option:
 
     `rank`: the place of its target in an alias; a lower one is preferred. `hard`: a hard budget of its own applies.
     `rate`: equal for options on which a request costs the same. `quality`: declared, 0 … 1. `seen`: what this process
-    has observed of it. `id`: of the key with the model. `cost_max_nanousd`, `success_min`: what policies ask of it in
-    particular.
+    has observed of it. `id`: of the key with the model.
     """
 
     key: "Key"
@@ -57,8 +56,6 @@ class Option:
     quality: float = 0.5
     seen: Seen = field(default_factory=Seen)
     id: str = ""
-    cost_max_nanousd: int | None = None
-    success_min: float = 0.0
     _words: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str | int, ...]]] = field(default_factory=dict)
 
     def place(self, more: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str | int, ...]]:
@@ -85,14 +82,25 @@ class Snapshot:
     """The ledger's time at the last refresh."""
     blocked: dict[str, float] = field(default_factory=dict)
     """Lanes, and ids of options, that come last in this process until that `perf_counter()`."""
+    capacity: dict[str, Level] = field(default_factory=dict)
+    """Lanes with less than an abundance left."""
     out: set[str] = field(default_factory=set)
     """Lanes that are out: cooling, or with an open breaker."""
     out_version: int = 0
-    """Grows when `out` changes."""
+    """Grows when `out` or `capacity` changes."""
 
-    def take(self, lanes: Iterable[LaneState], *, now: float, now_us: int) -> None:
-        """Take in what the ledger says of some lanes. `now`: `time.perf_counter()`."""
+    def take(
+        self, lanes: Iterable[LaneState], *, now: float, now_us: int, levels: Mapping[str, Level] | None = None
+    ) -> None:
+        """Take in what the ledger says of some lanes, and how well off they are. `now`: `time.perf_counter()`."""
         changed = False
+        for lane_id, level in (levels or {}).items():
+            if level is not self.capacity.get(lane_id, Level.ABUNDANT):
+                changed = True
+                if level:
+                    self.capacity[lane_id] = level
+                else:
+                    del self.capacity[lane_id]
         for lane in lanes:
             self.lanes[lane.id] = lane
             is_out = lane_out_until_us(lane, now_us) > 0
@@ -137,16 +145,6 @@ class Pool:
         prices = {id(option.price): option.price for option in self.eligible}
         self.shaped = len({_shape(price) for price in prices.values()}) > 1
         """Whether which option is cheapest may depend on the request."""
-        self.constraints: Constraints | None = None
-        """The policies that it was narrowed by."""
-        self.barred: tuple[tuple[str, str, str], ...] = ()
-        """(key, policy, why) of what they refuse."""
-        self.capped = False
-        """Whether they limit what a request may cost on some of the options in particular."""
-        self.watched: dict[Option, tuple[str, ...]] = {}
-        """The shadow policies that would refuse an option, where there are any."""
-        self.emptied: frozenset[str] = frozenset()
-        """The shadow policies that would refuse every option."""
         self._orders: dict[tuple[Plan, bool, tuple[int, int]], Order] = {}
         self._building: dict[tuple[Plan, bool, tuple[int, int]], Building] = {}
         self._turn = random.randrange(max(1, len(self.eligible)))  # noqa: S311 (workers should not start in step)
@@ -306,8 +304,8 @@ class Pool:
         if building is None:
             size = TYPICAL_TOKENS if shape == (0, 0) else (_typical(shape[0]), _typical(shape[1]))
             conditions = Conditions(
-                lanes=snapshot.lanes, now_us=snapshot.ledger_us(now), now=now, stream=stream, input_tokens=size[0],
-                output_tokens=size[1],
+                lanes=snapshot.lanes, capacity=snapshot.capacity, now_us=snapshot.ledger_us(now), now=now,
+                stream=stream, input_tokens=size[0], output_tokens=size[1],
             )  # fmt: skip
             building = Building(plan, self.eligible, conditions, version=version)
         order = building.step(BUILT_AT_ONCE if known is not None else len(self.eligible))

@@ -5,10 +5,12 @@ A measure is a finite number, whatever happens; WORST means "as bad as can be" (
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from apikeyrouter.domain.components.capacity import Level, worst
 from apikeyrouter.domain.models.accounting import LaneState
+from apikeyrouter.domain.models.quota_state import CapacityState
 
 if TYPE_CHECKING:
     from apikeyrouter.domain.components.pool import Option
@@ -24,9 +26,13 @@ SUCCESS_LEAST = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """What options are compared under. `now_us`: the ledger's time; `now`: this process's, in seconds."""
+    """What options are compared under. `now_us`: the ledger's time; `now`: this process's, in seconds.
+
+    `capacity`: lanes with less than an abundance left.
+    """
 
     lanes: Mapping[str, LaneState]
+    capacity: Mapping[str, Level] = field(default_factory=dict)
     now_us: int = 0
     now: float = 0.0
     input_tokens: int = TYPICAL_TOKENS[0]
@@ -112,6 +118,11 @@ def out_until_us(option: "Option", at: Conditions) -> int:
     return until
 
 
+def scarcity(option: "Option", at: Conditions) -> Level:
+    """How little is left in the lane of it that is worst off."""
+    return worst(at.capacity, option.lanes) if at.capacity else Level.ABUNDANT
+
+
 def lane_out_until_us(lane: LaneState, now_us: int) -> int:
     """When a lane that is out is back; 0: it is not out."""
     until = lane.blocked_until_us if lane.blocked_until_us > now_us else 0
@@ -178,6 +189,11 @@ class CandidateView:
     def latency_ms(self) -> float | None:
         """How long it takes to answer, requests before it not counted; None: nothing is known."""
         return latency_us(self._option, self._at) / 1000 or None
+
+    @property
+    def capacity_state(self) -> CapacityState:
+        """What is left of its quotas, by headroom and forecast."""
+        return scarcity(self._option, self._at).state
 
     @property
     def in_flight(self) -> int:

@@ -74,8 +74,12 @@ class Limit:
     """Whether tokens held but not used come back at settlement. False where the provider keeps its estimate."""
 
 
-LIMIT_NAMES = ("rpm", "tpm", "itpm", "otpm", "rpd", "tpd", "spend", "concurrency", "rps", "rph", "tph", "itpd", "otpd")
-"""Names a limit may have; its position + 1 is its code in the scripts."""
+_QUOTA_UNITS = (Metric.TOKENS, Metric.REQUESTS, Metric.INPUT_TOKENS, Metric.OUTPUT_TOKENS)
+LIMIT_NAMES = (
+    *("rpm", "tpm", "itpm", "otpm", "rpd", "tpd", "spend", "concurrency", "rps", "rph", "tph", "itpd", "otpd"),
+    *(f"{unit}_{period}{turn}" for unit in _QUOTA_UNITS for period in Period for turn in ("", "~")),
+)
+"""Names a limit may have; its position + 1 is its code in the scripts. Quotas have two: a reset takes the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from pydantic import AwareDatetime, ConfigDict, Field
 
 from apikeyrouter.domain.models.case_folding import CaseFolding
 from apikeyrouter.domain.models.edge import EdgeModel
+from apikeyrouter.domain.models.quota_state import Quota
 from apikeyrouter.domain.models.request_intent import NAME_LENGTH_MAX
 
 __all__ = [
@@ -71,7 +72,8 @@ class APIKey(EdgeModel):
 
     `usage_count`, `failure_count` and `last_used_at` are the whole fleet's, at most a second old when the router
     returned the object. `state_until`: when a throttled or exhausted key comes back (aware UTC, None: unknown).
-    `generation`: how often its material was rotated.
+    `generation`: how often its material was rotated. `quotas`: those of `configure_quota`. `organization`: a digest of
+    the organisation that the provider's answers name; `merged_group`: the quota group that it was put into for that.
     """
 
     id: str = Field(min_length=1, max_length=NAME_LENGTH_MAX)
@@ -86,6 +88,9 @@ class APIKey(EdgeModel):
     created_at: AwareDatetime = Field(default_factory=_now)
     updated_at: AwareDatetime = Field(default_factory=_now)
     generation: int = Field(default=0, ge=0)
+    quotas: tuple[Quota, ...] = ()
+    organization: str = ""
+    merged_group: str = ""
     encrypted_material: str = Field(default="", repr=False)
 
     def public(self) -> dict[str, Any]:

@@ -8,7 +8,15 @@ from apikeyrouter.domain.models.case_folding import CaseFolding
 from apikeyrouter.domain.models.edge import EdgeModel
 from apikeyrouter.domain.models.time_window import TimeWindow
 
-__all__ = ["CapacityEstimate", "CapacityState", "ExhaustionPrediction", "QuotaState", "TimeWindow"]
+__all__ = [
+    "CapacityEstimate",
+    "CapacityState",
+    "ExhaustionPrediction",
+    "Quota",
+    "QuotaState",
+    "QuotaUnit",
+    "TimeWindow",
+]
 
 
 class CapacityState(CaseFolding):
@@ -20,15 +28,45 @@ class CapacityState(CaseFolding):
     Exhausted = "exhausted"
 
 
+class QuotaUnit(CaseFolding):
+    """What a quota counts."""
+
+    Tokens = "tokens"
+    Requests = "requests"
+    InputTokens = "input_tokens"
+    OutputTokens = "output_tokens"
+
+
+class Quota(EdgeModel):
+    """A key's own quota. `total_capacity` None: only counted, never refused.
+
+    It begins anew at the calendar's boundaries in `timezone`. Where `anchor_at` is given it begins anew then and every
+    window after it, next at `resets_at`. `resets`: how often it was set back.
+    """
+
+    time_window: TimeWindow
+    unit: QuotaUnit = QuotaUnit.Tokens
+    total_capacity: int | None = Field(default=None, ge=0, le=2**53 - 1)
+    timezone: str = "UTC"
+    anchor_at: AwareDatetime | None = None
+    resets_at: AwareDatetime | None = None
+    resets: int = Field(default=0, ge=0)
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
 
 class QuotaState(EdgeModel):
-    """A key's quota in one window. `total_capacity` None: not known yet. Amounts in `unit`, `reset_at` aware UTC."""
+    """A key's quota in one window. `total_capacity` None: not known yet. Amounts in `unit`, `reset_at` aware UTC.
+
+    `time_window` None: shorter than an hour. `limit`: the limit that it is about, as errors call it; "" where none is
+    known. `used_capacity` has what requests under way were admitted for.
+    """
 
     key_id: str = Field(min_length=1)
-    time_window: TimeWindow = TimeWindow.Daily
+    time_window: TimeWindow | None = TimeWindow.Daily
+    limit: str = ""
     capacity_state: CapacityState = CapacityState.Abundant
     total_capacity: int | None = Field(default=None, ge=0)
     used_capacity: int = Field(default=0, ge=0)
@@ -46,13 +84,16 @@ class QuotaState(EdgeModel):
 
 
 class ExhaustionPrediction(EdgeModel):
-    """When a quota will run out at the present rate: `expected_at` between `earliest_at` and `latest_at`.
+    """When a quota will run out at the present rate: `expected_at`; with `confidence`, `earliest_at` to `latest_at`.
 
-    None in `expected_at`: it resets first. `burn_rate_per_hour` in the quota's unit; `confidence` 0 … 1.
+    None: not before it resets. `probability`: that it runs out before it resets. `burn_rate_per_hour` in `unit`.
     """
 
     key_id: str
-    time_window: TimeWindow
+    time_window: TimeWindow | None
+    limit: str = ""
+    unit: str = "tokens"
+    probability: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
     expected_at: AwareDatetime | None = None
     earliest_at: AwareDatetime | None = None
     latest_at: AwareDatetime | None = None

@@ -10,7 +10,8 @@ ObjectiveKey = tuple[str, tuple[str, ...], tuple[tuple[str, float | str], ...], 
 
 class Standing(NamedTuple):
     """One candidate as it was compared. `place`: of its target in an alias. `out_until_us`: its lane is out until then
-    (Unix microseconds; 0: it is not). `values`: its measures, in the order of the ranking's `measures`."""
+    (Unix microseconds; 0: it is not). `values`: its measures, in the order of the ranking's `measures`. `scarce`: what
+    is left of its quota, from 0 (abundant) to 3 (exhausted)."""
 
     key_id: str
     provider_id: str
@@ -18,6 +19,7 @@ class Standing(NamedTuple):
     place: int
     out_until_us: int
     values: tuple[float, ...]
+    scarce: int = 0
 
 
 class Exclusion(NamedTuple):

@@ -72,8 +72,16 @@ _TABLE = (
         help="A provider was registered in this process.",
     ),
     EventName(
-        name="quota.state_changed", fields=("key_id", "time_window", "from_state", "to_state"),
-        help="A key's quota became abundant, constrained, critical or exhausted.",
+        name="quota.state_changed", level=DEBUG, fields=("lane", "from_state", "to_state"),
+        help="What is left in a lane became abundant, constrained, critical or exhausted.",
+    ),
+    EventName(
+        name="quota_group.suspected", level=WARNING, fields=("key_id", "other_key_id"),
+        help="Two keys of different quota groups seem to have one counter at their provider; declare one group.",
+    ),
+    EventName(
+        name="quota_group.conflict", level=WARNING, fields=("key_ids", "groups"),
+        help="Keys of one organisation were declared to be in several quota groups, so that each is counted alone.",
     ),
     EventName(
         name="budget.soft_exceeded", level=DEBUG, fields=("scope",),

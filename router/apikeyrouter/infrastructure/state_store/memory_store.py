@@ -29,7 +29,7 @@ class InMemoryStateStore(StateStore):
         self.caps = Caps(max_decisions, max_transitions)
         self._lock = threading.RLock()
         self._keys: dict[str, APIKey] = {}
-        self._quotas: dict[tuple[str, TimeWindow], QuotaState] = {}
+        self._quotas: dict[tuple[str, TimeWindow | None], QuotaState] = {}
         self._decisions: deque[RoutingDecision | Facts] = deque()
         self._transitions: deque[StateTransition] = deque()
         self._documents: dict[str, dict[str, str]] = {}
@@ -160,7 +160,7 @@ class InMemoryStateStore(StateStore):
                 self._watchers.discard(watcher)
 
     def _forget(self, key_id: str) -> bool:
-        for window in TimeWindow:
+        for window in (*TimeWindow, None):
             self._quotas.pop((key_id, window), None)
         if self._keys.pop(key_id, None) is None:
             return False

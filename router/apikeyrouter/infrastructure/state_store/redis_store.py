@@ -132,14 +132,14 @@ class RedisStateStore(StateStore):
 
     async def save_quota_state(self, state: QuotaState) -> None:
         """Save a key's quota state for its window."""
-        field = f"{state.time_window.value}:{state.key_id}"
+        field = _quota_field(state.key_id, state.time_window)
         with self._errors():
             await self._redis.hset(self._at("quota"), field, encode(state))
 
     async def get_quota_state(self, key_id: str, time_window: TimeWindow | None = None) -> QuotaState | None:
         """A key's quota state: of that window, else the one with the newest `updated_at`."""
         if time_window is not None:
-            return await self._get("quota", f"{time_window.value}:{key_id}", QuotaState)
+            return await self._get("quota", _quota_field(key_id, time_window), QuotaState)
         found = await self._get_many("quota", _quota_fields(key_id), QuotaState)
         return max(found, key=lambda state: state.updated_at, default=None)
 
@@ -349,7 +349,11 @@ def _read_facts(text: str, *, where: str) -> Facts:
 
 
 def _quota_fields(key_id: str) -> list[str]:
-    return [f"{window.value}:{key_id}" for window in TimeWindow]
+    return [_quota_field(key_id, window) for window in (*TimeWindow, None)]
+
+
+def _quota_field(key_id: str, window: TimeWindow | None) -> str:
+    return f"{'minute' if window is None else window.value}:{key_id}"
 
 
 def _check_namespace(namespace: str) -> str:

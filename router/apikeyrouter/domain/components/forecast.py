@@ -1,0 +1,298 @@
+"""How long a quota lasts at the present rate, with an honest interval. Pure arithmetic over counters and a clock.
+
+A `Burn` learns from what a counter consumed, in slots of equal length. For every power of two of slots it keeps how far
+its own forecasts over so long a time were off: what it says of the next hours rests on how wrong it was about hours,
+not on a belief about how requests arrive. What was never observed is taken from the next shorter time, made wider.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import copysign, exp, expm1, log, log1p, log2, sqrt
+from statistics import NormalDist
+
+__all__ = ["Burn", "Crossing", "Demand", "crossing"]
+
+LEVELS = 10
+"""Times of 1, 2, 4 … 512 slots are learned; a window has 256 slots or fewer."""
+SLOTS_PER_WINDOW = 256
+SLOT_SECONDS_MIN = 1.0
+IDLE_SLOTS_MAX = 2 ** (LEVELS - 1)
+"""After so many slots without a look nothing of before says anything."""
+BLOCKS_REMEMBERED = 32
+"""Blocks of a length that its errors are averaged over, the older the less."""
+PRIOR_BLOCKS = 2.0
+"""How many observed blocks the guess from the next shorter time is worth."""
+WIDENING = 2.2
+"""How much the variance grows when time doubles, until it is observed: 2 were independence, 4 a rate never known."""
+DOUBT = 1.0
+"""How much of the distance between what the memories say is added to the uncertainty."""
+BISECTIONS = 30
+_RATES = (-2, 0, 2)
+"""Memories that compete for a time: a quarter of it, as long, and four times as long; and a trend."""
+_EXPERTS = len(_RATES) + 1
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What will be used in a stretch of time: the mean, its variance, and how many observations that rests on."""
+
+    mean: float
+    variance: float
+    observations: float
+
+    def reaches(self, amount: float) -> float:
+        """The probability that it is at least `amount`. Log-normal, with tails as fat as the observations are few."""
+        if amount <= 0:
+            return 1.0
+        if self.mean <= 0:
+            return 0.0
+        spread = log(1 + self.variance / self.mean**2)
+        if spread < 1e-12:
+            return 1.0 if self.mean >= amount else 0.0
+        score = (log(amount / self.mean) + spread / 2) / sqrt(spread)
+        return 1 - _NORMAL.cdf(_normal(score, self.observations))
+
+    def quantile(self, share: float) -> float:
+        """What it stays below with this probability (0 < share < 1)."""
+        if self.mean <= 0:
+            return 0.0
+        spread = log(1 + self.variance / self.mean**2)
+        score = _student(_NORMAL.inv_cdf(share), self.observations)
+        return self.mean * exp(score * sqrt(spread) - spread / 2)
+
+
+def _normal(score: float, degrees: float) -> float:
+    """A score of Student's t as one of the normal distribution (Wallace's approximation)."""
+    shrink = (8 * degrees + 1) / (8 * degrees + 3)
+    return copysign(shrink * sqrt(degrees * log1p(score**2 / degrees)), score)
+
+
+def _student(score: float, degrees: float) -> float:
+    """The inverse."""
+    shrink = (8 * degrees + 1) / (8 * degrees + 3)
+    return copysign(sqrt(degrees * expm1((score / shrink) ** 2 / degrees)), score)
+
+
+class _Level:
+    """Blocks of one length: the rate over about so long, and how wrong the forecasts over so long were."""
+
+    __slots__ = ("actual", "blocks", "errors", "expected", "forecasts", "rate", "slots", "total")
+
+    def __init__(self) -> None:
+        self.rate = 0.0
+        self.slots = 0
+        self.total = 0.0
+        self.forecasts: tuple[float, ...] = ()
+        self.blocks = 0.0
+        self.actual = 0.0
+        self.expected = [0.0] * _EXPERTS
+        self.errors = [0.0] * _EXPERTS
+
+
+class Burn:
+    """What one counter consumes. `slot_seconds` > 0; times are seconds of any one clock."""
+
+    def __init__(self, *, slot_seconds: float) -> None:
+        self.slot_seconds = slot_seconds
+        self._levels: list[_Level] = []
+        self._slots = 0
+        self._open = 0.0
+        self._ends = 0.0
+
+    @classmethod
+    def of_window(cls, seconds: float) -> "Burn":
+        """A burn for a window of that length."""
+        return cls(slot_seconds=max(SLOT_SECONDS_MIN, seconds / SLOTS_PER_WINDOW))
+
+    @property
+    def slots(self) -> int:
+        """How many slots were observed."""
+        return self._slots
+
+    def add(self, amount: float, now: float) -> None:
+        """So much was consumed since the last call. The first call only starts the clock."""
+        if not self._ends:
+            self._ends = now + self.slot_seconds
+            return
+        if now - self._ends > IDLE_SLOTS_MAX * self.slot_seconds:
+            self._levels.clear()
+            self._slots = 0
+            self._open, self._ends = 0.0, now + self.slot_seconds
+            return
+        overdue = now - self._ends
+        if overdue < 0:
+            self._open += amount
+            return
+        passed = int(overdue / self.slot_seconds) + 1
+        share = amount / (passed + 1)  # nobody knows when in between
+        self._open += share
+        for _ in range(passed):
+            self._push(self._open)
+            self._open = share
+            self._ends += self.slot_seconds
+
+    def prime(self, rate: float, now: float) -> None:
+        """What is known of the rate (per second) before anything was observed."""
+        if not self._slots:
+            self._ends = self._ends or now + self.slot_seconds
+            self._push(rate * self.slot_seconds)
+
+    def _push(self, amount: float) -> None:
+        """A slot is over."""
+        self._slots += 1
+        if len(self._levels) < LEVELS and self._slots >= 2 ** len(self._levels):
+            self._grow()
+        for number, level in enumerate(self._levels):
+            weight = max(1 - exp(-1.0 / (1 << number)), 1.0 / self._slots)
+            level.rate += weight * (amount - level.rate)
+        for number, level in enumerate(self._levels):
+            level.total += amount
+            level.slots += 1
+            if level.slots == (1 << number):
+                self._close(level, number)
+
+    def _grow(self) -> None:
+        made = _Level()
+        if self._levels:
+            made.rate = self._levels[-1].rate
+        self._levels.append(made)
+
+    def _close(self, level: _Level, number: int) -> None:
+        """A block is over: compare it with what was forecast at its beginning, and forecast the next."""
+        if level.forecasts:
+            keep = 1 - 1 / BLOCKS_REMEMBERED
+            level.blocks = level.blocks * keep + 1
+            level.actual = level.actual * keep + level.total
+            for place, forecast in enumerate(level.forecasts):
+                level.expected[place] = level.expected[place] * keep + forecast
+                level.errors[place] = level.errors[place] * keep + (level.total - forecast) ** 2
+        level.forecasts = tuple(self._mean(number, place) for place in range(_EXPERTS))
+        level.total, level.slots = 0.0, 0
+
+    def _mean(self, number: int, place: int) -> float:
+        """The forecast of one memory for 2^number slots, put right by how it was off until now."""
+        plain = self._plain(number, place)
+        level = self._levels[number]
+        usual = level.expected[place] / level.blocks if level.blocks else 0.0
+        prior = PRIOR_BLOCKS * usual
+        if usual <= 0:
+            return plain
+        return plain * (level.actual + prior) / (level.expected[place] + prior)
+
+    def _plain(self, number: int, place: int) -> float:
+        levels = self._levels
+        if place < len(_RATES):
+            at = min(max(number + _RATES[place], 0), len(levels) - 1)
+            return levels[at].rate * (1 << number)
+        near, far = max(0, min(number, len(levels) - 3)), len(levels) - 1
+        if far - near < 2:
+            return levels[near].rate * (1 << number)
+        slope = (levels[near].rate - levels[far].rate) / (_lag(far, self._slots) - _lag(near, self._slots))
+        now = levels[near].rate + slope * _lag(near, self._slots)
+        return max(0.0, now + slope * (1 << number) / 2) * (1 << number)
+
+    def _best(self, number: int) -> int:
+        for level in reversed(self._levels[: number + 1]):
+            if level.blocks >= 2:
+                return level.errors.index(min(level.errors))
+        return 1
+
+    @property
+    def recent(self) -> float:
+        """The largest of the rates (per second) over the memories: a quick bound."""
+        return max((level.rate for level in self._levels), default=0.0) / self.slot_seconds
+
+    @property
+    def per_second(self) -> float:
+        """The present rate."""
+        return self.demand(self.slot_seconds * 8).mean / (self.slot_seconds * 8) if self._levels else 0.0
+
+    def demand(self, seconds: float) -> Demand:
+        """What will be consumed in the next `seconds`."""
+        if not self._levels or seconds <= 0:
+            return Demand(0.0, 0.0, 1.0)
+        slots = seconds / self.slot_seconds
+        exponent = log2(slots)
+        low = min(max(int(exponent), 0), len(self._levels) - 1)
+        high = min(low + 1, len(self._levels) - 1)
+        part = min(max(exponent - low, 0.0), 1.0) if high > low else 0.0
+        rate = self._rate(low) * (1 - part) + self._rate(high) * part
+        mean = rate * slots
+        variances = self._variances(high)
+        (near, n_near), (far, n_far) = variances[low], variances[high]
+        per_unit = exp(log(near) * (1 - part) + log(far) * part)
+        beyond = max(0.0, exponent - low - part)
+        below = min(0.0, exponent)
+        per_unit *= (WIDENING / 2) ** beyond * 2**below
+        observations = n_near * (1 - part) + n_far * part
+        apart = [self._mean(high, place) for place in range(_EXPERTS)]
+        doubt = DOUBT * (max(apart) - min(apart)) / (1 << high) * slots
+        return Demand(mean, per_unit * mean + doubt**2, max(1.0, observations / (1 + beyond)))
+
+    def _rate(self, number: int) -> float:
+        return self._mean(number, self._best(number)) / (1 << number)
+
+    def _variances(self, last: int) -> list[tuple[float, float]]:
+        """(variance per unit of mean, observations) for each length up to `last`: observed as far as possible."""
+        found: list[tuple[float, float]] = []
+        guess, widening = max(self._levels[0].rate, 1e-9), WIDENING / 2  # as if one use in two slots
+        for number in range(last + 1):
+            level, best = self._levels[number], self._best(number)
+            expected = max(level.expected[best], level.actual)
+            observed = level.errors[best] / expected if level.blocks and expected > 0 else guess
+            weight = level.blocks
+            blended = (observed * weight + guess * PRIOR_BLOCKS) / (weight + PRIOR_BLOCKS)
+            found.append((max(blended, 1e-9), weight + PRIOR_BLOCKS))
+            if weight and number:
+                growth = min(max(blended / found[-2][0], 1.0), 2.0)
+                widening += (growth - widening) * weight / (weight + PRIOR_BLOCKS) / 2
+            guess = blended * widening
+        return found
+
+
+def _lag(number: int, slots: int) -> float:
+    """How far back, in slots, the average of a memory lies."""
+    return min(2.0**number, slots / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """When an amount will be used up, in seconds from now; None: not before it resets. `chance`: that it will be."""
+
+    earliest: float | None
+    expected: float | None
+    latest: float | None
+    chance: float
+
+
+def crossing(
+    burn: Burn, remaining: float, *, reset_seconds: float, refill_per_second: float = 0.0, confidence: float = 0.9
+) -> Crossing:
+    """When `remaining` is used up, if nothing changes, between now and the reset.
+
+    `refill_per_second` flows back meanwhile (buckets). The interval from `earliest` to `latest` contains the truth with
+    probability `confidence` (0 < c < 1).
+    """
+
+    def chance(seconds: float) -> float:
+        return burn.demand(seconds).reaches(remaining + refill_per_second * seconds)
+
+    if remaining <= 0:
+        return Crossing(0.0, 0.0, 0.0, 1.0)
+    ends = [(1 - confidence) / 2, 0.5, (1 + confidence) / 2]
+    times = [_first(chance, wanted, reset_seconds) for wanted in ends]
+    return Crossing(times[0], times[1], times[2], chance(reset_seconds))
+
+
+def _first(chance: Callable[[float], float], wanted: float, most: float) -> float | None:
+    """The first time at which the chance is `wanted`; None: not until `most`."""
+    low, high = 0.0, most / 64
+    while chance(high) < wanted:
+        if high >= most:
+            return None
+        low, high = high, min(most, high * 1.5)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if chance(middle) >= wanted else (middle, high)
+    return high
