@@ -145,12 +145,13 @@ class RedisStateStore(StateStore):
 
     async def save_routing_decision(self, decision: RoutingDecision) -> None:
         """Append a decision; the oldest beyond `max_decisions` go."""
-        await self._append("decisions", [decision], self.caps.decisions)
+        await self._add_decisions([_FIELD + encode(decision)])
 
     async def save_routing_decisions(self, decisions: list[RoutingDecision]) -> None:
         """Append many, DECISIONS_PER_BATCH_MAX to a round trip."""
         for start in range(0, len(decisions), DECISIONS_PER_BATCH_MAX):
-            await self._append("decisions", decisions[start : start + DECISIONS_PER_BATCH_MAX], self.caps.decisions)
+            batch = decisions[start : start + DECISIONS_PER_BATCH_MAX]
+            await self._add_decisions([_FIELD + encode(decision) for decision in batch])
 
     def note_facts(self, facts: Facts) -> bool:
         """Take the facts of a decision, to be written by the next `flush`; of many, the newest `max_decisions`."""
@@ -163,9 +164,8 @@ class RedisStateStore(StateStore):
         """Write the decisions that were noted, DECISIONS_PER_BATCH_MAX to a round trip."""
         while self._noted:
             batch = [self._noted.popleft() for _ in range(min(len(self._noted), DECISIONS_PER_BATCH_MAX))]
-            entries = [{_FACTS: _write_facts(facts).decode()} for facts in batch]
             try:
-                await self._add("decisions", entries, self.caps.decisions)
+                await self._add_decisions([_FACTS + _write_facts(facts).decode() for facts in batch])
             except BaseException:
                 self._noted.extendleft(reversed(batch))
                 raise
@@ -289,17 +289,23 @@ class RedisStateStore(StateStore):
         return [decode(model, text, where=self._at(name)) for text in texts]
 
     async def _append(self, name: str, entities: "list[Any]", kept: int) -> None:
-        await self._add(name, [{_FIELD: encode(entity)} for entity in entities], kept)
-
-    async def _add(self, name: str, entries: "list[dict[str, str]]", kept: int) -> None:
         """Add to a stream, all in one round trip; it is trimmed once."""
-        if not entries:
-            return
         with self._errors():
             async with self._redis.pipeline(transaction=False) as pipe:
-                for entry in entries:
-                    pipe.xadd(self._at(name), cast("Any", entry))
+                for entity in entities:
+                    pipe.xadd(self._at(name), {_FIELD: encode(entity)})
                 pipe.xtrim(self._at(name), maxlen=kept, approximate=False)
+                await pipe.execute()
+
+    async def _add_decisions(self, texts: list[str]) -> None:
+        """Add to the list of decisions: one command however many, for there is one for every request."""
+        if not texts:
+            return
+        name = self._at("decisions")
+        with self._errors():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.rpush(name, *texts)
+                pipe.ltrim(name, -self.caps.decisions, -1)
                 await pipe.execute()
 
     async def _stream(self, name: str, model: type[M], kept: int) -> list[M]:
@@ -308,11 +314,14 @@ class RedisStateStore(StateStore):
     async def _decided(self) -> list[RoutingDecision]:
         """Decisions, those that this process has not written yet included."""
         await self.flush()
+        name = self._at("decisions")
+        with self._errors():
+            texts: Any = await self._redis.lrange(name, 0, -1)
         return [
-            decision_of(_read_facts(fields[_FACTS], where=self._at("decisions")))
-            if _FACTS in fields
-            else decode(RoutingDecision, fields[_FIELD], where=self._at("decisions"))
-            for fields in await self._entries("decisions", self.caps.decisions)
+            decision_of(_read_facts(text[1:], where=name))
+            if text.startswith(_FACTS)
+            else decode(RoutingDecision, text[1:], where=name)
+            for text in texts
         ]
 
     async def _entries(self, name: str, kept: int) -> list[dict[str, str]]:
