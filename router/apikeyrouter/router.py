@@ -12,10 +12,13 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from apikeyrouter.domain.components.catalogue import Provider
+from apikeyrouter.domain.components.objectives import Plan
+from apikeyrouter.domain.components.policy_constraints import Constraints
 from apikeyrouter.domain.components.pool import Option, Pool
 from apikeyrouter.domain.models.accounting import Reason
 from apikeyrouter.domain.models.call import AttemptFacts, Call, Exchange, Facts, Refusal
 from apikeyrouter.domain.models.failure import Failure
+from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from apikeyrouter.domain.models.state_summary import StateSummary
@@ -30,6 +33,7 @@ from apikeyrouter.serving.admission import Admitted, ParsedFor, Refused
 from apikeyrouter.serving.answers import deltas_of, last_chunk, outcome_of, pieces_of, provider_error, response_of
 from apikeyrouter.serving.bookkeeping import Release
 from apikeyrouter.serving.endings import Attempt
+from apikeyrouter.serving.policing import limits
 from apikeyrouter.serving.reporting import budget_exceeded, no_eligible_keys, summarise
 from apikeyrouter.serving.requests import ask_costs, call_of, parsed_for, unfit
 from apikeyrouter.serving.ways_in import RouterWaysIn
@@ -99,28 +103,60 @@ class ApiKeyRouter(RouterWaysIn):
             REQUEST_ID.reset(speaking)
 
     async def _admit(
-        self, call: Call, parsed: ParsedFor, facts: Facts, tried: set[tuple[str, str]], failed: ProviderError | None
+        self,
+        call: Call,
+        parsed: ParsedFor,
+        facts: Facts,
+        tried: set[tuple[str, str]],
+        failed: ProviderError | None,
+        relaxed: bool = False,
     ) -> tuple[Pool, Attempt]:
-        """Hold an option that was not tried yet, under the configuration that is in force."""
+        """Hold an option that was not tried yet, under the configuration that is in force.
+
+        `relaxed`: soft policies left nothing to hold, and are passed over.
+        """
         started = time.perf_counter()
+        rules: Constraints | None = None
         for rounds in range(STALE_ROUNDS_MAX + 1):
-            pool = self.catalogue.pool(call.model, call.provider_id, call.dialect, call.team)
+            if self.policy_engine.active or call.policy is not None:
+                rules = self._policing.rules(call, relaxed=relaxed)
+            pool = self.catalogue.pool(call.model, call.provider_id, call.dialect, call.team, rules)
+            if rules is not None:
+                self._policing.note(rules, pool, facts)
+                if not pool.options:
+                    if self._policing.yield_soft(rules, facts):
+                        return await self._admit(call, parsed, facts, tried, failed, relaxed=True)
+                    raise self._policing.denial(rules, pool, (), facts) from failed
             mute = unfit(call, pool, parsed)
             if call.parsed is None:
                 await ask_costs(call, pool, mute)
             skip = _skipped(pool, tried, mute) if tried or mute else ()
             try:
                 admitted = await self._admissions.admit(
-                    call, pool, parsed, plan=self.routing_engine.plan(call.objective), skip=skip,
+                    call, pool, parsed, plan=self._plan(call, rules, facts), skip=skip,
                     any_version=rounds == STALE_ROUNDS_MAX,
                 )  # fmt: skip
             except StaleConfigError:
                 await self._refresh()
                 continue
             if isinstance(admitted, Refused):
+                if rules is not None and self._policing.yield_soft(rules, facts):
+                    return await self._admit(call, parsed, facts, tried, failed, relaxed=True)
                 raise await self._refusal(admitted, pool, facts) from failed
-            return pool, self._held(call, facts, admitted, started)
+            attempt = self._held(call, facts, admitted, started)
+            if rules is not None and rules.shadows:
+                self._policing.admitted(rules, pool, admitted.option, admitted.charge.expected_nanousd, facts)
+            return pool, attempt
         raise LedgerUnavailableError("the configuration changes faster than it can be read")
+
+    def _plan(self, call: Call, rules: Constraints | None, facts: Facts) -> Plan:
+        """What the candidates are ranked by."""
+        engine = self.routing_engine
+        if rules is None:
+            return engine.plan(call.objective)
+        objective = rules.objective(call.objective, engine.default, retry=bool(facts.attempts))
+        facts.objective = str(objective.primary)
+        return engine.plan(objective)
 
     def _held(self, call: Call, facts: Facts, admitted: Admitted, started: float) -> Attempt:
         """What was admitted, noted. From here on somebody hands its end in, whatever happens."""
@@ -155,8 +191,11 @@ class ApiKeyRouter(RouterWaysIn):
             states = await self.ledger.scopes([budget.id])  # a budget that was never held in has no state yet
             needed = -1 if binding.reason is Reason.UNPRICED else refused.needed_nanousd
             return budget_exceeded(binding, budget, states[0] if states else None, needed, now_us=now_us)
+        rules, excluded = pool.constraints, refused.ranking.excluded
+        if rules is not None and excluded and not refused.losses and not pool.out and limits(rules, excluded):
+            return self._policing.denial(rules, pool, excluded, facts)
         return no_eligible_keys(
-            refused.losses, binding, out=pool.out, excluded=refused.ranking.excluded, now_us=now_us
+            refused.losses, binding, out=pool.out, excluded=excluded, barred=pool.barred, now_us=now_us
         )  # fmt: skip
 
     def _is_late(self, call: Call) -> bool:
@@ -166,25 +205,38 @@ class ApiKeyRouter(RouterWaysIn):
         return Facts(
             request_id=call.request_id, operation=call.operation, model=call.model, stream=call.stream,
             objective=str((call.objective or self.routing_engine.default).primary), team=call.team,
-            client=call.client, at_us=time.time_ns() // 1000,
+            client=call.client, at_us=time.time_ns() // 1000, pinned=call.provider_id, dialect=call.dialect,
             snapshot_age_us=max(0, int((call.started - self.snapshot.taken) * 1e6)) if self.snapshot.taken else 0,
         )  # fmt: skip
 
     # --- Python callers ------------------------------------------------------------------------------------------
 
     async def route(
-        self, request_intent: RequestIntent | Mapping[str, Any], objective: RoutingObjective | str | None = None
+        self,
+        request_intent: RequestIntent | Mapping[str, Any],
+        objective: RoutingObjective | str | None = None,
+        policy: Policy | Mapping[str, Any] | None = None,
     ) -> SystemResponse:
-        """Route one request and return its answer. Raises as `serve`; wrong input is a ValueError."""
+        """Route one request and return its answer. Raises as `serve`; wrong input is a ValueError.
+
+        `policy` applies to this request, above the configured ones: it may tighten what a hard one says, not loosen it.
+        """
         call = call_of(RequestIntent.parse(request_intent), objective, stream=False)
+        if policy is not None:
+            call.policy = await self._own_policy(policy)
         exchange = await self.serve(call)
         return response_of(self._provider_of(exchange.facts), call, exchange)
 
     async def route_stream(
-        self, request_intent: RequestIntent | Mapping[str, Any], objective: RoutingObjective | str | None = None
+        self,
+        request_intent: RequestIntent | Mapping[str, Any],
+        objective: RoutingObjective | str | None = None,
+        policy: Policy | Mapping[str, Any] | None = None,
     ) -> AsyncIterator[StreamChunk]:
         """Yield the answer in pieces; printing a piece prints its text. The last one has usage, cost and key_used."""
         call = call_of(RequestIntent.parse(request_intent), objective, stream=True)
+        if policy is not None:
+            call.policy = await self._own_policy(policy)
         exchange = await self.serve(call)
         assert exchange.chunks is not None
         received: list[str] = []

@@ -66,8 +66,11 @@ class Urls(Protocol):
         ...
 
 
-def config_of(simulator: Urls, keys: Sequence[str], **parts: Any) -> CompiledConfig:
-    """A compiled file with these keys of `KEYS` and a soft global budget; `parts` are other sections of it."""
+def config_of(simulator: Urls, keys: Sequence[str | Mapping[str, Any]], **parts: Any) -> CompiledConfig:
+    """A compiled file with these keys (of `KEYS`, or as a file writes them) and a soft global budget.
+
+    `parts` are other sections of it.
+    """
     sections: dict[str, Any] = {
         "providers": {
             "openai": {"adapter": "openai", "base_url": simulator.openai_url},
@@ -79,7 +82,7 @@ def config_of(simulator: Urls, keys: Sequence[str], **parts: Any) -> CompiledCon
             {"provider": "other", "model": "gpt-4o-mini", "input": 0.15, "output": 0.6},
             {"model": "claude-haiku-5", "input": 1, "output": 5},
         ],
-        "keys": [{"id": name, **KEYS[name]} for name in keys],
+        "keys": [{"id": key, **KEYS[key]} if isinstance(key, str) else dict(key) for key in keys],
         "budgets": [SOFT_BUDGET],
     }
     return compile_config(read_config({**sections, **parts}), environ={})
@@ -106,7 +109,7 @@ class House:
         """Route one stream and read it to its end."""
         return [chunk async for chunk in self.router.route_stream(intent(text, **fields))]
 
-    async def apply(self, keys: Sequence[str], **parts: Any) -> None:
+    async def apply(self, keys: Sequence[str | Mapping[str, Any]], **parts: Any) -> None:
         """Put a configuration file into force."""
         await self.router.apply(config_of(self.simulator, keys, **parts))
 
@@ -143,7 +146,10 @@ class House:
 
 @asynccontextmanager
 async def house(
-    simulator: SimulatorProcess, store: StateStore, keys: Sequence[str] = ("a1", "b1"), **parts: Any
+    simulator: SimulatorProcess,
+    store: StateStore,
+    keys: Sequence[str | Mapping[str, Any]] = ("a1", "b1"),
+    **parts: Any,
 ) -> AsyncIterator[House]:
     """A house with these keys; closed at exit."""
     router = ApiKeyRouter(state_store=store, config={"encryption_key": MASTER_KEY})

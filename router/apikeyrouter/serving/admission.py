@@ -104,9 +104,10 @@ class Admissions:
             InvalidRequestError: the request cannot be put into an option's dialect.
         """
         version = 0 if any_version else self.config_version
-        shared = self._catalogue.shared_scopes(call.team, call.client)
+        shared = self._catalogue.shared_scopes(call.team, call.client, pool.constraints)
         offers = Offers(
-            self._estimator, call, parsed_for, hard=shared.hard, cost_max_nanousd=plan.cost_max_nanousd
+            self._estimator, call, parsed_for, hard=shared.hard, cost_max_nanousd=plan.cost_max_nanousd,
+            capped=pool.capped,
         )  # fmt: skip
         now = self._clock()
         ranked = self.rank(call, pool, plan, offers, now=now, skip=skip)
@@ -145,7 +146,7 @@ class Admissions:
         ranked = pool.rank(
             plan, CANDIDATES, snapshot=self._snapshot, now=now, skip=skip, stream=call.stream, tokens=tokens
         )
-        if plan.costs >= 0 or plan.cost_max_nanousd is not None:
+        if plan.costs >= 0 or plan.cost_max_nanousd is not None or pool.capped:
             offers.settle(plan, ranked)
         return ranked
 

@@ -13,6 +13,7 @@ from apikeyrouter.domain.models.system_error import (
     InvalidRequestError,
     LedgerError,
     NoEligibleKeysError,
+    PolicyDeniedError,
     ProviderError,
     StateStoreError,
 )
@@ -98,7 +99,7 @@ def outcome_of(error: BaseException) -> str:
     if isinstance(error, InvalidRequestError):
         return "invalid_request"
     if isinstance(error, NoEligibleKeysError):
-        return "no_eligible_keys"
+        return "policy_denied" if isinstance(error, PolicyDeniedError) else "no_eligible_keys"
     if isinstance(error, asyncio.CancelledError):
         return "cancelled"
     return "store_error" if isinstance(error, (LedgerError, StateStoreError)) else "internal_error"

@@ -13,13 +13,16 @@ from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.cost_controller import CostController
 from apikeyrouter.domain.components.failure_handler import FailureHandler
 from apikeyrouter.domain.components.key_manager import KeyManager
-from apikeyrouter.domain.components.pool import Option
+from apikeyrouter.domain.components.policy_engine import PolicyEngine
+from apikeyrouter.domain.components.pool import Option, Pool, Snapshot
 from apikeyrouter.domain.components.quota_awareness_engine import QuotaAwarenessEngine
 from apikeyrouter.domain.components.quota_groups import Conflict
+from apikeyrouter.domain.components.routing_engine import RoutingEngine
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.api_key import StateTransition
 from apikeyrouter.domain.models.call import Call, Facts
+from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError, InvalidRequestError
 from apikeyrouter.infrastructure.adapters.transport import Response
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
@@ -50,6 +53,9 @@ class RouterBackground:
     cost_controller: CostController
     key_manager: KeyManager
     failure_handler: FailureHandler
+    policy_engine: PolicyEngine
+    routing_engine: RoutingEngine
+    snapshot: Snapshot
     observability: Observability
     on_finished: list[Callable[[Facts], None]]
     quota_awareness_engine: QuotaAwarenessEngine
@@ -104,16 +110,31 @@ class RouterBackground:
         if self.ledger.forgotten != self._restored:
             await self._restore()
         changed = await self._configuration.refresh()
+        changed = await self._take_policies() or changed
         await self.key_manager.refresh()
         version = self.ledger.stamp.config_version
         if changed or version != self._admissions.config_version:
             self._admissions.config_version = version
             self.observability.emit("config.changed", version=version)
 
+    async def _take_policies(self) -> bool:
+        """Take over the policies of the file and of other processes; whether there was anything new."""
+        of_file = await self.policy_engine.take_file(self._configuration.policies)
+        return await self.policy_engine.refresh() or of_file
+
+    def _first_choice(self, pool: Pool, objective: RoutingObjective | None) -> Option | None:
+        """The option of a pool that would be tried first; nobody's turn is used up."""
+        if pool.constraints is not None:
+            objective = pool.constraints.objective(objective, self.routing_engine.default, retry=False)
+        plan = self.routing_engine.plan(objective)
+        ranked = pool.rank(plan, 1, snapshot=self.snapshot, now=time.perf_counter(), start=0)
+        return ranked.options[0] if ranked.options else None
+
     async def _restore(self) -> None:
-        """Put every lane, budget and key this process knows back into a store that forgot them."""
+        """Put every lane, budget, policy and key this process knows back into a store that forgot them."""
         seen = self.ledger.forgotten
         await self._configuration.restore()
+        await self.policy_engine.restore()
         await self.key_manager.restore_if_emptied()
         self._restored = seen
 

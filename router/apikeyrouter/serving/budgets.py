@@ -4,13 +4,13 @@ A budget is put into the ledger before anybody names it, then kept as a document
 holds in it within a second.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from apikeyrouter.domain.components.budgets import refuse_crowds
 from apikeyrouter.domain.components.catalogue import BudgetRule, Catalogue
+from apikeyrouter.domain.components.own_writes import OwnWrites
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.accounting import ScopeConfig
 from apikeyrouter.domain.models.system_error import InvalidRequestError, LedgerConfigError, StateStoreError
@@ -31,8 +31,7 @@ class DeclaredBudgets:
         self._file: tuple[BudgetRule, ...] = ()
         self._policies: tuple[BudgetRule, ...] = ()
         self._code: dict[str, BudgetRule] = {}
-        self._writing = 0
-        self._writes = 0
+        self._writes = OwnWrites()
 
     def check_file(self, rules: Iterable[BudgetRule]) -> None:
         """Raises InvalidRequestError when these and the budgets made otherwise are more than can be held at once."""
@@ -64,7 +63,7 @@ class DeclaredBudgets:
         """
         _refuse_uncountable(rule.scope)
         self._refuse_crowds(code={**self._code, rule.scope.id: rule})
-        with self._write():
+        with self._writes.writing():
             await self._ledger.put(scopes=[rule.scope])
             self._code[rule.scope.id] = rule
             self._index()
@@ -75,7 +74,7 @@ class DeclaredBudgets:
 
     async def withdraw(self, budget_id: str) -> bool:
         """Forget a budget made in code; whether there was one. What is held in it ends as it does."""
-        with self._write():
+        with self._writes.writing():
             known = self._code.pop(budget_id, None) is not None
             self._index()
             return await self._store.delete_document(KIND, budget_id) or known
@@ -85,9 +84,9 @@ class DeclaredBudgets:
 
         What was read while this process wrote is out of date; the notice of that write brings the next refresh.
         """
-        seen = self._writes
+        seen = self._writes.count
         told = await self._store.list_documents(KIND)
-        if self._writing or seen != self._writes or (not told and not self._code):
+        if self._writes.stale(seen) or (not told and not self._code):
             return False
         try:
             found = {id_: msgspec.convert(document, BudgetRule, strict=False) for id_, document in told.items()}
@@ -116,16 +115,6 @@ class DeclaredBudgets:
             return 0, None
         start, end = boundaries(number, now_us)[:2]
         return start, end
-
-    @contextmanager
-    def _write(self) -> Iterator[None]:
-        """While one of our own changes is on its way to the store."""
-        self._writing += 1
-        try:
-            yield
-        finally:
-            self._writing -= 1
-            self._writes += 1
 
     def _shares(self) -> bool:
         """Whether the store keeps documents at all."""

@@ -7,6 +7,7 @@ file or without, meters the same lanes and holds in the same budgets. It is put 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
@@ -23,6 +24,7 @@ from apikeyrouter.domain.models.accounting import (
     ScopeConfig,
 )
 from apikeyrouter.domain.models.api_key import APIKey, KeyRouting
+from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.quota_state import Quota
 from apikeyrouter.domain.models.system_error import InvalidRequestError, StateStoreError
 from apikeyrouter.infrastructure.config.compile import pool_name
@@ -48,6 +50,7 @@ class SharedConfig:
     prices: tuple[PriceRecord, ...] = ()
     budgets: tuple[BudgetRecord, ...] = ()
     keys: tuple[str, ...] = ()
+    policies: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def of(cls, config: CompiledConfig) -> "SharedConfig":
@@ -55,6 +58,7 @@ class SharedConfig:
         return cls(
             lanes=config.lanes, scopes=config.scopes, aliases=dict(config.aliases), prices=config.prices,
             budgets=config.budgets, keys=tuple(sorted(key.id for key in config.keys)),
+            policies=tuple(policy.model_dump(mode="json") for policy in config.policies),
             pools={
                 group: [(lane, None if models is None else sorted(models)) for lane, models in pools]
                 for group, pools in config.pools.items()
@@ -68,6 +72,8 @@ class Configuration:
     def __init__(self, catalogue: Catalogue, ledger: ScriptLedger, store: StateStore) -> None:
         self._catalogue, self._ledger, self._store = catalogue, ledger, store
         self.budgets = DeclaredBudgets(catalogue, ledger, store)
+        self.policies: tuple[Policy, ...] = ()
+        """Those of the file."""
         self._file = SharedConfig()
         self._file_lanes: dict[str, LaneConfig] = {}
         self._by_key: dict[str, tuple[str, tuple[LaneConfig, ...], dict[str, frozenset[str] | None]]] = {}
@@ -126,6 +132,7 @@ class Configuration:
                 price.provider_id, price.model, tiers=price.tiers, service_tiers=price.service_tiers, **price.rates
             )
         self._file, self._file_lanes = new, {lane.id: lane for lane in new.lanes}
+        self.policies = tuple(Policy.parse(told) for told in new.policies)
         catalogue.aliases = {
             alias: tuple((target.provider_id, target.model) for target in targets)
             for alias, targets in new.aliases.items()

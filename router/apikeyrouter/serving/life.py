@@ -16,6 +16,7 @@ from apikeyrouter.domain.components.cost_controller import CostController
 from apikeyrouter.domain.components.explaining import decision_of
 from apikeyrouter.domain.components.failure_handler import FailureHandler
 from apikeyrouter.domain.components.key_manager import KeyManager
+from apikeyrouter.domain.components.policy_engine import PolicyEngine
 from apikeyrouter.domain.components.pool import Snapshot
 from apikeyrouter.domain.components.price_book import PriceBook
 from apikeyrouter.domain.components.quota_awareness_engine import QuotaAwarenessEngine
@@ -44,6 +45,7 @@ from apikeyrouter.serving.deferred import Deferrals
 from apikeyrouter.serving.housekeeping import Housekeeper
 from apikeyrouter.serving.observing import Observer
 from apikeyrouter.serving.outcomes import interpret
+from apikeyrouter.serving.policing import Policing
 from apikeyrouter.serving.quoting import Quotes
 
 LEASE_US = 30_000_000
@@ -97,6 +99,11 @@ class RouterLife(RouterBelonging):
             quote=Quotes(self.catalogue, self._admissions, self.estimator), recent=self._recent, started=self._started,
             defer=lambda work: self._deferrals.add(work),
         )  # fmt: skip
+        self.policy_engine = PolicyEngine(
+            self.catalogue, self.state_store, self._configuration.budgets, choose=self._first_choice,
+            recent=lambda: list(self.decisions), started=self._started,
+        )  # fmt: skip
+        self._policing = Policing(self.policy_engine)
         self._attempts = Attempts(
             _open_transport, self.books, self.estimator, observe=self._observe, judge=self.failure_handler.judge,
             finished=self._finished, timeouts=Timeouts(),
@@ -171,6 +178,7 @@ class RouterLife(RouterBelonging):
         self.observability.attach(loop)
         await self.ledger.open()
         await self._configuration.refresh()
+        await self._take_policies()
         await self._share_ratios()
         self._admissions.config_version = self.ledger.stamp.config_version
         self._attempts.open()

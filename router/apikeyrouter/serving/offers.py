@@ -35,9 +35,10 @@ class Offers:
         *,
         hard: bool,
         cost_max_nanousd: int | None = None,
+        capped: bool = False,
     ) -> None:
         self._estimator, self._call, self._parsed_for, self._hard = estimator, call, parsed_for, hard
-        self._cost_max = cost_max_nanousd
+        self._cost_max, self._capped = cost_max_nanousd, capped
         self._known: dict[int, tuple[Charge, TokenEstimate, int | None]] = {}
         self._unbounded: dict[int, int] = {}
         """By rate: the bound of the expected answer, where no token cap brings it within `cost_max_nanousd`."""
@@ -65,7 +66,7 @@ class Offers:
 
     def settle(self, plan: Plan, ranked: Ranked) -> None:
         """Bring candidates into the order of what *this* request costs; take out those where it costs too much."""
-        if plan.costs < 0 and self._cost_max is None:
+        if plan.costs < 0 and self._cost_max is None and not self._capped:
             return
         ranking = ranked.ranking
         rows: list[Row] = []
@@ -89,7 +90,7 @@ class Offers:
         ranking.expected_nanousd = tuple(self.details(option)[0].expected_nanousd for option, _ in rows)
 
     def _exclusion(self, option: Option) -> Exclusion | None:
-        most = self._cost_max
+        most = self._most(option)
         if most is None:
             return None
         expected = self.details(option)[0].expected_nanousd
@@ -101,6 +102,11 @@ class Offers:
             option.key.id, option.provider.id, option.model, "max_cost_per_request", most / 1e9, value
         )  # fmt: skip
 
+    def _most(self, option: Option) -> int | None:
+        """What the request may cost there."""
+        own = option.cost_max_nanousd
+        return self._cost_max if own is None or (self._cost_max is not None and self._cost_max < own) else own
+
     def _compute(self, option: Option, hard: bool) -> tuple[Charge, TokenEstimate, int | None]:
         _, parsed = self._parsed_for(option)
         if self._call.operation in FREE_OPERATIONS:
@@ -110,9 +116,10 @@ class Offers:
         produces = self._call.operation != "embedding"
         uncapped = produces and parsed.max_output_tokens is None
         cap = INJECTED_TOKEN_CAP if hard and uncapped else None
-        if self._cost_max is not None and uncapped and option.price is not None:
+        most = self._most(option)
+        if most is not None and uncapped and option.price is not None:
             plain = self._estimator.estimate(option.provider.id, option.model, parsed)
-            cap, bound = _affordable(option.price, parsed, plain, self._cost_max)
+            cap, bound = _affordable(option.price, parsed, plain, most)
             if cap is None:
                 self._unbounded[option.rate] = bound
         estimate = self._estimator.estimate(option.provider.id, option.model, parsed, token_cap=cap)

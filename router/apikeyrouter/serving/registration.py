@@ -8,6 +8,7 @@ from typing import Any
 from apikeyrouter.domain.components.catalogue import Provider
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.models.api_key import APIKey
+from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.quota_state import QuotaState, QuotaUnit, TimeWindow
 from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError
 from apikeyrouter.infrastructure.adapters.transport import Timeouts
@@ -58,6 +59,24 @@ class RouterRegistration(RouterLife):
         await self._started()
         return await self.key_manager.register_key(key_material, provider_id, metadata)
 
+    def configure_policy(self, policy: Policy | Mapping[str, Any]) -> Awaitable[Policy]:
+        """Put a policy into force, in every process on the store; the same id replaces what had it. Starts at once.
+
+        Raises:
+            InvalidRequestError: it is not valid (`policy_engine.validate_policy` tells all of it), or declared in the
+                configuration file.
+        """
+        return self._deferrals.add(lambda: self._configure_policy(policy))
+
+    async def _configure_policy(self, policy: Policy | Mapping[str, Any]) -> Policy:
+        await self._started()
+        return await self.policy_engine.configure(policy)
+
+    async def _own_policy(self, policy: Policy | Mapping[str, Any]) -> Policy:
+        """The policy that a request brings along, ready."""
+        await self.start()
+        return await self.policy_engine.own(policy)
+
     def configure_quota(
         self,
         key_id: str,
@@ -105,6 +124,7 @@ class RouterRegistration(RouterLife):
         self.catalogue.providers.update(adapters)
         self.catalogue.changed()
         dropped = await self._configuration.replace_file(config)
+        await self.policy_engine.take_file(self._configuration.policies)
         self.routing_engine.default = config.routing.objective
         self.attempts_max = config.routing.attempts_max
         self._admissions.lease_us = config.routing.lease_ms * 1000

@@ -32,13 +32,16 @@ def no_eligible_keys(
     *,
     out: Sequence[Option],
     excluded: Sequence[Exclusion],
+    barred: Sequence[tuple[str, str, str]] = (),
     now_us: int,
 ) -> NoEligibleKeysError:
     """The error for a final denial: every key that was seen, why not, and when the first is back.
 
     `out`: options whose keys are out by their state. `excluded`: what the objective's constraints exclude.
+    `barred`: (key, policy, why) of what policies refuse.
     """
-    reasons = {exclusion.key_id: told_exclusion(exclusion) for exclusion in excluded}
+    reasons = {key_id: why for key_id, _, why in reversed(barred)}
+    reasons |= {exclusion.key_id: told_exclusion(exclusion) for exclusion in excluded}
     reasons.update((option.key.id, told(loss)) for option, loss in losses)
     reasons.update((option.key.id, told_state(option.key)) for option in out)
     returns_us = [int(key.state_until.timestamp() * 1e6) for key in (option.key for option in out) if key.state_until]

@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 from apikeyrouter.domain.components.catalogue import BudgetRule
+from apikeyrouter.domain.components.policy_rules import RuleSet
 from apikeyrouter.domain.models.accounting import (
     SCOPES_PER_CANDIDATE_MAX,
     SHARED_SCOPES_MAX,
@@ -12,11 +14,12 @@ from apikeyrouter.domain.models.accounting import (
 )
 from apikeyrouter.domain.models.budget import Budget, BudgetScope, EnforcementMode, TimeWindow
 from apikeyrouter.domain.models.cost_estimate import dollars, nanousd
+from apikeyrouter.domain.models.policy import Policy, PolicyEnforcement, PolicyScope
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 
-__all__ = ["budget_id", "budget_of", "default_unpriced", "refuse_crowds", "rule_of"]
+__all__ = ["budget_id", "budget_of", "default_unpriced", "policy_budgets", "refuse_crowds", "rule_of"]
 
-_CANDIDATE_KINDS = (BudgetScope.Provider.value, BudgetScope.Key.value)
+_CANDIDATE_KINDS = (BudgetScope.Provider.value, BudgetScope.Key.value, PolicyScope.Model.value)
 
 
 def budget_id(scope: BudgetScope, scope_id: str | None, name: str) -> str:
@@ -61,11 +64,12 @@ def budget_of(rule: BudgetRule) -> Budget:
 
 def refuse_crowds(rules: Iterable[BudgetRule]) -> None:
     """Raises InvalidRequestError when a request could be in more budgets than one script call holds."""
+    held = Counter(_holder(rule) for rule in rules)
     most: Counter[str] = Counter()
-    for (kind, _), count in Counter((rule.kind, rule.target) for rule in rules).items():
+    for (kind, _), count in held.items():
         most[kind] = max(most[kind], count)
     own = sum(most[kind] for kind in _CANDIDATE_KINDS)
-    shared = sum(most[kind] for kind in ("global", "team", "client"))
+    shared = sum(most.values()) - own
     if shared > SHARED_SCOPES_MAX:
         raise InvalidRequestError(
             f"a request could be in {shared} budgets besides those of its key; at most {SHARED_SCOPES_MAX} are possible"
@@ -74,3 +78,30 @@ def refuse_crowds(rules: Iterable[BudgetRule]) -> None:
         raise InvalidRequestError(
             f"a key and its provider could have {own} budgets; at most {SCOPES_PER_CANDIDATE_MAX} are possible"
         )
+
+
+def _holder(rule: BudgetRule) -> tuple[str, str]:
+    """Whose requests are in it; those of every policy of a kind together, for they may all apply."""
+    if rule.kind != BudgetScope.Policy.value or rule.holder is None:
+        return rule.kind, rule.target
+    kind, target = rule.holder
+    return ("global", "") if kind == "default" else (kind, target)
+
+
+def policy_budgets(policy: Policy, rules: Iterable[RuleSet]) -> list[BudgetRule]:
+    """The budgets that a policy's rules ask for: hard where the policy is, else soft."""
+    found: dict[str, BudgetRule] = {}
+    for told in rules:
+        if told.budget_limit is None:
+            continue
+        name = told.budget_window.value
+        while budget_id(BudgetScope.Policy, policy.id, name) in found:
+            name += "-and"
+        mode = EnforcementMode.Hard if policy.enforcement is PolicyEnforcement.Hard else EnforcementMode.Soft
+        budget = Budget(
+            id=budget_id(BudgetScope.Policy, policy.id, name), name=name, scope=BudgetScope.Policy, scope_id=policy.id,
+            limit=told.budget_limit, period=told.budget_window, enforcement_mode=mode, unpriced=default_unpriced(mode),
+        )  # fmt: skip
+        rule = rule_of(budget, source="policy")
+        found[budget.id] = replace(rule, holder=(policy.scope.value, policy.scope_id or ""))
+    return list(found.values())

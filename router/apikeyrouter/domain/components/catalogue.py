@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 from apikeyrouter.domain.components.capacity import Level, worst
 from apikeyrouter.domain.components.observations import Observations
+from apikeyrouter.domain.components.policy_constraints import Constraints
+from apikeyrouter.domain.components.policy_pools import narrowed
 from apikeyrouter.domain.components.pool import Option, Pool
 from apikeyrouter.domain.components.price_book import PriceBook
-from apikeyrouter.domain.models.accounting import ScopeConfig
+from apikeyrouter.domain.models.accounting import SHARED_SCOPES_MAX, ScopeConfig
 from apikeyrouter.domain.models.api_key import KeyMaterial, KeyState
 from apikeyrouter.domain.models.quota_state import Quota
 from apikeyrouter.domain.models.system_error import InvalidRequestError, ModelNotFoundError
@@ -76,7 +78,8 @@ class ModelPool:
 class BudgetRule:
     """Which requests a scope applies to: `kind` global, provider, key, team, client or policy, and the id of that.
 
-    `name`: what people call it. `source`: who declared it: `file`, `code` or `policy`.
+    `name`: what people call it. `source`: who declared it: `file`, `code` or `policy`. `holder`: of a policy's budget,
+    the policy's own scope and the id of that.
     """
 
     scope: ScopeConfig
@@ -84,6 +87,7 @@ class BudgetRule:
     target: str = ""
     name: str = ""
     source: str = "file"
+    holder: tuple[str, str] | None = None
 
 
 class SharedScopes(NamedTuple):
@@ -109,8 +113,9 @@ class Catalogue:
         self._budget_rules: dict[str, BudgetRule] = {}
         self._pools: dict[tuple[str, str | None, str, str | None], Pool] = {}
         self._teams: frozenset[str] | None = None
-        self._shared: dict[tuple[str | None, str | None], SharedScopes] = {}
-        self._rates: dict[tuple[str, str, int, bool], int] = {}
+        self._narrowed: dict[tuple[Pool, Constraints], Pool] = {}
+        self._shared: dict[tuple[str | None, str | None, Constraints | None], SharedScopes] = {}
+        self._rates: dict[tuple[str, str, int, bool, int | None], int] = {}
         self._options_kept = 0
 
     # --- control plane -------------------------------------------------------------------------------------------
@@ -120,6 +125,7 @@ class Catalogue:
         self._shared.clear()
         self._rates.clear()
         self._pools.clear()
+        self._narrowed.clear()
         self._teams = None
         self._options_kept = 0
         self.version += 1
@@ -190,23 +196,43 @@ class Catalogue:
         priced = self.prices.models(provider_id)
         return priced if provider.models is None else [model for model in priced if model in provider.models]
 
-    def shared_scopes(self, team: str | None, client: str | None) -> SharedScopes:
-        """Budgets that apply whichever key is chosen: global, the team's, the client's."""
-        known = self._shared.get((team, client))
+    def shared_scopes(
+        self, team: str | None, client: str | None, constraints: Constraints | None = None
+    ) -> SharedScopes:
+        """Budgets that apply whichever key is chosen: global, the team's, the client's, those of the policies.
+
+        Raises:
+            InvalidRequestError: they are more than one request can be held in.
+        """
+        known = self._shared.get((team, client, constraints))
         if known is None:
             found = [*self._budgets.get(("global", ""), ())]
             found += self._budgets.get(("team", team), ()) if team is not None else ()
             found += self._budgets.get(("client", client), ()) if client is not None else ()
+            for policy_id in constraints.budgets if constraints is not None else ():
+                found += self._budgets.get(("policy", policy_id), ())
+            if len(found) > SHARED_SCOPES_MAX:
+                raise InvalidRequestError(
+                    f"the request would be in {len(found)} budgets; at most {SHARED_SCOPES_MAX} are possible"
+                )
             known = SharedScopes(tuple(scope.id for scope in found), any(scope.hard for scope in found))
             if len(self._shared) >= POOLS_MAX:
                 self._shared.clear()
-            self._shared[team, client] = known
+            self._shared[team, client, constraints] = known
         return known
 
-    def pool(self, model: str, provider_id: str | None, dialect: str, team: str | None = None) -> Pool:
+    def pool(
+        self,
+        model: str,
+        provider_id: str | None,
+        dialect: str,
+        team: str | None = None,
+        constraints: Constraints | None = None,
+    ) -> Pool:
         """Every way to serve a model. `dialect` "" : any adapter will do; else only wires that speak it.
 
         `team`: whose request it is. Its own keys come first, then those that are nobody's; another team's never.
+        `constraints`: the policies that apply; what they refuse is left out, and may be everything.
 
         Raises:
             InvalidRequestError: the pinned provider is not registered.
@@ -223,13 +249,30 @@ class Catalogue:
             options = list(self._options(model, provider_id, dialect, team))
             if not options:
                 raise ModelNotFoundError(model, provider_id, tuple(name for name, _ in self.models()))
-            self._options_kept += len(options)
-            if len(self._pools) >= POOLS_MAX or self._options_kept > OPTIONS_MAX:
-                self._pools.clear()
-                self._options_kept = len(options)
+            self._make_room(len(options))
             pool = self._pools[model, provider_id, dialect, team] = Pool(model, options)
             self.version += 1  # lanes may be in use now that were not before
-        return pool
+        return pool if constraints is None else self._narrow(pool, constraints)
+
+    def _narrow(self, pool: Pool, constraints: Constraints) -> Pool:
+        """The pool under constraints, made once."""
+        known = self._narrowed.get((pool, constraints))
+        if known is None:
+            known = narrowed(
+                pool, constraints, budgets_of=lambda policy_id: self._budgets.get(("policy", policy_id), ()),
+                rate_of=self._rate,
+            )  # fmt: skip
+            self._make_room(len(known.options))
+            self._narrowed[pool, constraints] = known
+        return known
+
+    def _make_room(self, options: int) -> None:
+        """Forget all pools when they have become too many, or too large together."""
+        self._options_kept += options
+        if len(self._pools) + len(self._narrowed) >= POOLS_MAX or self._options_kept > OPTIONS_MAX:
+            self._pools.clear()
+            self._narrowed.clear()
+            self._options_kept = options
 
     def _known_team(self, team: str) -> str | None:
         """The team if it has keys, "" if only others have, None if none has: so many pools there are, and no more."""
@@ -280,9 +323,13 @@ class Catalogue:
             price=price or self.prices.price(provider.id, model), quality=key.quality,
             seen=self.observations.of(key.id, model),
         )  # fmt: skip
-        rate = (provider.id, model, id(option.price), option.hard)
-        option.rate = self._rates.setdefault(rate, len(self._rates))
+        option.rate = self._rate(option)
         return option
+
+    def _rate(self, option: Option) -> int:
+        """A number that is equal for options on which a request costs the same."""
+        rate = (option.provider.id, option.model, id(option.price), option.hard, option.cost_max_nanousd)
+        return self._rates.setdefault(rate, len(self._rates))
 
     def group_lanes(self, group: str, model: str) -> tuple[str, ...]:
         """The lanes a quota group meters a model in. A group without configured limits learns one per model."""

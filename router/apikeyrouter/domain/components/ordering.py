@@ -135,6 +135,8 @@ class Building:
             broken = value > bound
         else:
             value = 1.0 - value
+            if constraint == "min_reliability":
+                bound = max(bound, option.success_min)
             broken = value < bound
         if not broken:
             return None

@@ -21,6 +21,7 @@ from apikeyrouter.domain.models.ranking import Ranking, Standing
 
 if TYPE_CHECKING:
     from apikeyrouter.domain.components.catalogue import Key, Provider
+    from apikeyrouter.domain.components.policy_constraints import Constraints
 
 SCAN_MAX = 64
 """Most places of the order that one request looks at, however many of them are known to be out."""
@@ -41,7 +42,8 @@ class Option:
 
     `rank`: the place of its target in an alias; a lower one is preferred. `hard`: a hard budget of its own applies.
     `rate`: equal for options on which a request costs the same. `quality`: declared, 0 … 1. `seen`: what this process
-    has observed of it. `id`: of the key with the model.
+    has observed of it. `id`: of the key with the model. `cost_max_nanousd`, `success_min`: what policies ask of it in
+    particular.
     """
 
     key: "Key"
@@ -56,6 +58,8 @@ class Option:
     quality: float = 0.5
     seen: Seen = field(default_factory=Seen)
     id: str = ""
+    cost_max_nanousd: int | None = None
+    success_min: float = 0.0
     _words: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str | int, ...]]] = field(default_factory=dict)
 
     def place(self, more: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str | int, ...]]:
@@ -145,6 +149,16 @@ class Pool:
         prices = {id(option.price): option.price for option in self.eligible}
         self.shaped = len({_shape(price) for price in prices.values()}) > 1
         """Whether which option is cheapest may depend on the request."""
+        self.constraints: Constraints | None = None
+        """The policies that it was narrowed by."""
+        self.barred: tuple[tuple[str, str, str], ...] = ()
+        """(key, policy, why) of what they refuse."""
+        self.capped = False
+        """Whether they limit what a request may cost on some of the options in particular."""
+        self.watched: dict[Option, tuple[str, ...]] = {}
+        """The shadow policies that would refuse an option, where there are any."""
+        self.emptied: frozenset[str] = frozenset()
+        """The shadow policies that would refuse every option."""
         self._orders: dict[tuple[Plan, bool, tuple[int, int]], Order] = {}
         self._building: dict[tuple[Plan, bool, tuple[int, int]], Building] = {}
         self._turn = random.randrange(max(1, len(self.eligible)))  # noqa: S311 (workers should not start in step)

@@ -9,6 +9,7 @@ from apikeyrouter.domain.models.ranking import Ranking
 from apikeyrouter.domain.models.usage import Usage
 
 if TYPE_CHECKING:
+    from apikeyrouter.domain.models.policy import Policy
     from apikeyrouter.domain.models.request_intent import RequestIntent
     from apikeyrouter.domain.models.routing_decision import RoutingObjective
     from apikeyrouter.domain.models.system_response import SystemResponse
@@ -22,7 +23,7 @@ class Call(msgspec.Struct, kw_only=True):
     `headers`: those of the client that may go upstream, names in lower case; `path_query`: `?…` as it came.
     `started` and `deadline` are readings of `time.perf_counter()` in seconds; no attempt starts after the deadline.
     `told_costs`: by provider, what its own adapter expects the request to cost, and at most (UNPRICED: not told).
-    `principal` shares fairly with others by `weight`; `lanes` are the client's own limits.
+    `policy`: the request's own. `principal` shares fairly with others by `weight`; `lanes` are the client's own limits.
     """
 
     request_id: str
@@ -35,6 +36,7 @@ class Call(msgspec.Struct, kw_only=True):
     intent: "RequestIntent | None" = None
     provider_id: str | None = None
     objective: "RoutingObjective | None" = None
+    policy: "Policy | None" = None
     team: str | None = None
     client: str | None = None
     principal: str = ""
@@ -94,7 +96,9 @@ class Facts(msgspec.Struct, kw_only=True):
     or a part is an estimate. `usage` is the last attempt's. `token_cap`: the cap that was
     injected because a hard budget applies. `overhead_us`: time spent here, not upstream (of a stream that still
     runs: until its first event). `at_us`: Unix microseconds.
-    `outcome`: pending, ok, or a failure's category.
+    `outcome`: pending, ok, or a failure's category. `pinned`: the provider that was asked for. `policies`: those that
+    applied; `barred`: (key, policy, why) of what they refused; `yielded`: soft ones that were passed over, because
+    nothing else was left.
     """
 
     request_id: str
@@ -116,6 +120,11 @@ class Facts(msgspec.Struct, kw_only=True):
     first_token_us: int = 0
     total_us: int = 0
     snapshot_age_us: int = 0
+    pinned: str | None = None
+    dialect: str = ""
+    policies: tuple[str, ...] = ()
+    barred: tuple[tuple[str, str, str], ...] = ()
+    yielded: tuple[str, ...] = ()
     denial: Loss | None = None
     refusal: Refusal | None = None
     outcome: str = "pending"

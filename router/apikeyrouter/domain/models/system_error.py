@@ -148,6 +148,23 @@ class NoEligibleKeysError(ApiKeyRouterError):
         return {"reasons": self.reasons, "first_back_at": self.first_back_at}
 
 
+class PolicyDeniedError(NoEligibleKeysError):
+    """Policies leave no key that may serve the request. Nothing was reserved, and trying again is of no use.
+
+    `policies`: the ids of those that refuse; `reasons` tells per key who refuses it, and why.
+    """
+
+    def __init__(self, policies: Iterable[str], *, reasons: Mapping[str, str]) -> None:
+        self.policies = tuple(policies)
+        names = ", ".join(repr(policy_id) for policy_id in self.policies)
+        super().__init__(f"denied by policy {names}", reasons=reasons)
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What is known, as one mapping."""
+        return {"policies": list(self.policies), "reasons": self.reasons}
+
+
 REASONS_SHOWN_MAX = 5
 """How many keys an error message lists; `NoEligibleKeysError.reasons` has all."""
 

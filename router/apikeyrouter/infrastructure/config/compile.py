@@ -13,6 +13,7 @@ from pathlib import Path
 from apikeyrouter.domain.components.circuits import KEY_BREAKER, PROVIDER_BREAKER
 from apikeyrouter.domain.components.key_identity import check_material, derive_key_id
 from apikeyrouter.domain.components.limits import LimitProfile, LimitRow, compile_limits, limits_from
+from apikeyrouter.domain.components.policy_checks import check_policy
 from apikeyrouter.domain.models.accounting import (
     LANES_PER_CANDIDATE_MAX,
     SCOPES_PER_CANDIDATE_MAX,
@@ -109,6 +110,7 @@ class _Compiler:
         self._check_models(providers)
         self._check_repeats("prices", [(entry.provider, entry.model) for entry in self._config.prices])
         self._check_repeats("policies", [policy.id for policy in self._config.policies])
+        self._check_policies(keys, providers)
         self._check_budgets(budgets, keys, clients, providers)
         self._check_lane_counts(any(client.lane for client in clients))
         if self._errors:
@@ -356,6 +358,12 @@ class _Compiler:
             for index, target in enumerate(targets):
                 if target.provider not in providers:
                     self._refuse(f"models.{alias}[{index}].provider", f"no provider {target.provider!r}")
+
+    def _check_policies(self, keys: list[KeyRecord], providers: Mapping[str, ProviderRecord]) -> None:
+        for index, policy in enumerate(self._config.policies):
+            errors, warnings = check_policy(policy, providers=providers, keys={key.id for key in keys})
+            self._errors += [f"policies[{index}].{error}" for error in errors]
+            self._warnings += [f"policies[{index}].{warning}" for warning in warnings]
 
     def _check_repeats(self, section: str, names: Sequence[object]) -> None:
         for index, name in enumerate(names):

@@ -19,6 +19,7 @@ from apikeyrouter.domain.models.system_error import (
     LedgerError,
     ModelNotFoundError,
     NoEligibleKeysError,
+    PolicyDeniedError,
     StateStoreError,
     SystemError,
 )
@@ -78,6 +79,8 @@ def problem_of(error: BaseException, dialect: str) -> Problem:
         return _invalid(error)
     if isinstance(error, BudgetExceededError):
         return _exhausted("budget_exceeded", BUDGET_MESSAGE, _ms(error.retry_after))
+    if isinstance(error, PolicyDeniedError):
+        return _denied(error)
     if isinstance(error, NoEligibleKeysError):
         return _no_key(error, dialect)
     if isinstance(error, SystemError):
@@ -115,6 +118,13 @@ def _invalid(error: InvalidRequestError) -> Problem:
     if isinstance(error, ModelNotFoundError):
         return Problem(status=404, type="invalid_request_error", code="model_not_found", message=str(error))
     return Problem(status=400, type="invalid_request_error", code="invalid_request", message=str(error))
+
+
+def _denied(error: PolicyDeniedError) -> Problem:
+    """Policies are the operator's word to the client, and are named; which keys they keep from it is not."""
+    names = ", ".join(error.policies)
+    message = f"no key may serve this request: policy {names}"
+    return Problem(status=403, type="permission_error", code="policy_denied", message=message)
 
 
 def _no_key(error: NoEligibleKeysError, dialect: str) -> Problem:
