@@ -191,23 +191,22 @@ async def test_a_cost_cap_of_one_provider_binds_that_provider_alone(
 
 async def test_keys_below_a_success_rate_are_left_out(simulator: SimulatorProcess, store: StateStore) -> None:
     async with house(simulator, store, ["a1", "b1"]) as made:
-        await made.router.configure_policy(policy({"min_success_rate": 0.8}))
+        await made.router.configure_policy(policy({"min_success_rate": 0.9}))
         assert set(await used(made, 6)) == {"a1", "b1"}  # nothing is known against either
         await simulator.fail("overloaded", organisation="org-a")
-        for _ in range(30):
-            with suppress(ProviderError):  # retries have a budget
-                await made.route()
 
         async def known() -> bool:
-            before = len(made.finished)
-            with suppress(ProviderError):
+            with suppress(ProviderError):  # retries have a budget
                 await made.route()
-            return all(facts.attempts[0].key_id == "b1" for facts in made.finished[before:])
+            attempt = made.finished[-1].attempts[-1]
+            assert attempt.ranking is not None
+            return any(exclusion.key_id == "a1" for exclusion in attempt.ranking.excluded)
 
         await until(known)
         assert set(await used(made, 6)) == {"b1"}
-        with pytest.raises(NoEligibleKeysError):
+        with pytest.raises(NoEligibleKeysError) as caught:
             await made.route(provider_id="openai")
+        assert "min_success_rate" in str(caught.value) or "reliability" in str(caught.value)
 
 
 @pytest.mark.parametrize(("enforcement", "served"), [("hard", False), ("soft", True)])
