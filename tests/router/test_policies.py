@@ -11,7 +11,7 @@ import pytest
 
 from apikeyrouter import ApiKeyRouter
 from apikeyrouter.domain.components.cost_controller import BudgetExceededError
-from apikeyrouter.domain.interfaces.state_store import StateStore
+from apikeyrouter.domain.interfaces.state_store import StateQuery, StateStore
 from apikeyrouter.domain.models.policy import Policy, PolicyEnforcement, PolicyScope, PolicyType
 from apikeyrouter.domain.models.system_error import (
     InvalidRequestError,
@@ -414,6 +414,40 @@ async def test_policies_made_in_code_spread_and_survive(simulator: SimulatorProc
         assert set(await used(made)) == {"b1"}
         await made.router.policy_engine.delete_policy("elsewhere")
         assert set(await used(made)) == {"a1", "b1"}
+
+
+async def test_a_decision_names_the_policies_and_what_they_refused(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    async with house(simulator, store, ["a1", "b1"]) as made:
+        await made.router.configure_policy(policy({"denied_keys": ["a1"]}, id="no-a", enforcement="soft"))
+        served = await made.route()
+        await made.route(provider_id="openai")
+        await made.router.configure_policy(policy({"denied_models": ["gpt*"]}, id="no-gpt"))
+        with pytest.raises(PolicyDeniedError):
+            await made.route()
+
+        async def kept() -> bool:
+            return len(await made.router.state_store.query_state(StateQuery("RoutingDecision"))) == 3
+
+        await until(kept)
+        first, second, third = await made.router.state_store.query_state(StateQuery("RoutingDecision"))
+        assert (first.id, first.policy_ids) == (served.request_id, ["no-a"])
+        (verdict,) = [one for one in first.candidates if one.key_id == "a1"]
+        assert (verdict.outcome, verdict.provider_id) == ("excluded", "openai")
+        assert "policy 'no-a' (global) denies key a1" in first.explanation
+        assert "soft policy no-a passed over" in second.explanation
+        assert third.selected_key_id == ""
+        assert third.policy_ids == ["no-a", "no-gpt"]
+        assert "denies model gpt-4o-mini" in third.explanation
+
+
+async def test_a_batch_is_routed_under_a_policy(simulator: SimulatorProcess, store: StateStore) -> None:
+    async with house(simulator, store, ["a1", "b1"]) as made:
+        answers = await made.router.route_batch([intent(), intent()], policy=policy({"denied_keys": ["a1"]}))
+        assert [answer.key_used for answer in answers] == ["b1", "b1"]
+        stream = made.router.route_stream(intent(), policy=policy({"denied_keys": ["b1"]}))
+        assert [chunk async for chunk in stream][-1].key_used == "a1"
 
 
 async def test_a_dry_run_tells_what_would_change_and_changes_nothing(

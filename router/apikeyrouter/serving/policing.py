@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from apikeyrouter.domain.components.policy_constraints import Constraints
 from apikeyrouter.domain.components.policy_engine import PolicyEngine
 from apikeyrouter.domain.components.pool import Option, Pool
-from apikeyrouter.domain.models.call import Call, Facts
-from apikeyrouter.domain.models.ranking import Exclusion
+from apikeyrouter.domain.models.call import Call, Facts, Refusal
+from apikeyrouter.domain.models.ranking import Exclusion, Ranking
 from apikeyrouter.domain.models.system_error import PolicyDeniedError
 
 BARRED_TOLD_MAX = 32
@@ -65,8 +65,8 @@ class Policing:
 
     def denial(self, rules: Constraints, pool: Pool, excluded: Iterable[Exclusion], facts: Facts) -> PolicyDeniedError:
         """The error for a request to which policies leave nothing."""
-        reasons = {key_id: why for key_id, _, why in reversed(pool.barred)}
-        refusing = [policy_id for _, policy_id, _ in pool.barred]
+        reasons = {one.key_id: one.why for one in reversed(pool.barred)}
+        refusing = [one.policy_id for one in pool.barred]
         for exclusion in excluded:
             limit = _LIMITS.get(exclusion.constraint)
             limiting = [one.policy.id for one in rules.statements if limit is not None and limit in one.matters]
@@ -75,7 +75,8 @@ class Policing:
             refusing.extend(limiting)
         found = tuple(dict.fromkeys(refusing))
         self._engine.count(found, "denied")
-        facts.barred = pool.barred[:BARRED_TOLD_MAX]
+        if facts.refusal is None:
+            facts.refusal = Refusal(ranking=Ranking(objective=(facts.objective, (), (), ()), measures=(), standings=[]))
         return PolicyDeniedError(found, reasons=reasons)
 
 

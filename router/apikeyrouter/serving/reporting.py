@@ -11,7 +11,7 @@ from apikeyrouter.domain.components.pool import Option
 from apikeyrouter.domain.models.accounting import Loss, Reason, RetryKind, ScopeConfig, ScopeState
 from apikeyrouter.domain.models.api_key import KeyState
 from apikeyrouter.domain.models.cost_estimate import dollars
-from apikeyrouter.domain.models.ranking import Exclusion
+from apikeyrouter.domain.models.ranking import Barred, Exclusion
 from apikeyrouter.domain.models.state_summary import CostSummary, KeySummary, QuotaSummary, StateSummary
 from apikeyrouter.domain.models.system_error import BudgetExceededError, NoEligibleKeysError
 
@@ -32,15 +32,15 @@ def no_eligible_keys(
     *,
     out: Sequence[Option],
     excluded: Sequence[Exclusion],
-    barred: Sequence[tuple[str, str, str]] = (),
+    barred: Sequence[Barred] = (),
     now_us: int,
 ) -> NoEligibleKeysError:
     """The error for a final denial: every key that was seen, why not, and when the first is back.
 
     `out`: options whose keys are out by their state. `excluded`: what the objective's constraints exclude.
-    `barred`: (key, policy, why) of what policies refuse.
+    `barred`: what policies refuse.
     """
-    reasons = {key_id: why for key_id, _, why in reversed(barred)}
+    reasons = {one.key_id: one.why for one in reversed(barred)}
     reasons |= {exclusion.key_id: told_exclusion(exclusion) for exclusion in excluded}
     reasons.update((option.key.id, told(loss)) for option, loss in losses)
     reasons.update((option.key.id, told_state(option.key)) for option in out)

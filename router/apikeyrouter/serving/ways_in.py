@@ -6,6 +6,7 @@ from typing import Any, Literal, overload
 
 from apikeyrouter.domain.interfaces.observability import EventCallback
 from apikeyrouter.domain.interfaces.state_store import StateQuery
+from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from apikeyrouter.domain.models.system_error import InvalidRequestError
@@ -24,22 +25,27 @@ class RouterWaysIn(RouterRegistration):
     """The part of a router that makes it fit into programs."""
 
     @abstractmethod
-    async def route(self, request_intent: Intent, objective: RoutingObjective | str | None = None) -> SystemResponse:
+    async def route(
+        self, request_intent: Intent, objective: RoutingObjective | str | None = None,
+        policy: Policy | Mapping[str, Any] | None = None,
+    ) -> SystemResponse:  # fmt: skip
         """Route one request and return its answer."""
 
     @overload
     async def route_batch(
         self, intents: Intents, objective: RoutingObjective | str | None = None, *, concurrency: int = ...,
-        on_progress: Progress | None = ..., return_exceptions: Literal[False] = ...,
+        policy: Policy | Mapping[str, Any] | None = ..., on_progress: Progress | None = ...,
+        return_exceptions: Literal[False] = ...,
     ) -> list[SystemResponse]: ...  # fmt: skip
     @overload
     async def route_batch(
         self, intents: Intents, objective: RoutingObjective | str | None = None, *, concurrency: int = ...,
-        on_progress: Progress | None = ..., return_exceptions: bool,
+        policy: Policy | Mapping[str, Any] | None = ..., on_progress: Progress | None = ..., return_exceptions: bool,
     ) -> list[SystemResponse | Exception]: ...  # fmt: skip
     async def route_batch(
         self, intents: Intents, objective: RoutingObjective | str | None = None, *, concurrency: int = 8,
-        on_progress: Progress | None = None, return_exceptions: bool = False,
+        policy: Policy | Mapping[str, Any] | None = None, on_progress: Progress | None = None,
+        return_exceptions: bool = False,
     ) -> Any:  # fmt: skip
         """Route many requests, at most `concurrency` at a time; their answers in the order of `intents`.
 
@@ -55,8 +61,8 @@ class RouterWaysIn(RouterRegistration):
         if not return_exceptions and isinstance(intents, list | tuple):
             intents = [_checked(intent, place) for place, intent in enumerate(intents)]
         return await run_batch(
-            intents, lambda intent: self.route(intent, objective), concurrency=concurrency, on_progress=on_progress,
-            return_exceptions=return_exceptions,
+            intents, lambda intent: self.route(intent, objective, policy), concurrency=concurrency,
+            on_progress=on_progress, return_exceptions=return_exceptions,
         )  # fmt: skip
 
     def subscribe_to_events(self, event_type: str, callback: EventCallback) -> Subscription:

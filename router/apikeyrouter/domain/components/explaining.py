@@ -113,7 +113,7 @@ def decision_of(facts: Facts) -> RoutingDecision:
         objective=objective_of(ranking.objective if ranking is not None else (facts.objective, (), (), ())),
         explanation=_explanation(facts, verdicts, chosen), confidence=0.0 if chosen is None else sure,
         timestamp=_utc(facts.at_us), candidates=verdicts, hold_ids=[attempt.rid.hex() for attempt in facts.attempts],
-        snapshot_age_ms=facts.snapshot_age_us // 1000, attempts=len(facts.attempts),
+        snapshot_age_ms=facts.snapshot_age_us // 1000, attempts=len(facts.attempts), policy_ids=list(facts.policies),
     )  # fmt: skip
 
 
@@ -134,6 +134,13 @@ def _verdicts(facts: Facts, ranking: Ranking | None, last: AttemptFacts | None) 
                 key_id=excluded.key_id, provider_id=excluded.provider_id, model=excluded.model, outcome="excluded",
                 parts={} if excluded.value is None else {excluded.constraint: excluded.value},
                 reason=told_exclusion(excluded),
+            )
+        )  # fmt: skip
+    for barred in facts.barred:
+        found.append(
+            CandidateVerdict(
+                key_id=barred.key_id, provider_id=barred.provider_id, model=barred.model, outcome="excluded",
+                reason=barred.why,
             )
         )  # fmt: skip
     for attempt in facts.attempts[:-1]:
@@ -185,7 +192,15 @@ def _explanation(facts: Facts, verdicts: Sequence[CandidateVerdict], chosen: Can
         text += f", the best of {compared} candidates that had room" if compared > 1 else ", the only candidate"
         text += f" [{numbers}]" if numbers else ""
     others = [f"{verdict.key_id}: {verdict.reason}" for verdict in verdicts if verdict is not chosen]
+    if facts.policies:
+        others.insert(0, f"under {_named(facts.policies)}")
+    if facts.yielded:
+        others.insert(1, f"soft {_named(facts.yielded)} passed over, for nothing else was left")
     return "; ".join([text, *others])
+
+
+def _named(policies: Sequence[str]) -> str:
+    return f"polic{'y' if len(policies) == 1 else 'ies'} {', '.join(policies)}"
 
 
 def _utc(us: int) -> datetime:

@@ -81,7 +81,7 @@ def _context_impact(
     return {
         "keys_before": _keys(pools[0]),
         "keys_after": _keys(pools[1]),
-        "excluded": {key_id: why for key_id, _, why in pools[1].barred if key_id not in _keys(pools[1])},
+        "excluded": {one.key_id: one.why for one in reversed(pools[1].barred) if one.key_id not in _keys(pools[1])},
         "selected_before": None if chosen[0] is None else chosen[0].key.id,
         "selected_after": None if chosen[1] is None else chosen[1].key.id,
     }

@@ -6,6 +6,7 @@ from dataclasses import replace
 from apikeyrouter.domain.components.policy_constraints import Constraints, Verdict
 from apikeyrouter.domain.components.pool import Option, Pool
 from apikeyrouter.domain.models.accounting import ScopeConfig
+from apikeyrouter.domain.models.ranking import Barred
 
 __all__ = ["narrowed"]
 
@@ -19,10 +20,11 @@ def narrowed(pool: Pool, constraints: Constraints, *, budgets_of: BudgetsOf, rat
     """The pool under constraints. What is refused, and by whom, is kept in `barred`, for explanations."""
     asked = pool.model
     kept: list[Option] = []
-    barred: list[tuple[str, str, str]] = []
+    barred: list[Barred] = []
     for option in pool.options:
         verdict = constraints.verdict(option, asked)
-        barred.extend((option.key.id, policy_id, why) for policy_id, why in verdict.refused)
+        where = option.key.id, option.provider.id, option.model
+        barred.extend(Barred(*where, policy_id, why) for policy_id, why in verdict.refused)
         if verdict.refused:
             continue
         budgets = [scope for policy in constraints.spending(option, asked) for scope in budgets_of(policy)]

@@ -17,7 +17,7 @@ from apikeyrouter.domain.components.ordering import Building, Order, Row, settle
 from apikeyrouter.domain.components.price_book import ModelPrice
 from apikeyrouter.domain.components.scoring import TYPICAL_TOKENS, Conditions, lane_out_until_us
 from apikeyrouter.domain.models.accounting import LaneState, place_words
-from apikeyrouter.domain.models.ranking import Ranking, Standing
+from apikeyrouter.domain.models.ranking import Barred, Ranking, Standing
 
 if TYPE_CHECKING:
     from apikeyrouter.domain.components.catalogue import Key, Provider
@@ -151,8 +151,8 @@ class Pool:
         """Whether which option is cheapest may depend on the request."""
         self.constraints: Constraints | None = None
         """The policies that it was narrowed by."""
-        self.barred: tuple[tuple[str, str, str], ...] = ()
-        """(key, policy, why) of what they refuse."""
+        self.barred: tuple[Barred, ...] = ()
+        """What they refuse."""
         self.capped = False
         """Whether they limit what a request may cost on some of the options in particular."""
         self.watched: dict[Option, tuple[str, ...]] = {}

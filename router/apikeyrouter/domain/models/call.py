@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from apikeyrouter.domain.models.accounting import Loss
-from apikeyrouter.domain.models.ranking import Ranking
+from apikeyrouter.domain.models.ranking import Barred, Ranking
 from apikeyrouter.domain.models.usage import Usage
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Facts(msgspec.Struct, kw_only=True):
     injected because a hard budget applies. `overhead_us`: time spent here, not upstream (of a stream that still
     runs: until its first event). `at_us`: Unix microseconds.
     `outcome`: pending, ok, or a failure's category. `pinned`: the provider that was asked for. `policies`: those that
-    applied; `barred`: (key, policy, why) of what they refused; `yielded`: soft ones that were passed over, because
+    applied; `barred`: what they refused; `yielded`: soft ones that were passed over, because
     nothing else was left.
     """
 
@@ -123,7 +123,7 @@ class Facts(msgspec.Struct, kw_only=True):
     pinned: str | None = None
     dialect: str = ""
     policies: tuple[str, ...] = ()
-    barred: tuple[tuple[str, str, str], ...] = ()
+    barred: tuple[Barred, ...] = ()
     yielded: tuple[str, ...] = ()
     denial: Loss | None = None
     refusal: Refusal | None = None

@@ -36,6 +36,16 @@ class Exclusion(NamedTuple):
     value: float | None
 
 
+class Barred(NamedTuple):
+    """A candidate that a policy refused, and why in words."""
+
+    key_id: str
+    provider_id: str
+    model: str
+    policy_id: str
+    why: str
+
+
 class Ranking(msgspec.Struct, kw_only=True):
     """Candidates in the order in which they were offered to the ledger.
 
