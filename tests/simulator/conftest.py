@@ -15,6 +15,12 @@ CONFIG: dict[str, Any] = {
     "organisations": [
         {"id": "org-a", "keys": ["sk-sim-key-number-1", {"key": "sk-sim-key-number-2", "id": "second"}], "cache": True},
         {"id": "org-b", "dialect": "anthropic", "keys": ["sk-ant-sim-key"], "cache": True, "workspace": "wrkspc_1"},
+        {"id": "proj-g", "dialect": "gemini", "keys": ["AIza-sim-gemini-key"], "cache": True, "thinking_tokens": 5},
+        {"id": "res-z", "dialect": "azure", "keys": ["azure-sim-key"]},
+        {"id": "org-q", "dialect": "groq", "keys": ["gsk_sim_key"], "cache": True},
+        {"id": "org-m", "dialect": "mistral", "keys": ["mistral-sim-key"]},
+        {"id": "acc-d", "dialect": "deepseek", "keys": ["sk-deepseek-sim"], "cache": True},
+        {"id": "acc-r", "dialect": "openrouter", "keys": ["sk-or-v1-sim"]},
     ],
 }
 

@@ -29,6 +29,11 @@ class AnthropicDialect:
 
     name: DialectName = "anthropic"
     paths = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
+    models_path = "/v1/models"
+
+    def serves(self, path: str) -> bool:
+        """See :meth:`Dialect.serves`."""
+        return path in self.paths
 
     def key_material(self, request: Request) -> str | None:
         """``x-api-key``, or else the bearer token."""

@@ -8,9 +8,19 @@ from apikeyrouter.simulator.anthropic_dialect import AnthropicDialect
 from apikeyrouter.simulator.anthropic_errors import ANTHROPIC_FAILURES
 from apikeyrouter.simulator.calls import Call, Context, Dialect, InvalidRequest, Reply, make_id
 from apikeyrouter.simulator.clock import NS_PER_SECOND, ProviderClock
+from apikeyrouter.simulator.compatible_dialects import (
+    AzureDialect,
+    DeepSeekDialect,
+    GroqDialect,
+    MistralDialect,
+    OpenRouterDialect,
+)
+from apikeyrouter.simulator.compatible_errors import COMPATIBLE_FAILURES
 from apikeyrouter.simulator.config import Config, KeyConfig, OrganisationConfig
 from apikeyrouter.simulator.exchange import Exchange, resolve_failure_name
 from apikeyrouter.simulator.failures import ALIASES, WIRE_FAILURES, Failure, FailureRules
+from apikeyrouter.simulator.gemini_dialect import GeminiDialect
+from apikeyrouter.simulator.gemini_errors import GEMINI_FAILURES
 from apikeyrouter.simulator.http_server import Connection, Request
 from apikeyrouter.simulator.limits import InFlight
 from apikeyrouter.simulator.openai_dialect import OpenAIDialect
@@ -23,14 +33,35 @@ __all__ = ["FAILURE_NAMES", "SimulatedProviders"]
 OPEN_KEYS_MAX = 1_000
 _OPENAI: Dialect = OpenAIDialect()
 _ANTHROPIC: Dialect = AnthropicDialect()
-_BY_PATH: dict[str, Dialect] = {
-    **dict.fromkeys(OpenAIDialect.paths, _OPENAI),
-    **dict.fromkeys(AnthropicDialect.paths, _ANTHROPIC),
-}
-_MODELS = "/v1/models"
+_GEMINI: Dialect = GeminiDialect()
+_AZURE: Dialect = AzureDialect()
+_DIALECTS: tuple[Dialect, ...] = (
+    _OPENAI, _ANTHROPIC, _GEMINI, _AZURE, GroqDialect(), MistralDialect(), DeepSeekDialect(), OpenRouterDialect(),
+)  # fmt: skip
+_BY_PATH: dict[str, Dialect] = {path: dialect for dialect in _DIALECTS for path in dialect.paths}
+_BY_PATTERN = (_GEMINI, _AZURE)
+"""Dialects with names in their paths."""
+_BY_MODELS_PATH: dict[str, Dialect] = {dialect.models_path: dialect for dialect in reversed(_DIALECTS)}
+_TOLD_BY_HEADER = ((b"anthropic-version", _ANTHROPIC), (b"x-goog-api-key", _GEMINI))
+"""Who else lists models where OpenAI does: a header tells them apart."""
 
-FAILURE_NAMES = frozenset({*WIRE_FAILURES, *ALIASES, *OPENAI_FAILURES, *ANTHROPIC_FAILURES, "request_too_large_html"})
+FAILURE_NAMES = frozenset(
+    {
+        *WIRE_FAILURES, *ALIASES, *OPENAI_FAILURES, *ANTHROPIC_FAILURES, *GEMINI_FAILURES,
+        *(name for rows in COMPATIBLE_FAILURES.values() for name in rows), "request_too_large_html", "prompt_blocked",
+    }
+)  # fmt: skip
 """Every failure that can be asked for."""
+
+
+def _listing_of(request: Request) -> tuple[Dialect, str | None] | None:
+    """The dialect whose models are asked for, and which of them (None: all); None for any other path."""
+    for path, dialect in _BY_MODELS_PATH.items():
+        if request.path == path or request.path.startswith(path + "/"):
+            if dialect is _OPENAI:
+                dialect = next((other for name, other in _TOLD_BY_HEADER if name in request.headers), _OPENAI)
+            return dialect, request.path[len(path) + 1 :] or None
+    return None
 
 
 class SimulatedProviders:
@@ -65,14 +96,16 @@ class SimulatedProviders:
     # --- requests
     def handle(self, request: Request, connection: Connection) -> None:
         """Answer one request on a provider's path."""
-        is_models = request.path == _MODELS or request.path.startswith(_MODELS + "/")
-        if is_models:
-            dialect = _ANTHROPIC if b"anthropic-version" in request.headers else _OPENAI
-        else:
-            dialect = _BY_PATH.get(request.path, _OPENAI)
+        found = _BY_PATH.get(request.path)
+        listing = None
+        if found is None:
+            found = next((dialect for dialect in _BY_PATTERN if dialect.serves(request.path)), None)
+        if found is None:
+            listing = _listing_of(request)
+        dialect = found or (listing[0] if listing is not None else _OPENAI)
         context = self._context(dialect)
-        expected = "GET" if is_models else "POST"
-        if request.method != expected or not (is_models or request.path in _BY_PATH):
+        expected = "GET" if listing is not None else "POST"
+        if request.method != expected or (found is None and listing is None):
             reply = dialect.invalid(f"Unknown request URL: {request.method} {request.path}.", context)
             self._respond(connection, dialect, context, reply._replace(status=404))
             return
@@ -83,9 +116,8 @@ class SimulatedProviders:
             self._refuse_key(connection, dialect, context, key)
             return
         context.key, context.organisation = key, key.organisation
-        if is_models:
-            model_id = request.path[len(_MODELS) + 1 :] or None
-            self._respond(connection, dialect, context, dialect.models(key.organisation, model_id, context))
+        if listing is not None:
+            self._respond(connection, dialect, context, dialect.models(key.organisation, listing[1], context))
             return
         self._generate(request, connection, dialect, context, key)
 

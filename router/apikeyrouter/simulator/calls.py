@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -72,7 +72,8 @@ class Prompt(NamedTuple):
 class Call:
     """A generation request understood, and the answer planned by :meth:`plan`. Token counts are exact.
 
-    ``cap`` is the caller's limit of output tokens per choice; ``prefix`` identifies the cacheable start of the prompt.
+    ``thoughts`` are output tokens that nobody sees, ``style`` a dialect's own variety of the answer. ``cap`` is the
+    caller's limit of output tokens per choice; ``prefix`` identifies the cacheable start of the prompt.
     """
 
     endpoint: str
@@ -89,6 +90,8 @@ class Call:
     text: str = ""
     output_per_choice: int = 0
     stop: str = "end"
+    thoughts: int = 0
+    style: Literal["", "sse", "array", "batch"] = ""
     usage: Usage = field(default=Usage(0))
 
     @property
@@ -130,6 +133,12 @@ class Dialect(Protocol):
     """How one provider speaks: requests in, answers, streams, headers and errors out."""
 
     name: DialectName
+    paths: frozenset[str]
+    """Paths that generate; those with a name in them are known by :meth:`serves` alone."""
+    models_path: str
+
+    def serves(self, path: str) -> bool:
+        """Whether a path generates."""
 
     def key_material(self, request: Request) -> str | None:
         """The key that the request carries."""

@@ -36,7 +36,7 @@ __all__ = [
     "spend_nanousd",
 ]
 
-DialectName = Literal["openai", "anthropic"]
+DialectName = Literal["openai", "anthropic", "gemini", "azure", "groq", "mistral", "deepseek", "openrouter"]
 AMOUNT_MAX = 2**53
 Amount = Annotated[int, Meta(ge=1, le=AMOUNT_MAX)]
 Count = Annotated[int, Meta(ge=0, le=AMOUNT_MAX)]
@@ -62,9 +62,12 @@ class LimitRow(Part, frozen=True):
     """Limits of one pool of models (``models`` absent: each request counts, whatever its model).
 
     ``kind`` applies to the whole row; without one, rates are token buckets and spend is a calendar day.
-    ``period_seconds`` replaces the minute of rpm, tpm, input_tpm and output_tpm. ``burst`` is the size of the request
-    buckets, ``burst_tokens`` that of the token buckets (default: the limit itself). ``spend_period_seconds`` makes the
-    spend limit a rolling one (or of ``kind``); else it is per calendar ``spend_period``.
+    ``slice_seconds`` checks the requests of a minute in slices (azure: of ten seconds, unless it is given): a limit of
+    60 a minute is one of 10 in each of them. ``period_seconds`` replaces the minute of rpm, tpm, input_tpm and
+    output_tpm. ``burst`` is the size of the request buckets, ``burst_tokens`` that of the token buckets (default: the
+    limit itself). ``spend_period_seconds`` makes the spend limit a rolling one (or of ``kind``); else it is per
+    calendar ``spend_period``. Without a ``kind``, gemini's minutes are fixed windows and its days end at midnight
+    Pacific; openrouter's days end at midnight UTC.
     """
 
     models: list[str] | None = None
@@ -79,6 +82,7 @@ class LimitRow(Part, frozen=True):
     kind: Literal["bucket", "fixed", "sliding", "calendar"] | None = None
     burst: Amount | None = None
     burst_tokens: Amount | None = None
+    slice_seconds: Annotated[float, Meta(ge=0, le=60)] | None = None
     period_seconds: Annotated[float, Meta(gt=0, le=10**9)] = 60
     timezone: str = "UTC"
     spend_period: Literal["day", "month"] = "day"
@@ -119,7 +123,8 @@ class OrganisationConfig(Part, frozen=True):
 
     ``latency_ms`` is the time to the (first byte of the) answer, ``first_token_ms`` overrides it for streams;
     ``tokens_per_second`` paces output (0: as fast as possible); ``output_tokens`` is the natural length of an answer.
-    ``charge_rejected`` counts refused and failed requests against request limits (default: openai yes, anthropic no).
+    ``charge_rejected`` counts refused and failed requests against request limits (default: openai yes, others no).
+    ``thinking_tokens`` are produced before each answer and billed as output (gemini).
     ``charge_formula`` of the openai dialect: ``input_plus_cap`` (default, the dearer reading) or ``max``
     (the larger of cap and input). ``cache`` turns the prompt cache on. ``models`` absent: any model is served.
     """
@@ -137,6 +142,7 @@ class OrganisationConfig(Part, frozen=True):
     output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 24
     context_tokens: Amount = 200_000
     cache: bool = False
+    thinking_tokens: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     charge_rejected: bool | None = None
     charge_formula: Literal["input_plus_cap", "max"] = "input_plus_cap"
     bill_on_disconnect: Literal["generated", "all", "nothing"] = "generated"

@@ -30,7 +30,8 @@ _UNICODE_TEXT = "naïve café 世界 😀"
 
 def resolve_failure_name(name: str, dialect: str) -> str:
     """The dialect's own name for an alias; other names as they are."""
-    return ALIASES.get(name, {}).get(dialect, name)
+    names = ALIASES.get(name)
+    return name if names is None else names.get(dialect, names["openai"])
 
 
 class Exchange:
@@ -105,10 +106,12 @@ class Exchange:
         if name == "split_utf8":
             call.markers = call.markers._replace(text=f"{_UNICODE_TEXT} {call.markers.text}")
         call.plan(self._organisation.config.output_tokens)
+        if call.endpoint == "generate":
+            call.thoughts = self._organisation.config.thinking_tokens
         if name == "content_filter_stop":
             call.stop = "filter"
         cached, written = self._cache_hit()
-        call.usage = Usage(call.input_tokens, call.output_tokens, cached, written)
+        call.usage = Usage(call.input_tokens, call.output_tokens + call.thoughts, cached, written)
 
     def _cache_hit(self) -> tuple[int, int]:
         """Tokens read from and written to the prompt cache by this request."""
@@ -203,7 +206,7 @@ class Exchange:
 
     def _respond_whole(self) -> None:
         body = self._dialect.body(self._call, self._context)
-        self._account.produce(self._call.output_tokens)
+        self._account.produce(self._call.usage.output)
         self._account.close("completed", billed=self._call.usage)
         self._respond(Reply(200, body))
 
@@ -225,7 +228,7 @@ class Exchange:
         await asyncio.sleep(self._latency() + self._generation_seconds())
         if await self._spoil_start(failure):
             return
-        self._account.produce(self._call.output_tokens)
+        self._account.produce(self._call.usage.output)
         error = self._dialect.failure(
             resolve_failure_name("server_error", self._dialect.name), self._context, seconds=None
         )
@@ -248,7 +251,8 @@ class Exchange:
         await asyncio.sleep(self._latency())
         if failure is not None and await self._spoil_start(failure):
             return
-        self._connection.begin_stream(200, "content-type: text/event-stream; charset=utf-8\r\n" + self._headers())
+        kind = "application/json; charset=UTF-8" if self._call.style == "array" else "text/event-stream; charset=utf-8"
+        self._connection.begin_stream(200, f"content-type: {kind}\r\n" + self._headers())
         end = End.CLEAN
         for number, item in enumerate(self._frames()):
             if isinstance(item, End):
@@ -258,7 +262,7 @@ class Exchange:
             self._connection.write_chunk(item.data)
             self._account.produce(item.tokens)
             await self._connection.drained()
-        whole = self._account.produced == self._call.output_tokens
+        whole = self._account.produced == self._call.usage.output
         complete = whole and (failure is None or failure.name != "truncate")
         await self._finish(end, chunked=True, complete=complete)
 
@@ -317,7 +321,7 @@ class Exchange:
             self._account.produce(self._generated_by_now())
         rule = self._organisation.config.bill_on_disconnect
         if rule == "all":
-            self._account.produce(self._call.output_tokens)
+            self._account.produce(self._call.usage.output)
         usage = self._call.usage._replace(output=self._account.produced)
         self._account.close("disconnected", billed=None if rule == "nothing" else usage)
 
@@ -325,4 +329,4 @@ class Exchange:
         """How far a whole answer had come when its client left, by time."""
         span_ns = int(self._span_seconds * NS_PER_SECOND)
         elapsed_ns = min(span_ns, self._clock.now_ns() - self._begun_ns)
-        return self._call.output_tokens * elapsed_ns // span_ns if span_ns else 0
+        return self._call.usage.output * elapsed_ns // span_ns if span_ns else 0

@@ -42,19 +42,51 @@ WIRE_FAILURES: dict[str, str] = {
 """Misbehaviours on the wire by name; each works for streams and, where that makes sense, for whole bodies."""
 
 ALIASES: dict[str, dict[str, str]] = {
-    "rate_limit": {"openai": "rate_limit_requests", "anthropic": "rate_limit_requests"},
-    "auth": {"openai": "invalid_api_key", "anthropic": "authentication_error"},
-    "permission": {"openai": "missing_scope", "anthropic": "permission_error"},
-    "billing": {"openai": "insufficient_quota", "anthropic": "credit_balance_too_low"},
-    "spend_limit": {"openai": "organization_spend_limit_exceeded", "anthropic": "enforced_spend_limit_reached"},
-    "model_not_found": {"openai": "model_not_found", "anthropic": "not_found_error"},
-    "context_length": {"openai": "context_length_exceeded", "anthropic": "prompt_too_long"},
-    "content_filter": {"openai": "content_filter", "anthropic": "content_policy"},
-    "overloaded": {"openai": "server_is_overloaded", "anthropic": "overloaded_error"},
-    "server_error": {"openai": "server_error", "anthropic": "api_error"},
-    "timeout": {"openai": "gateway_timeout", "anthropic": "timeout_error"},
+    "rate_limit": dict.fromkeys(("openai", "anthropic", "gemini"), "rate_limit_requests"),
+    "auth": {"openai": "invalid_api_key", "anthropic": "authentication_error", "gemini": "api_key_invalid"},
+    "permission": {"openai": "missing_scope", "anthropic": "permission_error", "gemini": "permission_denied"},
+    "billing": {
+        "openai": "insufficient_quota",
+        "anthropic": "credit_balance_too_low",
+        "gemini": "prepayment_depleted",
+        "mistral": "payment_required",
+        "deepseek": "insufficient_balance",
+        "openrouter": "insufficient_credits",
+    },
+    "spend_limit": {
+        "openai": "organization_spend_limit_exceeded",
+        "anthropic": "enforced_spend_limit_reached",
+        "gemini": "quota_per_day",
+        "openrouter": "key_limit",
+    },
+    "model_not_found": {"openai": "model_not_found", "anthropic": "not_found_error", "gemini": "gemini_not_found"},
+    "context_length": {
+        "openai": "context_length_exceeded",
+        "anthropic": "prompt_too_long",
+        "gemini": "input_too_long",
+        "mistral": "context_length",
+    },
+    "content_filter": {
+        "openai": "content_filter",
+        "anthropic": "content_policy",
+        "gemini": "prompt_blocked",
+        "openrouter": "moderation",
+    },
+    "overloaded": {
+        "openai": "server_is_overloaded",
+        "anthropic": "overloaded_error",
+        "gemini": "unavailable",
+        **dict.fromkeys(("groq", "mistral", "deepseek", "openrouter"), "overloaded"),
+    },
+    "server_error": {"openai": "server_error", "anthropic": "api_error", "gemini": "internal"},
+    "timeout": {
+        "openai": "gateway_timeout",
+        "anthropic": "timeout_error",
+        "gemini": "deadline_exceeded",
+        "openrouter": "request_timeout",
+    },
 }
-"""Names that mean the same in every dialect."""
+"""Names that mean the same in every dialect. What a dialect does not name here, it calls as OpenAI does."""
 
 
 class Failure(NamedTuple):

@@ -29,13 +29,14 @@ _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" fo
 
 
 class Request:
-    """One request as it came: upper-case method, path without query, lower-case header names, whole body."""
+    """One request as it came: upper-case method, path and query apart, lower-case header names, whole body."""
 
-    __slots__ = ("body", "headers", "keep_alive", "method", "path")
+    __slots__ = ("body", "headers", "keep_alive", "method", "path", "query")
 
     def __init__(self) -> None:
         self.method = ""
         self.path = ""
+        self.query = ""
         self.headers: dict[bytes, bytes] = {}
         self.body = b""
         self.keep_alive = True
@@ -138,7 +139,8 @@ class Connection(asyncio.Protocol):
         """The head is complete."""
         request = self._incoming
         request.method = self._parser.get_method().decode("ascii")
-        request.path = self._url.split(b"?", 1)[0].decode("latin-1")
+        path, _, query = self._url.partition(b"?")
+        request.path, request.query = path.decode("latin-1"), query.decode("latin-1")
         request.keep_alive = self._parser.should_keep_alive()
         if request.headers.get(b"expect", b"").lower() == b"100-continue" and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

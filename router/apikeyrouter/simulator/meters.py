@@ -108,10 +108,17 @@ _MINUTE_METRICS: tuple[tuple[str, Metric], ...] = (
     ("input_tpm", "input_tokens"),
     ("output_tpm", "output_tokens"),
 )
+_SLICE_SECONDS = {"azure": 10.0}
+"""How long the slices are in which requests a minute are checked."""
+_MINUTE_KINDS = {"gemini": "fixed"}
+_DAY_KINDS = {"gemini": "calendar", "openrouter": "calendar"}
+_ZONES = {"gemini": "America/Los_Angeles"}
 _DAY_METRICS: tuple[tuple[str, Metric], ...] = (("rpd", "requests"), ("tpd", "tokens"))
 
 
-def build_meters(rows: Iterable[LimitRow], *, owner: Owner, now_ns: int) -> tuple[list[Meter], list[ConcurrencyMeter]]:
+def build_meters(
+    rows: Iterable[LimitRow], *, owner: Owner, now_ns: int, dialect: str = ""
+) -> tuple[list[Meter], list[ConcurrencyMeter]]:
     """The limiters of ``rows``, untouched at ``now_ns``: those over time, and those of requests in flight."""
     meters: list[Meter] = []
     concurrency: list[ConcurrencyMeter] = []
@@ -122,8 +129,10 @@ def build_meters(rows: Iterable[LimitRow], *, owner: Owner, now_ns: int) -> tupl
             for name, metric in metrics:
                 amount = getattr(row, name)
                 if amount is not None:
-                    limit = _rate_limit(row, metric, amount, period_ns=period_ns, now_ns=now_ns)
-                    kind = row.kind or "bucket"
+                    kind = _kind_of(row, dialect, daily=period_ns == _DAY_NS)
+                    limit = _sliced(row, name, amount, dialect) or _rate_limit(
+                        row, kind, metric, amount, period_ns=period_ns, now_ns=now_ns, dialect=dialect
+                    )
                     meters.append(Meter(owner, name, metric, pool, kind, amount, period_ns, limit, now_ns))
         if row.spend_usd is not None:
             meters.append(_spend_meter(row, owner=owner, pool=pool, now_ns=now_ns))
@@ -132,12 +141,30 @@ def build_meters(rows: Iterable[LimitRow], *, owner: Owner, now_ns: int) -> tupl
     return meters, concurrency
 
 
-def _rate_limit(row: LimitRow, metric: Metric, amount: int, *, period_ns: int, now_ns: int) -> Limit:
-    if row.kind == "fixed" or (row.kind == "calendar" and period_ns != _DAY_NS):
+def _sliced(row: LimitRow, name: str, amount: int, dialect: str) -> Limit | None:
+    """Requests a minute, checked in slices; None where they are not."""
+    own = 0.0 if row.kind is not None else _SLICE_SECONDS.get(dialect, 0.0)
+    seconds = own if row.slice_seconds is None else row.slice_seconds
+    if name != "rpm" or not seconds:
+        return None
+    share = max(1, int(amount * seconds / row.period_seconds))
+    return FixedWindow(limit=share, period_ns=int(seconds * NS_PER_SECOND))
+
+
+def _kind_of(row: LimitRow, dialect: str, *, daily: bool) -> str:
+    """The row's kind; else the dialect's own (providers.md §1.2); else a token bucket."""
+    return row.kind or (_DAY_KINDS if daily else _MINUTE_KINDS).get(dialect, "bucket")
+
+
+def _rate_limit(
+    row: LimitRow, kind: str, metric: Metric, amount: int, *, period_ns: int, now_ns: int, dialect: str
+) -> Limit:
+    if kind == "fixed" or (kind == "calendar" and period_ns != _DAY_NS):
         return FixedWindow(limit=amount, period_ns=period_ns)
-    if row.kind == "calendar":
-        return CalendarWindow(limit=amount, zone=ZoneInfo(row.timezone))
-    if row.kind == "sliding":
+    if kind == "calendar":
+        zone = row.timezone if row.kind is not None else _ZONES.get(dialect, row.timezone)
+        return CalendarWindow(limit=amount, zone=ZoneInfo(zone))
+    if kind == "sliding":
         return RollingWindow(limit=amount, period_ns=period_ns)
     burst = row.burst if metric == "requests" else row.burst_tokens
     return Bucket(limit=amount, period_ns=period_ns, burst=burst, now_ns=now_ns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
@@ -18,25 +18,35 @@ from apikeyrouter.simulator.openai_requests import parse_chat, parse_completion,
 from apikeyrouter.simulator.organisations import Denial, Organisation
 from apikeyrouter.simulator.tokens import slices
 
-__all__ = ["OpenAIDialect"]
+__all__ = ["ALL_ENDPOINTS", "OpenAIDialect", "event", "tightest"]
 
 EMBEDDING_DIMENSIONS = 8
 MODEL_CREATED = 1_700_000_000
 _DONE = b"data: [DONE]\n\n"
 _STOPS = {"end": "stop", "length": "length", "tool": "tool_calls", "filter": "content_filter"}
-_PARSERS = {
-    "/v1/chat/completions": parse_chat,
-    "/v1/completions": parse_completion,
-    "/v1/embeddings": parse_embeddings,
-    "/v1/responses": parse_response,
+ALL_ENDPOINTS: Mapping[str, Callable[[bytes], Call]] = {
+    "/chat/completions": parse_chat,
+    "/completions": parse_completion,
+    "/embeddings": parse_embeddings,
+    "/responses": parse_response,
 }
 
 
 class OpenAIDialect:
-    """See :class:`apikeyrouter.simulator.calls.Dialect`."""
+    """See :class:`apikeyrouter.simulator.calls.Dialect`; other servers that speak it are subclasses."""
 
     name: DialectName = "openai"
-    paths = frozenset(_PARSERS)
+    prefix = "/v1"
+    endpoints = ALL_ENDPOINTS
+
+    def __init__(self) -> None:
+        self._parsers = {self.prefix + path: parse for path, parse in self.endpoints.items()}
+        self.paths = frozenset(self._parsers)
+        self.models_path = self.prefix + "/models"
+
+    def serves(self, path: str) -> bool:
+        """See :meth:`Dialect.serves`."""
+        return path in self.paths
 
     def key_material(self, request: Request) -> str | None:
         """The bearer token."""
@@ -48,7 +58,7 @@ class OpenAIDialect:
         client_id = request.headers.get(b"x-client-request-id")
         if client_id is not None and (len(client_id) > 512 or not client_id.isascii()):
             raise InvalidRequest("X-Client-Request-Id must be at most 512 ASCII characters.")
-        return _PARSERS[request.path](request.body)
+        return self._parsers[request.path](request.body)
 
     def charge_tokens(self, call: Call, organisation: Organisation) -> tuple[int, int]:
         """Input plus the cap (or what will be produced, without one) of each choice; or the larger of the two."""
@@ -69,7 +79,7 @@ class OpenAIDialect:
             {
                 **_envelope(call, context, "chat.completion" if call.endpoint == "chat" else "text_completion"),
                 "choices": [_choice(call, context, index) for index in range(call.choices)],
-                "usage": _usage(call),
+                "usage": self.usage(call, context),
             }
         )
 
@@ -79,17 +89,39 @@ class OpenAIDialect:
             yield from openai_responses.frames(call, context, tokens_per_chunk=tokens_per_chunk)
             return
         envelope = _envelope(call, context, "chat.completion.chunk" if call.endpoint == "chat" else "text_completion")
-        if call.include_usage:
+        if call.include_usage and self.shows_null_usage:
             envelope["usage"] = None
+        yield from self.opening(envelope)
         if call.endpoint == "chat":
             for index in range(call.choices):
-                yield Frame(_event({**envelope, "choices": [_first_delta(call, context, index)]}), 0)
+                yield Frame(event({**envelope, "choices": [_first_delta(call, context, index)]}), 0)
         yield from _deltas(call, envelope, tokens_per_chunk=tokens_per_chunk)
         for index in range(call.choices):
-            yield Frame(_event({**envelope, "choices": [_last_delta(call, index)]}), call.output_tokens)
-        if call.include_usage:
-            yield Frame(_event({**envelope, "choices": [], "usage": _usage(call)}), call.output_tokens)
+            last = {**envelope, "choices": [_last_delta(call, index)]}
+            if index == call.choices - 1:
+                last.update(self.with_the_last(call, context))
+            yield Frame(event(last), call.output_tokens)
+        if call.include_usage and self.has_usage_chunk:
+            yield Frame(event({**envelope, "choices": [], "usage": self.usage(call, context)}), call.output_tokens)
         yield Frame(_DONE, call.output_tokens)
+
+    # --- what varies from server to server
+    shows_null_usage = True
+    """Whether chunks say ``usage: null`` when usage was asked for."""
+    has_usage_chunk = True
+    """Whether usage comes in a chunk of its own when it was asked for."""
+
+    def usage(self, call: Call, context: Context) -> dict[str, Any]:
+        """The usage member."""
+        return _usage(call)
+
+    def opening(self, envelope: dict[str, Any]) -> Iterator[Frame]:
+        """What comes before the first chunk."""
+        return iter(())
+
+    def with_the_last(self, call: Call, context: Context) -> dict[str, Any]:
+        """Members of the chunk with the finish reason."""
+        return {}
 
     def error_frame(self, call: Call, context: Context) -> bytes:
         """``data: {"error": …}`` in chat streams, ``event: error`` in Responses streams."""
@@ -97,7 +129,7 @@ class OpenAIDialect:
             return openai_responses.error_event()
         message = "The server had an error while processing your request. Sorry about that!"
         error = {"message": message, "type": "server_error", "param": None, "code": "server_error"}
-        return _event({"error": error})
+        return event({"error": error})
 
     # --- headers and errors
     def headers(self, context: Context, *, processing_ms: int) -> str:
@@ -132,15 +164,15 @@ class OpenAIDialect:
         return openai_errors.failure_reply(name, context, seconds=seconds)
 
     def models(self, organisation: Organisation, model_id: str | None, context: Context) -> Reply:
-        """``GET /v1/models`` and ``/v1/models/{id}``."""
+        """``GET …/models`` and ``…/models/{id}``."""
         served = organisation.config.models or organisation.priced_models
-        cards = [{"id": name, "object": "model", "created": MODEL_CREATED, "owned_by": "openai"} for name in served]
+        cards = [{"id": name, "object": "model", "created": MODEL_CREATED, "owned_by": self.name} for name in served]
         if model_id is None:
             return Reply(200, encode({"object": "list", "data": cards}))
         for card in cards:
             if card["id"] == model_id:
                 return Reply(200, encode(card))
-        missing = openai_errors.failure_reply("model_not_found", replace(context, model=model_id), seconds=None)
+        missing = self.failure("model_not_found", replace(context, model=model_id), seconds=None)
         assert missing is not None
         return missing
 
@@ -154,7 +186,8 @@ def tightest(meters: tuple[Meter, ...], metric: str, now_ns: int) -> Meter | Non
     return best
 
 
-def _event(data: dict[str, Any]) -> bytes:
+def event(data: dict[str, Any]) -> bytes:
+    """One event, framed."""
     return b"data: %b\n\n" % encode(data)
 
 
@@ -236,7 +269,7 @@ def _choice_deltas(call: Call, envelope: dict[str, Any], index: int, *, tokens_p
         choice = {"index": index, "text": hole, "logprobs": None, "finish_reason": None}
     elif call.tool is not None:
         choice["delta"] = {"tool_calls": [{"index": 0, "function": {"arguments": hole}}]}
-    before, after = _event({**envelope, "choices": [choice], "obfuscation": "a1B2c3"}).split(encode(hole))
+    before, after = event({**envelope, "choices": [choice], "obfuscation": "a1B2c3"}).split(encode(hole))
     for text, tokens in slices(call.text, tokens_per_slice=tokens_per_chunk):
         yield Frame(before + encode(text) + after, tokens)
 

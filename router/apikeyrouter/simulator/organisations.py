@@ -21,6 +21,8 @@ from apikeyrouter.simulator.report import Tally, sum_tallies
 
 __all__ = ["Admission", "Charge", "Denial", "Key", "Organisation"]
 
+OUTPUT_COUNTED_AS_PRODUCED = frozenset({"anthropic", "mistral"})
+"""Dialects whose caps are free: output counts against token limits when it is there."""
 MODELS_REMEMBERED_MAX = 1_000
 CACHED_PREFIXES_MAX = 4_096
 UNPRICED = Price(0, 0, 0, 0)
@@ -62,7 +64,9 @@ class Key:
         self.disabled = config.disabled
         self.organisation = organisation
         self.tally = Tally()
-        self.meters, self.concurrency = build_meters(config.limits, owner=Owner("key", self.id), now_ns=now_ns)
+        self.meters, self.concurrency = build_meters(
+            config.limits, owner=Owner("key", self.id), now_ns=now_ns, dialect=organisation.dialect
+        )
         self._by_model: dict[str, Meters] = {}
 
     def meters_for(self, model: str) -> Meters:
@@ -104,7 +108,7 @@ class Admission:
     def produce(self, output_tokens: int, now_ns: int) -> None:
         """Count output as it is produced: output limits, and tokens where the cap was free at arrival."""
         metrics: tuple[Metric, ...] = ("output_tokens",)
-        if self._key.organisation.dialect == "anthropic":
+        if self._key.organisation.dialect in OUTPUT_COUNTED_AS_PRODUCED:
             metrics = ("output_tokens", "tokens")
         for meter in self._meters.timed:
             if meter.metric in metrics:
@@ -148,12 +152,12 @@ class Organisation:
         self.total = total
         self.configure(config)
         self._prices = {
-            **DEFAULT_PRICES[config.dialect],
+            **DEFAULT_PRICES.get(config.dialect, {}),
             **{model: exact_price(price) for model, price in {**prices, **config.prices}.items()},
         }
         self._random = random.Random(f"{seed}/{config.id}")  # noqa: S311  (a simulation, not a secret)
         self._prefixes: OrderedDict[int, None] = OrderedDict()
-        self.meters, self.concurrency = build_meters(config.limits, owner=Owner("organisation", self.id), now_ns=now_ns)
+        self.meters, self.concurrency = self._build(config, now_ns)
         self.keys = [Key(key, self, now_ns=now_ns) for key in full_keys(config)]
 
     def configure(self, config: OrganisationConfig) -> None:
@@ -164,9 +168,13 @@ class Organisation:
 
     def set_limits(self, config: OrganisationConfig, *, now_ns: int) -> None:
         """Replace the organisation's limits by those of ``config``, untouched."""
-        self.meters, self.concurrency = build_meters(config.limits, owner=Owner("organisation", self.id), now_ns=now_ns)
+        self.meters, self.concurrency = self._build(config, now_ns)
         for key in self.keys:
             key.forget_selection()
+
+    def _build(self, config: OrganisationConfig, now_ns: int) -> tuple[list[Meter], list[ConcurrencyMeter]]:
+        owner = Owner("organisation", self.id)
+        return build_meters(config.limits, owner=owner, now_ns=now_ns, dialect=self.dialect)
 
     # --- admission
     def admit(self, key: Key, model: str, charge: Charge, now_ns: int) -> Admission | Denial:

@@ -82,5 +82,25 @@ DEFAULT_PRICES: dict[str, dict[str, Price]] = {
         "claude-3-5-sonnet-20241022": price_of("3", "15", "0.3", "3.75"),
         "claude-3-haiku-20240307": price_of("0.25", "1.25", "0.03", "0.3"),
     },
+    "gemini": {
+        "gemini-2.5-flash": price_of("0.30", "2.50", "0.03"),
+        "gemini-2.5-pro": price_of("1.25", "10", "0.125"),
+        "gemini-embedding-001": price_of("0.15", "0"),
+    },
+    "azure": {
+        "gpt-4o-mini": price_of("0.15", "0.60", "0.075"),
+        "gpt-4o": price_of("2.5", "10", "1.25"),
+        "text-embedding-3-small": price_of("0.02", "0"),
+    },
+    "groq": {"llama-3.3-70b-versatile": price_of("0.59", "0.79")},
+    "mistral": {
+        "mistral-small-latest": price_of("0.15", "0.60", "0.015"),
+        "mistral-embed": price_of("0.1", "0"),
+    },
+    "deepseek": {"deepseek-chat": price_of("0.27", "1.10", "0.07")},
+    "openrouter": {
+        "openai/gpt-4o-mini": price_of("0.15", "0.60", "0.075"),
+        "meta-llama/llama-3.3-70b-instruct:free": price_of("0", "0"),
+    },
 }
 """Dollars per million tokens by dialect and model; the simulator's own table (figures as of 2026-11)."""

@@ -17,6 +17,12 @@ REPLY_SECONDS_MAX = 20.0
 STOP_SECONDS_MAX = 5.0
 
 
+_BASES = {
+    "openai": "/v1", "anthropic": "", "gemini": "", "azure": "/azure", "groq": "/groq/openai/v1",
+    "mistral": "/mistral/v1", "deepseek": "/deepseek", "openrouter": "/openrouter/api/v1",
+}  # fmt: skip
+
+
 class SimulatorError(RuntimeError):
     """The simulator did not start, has died, or refused a command."""
 
@@ -59,6 +65,10 @@ class SimulatorProcess:
     def anthropic_url(self) -> str:
         """The base URL for Anthropic SDKs."""
         return self.url
+
+    def base_url(self, dialect: str) -> str:
+        """The base URL of a dialect, as its SDK wants it."""
+        return self.url + _BASES[dialect]
 
     @property
     def pid(self) -> int:

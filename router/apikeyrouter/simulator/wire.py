@@ -69,7 +69,7 @@ def _rewrite(frames: Iterator[Frame], name: str) -> Iterator[Frame]:
         if name == "comments":
             yield Frame(KEEP_ALIVE, frame.tokens)
         if name == "crlf":
-            yield frame._replace(data=frame.data.replace(b"\n", b"\r\n"))
+            yield frame._replace(data=frame.data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
         elif name == "split_utf8":
             yield from (frame._replace(data=piece) for piece in _split_characters(frame.data))
         else:
