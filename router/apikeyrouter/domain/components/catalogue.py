@@ -363,11 +363,13 @@ class Catalogue:
         return tuple(pool.lane for pool in self._model_pools.get(group, ()) if pool.models is None)
 
     def option_of(self, key: Key, model: str | None) -> Option | None:
-        """The way to serve a model with a key; without a model, one that was asked for before."""
-        if model is not None:
-            provider = self.providers.get(key.provider_id)
-            return None if provider is None else self._option(key, provider, model, 0)
-        found = (option for pool in self._pools.values() for option in pool.options if option.key is key)
+        """The way to serve a model with a key, if it does; without a model, one that was asked for before.
+
+        Raises:
+            ModelNotFoundError: no key serves the model.
+        """
+        pools = self._pools.values() if model is None else [self.pool(model, key.provider_id, "")]
+        found = (option for pool in pools for option in pool.options if option.key is key)
         return next(found, None)
 
     def lane_ids(self) -> list[str]:

@@ -359,7 +359,8 @@ class QuotaAwarenessEngine:
     def _option(self, key: Key, model: str | None) -> Option:
         option = self._catalogue.option_of(key, model)
         if option is None:
-            raise InvalidRequestError(f"key {key.id} was not routed with a model yet; name one", field="model")
+            why = "was not routed with a model yet; name one" if model is None else f"does not serve {model!r}"
+            raise InvalidRequestError(f"key {key.id} {why}", field="model")
         return option
 
 

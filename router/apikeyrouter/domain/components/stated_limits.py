@@ -20,7 +20,7 @@ _METRICS = {
 _WHAT = r"(?P<what>requests|input tokens|output tokens|tokens) per (?P<per>minute|min|day)\b"
 _STATED = (
     re.compile(_WHAT + r"[^:]{0,40}: limit:? (?P<amount>\d[\d,]{0,15})\b", re.IGNORECASE),
-    re.compile(r"limit of (?P<amount>\d[\d,]{0,15}) " + _WHAT, re.IGNORECASE),
+    re.compile(r"limit\b[^.:]{0,80}? of (?P<amount>\d[\d,]{0,15}) " + _WHAT, re.IGNORECASE),
 )
 
 
