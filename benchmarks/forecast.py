@@ -11,12 +11,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from apikeyrouter.domain.components.forecast import Burn, crossing
+from benchmarks.report import Figure, Section
+
+__all__ = ["CONFIDENCES", "PROCESSES", "Coverage", "coverage", "measure_forecast"]
 
 DAY = 86_400.0
 RATE = 3_000 / DAY
 """Requests a second, on the average."""
 CONFIDENCES = (0.5, 0.8, 0.9, 0.95)
 LENGTH = 2.5 * DAY
+RUNS, RUNS_QUICK = 600, 100
 Arrivals = Callable[[random.Random], Iterator[float]]
 
 
@@ -68,6 +72,25 @@ class Coverage:
     runs: int
     shares: dict[float, float] = field(default_factory=dict)
     widths: dict[float, float] = field(default_factory=dict)
+
+
+def measure_forecast(*, quick: bool = False) -> Section:
+    """How often the truth fell inside the stated intervals, per arrival process."""
+    runs = RUNS_QUICK if quick else RUNS
+    figures = []
+    for process in PROCESSES:
+        told = coverage(process, runs=runs, seed=0)
+        shares = ", ".join(f"{told.shares[c]:.0%} of {c:.0%}" for c in CONFIDENCES)
+        figures.append(Figure(name=f"{process}: inside the interval", measured=shares))
+        width = told.widths[0.9]
+        figures.append(Figure(name=f"{process}: median width at 90 %, of the time left", measured=f"{width:.0%}"))
+    notes = [
+        f"{runs} seeded runs each: 3,000 requests a day of log-normal tokens; asked at a random moment of the first "
+        "1.2 days when a random rest of the quota is used up, then checked against what came",
+        "where more than the stated share was inside, the interval is wider than it had to be; within its first day "
+        "the forecast has never seen the other half of a daily cycle",
+    ]
+    return Section(title="Forecasts of exhaustion", figures=figures, notes=notes)
 
 
 def coverage(process: str, *, runs: int, seed: int) -> Coverage:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.servers import binaries, running
 
+from benchmarks.forecast import measure_forecast
 from benchmarks.library import measure_library
 from benchmarks.load_client import running_load
 from benchmarks.proof import ProofError
@@ -20,7 +21,7 @@ from benchmarks.startup import measure_startup
 __all__ = ["main"]
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
-PARTS = ("proxy", "scripts", "library", "streams", "startup")
+PARTS = ("proxy", "scripts", "library", "streams", "startup", "forecast")
 _FULL = Plan(rounds=15, requests=3_000, paced_rounds=5, paced_seconds=3.0, streams=256)
 _SECOND = Plan(rounds=9, requests=3_000, paced_rounds=0, paced_seconds=0.0, streams=0)
 _QUICK = Plan(rounds=3, requests=1_500, paced_rounds=1, paced_seconds=1.0, streams=96)
@@ -51,6 +52,8 @@ def main() -> int:
 
 def _measured(options: argparse.Namespace) -> Iterator[Section]:
     """The sections, one after the other; the first server gets all of them, the others the main figures."""
+    if "forecast" in options.only:
+        yield measure_forecast(quick=options.quick)
     for place, flavour in enumerate(binaries()):
         if place and options.quick:
             return
