@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from tests.servers import Server, running
 
 from apikeyrouter.domain.models.accounting import ReserveRequest
-from apikeyrouter.infrastructure.ledger.engine import cell_keys
+from apikeyrouter.infrastructure.ledger.engine import cell_keys, encoded
 from apikeyrouter.infrastructure.ledger.ledger import _reserve_args, _settle_args
 from apikeyrouter.infrastructure.ledger.scripts import load_library
 from benchmarks.round_trips import commands_of_scripts
@@ -87,7 +87,7 @@ async def _time(client: "Redis", cell: Cell, name: str, cut: _Cut, page: int) ->
         settled = [word for request in some for word in _settle_args(settlement_of(request))]
         args = _reserve_args(some[0]) if name == "reserve" else settled
         keys = cell_keys(_NAMESPACE, "main", load_library().scripts[name].keys, pool=some[0].pool)
-        pipeline.execute_command("FCALL", cut.function, len(keys), *keys, *args)
+        pipeline.execute_command("FCALL", cut.function, len(keys), *keys, *encoded(args))
     await client.config_resetstat()
     failed = sum(isinstance(reply, hiredis.ReplyError | Exception) for reply in await pipeline.execute(False))
     stats = (await client.info("commandstats"))["cmdstat_fcall"]

@@ -37,7 +37,7 @@ CANDIDATES = 8
 AT_ONCE = 32
 """Calls that are under way together, as under load; the server runs them one after the other."""
 DUE = 8
-SHORT_LEASE_US = 20_000
+SHORT_LEASE_US = 400_000
 LONG_LEASE_US = 30_000_000
 CPU = "CPU of every phase"
 PHASES = ("reserve", "settle", "settle by page", "acknowledge")
@@ -127,17 +127,17 @@ async def _round(client: Redis, cell: Cell, requests: int) -> None:
 
 
 async def _due(client: Redis, cell: Cell) -> None:
-    """A reserve that finds eight leases at their end. What it ends is settled afterwards: the books stay even."""
-    short = [next_request(cell, lease_us=SHORT_LEASE_US) for _ in range(DUE)]
+    """Reserves of which each ends eight leases. What they end is settled afterwards: the books stay even."""
+    short = [next_request(cell, lease_us=SHORT_LEASE_US) for _ in range(DUE * AT_ONCE)]
     await asyncio.gather(*(reserved(cell, request) for request in short))
-    await asyncio.sleep(2 * SHORT_LEASE_US / 1e6)
-    request = next_request(cell)
-    us = await _phase(client, cell, [reserved(cell, request)], 1)
-    if len(await cell.ledger.reservations(suspended=True)) != DUE:
-        raise ProofError(f"{cell.keys} keys: the reserve did not sweep the {DUE} leases that were due")
+    await asyncio.sleep(1.5 * SHORT_LEASE_US / 1e6)
+    requests = [next_request(cell) for _ in range(AT_ONCE)]
+    us = await _phase(client, cell, [reserved(cell, request) for request in requests], AT_ONCE)
+    if len(await cell.ledger.reservations(suspended=True)) != DUE * AT_ONCE:
+        raise ProofError(f"{cell.keys} keys: the reserves did not sweep the {DUE} leases each that were due")
     cell.note("reserve with 8 due", us)
-    await cell.ledger.settle_many([settlement_of(ended) for ended in (*short, request)])
-    cell.requests += DUE + 1
+    await cell.ledger.settle_many([settlement_of(ended) for ended in (*short, *requests)])
+    cell.requests += (DUE + 1) * AT_ONCE
 
 
 async def _phase(client: Redis, cell: Cell, calls: Sequence[object], requests: int) -> float:

@@ -182,7 +182,7 @@ class History:
         yield Call("reserve", args, str(args[5]))
 
     def candidate(self, args: list[Argument]) -> list[Argument]:
-        shared = args[7 : 7 + int(args[6])]
+        shared = args[7 : 7 + int(str(args[6]))]
         lanes = self.random.sample(LANES, self.random.choice([1, 1, 2, 3]))
         scopes = [name for name in SCOPES if name not in shared and self.random.random() < 0.1]
         if self.random.random() < 0.01:

@@ -27,7 +27,7 @@ from apikeyrouter.domain.models.accounting import (
     State,
 )
 from apikeyrouter.infrastructure.ledger.codes import Code
-from apikeyrouter.infrastructure.ledger.engine import Argument
+from apikeyrouter.infrastructure.ledger.engine import Argument, encoded
 from apikeyrouter.infrastructure.ledger.records import ReservationRecord
 
 Answer = list[object]
@@ -282,7 +282,7 @@ class Oracle:
 
     def run(self, name: str, args: Sequence[Argument], *, pool: str = "", now: int) -> Answer:
         """The answer of script `name` at time `now`; the cell changes as it must."""
-        words = [word if isinstance(word, bytes) else str(word).encode() for word in args]
+        words = encoded(args)
         script = {
             "open": _open, "configure": _configure, "reserve": _reserve, "settle": _settle, "release": _release,
             "cancel": _cancel, "reassert": _reassert, "renew": _renew, "acknowledge": _acknowledge, "sweep": _sweep,

@@ -16,7 +16,7 @@ from apikeyrouter.domain.components.observations import Seen
 from apikeyrouter.domain.components.ordering import Building, Order, Row, settled
 from apikeyrouter.domain.components.price_book import ModelPrice
 from apikeyrouter.domain.components.scoring import TYPICAL_TOKENS, Conditions, lane_out_until_us
-from apikeyrouter.domain.models.accounting import LaneState, place_words
+from apikeyrouter.domain.models.accounting import LaneState, Words, place_words
 from apikeyrouter.domain.models.ranking import Barred, Ranking, Standing
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ class Option:
     id: str = ""
     cost_max_nanousd: int | None = None
     success_min: float = 0.0
-    _words: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str | int, ...]]] = field(default_factory=dict)
+    _words: dict[tuple[str, ...], tuple[tuple[str, ...], Words]] = field(default_factory=dict)
 
-    def place(self, more: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str | int, ...]]:
+    def place(self, more: tuple[str, ...]) -> tuple[tuple[str, ...], Words]:
         """Its lanes with a client's own behind them, and both with its scopes as the ledger sends them. Made once."""
         known = self._words.get(more)
         if known is None:

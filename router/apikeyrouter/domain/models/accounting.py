@@ -151,19 +151,25 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True):
     bound_nanousd: int = 0
 
 
+class Words(tuple[str | int, ...]):
+    """Words that a script is given again and again. What sends them may keep them in `packed` as it sends them."""
+
+    packed: bytes | None = None
+
+
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One way to serve a request: the lanes it is metered in, its own scopes, and what it is expected to take."""
 
     lanes: tuple[str, ...]
     scopes: tuple[str, ...] = ()
-    words: tuple[str | int, ...] = ()
+    words: Words | None = None
     """Lanes and scopes as the ledger sends them (`place_words`), where they were made in advance."""
     charge: Charge = msgspec.field(default_factory=Charge)
 
 
-def place_words(lanes: tuple[str, ...], scopes: tuple[str, ...]) -> tuple[str | int, ...]:
-    """Count of lanes, lanes, count of scopes, scopes: where a candidate is counted, as the scripts read it."""
-    return len(lanes), *lanes, len(scopes), *scopes
+def place_words(lanes: tuple[str, ...], scopes: tuple[str, ...], charge: int = 1) -> Words:
+    """A candidate as the scripts read it: count of lanes, lanes, count of scopes, scopes, number of its charge."""
+    return Words((len(lanes), *lanes, len(scopes), *scopes, charge))
 
 
 class ReserveRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,8 +3,24 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-Argument = str | bytes | int
+from apikeyrouter.domain.models.accounting import Words
+
+Argument = str | bytes | int | Words
+"""One word, or several that were put together in advance."""
 Reply = list[object]
+
+
+def encoded(args: Sequence[Argument]) -> list[bytes]:
+    """Every word of a call, as the scripts see it."""
+    words: list[bytes] = []
+    for arg in args:
+        if isinstance(arg, bytes):
+            words.append(arg)
+        elif isinstance(arg, Words):
+            words += [str(word).encode() for word in arg]
+        else:
+            words.append(str(arg).encode())
+    return words
 
 
 class Engine(Protocol):

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 from apikeyrouter.domain.models.accounting import (
@@ -32,6 +33,7 @@ from apikeyrouter.domain.models.accounting import (
     Stamp,
     State,
     Transition,
+    Words,
     place_words,
 )
 from apikeyrouter.domain.models.system_error import (
@@ -60,6 +62,7 @@ PAGE_AUDIT = 256
 SETTLED_TOKENS_MAX = 2**31
 _CALENDAR_ROUNDS_MAX = 16
 _AUDIT_ROUNDS_MAX = 5
+_SHARED_KEPT = 1024
 _RESULTS = {
     Code.OK: Result.OK,
     Code.REPLAYED: Result.REPLAYED,
@@ -151,7 +154,7 @@ class ScriptLedger:
         candidate = request.candidates[index]
         args = [
             request.rid, request.lease_us, index, *_names(request.scopes), *_charge_words(candidate.charge),
-            *_candidate_words(candidate), 1,
+            _candidate_words(candidate),
         ]  # fmt: skip
         return self._transition(await self._run("reassert", args))
 
@@ -361,8 +364,8 @@ def _reserve_args(request: ReserveRequest) -> list[Argument]:
         if number is None:
             number = charges[id(candidate.charge)] = len(charges) + 1
             words.extend(_charge_words(candidate.charge))
-        offers += candidate.words or _candidate_words(candidate)
-        offers.append(number)
+        placed = candidate.words or _candidate_words(candidate)
+        offers.append(placed if number == 1 else Words((*placed[:-1], number)))
     scopes = request.scopes
     if scopes:
         _check_shared(scopes, candidates)
@@ -372,8 +375,8 @@ def _reserve_args(request: ReserveRequest) -> list[Argument]:
     ]  # fmt: skip
 
 
-def _candidate_words(candidate: Candidate) -> tuple[str | int, ...]:
-    if candidate.words:
+def _candidate_words(candidate: Candidate) -> Words:
+    if candidate.words is not None:
         return candidate.words
     lanes, scopes = candidate.lanes, candidate.scopes
     if not 1 <= len(lanes) <= LANES_PER_CANDIDATE_MAX or len(scopes) > SCOPES_PER_CANDIDATE_MAX:
@@ -386,10 +389,17 @@ def _candidate_words(candidate: Candidate) -> tuple[str | int, ...]:
 
 
 def _check_shared(scopes: Sequence[str], candidates: Sequence[Candidate]) -> None:
-    _check_names(scopes, what="scope")
+    shared = _shared_scopes(scopes)
     for candidate in candidates:
-        if candidate.scopes and not set(scopes).isdisjoint(candidate.scopes):
+        if candidate.scopes and not shared.isdisjoint(candidate.scopes):
             raise LedgerConfigError(f"a scope is named twice: {', '.join((*scopes, *candidate.scopes))}")
+
+
+@lru_cache(_SHARED_KEPT)
+def _shared_scopes(scopes: tuple[str, ...]) -> frozenset[str]:
+    """The scopes that all candidates share, checked once for as long as requests come in with the same."""
+    _check_names(scopes, what="scope")
+    return frozenset(scopes)
 
 
 def _check_names(names: Sequence[str], *, what: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from lupa.lua51 import LuaError, LuaRuntime
 
 from apikeyrouter.domain.models.system_error import LedgerProtocolError
-from apikeyrouter.infrastructure.ledger.engine import Argument, Reply, cell_keys
+from apikeyrouter.infrastructure.ledger.engine import Argument, Reply, cell_keys, encoded
 from apikeyrouter.infrastructure.ledger.scripts import load_library
 
 _PRELUDE = b"""
@@ -254,9 +254,8 @@ class LocalEngine:
 
     def run_now(self, name: str, args: Sequence[Argument], *, pool: str = "") -> Reply:
         """`run`, without a loop."""
-        words = [arg if isinstance(arg, bytes) else str(arg).encode() for arg in args]
         try:
-            reply = self._functions[name](self._keys(name, pool), *words)
+            reply = self._functions[name](self._keys(name, pool), *encoded(args))
         except (LuaError, struct.error) as exc:
             raise LedgerProtocolError(f"script {name} failed: {exc}") from exc
         return [int(value) if isinstance(value, float) else value for value in reply]

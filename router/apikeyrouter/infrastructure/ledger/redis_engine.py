@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
 
+from apikeyrouter.domain.models.accounting import Words
 from apikeyrouter.domain.models.system_error import LedgerConfigError, LedgerProtocolError, LedgerUnavailableError
 from apikeyrouter.infrastructure.ledger.engine import Argument, Reply, cell_keys
 from apikeyrouter.infrastructure.ledger.scripts import load_library
@@ -24,7 +25,7 @@ CONNECT_TIMEOUT_S = 2.0
 _NOT_EXECUTED = ("LOADING", "BUSY", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "MISCONF", "OOM", "TRYAGAIN")
 _CACHE_MAX = 256
 _NO_FUNCTION = "ERR Function not found"
-_packed = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)
+_packed = cast("Callable[[tuple[str | bytes | int, ...]], bytes]", hiredis.pack_command)
 """One command as the protocol has it. (The package's own stub takes a tuple of one word only.)"""
 
 
@@ -199,9 +200,17 @@ class RedisEngine:
         connection = self._connection
         if connection is None or connection.closed:
             connection = await self._connected()
-        head, words = self._heads.get((name, pool)) or self._head(name, pool)
-        tail = _packed(tuple(args))
-        return await connection.send(b"*%d\r\n%b%b" % (words + len(args), head, tail[tail.index(b"\n") + 1 :]))
+        head, count = self._heads.get((name, pool)) or self._head(name, pool)
+        end = len(args)
+        parts = []
+        while end and isinstance(several := args[end - 1], Words):
+            end -= 1
+            count += len(several)
+            parts.append(several.packed or _pack_words(several))
+        parts.reverse()
+        if end:
+            parts.insert(0, _words_of(tuple(args[:end])))  # type: ignore[arg-type]
+        return await connection.send(b"*%d\r\n%b%b" % (count + end, head, b"".join(parts)))
 
     def _head(self, name: str, pool: str) -> tuple[bytes, int]:
         """What every call of a script begins with, packed once (FCALL, function, keys), and how many words that is."""
@@ -210,8 +219,7 @@ class RedisEngine:
         script = self._library.scripts[name]
         keys = cell_keys(self._namespace, self._cell, script.keys, pool=pool)
         words = ("FCALL", script.function, str(len(keys)), *keys)
-        packed = _packed(words)
-        head = self._heads[name, pool] = (packed[packed.index(b"\n") + 1 :], len(words))
+        head = self._heads[name, pool] = (_words_of(words), len(words))
         return head
 
     async def _connected(self) -> _Connection:
@@ -285,6 +293,17 @@ class RedisEngine:
         if isinstance(reply, hiredis.ReplyError):
             connection.close()
             raise _refusal(reply, self.address)
+
+
+def _words_of(words: tuple[str | bytes | int, ...]) -> bytes:
+    """Words as they stand in a command, without the count before them."""
+    packed = _packed(words)
+    return packed[packed.index(b"\n") + 1 :]
+
+
+def _pack_words(words: Words) -> bytes:
+    words.packed = _words_of(words)
+    return words.packed
 
 
 def _refusal(reply: hiredis.ReplyError, address: RedisAddress) -> LedgerUnavailableError:
