@@ -18,8 +18,8 @@ from redis.asyncio import Redis
 from tests.servers import Server, running
 
 from apikeyrouter.domain.models.accounting import ReserveRequest
+from apikeyrouter.infrastructure.ledger.arguments import reserve_args, settle_args
 from apikeyrouter.infrastructure.ledger.engine import cell_keys, encoded
-from apikeyrouter.infrastructure.ledger.ledger import _reserve_args, _settle_args
 from apikeyrouter.infrastructure.ledger.scripts import load_library
 from benchmarks.round_trips import commands_of_scripts
 from benchmarks.scripts import Cell, make_cell, next_request, reserved, settlement_of
@@ -84,8 +84,8 @@ async def _time(client: "Redis", cell: Cell, name: str, cut: _Cut, page: int) ->
     pipeline = client.pipeline(transaction=False)
     for at in range(0, CALLS, page):
         some = requests[at : at + page]
-        settled = [word for request in some for word in _settle_args(settlement_of(request))]
-        args = _reserve_args(some[0]) if name == "reserve" else settled
+        settled = [word for request in some for word in settle_args(settlement_of(request))]
+        args = reserve_args(some[0]) if name == "reserve" else settled
         keys = cell_keys(_NAMESPACE, "main", load_library().scripts[name].keys, pool=some[0].pool)
         pipeline.execute_command("FCALL", cut.function, len(keys), *keys, *encoded(args))
     await client.config_resetstat()

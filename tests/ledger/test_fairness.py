@@ -9,8 +9,8 @@ from random import Random
 import pytest
 
 from apikeyrouter.domain.models.accounting import Limit, LimitKind, Outcome, Reason, ReserveRequest
+from apikeyrouter.infrastructure.ledger.arguments import reserve_args, settle_args
 from apikeyrouter.infrastructure.ledger.codes import Code
-from apikeyrouter.infrastructure.ledger.ledger import _reserve_args, _settle_args
 from tests.ledger.processes import PROCESSES, Share, eight_processes, ledger_at, take_turns
 from tests.ledger.support import (
     SECOND,
@@ -83,7 +83,7 @@ class Traffic:
     def _ask(self, tenant: str, rid: bytes) -> None:
         now = self.cell.time.now_us
         asked = wish(rid=rid, principal=tenant, weight=self.weights.get(tenant, 1), pool="pool", lease_us=3600 * SECOND)
-        reply = self.cell.engine.run_now("reserve", _reserve_args(asked), pool="pool")
+        reply = self.cell.engine.run_now("reserve", reserve_args(asked), pool="pool")
         if reply[0] == Code.ADMITTED:
             self._waiting[tenant] -= 1
             self.admitted[tenant] = self.admitted.get(tenant, 0) + 1
@@ -97,7 +97,7 @@ class Traffic:
         self._at(max(now, retry_at) + self.random.randrange(1_000, 100_000), "ask", tenant, rid)
 
     def _finish(self, _: str, rid: bytes) -> None:
-        self.cell.engine.run_now("settle", _settle_args(used(rid, outcome=Outcome.NEUTRAL)))
+        self.cell.engine.run_now("settle", settle_args(used(rid, outcome=Outcome.NEUTRAL)))
 
 
 def max_min(capacity: float, demands: Mapping[str, float], weights: Mapping[str, int]) -> dict[str, float]:

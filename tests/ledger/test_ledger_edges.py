@@ -26,10 +26,11 @@ from apikeyrouter.domain.models.system_error import (
     LedgerUnavailableError,
     StaleConfigError,
 )
+from apikeyrouter.infrastructure.ledger.arguments import reserve_args
 from apikeyrouter.infrastructure.ledger.calendars import calendar_number
 from apikeyrouter.infrastructure.ledger.codes import Code
 from apikeyrouter.infrastructure.ledger.engine import Argument
-from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger, _reserve_args
+from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.redis_engine import RedisEngine
 from tests.ledger.support import (
     DAY,
@@ -112,7 +113,7 @@ async def test_a_script_refuses_itself_what_no_counter_holds_exactly(
     ledger = await local_cell() if engine == "local" else real
     await configure(ledger, lane("lane", bucket(10, name="tpm")), budget())
     for position in range(9, 14):
-        args = list(_reserve_args(wish(scopes=("budget",))))
+        args = list(reserve_args(wish(scopes=("budget",))))
         args[position] = amount
         reply = await ledger.engine.run("reserve", args)
         assert reply[0] == Code.BAD_ARGUMENT
@@ -393,7 +394,7 @@ async def capacities(run: Any) -> set[int]:
     found = set()
     for number in (0, 199):
         rids = [new_rid() for _ in range(3)]
-        replies = [await run("reserve", _reserve_args(wish(f"lane {number}", rid=rid))) for rid in rids]
+        replies = [await run("reserve", reserve_args(wish(f"lane {number}", rid=rid))) for rid in rids]
         for rid in rids:
             await run("cancel", [rid])
         found.add(sum(reply[0] == Code.ADMITTED for reply in replies))

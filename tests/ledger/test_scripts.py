@@ -18,8 +18,8 @@ from apikeyrouter.domain.models.accounting import (
 )
 from apikeyrouter.domain.models.system_error import LedgerProtocolError
 from apikeyrouter.infrastructure.ledger import records
+from apikeyrouter.infrastructure.ledger.arguments import reserve_args, settle_args
 from apikeyrouter.infrastructure.ledger.engine import Argument
-from apikeyrouter.infrastructure.ledger.ledger import _reserve_args, _settle_args
 from apikeyrouter.infrastructure.ledger.scripts import SCRIPT_NAMES, load_library, lua_root
 from tests.ledger.support import (
     DAY,
@@ -160,8 +160,8 @@ def arguments(name: str, rids: dict[str, bytes]) -> Sequence[Argument]:
         "record": ["lane", SECOND],
         "release": [rids["open"], 0, 0, 0],
         "renew": [SECOND, rids["open"]],
-        "reserve": _reserve_args(fresh),
-        "settle": [*_settle_args(used(rids["suspended"], tokens=1, cost=1)), *_settle_args(used(new_rid()))],
+        "reserve": reserve_args(fresh),
+        "settle": [*settle_args(used(rids["suspended"], tokens=1, cost=1)), *settle_args(used(new_rid()))],
         "snapshot": [0, 1, "lane", 1, "budget"],
         "suspect": [1],
         "sweep": [],

@@ -6,18 +6,11 @@ import secrets
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TypeVar
 
 from apikeyrouter.domain.models.accounting import (
-    CANDIDATES_MAX,
-    LANES_PER_CANDIDATE_MAX,
     LIMIT_NAMES,
-    SCOPES_PER_CANDIDATE_MAX,
-    SHARED_SCOPES_MAX,
     Admission,
-    Candidate,
-    Charge,
     Denial,
     LaneConfig,
     LaneState,
@@ -33,8 +26,6 @@ from apikeyrouter.domain.models.accounting import (
     Stamp,
     State,
     Transition,
-    Words,
-    place_words,
 )
 from apikeyrouter.domain.models.system_error import (
     LedgerConfigError,
@@ -42,6 +33,7 @@ from apikeyrouter.domain.models.system_error import (
     LedgerUnavailableError,
     StaleConfigError,
 )
+from apikeyrouter.infrastructure.ledger.arguments import candidate_words, charge_words, reserve_args, settle_args
 from apikeyrouter.infrastructure.ledger.calendars import boundaries
 from apikeyrouter.infrastructure.ledger.codes import Code
 from apikeyrouter.infrastructure.ledger.encoding import (
@@ -59,10 +51,8 @@ PAGE_RIDS = 128
 PAGE_SETTLE = 32
 PAGE_SNAPSHOT = 256
 PAGE_AUDIT = 256
-SETTLED_TOKENS_MAX = 2**31
 _CALENDAR_ROUNDS_MAX = 16
 _AUDIT_ROUNDS_MAX = 5
-_SHARED_KEPT = 1024
 _RESULTS = {
     Code.OK: Result.OK,
     Code.REPLAYED: Result.REPLAYED,
@@ -112,7 +102,7 @@ class ScriptLedger:
 
     async def reserve(self, request: ReserveRequest) -> Admission | Denial:
         """Hold one candidate or nothing; an unanswered call is sent again under the same id, then cancelled."""
-        args = _reserve_args(request)
+        args = reserve_args(request)
         for attempt in range(1, self._tries + 1):
             try:
                 reply = await self._run("reserve", args, pool=request.pool)
@@ -134,7 +124,7 @@ class ScriptLedger:
         """`settle` for each; one script takes a page of them, and each lane and scope once."""
         transitions: list[Transition] = []
         for page in _pages(settlements, PAGE_SETTLE):
-            reply = await self._run("settle", [word for settlement in page for word in _settle_args(settlement)])
+            reply = await self._run("settle", [word for settlement in page for word in settle_args(settlement)])
             stamp = self._stamp(reply)
             for at in range(5, 5 + 2 * len(page), 2):
                 transitions.append(_transition(stamp, reply[at], reply[at + 1]))
@@ -153,8 +143,8 @@ class ScriptLedger:
         """Book an open reservation again after the store forgot it."""
         candidate = request.candidates[index]
         args = [
-            request.rid, request.lease_us, index, *_names(request.scopes), *_charge_words(candidate.charge),
-            _candidate_words(candidate),
+            request.rid, request.lease_us, index, *_names(request.scopes), *charge_words(candidate.charge),
+            candidate_words(candidate),
         ]  # fmt: skip
         return self._transition(await self._run("reassert", args))
 
@@ -348,83 +338,6 @@ class ScriptLedger:
 
 def _transition(stamp: Stamp, code: object, state: object) -> Transition:
     return Transition(stamp=stamp, result=_RESULTS[Code(_int(code))], state=State(_int(state)) if state else None)
-
-
-def _reserve_args(request: ReserveRequest) -> list[Argument]:
-    candidates = request.candidates
-    if not 1 <= len(candidates) <= CANDIDATES_MAX:
-        raise LedgerConfigError(f"a reserve takes 1 to {CANDIDATES_MAX} candidates, got {len(candidates)}")
-    if len(request.scopes) > SHARED_SCOPES_MAX:
-        raise LedgerConfigError(f"at most {SHARED_SCOPES_MAX} shared scopes, got {len(request.scopes)}")
-    charges: dict[int, int] = {}
-    words: list[Argument] = []
-    offers: list[Argument] = [len(candidates)]
-    for candidate in candidates:
-        number = charges.get(id(candidate.charge))
-        if number is None:
-            number = charges[id(candidate.charge)] = len(charges) + 1
-            words.extend(_charge_words(candidate.charge))
-        placed = candidate.words or _candidate_words(candidate)
-        offers.append(placed if number == 1 else Words((*placed[:-1], number)))
-    scopes = request.scopes
-    if scopes:
-        _check_shared(scopes, candidates)
-    return [
-        request.rid, request.config_version, request.lease_us, request.principal, request.weight, request.pool,
-        len(scopes), *scopes, len(charges), *words, *offers,
-    ]  # fmt: skip
-
-
-def _candidate_words(candidate: Candidate) -> Words:
-    if candidate.words is not None:
-        return candidate.words
-    lanes, scopes = candidate.lanes, candidate.scopes
-    if not 1 <= len(lanes) <= LANES_PER_CANDIDATE_MAX or len(scopes) > SCOPES_PER_CANDIDATE_MAX:
-        raise LedgerConfigError(
-            f"a candidate has 1 to {LANES_PER_CANDIDATE_MAX} lanes and at most {SCOPES_PER_CANDIDATE_MAX} scopes"
-        )
-    _check_names(lanes, what="lane")
-    _check_names(scopes, what="scope")
-    return place_words(lanes, scopes)
-
-
-def _check_shared(scopes: Sequence[str], candidates: Sequence[Candidate]) -> None:
-    shared = _shared_scopes(scopes)
-    for candidate in candidates:
-        if candidate.scopes and not shared.isdisjoint(candidate.scopes):
-            raise LedgerConfigError(f"a scope is named twice: {', '.join((*scopes, *candidate.scopes))}")
-
-
-@lru_cache(_SHARED_KEPT)
-def _shared_scopes(scopes: tuple[str, ...]) -> frozenset[str]:
-    """The scopes that all candidates share, checked once for as long as requests come in with the same."""
-    _check_names(scopes, what="scope")
-    return frozenset(scopes)
-
-
-def _check_names(names: Sequence[str], *, what: str) -> None:
-    """Each lane and scope counts once for a request, and has a name that a record can hold."""
-    for name in names:
-        check_id(name, what=what)
-    if len(set(names)) < len(names):
-        raise LedgerConfigError(f"a {what} is named twice: {', '.join(names)}")
-
-
-def _charge_words(charge: Charge) -> tuple[Argument, ...]:
-    metered = charge.metered_tokens
-    if metered is None:
-        metered = charge.input_tokens + charge.output_tokens
-    return charge.input_tokens, charge.output_tokens, metered, charge.expected_nanousd, charge.bound_nanousd
-
-
-def _settle_args(settlement: Settlement) -> list[Argument]:
-    tokens = (settlement.input_tokens, settlement.output_tokens)
-    if min(tokens) < 0 or max(tokens) > SETTLED_TOKENS_MAX:
-        raise LedgerConfigError(f"settlement of {settlement.rid.hex()}: token counts must be between 0 and 2^31")
-    return [
-        settlement.rid, settlement.input_tokens, settlement.output_tokens, settlement.cost_nanousd,
-        int(settlement.outcome), settlement.failed_lanes, max(0, settlement.latency_us),
-    ]  # fmt: skip
 
 
 def _names(names: Sequence[str]) -> list[Argument]:
