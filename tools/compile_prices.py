@@ -110,6 +110,8 @@ def _provider(provider: types.Provider) -> dict[str, Any]:
 def _model(model: types.ModelInfo) -> dict[str, Any]:
     """One model. Without prices that tokens measure it stays listed, so that no later matcher takes its name."""
     compiled: dict[str, Any] = {"id": model.id, "match": _clause(model.match)}
+    if model.context_window:
+        compiled["context"] = model.context_window
     prices = model.prices if isinstance(model.prices, list) else [types.ConditionalPrice(prices=model.prices)]
     rows = [{**_when(row.constraint), **_rates(row.prices)} for row in prices]
     if any(PRICED & row.keys() for row in rows):

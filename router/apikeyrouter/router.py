@@ -35,7 +35,7 @@ from apikeyrouter.serving.bookkeeping import Release
 from apikeyrouter.serving.endings import Attempt
 from apikeyrouter.serving.policing import limits
 from apikeyrouter.serving.reporting import budget_exceeded, no_eligible_keys, summarise
-from apikeyrouter.serving.requests import ask_costs, call_of, parsed_for, unfit
+from apikeyrouter.serving.requests import Tried, ask_costs, call_of, left_out, parsed_for
 from apikeyrouter.serving.ways_in import RouterWaysIn
 
 STALE_ROUNDS_MAX = 3
@@ -78,7 +78,7 @@ class ApiKeyRouter(RouterWaysIn):
         streaming = False
         try:
             parsed = parsed_for(call)
-            tried: set[tuple[str, str]] = set()
+            tried: Tried = {}
             failed: ProviderError | None = None
             while True:
                 pool, attempt = await self._admit(call, parsed, facts, tried, failed)
@@ -107,7 +107,7 @@ class ApiKeyRouter(RouterWaysIn):
         call: Call,
         parsed: ParsedFor,
         facts: Facts,
-        tried: set[tuple[str, str]],
+        tried: Tried,
         failed: ProviderError | None,
         relaxed: bool = False,
     ) -> tuple[Pool, Attempt]:
@@ -127,10 +127,9 @@ class ApiKeyRouter(RouterWaysIn):
                     if self._policing.yield_soft(rules, facts):
                         return await self._admit(call, parsed, facts, tried, failed, relaxed=True)
                     raise self._policing.denial(rules, pool, (), facts) from failed
-            mute = unfit(call, pool, parsed)
+            skip = left_out(call, pool, parsed, tried)
             if call.parsed is None:
-                await ask_costs(call, pool, mute)
-            skip = _skipped(pool, tried, mute) if tried or mute else ()
+                await ask_costs(call, pool)
             try:
                 admitted = await self._admissions.admit(
                     call, pool, parsed, plan=self._plan(call, rules, facts), skip=skip,
@@ -142,7 +141,7 @@ class ApiKeyRouter(RouterWaysIn):
             if isinstance(admitted, Refused):
                 if rules is not None and self._policing.yield_soft(rules, facts):
                     return await self._admit(call, parsed, facts, tried, failed, relaxed=True)
-                raise await self._refusal(admitted, pool, facts) from failed
+                raise await self._refusal(admitted, pool, skip, facts) from failed
             attempt = self._held(call, facts, admitted, started)
             if rules is not None and rules.shadows:
                 self._policing.admitted(rules, pool, admitted.option, admitted.charge.expected_nanousd, facts)
@@ -181,7 +180,7 @@ class ApiKeyRouter(RouterWaysIn):
             self.books.hand_in(Release(rid=admitted.request.rid, sent=False))
             raise
 
-    async def _refusal(self, refused: Refused, pool: Pool, facts: Facts) -> Exception:
+    async def _refusal(self, refused: Refused, pool: Pool, skipped: Mapping[Option, str], facts: Facts) -> Exception:
         now_us = self.ledger.stamp.now_us
         binding = refused.binding
         facts.denial = binding
@@ -195,7 +194,8 @@ class ApiKeyRouter(RouterWaysIn):
         if rules is not None and excluded and not refused.losses and not pool.out and limits(rules, excluded):
             return self._policing.denial(rules, pool, excluded, facts)
         return no_eligible_keys(
-            refused.losses, binding, out=pool.out, excluded=excluded, barred=pool.barred, now_us=now_us
+            refused.losses, binding, out=pool.out, skipped=skipped, excluded=excluded, barred=pool.barred,
+            now_us=now_us
         )  # fmt: skip
 
     def _is_late(self, call: Call) -> bool:
@@ -267,9 +267,5 @@ class ApiKeyRouter(RouterWaysIn):
         )
 
 
-def _skipped(pool: Pool, tried: set[tuple[str, str]], mute: frozenset[str]) -> list[Option]:
-    return [option for option in pool.options if option.provider.id in mute or (option.key.id, option.model) in tried]
-
-
-def _all_tried(pool: Pool, tried: set[tuple[str, str]]) -> bool:
+def _all_tried(pool: Pool, tried: Tried) -> bool:
     return all((option.key.id, option.model) in tried for option in pool.eligible)

@@ -50,7 +50,8 @@ CASES: list[tuple[str, str, int, dict[str, str], bytes]] = [
     ("openai.scope", "", 403, {}, openai(code="missing_scope")),
     ("openai.model", "", 400, {}, openai(code="model_not_found")),
     ("openai.model_text", "", 404, {}, openai("The model `x` does not exist or you do not have access to it.")),
-    ("openai.caller", "", 400, {}, openai(code="context_length_exceeded")),
+    ("openai.too_long", "", 400, {}, openai(code="context_length_exceeded")),
+    ("openai.caller", "", 400, {}, openai(code="content_filter")),
     ("openai.overloaded", "", 503, {}, openai(type="service_unavailable_error", code="server_is_overloaded")),
     ("openai.unavailable", "", 503, {}, openai(type="service_unavailable_error")),
     ("openai.failed", "", 500, {}, openai(type="server_error")),
@@ -108,6 +109,9 @@ CASES: list[tuple[str, str, int, dict[str, str], bytes]] = [
         {"violations": [{"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier"}]}, {"retryDelay": "34s"}])),
     ("gemini.day_all", "g", 429, {}, openai(status="RESOURCE_EXHAUSTED", details=[
         {"violations": [{"quotaId": "RequestsPerDayPerProject"}]}])),
+    ("gemini.too_long", "g", 400, {}, openai(
+        "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576).",
+        status="INVALID_ARGUMENT")),
     ("gemini.quota", "g", 429, {}, openai(status="RESOURCE_EXHAUSTED")),
     ("gemini.permission", "g", 403, {}, openai(status="PERMISSION_DENIED")),
     ("gemini.model", "g", 404, {}, openai(status="NOT_FOUND")),
@@ -139,7 +143,7 @@ CASES: list[tuple[str, str, int, dict[str, str], bytes]] = [
 LETTERS = {
     "W": "rate_limited key_rate_limited", "Q": "exhausted key_exhausted period_used_up",
     "D": "key_refused organisation_refused origin_refused", "M": "model_not_served model_not_permitted",
-    "P": "provider_failed overloaded provider_late", "N": "callers_fault", "N*": "too_large_here",
+    "P": "provider_failed overloaded provider_late", "N": "callers_fault too_long", "N*": "too_large_here",
 }  # fmt: skip
 """The letters of `providers.md` §1.3, and which kinds of failure each stands for."""
 FOLLOWS = {
@@ -157,7 +161,8 @@ FOLLOWS = {
     "P": "openai.flex_busy openai.overloaded openai.unavailable openai.failed groq.flex anthropic.cmek_busy "
     "anthropic.overloaded anthropic.timeout anthropic.api gemini.late gemini.overloaded gemini.down bedrock.loading "
     "bedrock.model_failed any.late any.conflict any.overloaded any.provider",
-    "N": "openai.caller openrouter.in_flight_never openrouter.moderation anthropic.long_prompt anthropic.size "
+    "N": "openai.caller openai.too_long gemini.too_long "
+    "openrouter.in_flight_never openrouter.moderation anthropic.long_prompt anthropic.size "
     "any.size any.caller",
     "N*": "openai.too_large groq.too_large",
 }
@@ -201,7 +206,7 @@ def test_every_kind_of_failure_is_consistent_in_itself() -> None:
     for name, meaning in MEANINGS.items():
         assert name == meaning.name
         assert meaning.says
-        assert (meaning.scope == "request") == (not meaning.elsewhere)
+        assert (meaning.scope == "request") == (not meaning.elsewhere) or name == "too_long"
         assert (meaning.action == "back_off") == (meaning.evidence is not None)
         assert meaning.action != "invalidate" or meaning.category == "authentication_error"
         assert meaning.scope != "provider" or meaning.action == "back_off"

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from typing import Any
 
 import pytest
@@ -367,8 +368,9 @@ async def test_refusals_in_different_processes_are_seen_together(simulator: Simu
         house(simulator, RedisStateStore(redis_url), keys) as two,
         house(simulator, RedisStateStore(redis_url), keys) as three,
     ):
-        for made in (one, two, three):  # each sees a single refusal
+        for made, first in zip((one, two, three), keys, strict=True):  # each sees a single refusal
             made.router.attempts_max = 1
+            made.router.snapshot.blocked.update({f"k:{key}": time.perf_counter() + 60 for key in keys if key != first})
             with pytest.raises(ProviderError):
                 await made.route()
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import islice
 
@@ -93,7 +93,7 @@ class Admissions:
         parsed_for: ParsedFor,
         *,
         plan: Plan,
-        skip: Sequence[Option],
+        skip: Collection[Option],
         any_version: bool,
     ) -> Admitted | Refused:
         """Hold the best option with room in every lane and every budget, or find that there is none.
@@ -139,7 +139,7 @@ class Admissions:
         return Refused(losses=losses, binding=binding, needed_nanousd=needed, ranking=first)
 
     def rank(
-        self, call: Call, pool: Pool, plan: Plan, offers: Offers, *, now: float, skip: Sequence[Option] = ()
+        self, call: Call, pool: Pool, plan: Plan, offers: Offers, *, now: float, skip: Collection[Option] = ()
     ) -> Ranked:
         """The first candidates for a call, in the order in which they are offered."""
         tokens = TYPICAL_TOKENS if plan.costs < 0 or not pool.shaped else offers.tokens(pool.samples[0])

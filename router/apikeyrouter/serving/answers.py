@@ -29,7 +29,7 @@ def response_of(provider: Provider, call: Call, exchange: Exchange) -> SystemRes
         update={
             "provider_id": facts.provider_id, "response_time_ms": facts.total_us // 1000,
             "request_id": call.request_id, "correlation_id": call.request_id, "key_used": facts.key_id,
-            "model_used": answer.metadata.model_used or call.model,
+            "model_used": answer.metadata.model_used or facts.model_used,
             "cost": cost.amount if cost else None, "cost_actual": cost.amount if cost else None,
             "tokens_used": TokenUsage.from_usage(facts.usage) if facts.usage else answer.metadata.tokens_used,
         }
@@ -86,7 +86,7 @@ def provider_error(failure: Failure, facts: Facts) -> ProviderError:
         "attempts": len(facts.attempts),
     }  # fmt: skip
     return ProviderError(
-        failure.message, category=failure.category, retryable=failure.retry_elsewhere, retry_after=seconds or None,
+        failure.message, category=failure.category, retryable=failure.retryable, retry_after=seconds or None,
         details=details,
     )  # fmt: skip
 

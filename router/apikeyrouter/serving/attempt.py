@@ -231,12 +231,13 @@ def _unless_late(attempt: Attempt, failure: Failure) -> Failure:
 
 
 def _capped(attempt: Attempt) -> RequestIntent:
-    """The intent for an adapter, with the token cap that a hard budget asked for."""
-    intent, cap = attempt.call.intent, attempt.admitted.token_cap
+    """The intent for an adapter, with the model it knows and the token cap that a hard budget asked for."""
+    intent, cap, model = attempt.call.intent, attempt.admitted.token_cap, attempt.admitted.option.model
     assert intent is not None
-    if cap is None:
+    if cap is None and intent.model == model:
         return intent
-    return intent.model_copy(update={"parameters": {**intent.parameters, "max_tokens": cap}})
+    parameters = intent.parameters if cap is None else {**intent.parameters, "max_tokens": cap}
+    return intent.model_copy(update={"model": model, "parameters": parameters})
 
 
 def _secret(attempt: Attempt) -> str:

@@ -200,7 +200,7 @@ class RouterBackground:
             secret = str.__str__(option.key.material)
             failure = wire.classify(status, headers, body, known_secrets=(secret,))
             pool = self.catalogue.pool(option.model, option.provider.id, "")
-            self.failure_handler.learn(failure, option, pool.options, set())
+            self.failure_handler.learn(failure, option, pool.options, {})
             self._observer.refused(option, failure)
 
     async def _chores_done(self) -> None:

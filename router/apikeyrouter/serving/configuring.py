@@ -33,6 +33,7 @@ from apikeyrouter.infrastructure.config.limit_profiles import profile_for
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.budgets import DeclaredBudgets
+from apikeyrouter.serving.model_names import DeclaredModels
 
 DOCUMENT = ("configuration", "file")
 GROUP_LANES_MAX = LANES_PER_CANDIDATE_MAX - 2
@@ -72,6 +73,7 @@ class Configuration:
     def __init__(self, catalogue: Catalogue, ledger: ScriptLedger, store: StateStore) -> None:
         self._catalogue, self._ledger, self._store = catalogue, ledger, store
         self.budgets = DeclaredBudgets(catalogue, ledger, store)
+        self.models = DeclaredModels(catalogue, store)
         self.policies: tuple[Policy, ...] = ()
         """Those of the file."""
         self._file = SharedConfig()
@@ -109,6 +111,7 @@ class Configuration:
         """Take over what another process has put into force; whether there was anything."""
         told = await self._read()
         changed = await self.budgets.refresh()
+        changed |= await self.models.refresh()
         if told == self._file:
             return changed
         self._take(told)
@@ -133,10 +136,7 @@ class Configuration:
             )
         self._file, self._file_lanes = new, {lane.id: lane for lane in new.lanes}
         self.policies = tuple(Policy.parse(told) for told in new.policies)
-        catalogue.aliases = {
-            alias: tuple((target.provider_id, target.model) for target in targets)
-            for alias, targets in new.aliases.items()
-        }
+        self.models.take_file(new.aliases)
         self.budgets.take_file(_rules(new.budgets))
         self._index_pools()
 

@@ -1,9 +1,9 @@
 """What a router is told: providers, keys, whole configuration files. The layer right below `ApiKeyRouter`."""
 
 import contextlib
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apikeyrouter.domain.components.catalogue import Provider
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
@@ -15,6 +15,9 @@ from apikeyrouter.infrastructure.adapters.transport import Timeouts
 from apikeyrouter.infrastructure.config.compiled import CompiledConfig, KeyRecord, ProviderRecord
 from apikeyrouter.serving.configuring import metadata_of
 from apikeyrouter.serving.life import RouterLife
+
+if TYPE_CHECKING:
+    from apikeyrouter.infrastructure.config.config_file import ModelTarget
 
 
 class RouterRegistration(RouterLife):
@@ -104,6 +107,33 @@ class RouterRegistration(RouterLife):
         engine = self.quota_awareness_engine
         return await engine.configure_quota(key_id, time_window, total_capacity, reset_at, unit)
 
+    def configure_models(self, models: Mapping[str, Sequence["ModelTarget | Mapping[str, Any]"]]) -> Awaitable[None]:
+        """Let names stand for models: aliases, and equivalents of a model at several providers, in order.
+
+        Each name maps to its targets, the first that can serve the request and has room does: `{"provider": …,
+        "model": …}`, with what the model can do where that is known (`context_tokens`, `vision`, `tools`,
+        `structured_output`). A name without targets is forgotten; other names stay. A name of the same spelling in a
+        configuration file comes second. Starts at once; every process on the store knows it within a second.
+
+        Raises:
+            InvalidRequestError: a target is wrong, naming the field, or its provider is not registered.
+        """
+        return self._deferrals.add(lambda: self._configure_models(models))
+
+    async def _configure_models(self, models: Mapping[str, Sequence["ModelTarget | Mapping[str, Any]"]]) -> None:
+        from apikeyrouter.infrastructure.config.config_file import read_models
+
+        await self._started()
+        read = read_models(models)
+        for name, targets in read.items():
+            for place, target in enumerate(targets):
+                if target.provider_id not in self.catalogue.providers:
+                    raise InvalidRequestError(
+                        f"provider {target.provider_id!r} is not registered", field=f"models.{name}[{place}].provider"
+                    )
+        for name, targets in read.items():
+            await self._configuration.models.declare(name, targets)
+
     async def apply(self, config: CompiledConfig) -> None:
         """Take over a compiled configuration file, while requests run. What can be wrong is found before any change.
 
@@ -152,8 +182,14 @@ class RouterRegistration(RouterLife):
 
 
 def _provider(provider_id: str, adapter: ProviderAdapter) -> Provider:
+    able = adapter.get_capabilities()
+    silent = type(adapter).get_capabilities is ProviderAdapter.get_capabilities  # the default says nothing of tools
     return Provider(
-        id=provider_id, adapter=adapter, wire=getattr(adapter, "wire", None), models=adapter.get_capabilities().models
+        id=provider_id,
+        adapter=adapter,
+        wire=getattr(adapter, "wire", None),
+        models=able.models,
+        tools=None if silent else able.tools,
     )
 
 

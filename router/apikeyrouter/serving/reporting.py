@@ -31,17 +31,19 @@ def no_eligible_keys(
     binding: Loss | None,
     *,
     out: Sequence[Option],
+    skipped: Mapping[Option, str],
     excluded: Sequence[Exclusion],
     barred: Sequence[Barred] = (),
     now_us: int,
 ) -> NoEligibleKeysError:
     """The error for a final denial: every key that was seen, why not, and when the first is back.
 
-    `out`: options whose keys are out by their state. `excluded`: what the objective's constraints exclude.
-    `barred`: what policies refuse.
+    `out`: options whose keys are out by their state. `skipped`: what the request did not try, or not again, with why
+    not. `excluded`: what the objective's constraints exclude. `barred`: what policies refuse.
     """
     reasons = {one.key_id: one.why for one in reversed(barred)}
     reasons |= {exclusion.key_id: told_exclusion(exclusion) for exclusion in excluded}
+    reasons |= {option.key.id: why for option, why in skipped.items()}
     reasons.update((option.key.id, told(loss)) for option, loss in losses)
     reasons.update((option.key.id, told_state(option.key)) for option in out)
     returns_us = [int(key.state_until.timestamp() * 1e6) for key in (option.key for option in out) if key.state_until]

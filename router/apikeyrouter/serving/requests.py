@@ -3,9 +3,12 @@
 import asyncio
 import time
 import uuid
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import msgspec
 
+from apikeyrouter.domain.components.fitness import unable
 from apikeyrouter.domain.components.pool import Option, Pool
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
 from apikeyrouter.domain.models.accounting import UNPRICED
@@ -18,6 +21,9 @@ from apikeyrouter.serving.admission import ParsedFor
 from apikeyrouter.serving.outcomes import cost_nanousd
 
 ESTIMATE_SECONDS_MAX = 5.0
+Tried = dict[tuple[str, str], str]
+"""What one request does not try again, (key, model), and why not."""
+_NOTHING: Mapping[Option, str] = MappingProxyType({})
 _CAPS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
@@ -36,12 +42,13 @@ def parsed_for(call: Call) -> ParsedFor:
     if call.parsed is not None:
         own = (call.operation, call.parsed)
         return lambda _: own
-    known: dict[str, tuple[str, ParsedRequest | None]] = {}
+    known: dict[tuple[str, str], tuple[str, ParsedRequest | None]] = {}
 
     def parsed(option: Option) -> tuple[str, ParsedRequest | None]:
-        found = known.get(option.provider.id)
+        place = (option.provider.id, option.model)
+        found = known.get(place)
         if found is None:
-            found = known[option.provider.id] = _parsed(call, option)
+            found = known[place] = _parsed(call, option)
         return found
 
     return parsed
@@ -66,14 +73,36 @@ def unfit(call: Call, pool: Pool, parsed: ParsedFor) -> frozenset[str]:
     return frozenset(refused)
 
 
-async def ask_costs(call: Call, pool: Pool, mute: frozenset[str]) -> None:
+def left_out(call: Call, pool: Pool, parsed: ParsedFor, tried: Tried) -> Mapping[Option, str]:
+    """The options of a pool that this request does not try, with why not: `tried` says it of what failed already.
+
+    Raises:
+        InvalidRequestError: no option can serve the request, whoever has room.
+    """
+    mute = unfit(call, pool, parsed)
+    if not (tried or mute or pool.uneven):
+        return _NOTHING
+    found: dict[Option, str] = {}
+    for option in pool.options:
+        why = tried.get((option.key.id, option.model))
+        if why is None and option.provider.id in mute:
+            why = "its provider cannot be asked this"
+        if why is not None:
+            found[option] = why
+    if pool.uneven:
+        others = [option for option in pool.options if option.provider.id not in mute]
+        found.update(unable(call, others, parsed(others[0])[1]))
+    return found
+
+
+async def ask_costs(call: Call, pool: Pool) -> None:
     """What adapters of one's own expect the request to cost, where no price list knows it; noted in the call.
 
     An adapter that fails, or takes too long, has said nothing.
     """
     for sample in pool.samples:
         provider = sample.provider
-        if provider.wire is not None or sample.price is not None or provider.id in mute:
+        if provider.wire is not None or sample.price is not None:
             continue
         if call.told_costs is None:
             call.told_costs = {}
@@ -99,6 +128,8 @@ def _nanousd_of(told: object) -> tuple[int, int]:
 def _parsed(call: Call, option: Option) -> tuple[str, ParsedRequest | None]:
     provider, intent = option.provider, call.intent
     assert intent is not None
+    if intent.model != option.model:
+        intent = intent.model_copy(update={"model": option.model})
     if provider.wire is None:
         provider.adapter.check_intent(intent)
         return call.operation, _plain(intent, stream=call.stream)

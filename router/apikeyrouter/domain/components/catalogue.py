@@ -5,7 +5,7 @@ and forgotten at every change.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from apikeyrouter.domain.components.pool import Option, Pool
 from apikeyrouter.domain.components.price_book import PriceBook
 from apikeyrouter.domain.models.accounting import SHARED_SCOPES_MAX, ScopeConfig
 from apikeyrouter.domain.models.api_key import KeyMaterial, KeyState
+from apikeyrouter.domain.models.capabilities import ModelCapabilities
 from apikeyrouter.domain.models.quota_state import Quota
 from apikeyrouter.domain.models.system_error import InvalidRequestError, ModelNotFoundError
 
@@ -36,6 +37,8 @@ class Provider:
     wire: Any = None
     models: frozenset[str] | None = None
     """Its catalogue; None: any model may be asked for."""
+    tools: bool | None = None
+    """Whether it calls tools, where its adapter says so."""
     answered_at: float = 0.0
     """When the latest request was sent that it answered well here (`time.perf_counter()`)."""
 
@@ -108,6 +111,7 @@ class Catalogue:
         self.aliases: dict[str, tuple[tuple[str, str], ...]] = {}
         self.version = 0
         """Grows with every change of what `lane_ids` gives."""
+        self._declared: dict[tuple[str, str], ModelCapabilities] = {}
         self._model_pools: dict[str, list[ModelPool]] = {}
         self._budgets: dict[tuple[str, str], list[ScopeConfig]] = {}
         self._budget_rules: dict[str, BudgetRule] = {}
@@ -116,6 +120,7 @@ class Catalogue:
         self._narrowed: dict[tuple[Pool, Constraints], Pool] = {}
         self._shared: dict[tuple[str | None, str | None, Constraints | None], SharedScopes] = {}
         self._rates: dict[tuple[str, str, int, bool, int | None], int] = {}
+        self._abilities: dict[tuple[str, str], ModelCapabilities] = {}
         self._options_kept = 0
 
     # --- control plane -------------------------------------------------------------------------------------------
@@ -124,6 +129,7 @@ class Catalogue:
         """Forget what was derived; the next request builds it anew."""
         self._shared.clear()
         self._rates.clear()
+        self._abilities.clear()
         self._pools.clear()
         self._narrowed.clear()
         self._teams = None
@@ -138,6 +144,15 @@ class Catalogue:
     def drop_key(self, key_id: str) -> None:
         """Remove a key; requests under way with it end as they do."""
         self.keys.pop(key_id, None)
+        self.changed()
+
+    def set_aliases(
+        self,
+        aliases: Mapping[str, tuple[tuple[str, str], ...]],
+        declared: Mapping[tuple[str, str], ModelCapabilities],
+    ) -> None:
+        """Replace all names that stand for models (provider, model), and what was declared of what these can do."""
+        self.aliases, self._declared = dict(aliases), dict(declared)
         self.changed()
 
     def set_model_pools(self, group: str, pools: Iterable[ModelPool]) -> None:
@@ -281,7 +296,7 @@ class Catalogue:
         return team if team in self._teams else "" if self._teams else None
 
     def _options(self, model: str, provider_id: str | None, dialect: str, team: str | None) -> Iterable[Option]:
-        targets = self.aliases.get(model)
+        targets = self._targets(model, provider_id)
         for key in self.keys.values():
             if team is not None and key.team and key.team != team:
                 continue
@@ -293,6 +308,30 @@ class Catalogue:
             for rank, upstream in self._upstream_models(model, targets, key):
                 if self._serves(provider, key, upstream, pinned=provider_id is not None or targets is not None):
                     yield self._option(key, provider, upstream, 2 * rank + (bool(team) and key.team != team))
+
+    def _targets(self, model: str, provider_id: str | None) -> tuple[tuple[str, str], ...] | None:
+        """What a name stands for; None: itself. Who pins a provider of a model's equivalents means that very model."""
+        targets = self.aliases.get(model)
+        if targets is None or provider_id is None or all(upstream != model for _, upstream in targets):
+            return targets
+        return tuple(target for target in targets if target == (provider_id, model))
+
+    def capabilities(self, provider_id: str, model: str) -> ModelCapabilities:
+        """What a model can do: as declared, else as the price list and the provider's adapter know it."""
+        known = self._declared.get((provider_id, model), ModelCapabilities())
+        provider = self.providers.get(provider_id)
+        if known.context_tokens is None:
+            known = replace(known, context_tokens=self.prices.context_tokens(provider_id, model))
+        if known.tools is None and provider is not None:
+            known = replace(known, tools=provider.tools)
+        return known
+
+    def _able(self, provider_id: str, model: str) -> ModelCapabilities:
+        """The same, looked up once."""
+        known = self._abilities.get((provider_id, model))
+        if known is None:
+            known = self._abilities[provider_id, model] = self.capabilities(provider_id, model)
+        return known
 
     def _upstream_models(
         self, model: str, targets: tuple[tuple[str, str], ...] | None, key: Key
@@ -321,6 +360,7 @@ class Catalogue:
             lanes=(key_lane(key.id), *self.group_lanes(key.quota_group, model), provider_lane(provider.id)),
             scopes=tuple(scope.id for scope in scopes), hard=any(scope.hard for scope in scopes),
             price=price or self.prices.price(provider.id, model), quality=key.quality,
+            able=self._able(provider.id, model),
             seen=self.observations.of(key.id, model),
         )  # fmt: skip
         option.rate = self._rate(option)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from apikeyrouter.domain.components.failure_taxonomy import TOO_LONG
 from apikeyrouter.domain.components.pool import Option
 from apikeyrouter.domain.models.accounting import LaneState, Metric
 from apikeyrouter.domain.models.api_key import KeyState
@@ -112,6 +113,9 @@ def _skipped(
     """What the failure speaks for. A provider in trouble is left alone while another one serves the model; where there
     is none, another of its keys may be luckier, and its breaker guards against a storm."""
     scope = failure.scope
+    if failure.meaning == TOO_LONG.name:
+        taken = failed.able.context_tokens  # where that is not known, nobody is known to take more
+        return tuple(other for other in options if taken is None or (other.able.context_tokens or 0) <= taken)
     if scope is FailureScope.PROVIDER and any(other.provider is not failed.provider for other in options):
         return tuple(other for other in options if other.provider is failed.provider)
     if scope is FailureScope.QUOTA_GROUP:

@@ -18,7 +18,7 @@ from apikeyrouter.domain.components.correlation_guard import (
     Suspects,
     alike,
 )
-from apikeyrouter.domain.components.failure_taxonomy import ALIKE, TOO_LARGE_HERE
+from apikeyrouter.domain.components.failure_taxonomy import ALIKE, MEANINGS, TOO_LARGE_HERE
 from apikeyrouter.domain.components.pool import Option, Snapshot
 from apikeyrouter.domain.components.retry_budget import RetryBudget
 from apikeyrouter.domain.interfaces.ledger import Ledger
@@ -200,13 +200,17 @@ class FailureHandler:
             signature=failure.signature,
         )  # fmt: skip
 
-    def learn(self, failure: Failure, option: Option, options: Sequence[Option], tried: set[tuple[str, str]]) -> None:
-        """Act on a failure; what this request need not try again goes to `tried`. Never waits."""
+    def learn(
+        self, failure: Failure, option: Option, options: Sequence[Option], tried: dict[tuple[str, str], str]
+    ) -> None:
+        """Act on a failure; what this request need not try again goes to `tried`, with why not. Never waits."""
         found = consequences(
             failure, option, options, keys=self._catalogue.keys.values(), lanes=self._snapshot.lanes,
             now_us=self._wall_us(), default_seconds=self._cooldown_seconds,
         )  # fmt: skip
-        tried.update((other.key.id, other.model) for other in found.skip)
+        why = f"this request tried it: {MEANINGS[failure.meaning].says}"
+        for other in found.skip:
+            tried[other.key.id, other.model] = why if other is option else why.replace("tried it", "tried another", 1)
         self._emit(
             "attempt.failed", key_id=option.key.id, provider_id=option.provider.id, model=option.model,
             category=failure.category.value, scope=failure.scope.value, action=failure.action.value,

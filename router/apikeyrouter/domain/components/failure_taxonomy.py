@@ -83,6 +83,10 @@ REJECT = Meaning(
     name="callers_fault", category=_C.ValidationError, scope=_S.REQUEST, action=_A.REJECT, elsewhere=False,
     says="the request itself is at fault: no key could serve it",
 )  # fmt: skip
+TOO_LONG = Meaning(
+    name="too_long", category=_C.ValidationError, scope=_S.REQUEST, action=_A.REJECT, elsewhere=True,
+    says="the request is longer than the model's context; an equivalent with a longer one may take it",
+)  # fmt: skip
 TOO_LARGE_HERE = Meaning(
     name="too_large_here", category=_C.ValidationError, scope=_S.QUOTA_GROUP, action=_A.REJECT, elsewhere=True,
     says="the request is larger than this organisation's limit ever admits; another's may be larger",
@@ -109,8 +113,8 @@ MEANINGS = MappingProxyType(
         meaning.name: meaning
         for meaning in (
             COOL, COOL_KEY, DAY_OVER, EXHAUSTED, EXHAUSTED_KEY, DEAD, DEAD_GROUP, DEAD_EGRESS, ALIKE, DOWN, OVERLOADED,
-            LATE, LATE_CONNECT, UNREACHABLE, CUT_OFF, GARBLED, UNCLEAR, REJECT, TOO_LARGE_HERE, SKIP, SKIP_AUTH,
-            DEADLINE_PASSED, GIVEN_UP,
+            LATE, LATE_CONNECT, UNREACHABLE, CUT_OFF, GARBLED, UNCLEAR, REJECT, TOO_LONG, TOO_LARGE_HERE, SKIP,
+            SKIP_AUTH, DEADLINE_PASSED, GIVEN_UP,
         )
     }
 )  # fmt: skip

@@ -17,6 +17,7 @@ from apikeyrouter.domain.components.ordering import Building, Order, Row, settle
 from apikeyrouter.domain.components.price_book import ModelPrice
 from apikeyrouter.domain.components.scoring import TYPICAL_TOKENS, Conditions, lane_out_until_us
 from apikeyrouter.domain.models.accounting import LaneState, Words, place_words
+from apikeyrouter.domain.models.capabilities import ModelCapabilities
 from apikeyrouter.domain.models.ranking import Barred, Ranking, Standing
 
 if TYPE_CHECKING:
@@ -36,14 +37,17 @@ LEADERS, TURNING = 8, 8
 TURNING_FROM_MAX = 256
 
 
+_ANY = ModelCapabilities()
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Option:
     """One key with one upstream model: the lanes that meter it (own lane first, provider's last) and its price.
 
     `rank`: the place of its target in an alias; a lower one is preferred. `hard`: a hard budget of its own applies.
     `rate`: equal for options on which a request costs the same. `quality`: declared, 0 … 1. `seen`: what this process
-    has observed of it. `id`: of the key with the model. `cost_max_nanousd`, `success_min`: what policies ask of it in
-    particular.
+    has observed of it. `id`: of the key with the model. `able`: what the model can do. `cost_max_nanousd`,
+    `success_min`: what policies ask of it in particular.
     """
 
     key: "Key"
@@ -60,6 +64,7 @@ class Option:
     id: str = ""
     cost_max_nanousd: int | None = None
     success_min: float = 0.0
+    able: ModelCapabilities = _ANY
     _words: dict[tuple[str, ...], tuple[tuple[str, ...], Words]] = field(default_factory=dict)
 
     def place(self, more: tuple[str, ...]) -> tuple[tuple[str, ...], Words]:
@@ -146,6 +151,8 @@ class Pool:
         """One option of each provider."""
         self.groups = len({option.key.quota_group for option in self.eligible})
         """How many quota groups there are to choose from."""
+        self.uneven = len({option.able for option in self.options}) > 1
+        """Whether some of its models can do what others cannot, as far as that is known."""
         prices = {id(option.price): option.price for option in self.eligible}
         self.shaped = len({_shape(price) for price in prices.values()}) > 1
         """Whether which option is cheapest may depend on the request."""

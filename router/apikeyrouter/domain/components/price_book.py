@@ -214,6 +214,11 @@ class PriceBook:
         self._known[key] = ((now // PERIOD_SECONDS + 1) * PERIOD_SECONDS, price)
         return price
 
+    def context_tokens(self, provider_id: str, model: str) -> int | None:
+        """The longest input that a model takes, where the shipped list knows it."""
+        found = self._find_dated(provider_id, model.lower())
+        return None if found is None else found[1].get("context")
+
     def models(self, provider_id: str) -> list[str]:
         """The names that have a price of their own at this provider now; patterns and date suffixes match more."""
         provider = self._find_provider(provider_id.lower())
@@ -267,14 +272,19 @@ class PriceBook:
         override = self._overrides.get((provider_id, name)) or self._overrides.get((None, name))
         if override is not None or len(name) > NAME_MAX:
             return override
-        provider = self._find_provider(provider_id.lower())
+        found = self._find_dated(provider_id, name)
+        return None if found is None else _price_at(*found, datetime.fromtimestamp(now, UTC))
+
+    def _find_dated(self, provider_id: str, name: str) -> tuple[str, Mapping[str, Any]] | None:
+        """The provider's name in the list and the model's entry there, its date written either way."""
+        provider = self._find_provider(provider_id.lower()) if len(name) <= NAME_MAX else None
         if provider is None:
             return None
         found = self._find(provider, name)
         if found is None:
             dashed = _COMPACT_DATE.sub(r"-\1-\2-\3", name)
             found = self._find(provider, dashed) if dashed != name else None
-        return _price_at(provider.name, found, datetime.fromtimestamp(now, UTC)) if found is not None else None
+        return None if found is None else (provider.name, found)
 
     def _find_provider(self, provider_id: str) -> "_Provider | None":
         exact = self._providers.get(provider_id)

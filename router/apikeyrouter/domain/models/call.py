@@ -136,6 +136,11 @@ class Facts(msgspec.Struct, kw_only=True):
         return self.attempts[-1].key_id if self.attempts else ""
 
     @property
+    def model_used(self) -> str:
+        """The model that served, or was tried last, by its provider's name."""
+        return self.attempts[-1].model if self.attempts else self.model
+
+    @property
     def provider_id(self) -> str:
         """The provider that served, or was tried last."""
         return self.attempts[-1].provider_id if self.attempts else ""

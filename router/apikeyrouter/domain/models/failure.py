@@ -68,8 +68,8 @@ class Failure:
 
     @property
     def retryable(self) -> bool:
-        """Whether another key, or the same one later, may serve the request."""
-        return self.retry_elsewhere
+        """Whether the same request may be served when it is sent again."""
+        return self.retry_elsewhere and self.action is not FailureAction.REJECT
 
     @property
     def retry_after(self) -> int | None:

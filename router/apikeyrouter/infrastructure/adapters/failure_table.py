@@ -24,6 +24,7 @@ from apikeyrouter.domain.components.failure_taxonomy import (
     SKIP,
     SKIP_AUTH,
     TOO_LARGE_HERE,
+    TOO_LONG,
 )
 from apikeyrouter.domain.models.failure import Failure, Meaning
 from apikeyrouter.infrastructure.adapters.error_text import ErrorFacts, read_error
@@ -115,6 +116,7 @@ OPENAI_ROWS: tuple[Row, ...] = (
     _row("openai.scope", SKIP_AUTH, 403, words="missing_scope unverified_organization"),
     _row("openai.model", SKIP, 400, 403, 404, words="model_not_found deploymentnotfound"),
     _row("openai.model_text", SKIP, 404, text=r"\bmodel\b.{0,200}\b(?:does not exist|not found|no access)"),
+    _row("openai.too_long", TOO_LONG, 400, words="context_length_exceeded exceed_context_size_error"),
     _row(
         "openai.caller",
         REJECT,
@@ -122,8 +124,8 @@ OPENAI_ROWS: tuple[Row, ...] = (
         403,
         422,
         words=(
-            "context_length_exceeded content_filter content_policy_violation invalid_prompt bio_policy "
-            "misalignment_policy_violation string_above_max_length exceed_context_size_error tool_use_failed "
+            "content_filter content_policy_violation invalid_prompt bio_policy "
+            "misalignment_policy_violation string_above_max_length tool_use_failed "
             "responsibleaipolicyviolation cyber_policy"
         ),
     ),
@@ -176,7 +178,7 @@ ANTHROPIC_ROWS: tuple[Row, ...] = (
     _row("anthropic.creator", DEAD, 400, words="claude_code_key_creator_not_member"),
     _row("anthropic.cmek", DEAD_GROUP, 400, text=r"\bcmek_|customer.managed encryption"),
     _row("anthropic.cmek_busy", DOWN, 503, text=r"\bcmek_"),
-    _row("anthropic.long_prompt", REJECT, 400, 413, text=r"prompt is too long"),
+    _row("anthropic.long_prompt", TOO_LONG, 400, 413, text=r"prompt is too long"),
     _row("anthropic.rate_limit", COOL, 429, words="rate_limit_error"),
     _row("anthropic.billing", EXHAUSTED, 402, words="billing_error"),
     _row("anthropic.key", DEAD, 401, words="authentication_error"),
@@ -197,6 +199,7 @@ GEMINI_ROWS: tuple[Row, ...] = (
     _row("gemini.prepaid", EXHAUSTED, 402, 429, text=r"prepayment credits? (?:are|is) depleted"),
     _row("gemini.day", DAY_OVER, 429, text=r"PerDay\w*PerModel", until="pacific"),
     _row("gemini.day_all", EXHAUSTED, 429, text=r"PerDay", until="pacific"),
+    _row("gemini.too_long", TOO_LONG, 400, text=r"token count .{0,40}exceeds the maximum"),
     _row("gemini.quota", COOL, 429, words="resource_exhausted", pause_seconds=30.0),
     _row("gemini.permission", DEAD, 403, words="permission_denied"),
     _row("gemini.model", SKIP, 404, words="not_found"),

@@ -371,10 +371,7 @@ class _Compiler:
                 self._refuse(f"{section}[{index}]", f"says again what {section}[{names.index(name)}] says")
 
     def _aliases(self) -> dict[str, tuple[Target, ...]]:
-        return {
-            alias: tuple(Target(provider_id=target.provider, model=target.model) for target in targets)
-            for alias, targets in self._config.models.items()
-        }
+        return {alias: tuple(target.compiled() for target in targets) for alias, targets in self._config.models.items()}
 
     def _prices(self) -> Iterator[PriceRecord]:
         for entry in self._config.prices:

@@ -8,6 +8,7 @@ from typing import Any
 
 from apikeyrouter.domain.models.accounting import LaneConfig, ScopeConfig
 from apikeyrouter.domain.models.budget import BudgetScope
+from apikeyrouter.domain.models.capabilities import ModelCapabilities
 from apikeyrouter.domain.models.policy import Policy
 
 __all__ = [
@@ -50,10 +51,11 @@ class KeyRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One model of one provider."""
+    """One model of one provider. `capabilities`: what was declared of it, None: nothing."""
 
     provider_id: str
     model: str
+    capabilities: ModelCapabilities | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

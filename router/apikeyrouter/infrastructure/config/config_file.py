@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from apikeyrouter.domain.components.limits import Count, Dollars, LimitRow, Timezone
+from apikeyrouter.domain.models.accounting import AMOUNT_MAX
 from apikeyrouter.domain.models.budget import BudgetScope
-from apikeyrouter.domain.models.edge import complaints
+from apikeyrouter.domain.models.capabilities import ModelCapabilities
+from apikeyrouter.domain.models.edge import complaints, invalid
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.routing_decision import ObjectiveType
 from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError
+from apikeyrouter.infrastructure.config.compiled import Target
 from apikeyrouter.infrastructure.config.fields import (
     BaseUrl,
     Entry,
@@ -41,6 +44,7 @@ __all__ = [
     "load_config",
     "parse_config",
     "read_config",
+    "read_models",
 ]
 
 FILE_BYTES_MAX = 8 * 2**20
@@ -57,10 +61,23 @@ class ProviderEntry(Entry):
 
 
 class ModelTarget(Entry):
-    """One way to serve an alias."""
+    """One way to serve an alias. What it can do may be told; what is not told counts as able.
+
+    `context_tokens`: the longest input it takes (absent: as the price list knows it).
+    """
 
     provider: Name
     model: ModelName
+    context_tokens: int | None = Field(default=None, ge=1, le=AMOUNT_MAX, strict=True)
+    vision: bool | None = Field(default=None, strict=True)
+    tools: bool | None = Field(default=None, strict=True)
+    structured_output: bool | None = Field(default=None, strict=True)
+
+    def compiled(self) -> Target:
+        """The record of it."""
+        told = self.model_dump(exclude={"provider", "model"}, exclude_none=True)
+        capabilities = ModelCapabilities(**told) if told else None
+        return Target(provider_id=self.provider, model=self.model, capabilities=capabilities)
 
 
 class KeyEntry(Entry):
@@ -192,6 +209,10 @@ class ClientEntry(Entry):
     weight: Weight = 1.0
 
 
+class _Models(Entry):
+    models: dict[ModelName, list[ModelTarget]]
+
+
 class RoutingEntry(Entry):
     """How requests are routed unless they say otherwise. Times in milliseconds."""
 
@@ -227,6 +248,19 @@ class ConfigFile(Entry):
     @classmethod
     def _empty_sections_are_left_out(cls, data: Any) -> Any:
         return {name: section for name, section in data.items() if section is not None} if _is_mapping(data) else data
+
+
+def read_models(models: Mapping[str, Any]) -> dict[str, tuple[Target, ...]]:
+    """The section `models` as code gives it. Raises InvalidRequestError naming the field."""
+    if not isinstance(models, Mapping):
+        raise InvalidRequestError("must map names to lists of targets", field="models")
+    try:
+        section = _Models(models={name: list(targets) for name, targets in models.items()})
+    except ValidationError as exc:
+        raise invalid(exc) from exc
+    except TypeError as exc:
+        raise InvalidRequestError("must map names to lists of targets", field="models") from exc
+    return {name: tuple(target.compiled() for target in targets) for name, targets in section.models.items()}
 
 
 def load_config(path: str | Path) -> ConfigFile:
