@@ -60,9 +60,9 @@ class Witnessed:
         return reply
 
 
-def local_engine(clock: Clock) -> LocalEngine:
+def local_engine(clock: Clock, *, jit: bool = True) -> LocalEngine:
     """The in-process engine under the test's clock."""
-    return LocalEngine(namespace=NAMESPACE, cell=CELL, clock_us=clock)
+    return LocalEngine(namespace=NAMESPACE, cell=CELL, clock_us=clock, jit=jit)
 
 
 def ledger_over(engine: Engine) -> ScriptLedger:

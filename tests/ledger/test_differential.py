@@ -76,10 +76,12 @@ class Seen:
 
 
 class Pair:
-    """A cell in this process, the same on a server, and the oracle: each event happens to all three."""
+    """A cell in this process under LuaJIT and under Lua, the same on a server, and the oracle: what happens, happens to
+    each."""
 
     def __init__(self, server: VirtualRedis, local: LocalEngine, clock: Clock, seen: Seen) -> None:
         self.server, self.local, self.clock, self.seen = server, local, clock, seen
+        self.plain = local_engine(clock, jit=False)
         self.oracle = Oracle()
 
     async def happen(self, event: Event, *, what: str) -> None:
@@ -91,6 +93,7 @@ class Pair:
             case Flush():
                 self.server.client.flushdb()
                 self.local.flush()
+                self.plain.flush()
                 self.oracle.forget()
             case Schema(ours):
                 self.mark(ours=ours)
@@ -102,6 +105,7 @@ class Pair:
         here = self.local.run_now(call.name, call.args, pool=call.pool)
         there = await self.server.run(call.name, call.args, pool=call.pool)
         assert here == there, f"{what} {call}"
+        assert here == self.plain.run_now(call.name, call.args, pool=call.pool), f"{what} {call}"
         require_same(answer, here, what=f"{what} {call}")
         self.seen.note(call.name, here)
 
@@ -110,10 +114,11 @@ class Pair:
         if not self.oracle.exists:
             return
         self.oracle.schema_is_ours = ours
-        poke, peek = (self.local._lua.globals()[name] for name in (b"poke", b"peek"))
         key = cell_key("L")
+        peek = self.local._lua.globals()[b"peek"]
         marked = struct.pack("<d", 2 if ours else 3) + bytes(peek(key.encode())[b""])[8:]
-        poke(key.encode(), b"", marked)
+        for engine in (self.local, self.plain):
+            engine._lua.globals()[b"poke"](key.encode(), b"", marked)
         self.server.client.hset(key, "", marked)
 
 

@@ -152,9 +152,10 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Words(tuple[str | int, ...]):
-    """Words that a script is given again and again. What sends them may keep them in `packed` as it sends them."""
+    """Words that a script is given again and again. Who sends them may keep them here as they are sent."""
 
     packed: bytes | None = None
+    encoded: tuple[bytes, ...] | None = None
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,9 @@ def encoded(args: Sequence[Argument]) -> list[bytes]:
         if isinstance(arg, bytes):
             words.append(arg)
         elif isinstance(arg, Words):
-            words += [str(word).encode() for word in arg]
+            if arg.encoded is None:
+                arg.encoded = tuple(str(word).encode() for word in arg)
+            words += arg.encoded
         else:
             words.append(str(arg).encode())
     return words
