@@ -53,7 +53,7 @@ class Attempts:
         """`judge`: a failure as it counts, given what else is known."""
         self._open_transport = open_transport
         self._transport: Transport | None = None
-        self._ends = Endings(books, estimator, finished=finished)
+        self.ends = Endings(books, estimator, finished=finished)
         self._observe, self._judge = observe, judge
         self.default_timeouts = timeouts
 
@@ -92,7 +92,7 @@ class Attempts:
         answer = await self._run(attempt)
         if isinstance(answer, Failure):
             answer = self._judge(answer, attempt.admitted.option)
-            self._ends.failed(attempt, answer)
+            self.ends.failed(attempt, answer)
         return answer
 
     async def _run(self, attempt: Attempt) -> Exchange | Failure:
@@ -109,10 +109,10 @@ class Attempts:
             given_up = attempt.was_given_up()
             if given_up is not None:
                 return given_up
-            self._ends.abandoned(attempt)
+            self.ends.abandoned(attempt)
             raise
         except BaseException:
-            self._ends.abandoned(attempt)
+            self.ends.abandoned(attempt)
             raise
 
     # --- over HTTP -----------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ class Attempts:
         usage = attempt.wire.read_usage(body)
         if usage is None and (failure := self._unusable(attempt, response, body)) is not None:
             return failure
-        self._ends.answered(attempt, usage, produced=len(body))
+        self.ends.answered(attempt, usage, produced=len(body))
         return Exchange(
             status=response.status, content_type=response.headers.get("content-type", "application/json"),
             facts=attempt.facts, body=body,
@@ -176,7 +176,7 @@ class Attempts:
         assert wire is not None
         assert parsed is not None
         reader = wire.stream(hide_usage=not parsed.include_usage, operation=attempt.admitted.operation)
-        stream = HttpStream(self._ends, attempt, response, reader)
+        stream = HttpStream(self.ends, attempt, response, reader)
         failure = await stream.begin()
         if failure is not None:
             return replace(failure, billed=None)
@@ -195,7 +195,7 @@ class Attempts:
         attempt.sent = True
         try:
             if attempt.call.stream:
-                stream = AdapterStream(self._ends, attempt, adapter, adapter.execute_stream(intent, key))
+                stream = AdapterStream(self.ends, attempt, adapter, adapter.execute_stream(intent, key))
                 await stream.begin()
                 return Exchange(status=200, content_type="text/event-stream", facts=attempt.facts, chunks=stream)
             async with asyncio.timeout(attempt.timeouts.total):
@@ -211,7 +211,7 @@ class Attempts:
                 category=ErrorCategory.ProviderError,
             )
         usage = told_usage(answer.metadata.tokens_used)
-        self._ends.answered(
+        self.ends.answered(
             attempt, usage, produced=len(answer.content.encode()), told_nanousd=cost_nanousd(answer.cost)
         )
         return Exchange(status=200, content_type="application/json", facts=attempt.facts, response=answer)

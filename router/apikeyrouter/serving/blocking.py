@@ -8,6 +8,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
@@ -96,6 +97,18 @@ class BlockingRouter:
         """Register a key; the same material and provider give the same key."""
         key: APIKey = self._call(self._router.register_key, key_material, provider_id, metadata)
         return key
+
+    @contextmanager
+    def lease(self, model: str, **options: Any) -> Iterator[Any]:
+        """Hold a key for a call of your own; the lease's methods block until they are booked. See `router.lease`."""
+        leasing = self._router.lease(model, **options)
+        lease = self._call(leasing.__aenter__)
+        try:
+            yield _Component(lease, self)
+        except BaseException as exc:
+            self._call(leasing.__aexit__, type(exc), exc, exc.__traceback__)
+            raise
+        self._call(leasing.__aexit__, None, None, None)
 
     def close(self) -> None:
         """Close the router, and end the thread that this facade started. Idempotent."""

@@ -34,6 +34,8 @@ class Attempt:
     started: float = field(default_factory=time.perf_counter)
     sent: bool = False
     """Whether the provider may have received something."""
+    timed: bool = True
+    """Whether the time it takes is the provider's: not where the application sends by itself."""
     first_us: int = 0
     """Microseconds until a stream's first token; 0: no stream, or not yet."""
     given_up: Failure | None = None
@@ -102,7 +104,7 @@ class Endings:
         latency_us = self._clock(attempt)
         latency_us = attempt.first_us or latency_us
         attempt.let_go()
-        if not failed:
+        if not failed and attempt.timed:
             admitted.option.seen.answered(latency_us, stream=attempt.call.stream, now=time.perf_counter())
         self._books.hand_in(
             Settlement(
@@ -128,10 +130,10 @@ class Endings:
         else:
             self._charge_expected(attempt, Outcome.FAILURE if bits else Outcome.NEUTRAL, bits, latency_us)
 
-    def abandoned(self, attempt: Attempt) -> None:
+    def abandoned(self, attempt: Attempt, *, why: str = "cancelled") -> None:
         """Cancelled, or our own bug. Once sent, the provider may have billed: the estimate is charged and marked."""
         latency_us = self._clock(attempt)
-        attempt.own.failure = attempt.own.failure or "cancelled"
+        attempt.own.failure = attempt.own.failure or why
         if attempt.sent:
             self._charge_expected(attempt, Outcome.NEUTRAL, 0, latency_us)
         else:
@@ -153,7 +155,7 @@ class Endings:
         latency_us = int((time.perf_counter() - attempt.started) * 1e6)
         attempt.own.upstream_us = latency_us
         attempt.facts.upstream_us += latency_us
-        return latency_us
+        return latency_us if attempt.timed else 0
 
     def _release(self, attempt: Attempt, *, sent: bool, bits: int, latency_us: int) -> None:
         attempt.let_go()

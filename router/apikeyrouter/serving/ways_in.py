@@ -1,21 +1,28 @@
-"""What else one may do with a router than route one request: many at once, and listen. Right below `ApiKeyRouter`."""
+"""What else one may do with a router than route: many at once, lend a key, listen. Right below `ApiKeyRouter`."""
 
 from abc import abstractmethod
 from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import Any, Literal, overload
 
+from apikeyrouter.domain.components.pool import Pool
 from apikeyrouter.domain.interfaces.observability import EventCallback
 from apikeyrouter.domain.interfaces.state_store import StateQuery
+from apikeyrouter.domain.models.call import Call, Facts
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
-from apikeyrouter.domain.models.system_error import InvalidRequestError
+from apikeyrouter.domain.models.system_error import InvalidRequestError, ProviderError
 from apikeyrouter.domain.models.system_response import SystemResponse
 from apikeyrouter.domain.models.trace import Trace
 from apikeyrouter.infrastructure.observability.manager import decision_trace
 from apikeyrouter.infrastructure.observability.subscriptions import Subscription
+from apikeyrouter.serving.admission import ParsedFor
+from apikeyrouter.serving.answers import outcome_of
 from apikeyrouter.serving.batches import Progress, run_batch
+from apikeyrouter.serving.endings import Attempt
+from apikeyrouter.serving.leases import Leasing, lease_call
 from apikeyrouter.serving.registration import RouterRegistration
+from apikeyrouter.serving.requests import parsed_for
 
 Intent = RequestIntent | Mapping[str, Any]
 Intents = Iterable[Intent] | AsyncIterable[Intent]
@@ -30,6 +37,16 @@ class RouterWaysIn(RouterRegistration):
         policy: Policy | Mapping[str, Any] | None = None,
     ) -> SystemResponse:  # fmt: skip
         """Route one request and return its answer."""
+
+    @abstractmethod
+    def _facts(self, call: Call) -> Facts:
+        """What is noted of a call."""
+
+    @abstractmethod
+    async def _admit(
+        self, call: Call, parsed: ParsedFor, facts: Facts, tried: set[tuple[str, str]], failed: ProviderError | None
+    ) -> tuple[Pool, Attempt]:
+        """Hold an option that was not tried yet."""
 
     @overload
     async def route_batch(
@@ -64,6 +81,43 @@ class RouterWaysIn(RouterRegistration):
             intents, lambda intent: self.route(intent, objective, policy), concurrency=concurrency,
             on_progress=on_progress, return_exceptions=return_exceptions,
         )  # fmt: skip
+
+    def lease(
+        self, model: str, *, provider_id: str | None = None, estimated_tokens: int | None = None,
+        input_tokens: int | None = None, max_output_tokens: int | None = None,
+        objective: RoutingObjective | Mapping[str, Any] | str | None = None, team: str | None = None,
+        client: str | None = None,
+    ) -> Leasing:  # fmt: skip
+        """Hold a key for a call of your own: `async with router.lease("gpt-4o-mini", estimated_tokens=1500) as lease`.
+
+        Limits, budgets, policies and objectives apply as to `route`, and the hold is renewed until the block ends. Tell
+        `lease.settle(usage)` what was used. An exception that leaves the block is read like any failure of that
+        provider, and booked by what is known; where nothing is said, the estimate is charged and marked.
+
+        `estimated_tokens` is the total; `input_tokens` and `max_output_tokens` are more exact. Hard budgets hold them
+        as an upper bound, and refuse (by their rule for what cannot be priced) where nothing is stated.
+
+        Raises:
+            InvalidRequestError: at once.
+            NoEligibleKeysError, BudgetExceededError, LedgerUnavailableError: on entry, as `serve`.
+        """
+        call = lease_call(
+            model, provider_id=provider_id, estimated_tokens=estimated_tokens, input_tokens=input_tokens,
+            max_output_tokens=max_output_tokens, objective=objective, team=team, client=client,
+        )  # fmt: skip
+        return Leasing(call, self._begin, self._attempts.ends, self.books, self.failure_handler)
+
+    async def _begin(self, call: Call) -> tuple[Pool, Attempt]:
+        """Admit a call whose sending is somebody else's."""
+        await self.start()
+        facts = self._facts(call)
+        self.in_flight += 1
+        try:
+            return await self._admit(call, parsed_for(call), facts, set(), None)
+        except BaseException as exc:
+            facts.outcome = outcome_of(exc)
+            self._finished(call, facts)
+            raise
 
     def subscribe_to_events(self, event_type: str, callback: EventCallback) -> Subscription:
         """Call back at every event of that type (`*`: all); `docs/observability.md` lists them with their fields.

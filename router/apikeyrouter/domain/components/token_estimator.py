@@ -83,6 +83,8 @@ class TokenEstimator:
         self, provider_id: str, model: str, parsed: ParsedRequest, *, token_cap: int | None = None
     ) -> TokenEstimate:
         """Tokens of `parsed` at this model. `token_cap`: the cap per choice that is sent, if not the client's."""
+        if parsed.stated is not None:
+            return TokenEstimate(*parsed.stated, base_tokens=0)
         learned = self._learned.get((provider_id, model), _UNSEEN)
         base = base_tokens(parsed)
         cap = parsed.max_output_tokens if token_cap is None else token_cap

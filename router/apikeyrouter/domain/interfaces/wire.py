@@ -62,6 +62,10 @@ class Wire(Protocol):
         """
         ...
 
+    def credentials(self, key: str) -> tuple[tuple[str, str], ...]:
+        """The headers that carry a key."""
+        ...
+
     def build(
         self,
         parsed: ParsedRequest,

@@ -41,6 +41,8 @@ class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
     extra_output_tokens: int = 0
     service_tier: str | None = None
     body: bytes = b""
+    stated: tuple[int, int, int | None, int | None] | None = None
+    """Where there is no body: expected input and output tokens, and the bounds of both (None: there is none)."""
 
 
 class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True):
