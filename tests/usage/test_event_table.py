@@ -25,6 +25,8 @@ def test_every_event_that_code_tells_is_in_the_table_with_these_fields() -> None
                 continue
             first = node.args[0]
             if isinstance(first, ast.Constant) and isinstance(first.value, str):
+                if any(word.arg is None for word in node.keywords):
+                    continue  # a mapping of fields; whoever hears the event compares them
                 fields = tuple(word.arg for word in node.keywords if word.arg not in (None, "log", "at_us"))
                 told.setdefault(first.value, set()).add(tuple(field for field in fields if field is not None))
     assert sorted(told.keys() - EVENTS.keys()) == []

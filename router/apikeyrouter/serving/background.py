@@ -25,6 +25,7 @@ from apikeyrouter.domain.models.call import Call, Facts
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError, InvalidRequestError
 from apikeyrouter.infrastructure.adapters.transport import Response
+from apikeyrouter.infrastructure.cancellation import stop_if_cancelled
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.infrastructure.observability.manager import Observability
@@ -83,6 +84,7 @@ class RouterBackground:
         """Take over what other processes change, within a second."""
         seen = 0
         while True:
+            stop_if_cancelled()
             try:
                 async for change in self.state_store.watch():
                     if change.kind == "key":

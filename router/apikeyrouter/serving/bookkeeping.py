@@ -21,6 +21,7 @@ from apikeyrouter.domain.models.accounting import (
     Transition,
 )
 from apikeyrouter.domain.models.system_error import LedgerError, LedgerUnavailableError
+from apikeyrouter.infrastructure.cancellation import stop_if_cancelled
 from apikeyrouter.infrastructure.observability.events import EventLog
 
 BATCH_MAX = 64
@@ -141,6 +142,7 @@ class Bookkeeper:
     async def _run(self) -> None:
         pause = FLUSH_SECONDS
         while True:
+            stop_if_cancelled()
             await self._wake.wait()
             if len(self._outbox) < BATCH_MAX or pause > FLUSH_SECONDS:
                 await asyncio.sleep(pause)

@@ -11,6 +11,7 @@ from apikeyrouter.domain.components.pool import Snapshot
 from apikeyrouter.domain.interfaces.observability import Emit
 from apikeyrouter.domain.models.accounting import LaneState
 from apikeyrouter.domain.models.system_error import LedgerError
+from apikeyrouter.infrastructure.cancellation import stop_if_cancelled
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.bookkeeping import Bookkeeper
@@ -67,6 +68,7 @@ class Housekeeper:
 
     async def _run(self) -> None:
         while True:
+            stop_if_cancelled()
             try:
                 await self.tick()
                 if not self.healthy:

@@ -119,7 +119,7 @@ class Lease:
             self._ends.abandoned(attempt)
             return None
         failure = self._failures.judge(failure, attempt.admitted.option)
-        self._failures.learn(failure, attempt.admitted.option, self._pool.options, set())
+        self._failures.learn(failure, attempt.admitted.option, self._pool.options, {})
         self._ends.failed(attempt, failure)
         return failure
 

@@ -44,7 +44,12 @@ class RouterWaysIn(RouterRegistration):
 
     @abstractmethod
     async def _admit(
-        self, call: Call, parsed: ParsedFor, facts: Facts, tried: set[tuple[str, str]], failed: ProviderError | None
+        self,
+        call: Call,
+        parsed: ParsedFor,
+        facts: Facts,
+        tried: dict[tuple[str, str], str],
+        failed: ProviderError | None,
     ) -> tuple[Pool, Attempt]:
         """Hold an option that was not tried yet."""
 
@@ -113,7 +118,7 @@ class RouterWaysIn(RouterRegistration):
         facts = self._facts(call)
         self.in_flight += 1
         try:
-            return await self._admit(call, parsed_for(call), facts, set(), None)
+            return await self._admit(call, parsed_for(call), facts, {}, None)
         except BaseException as exc:
             facts.outcome = outcome_of(exc)
             self._finished(call, facts)

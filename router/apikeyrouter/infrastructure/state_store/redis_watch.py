@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from apikeyrouter.domain.interfaces.state_store import Change
 from apikeyrouter.domain.models.system_error import StateStoreError
+from apikeyrouter.infrastructure.cancellation import stop_if_cancelled
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -57,6 +58,7 @@ async def watch_changes(
 
     mark = Watermark(await version())
     while True:
+        stop_if_cancelled()
         try:
             async for change in _listen(client(), channel, version, mark):
                 yield change
@@ -75,6 +77,7 @@ async def _listen(
         await subscription.subscribe(channel)
         look_at = loop.time()
         while True:
+            stop_if_cancelled()
             if loop.time() >= look_at:
                 look_at = loop.time() + POLL_SECONDS
                 if not mark.caught_up(now := await version()):
