@@ -69,6 +69,7 @@ CASES: list[tuple[str, str, int, dict[str, str], bytes]] = [
     ("azure.key", "", 401, {}, openai(code="401")),
     ("deepseek.balance", "", 402, {}, openai("Insufficient Balance", type="unknown_error")),
     ("deepseek.concurrency", "deepseek", 429, {}, openai("Too many requests in flight")),
+    ("mistral.too_long", "", 400, {}, b'{"message":"Prompt contains too many tokens, too large for model"}'),
     ("mistral.unauthorized", "", 401, {}, b'{"detail":"Unauthorized"}'),
     ("anthropic.ramp", "a", 429, {}, anthropic("rate_limit_error", error_code="ramp_limit_exceeded")),
     ("anthropic.spend", "a", 429, {}, anthropic("rate_limit_error", error_code="enforced_spend_limit_reached")),
@@ -161,7 +162,7 @@ FOLLOWS = {
     "P": "openai.flex_busy openai.overloaded openai.unavailable openai.failed groq.flex anthropic.cmek_busy "
     "anthropic.overloaded anthropic.timeout anthropic.api gemini.late gemini.overloaded gemini.down bedrock.loading "
     "bedrock.model_failed any.late any.conflict any.overloaded any.provider",
-    "N": "openai.caller openai.too_long gemini.too_long "
+    "N": "openai.caller openai.too_long gemini.too_long mistral.too_long "
     "openrouter.in_flight_never openrouter.moderation anthropic.long_prompt anthropic.size "
     "any.size any.caller",
     "N*": "openai.too_large groq.too_large",

@@ -1,20 +1,27 @@
 """Every error row of `providers.md` §1.3 through a simulated provider: what the caller saw, what became of key, group
 and provider, and where the next requests went."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import pytest
+import pytest_asyncio
 
 from apikeyrouter import ProviderError
 from apikeyrouter.domain.components.failure_taxonomy import MEANINGS
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.api_key import KeyState
 from apikeyrouter.domain.models.failure import FailureAction, FailureScope, Meaning
+from apikeyrouter.infrastructure.config.compile import compile_config
+from apikeyrouter.infrastructure.config.config_file import read_config
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.simulator import SimulatorProcess
 from apikeyrouter.simulator.anthropic_errors import ANTHROPIC_FAILURES
+from apikeyrouter.simulator.compatible_errors import COMPATIBLE_FAILURES
+from apikeyrouter.simulator.gemini_errors import GEMINI_FAILURES
 from apikeyrouter.simulator.openai_errors import OPENAI_FAILURES
-from tests.router.house import House, house, until
+from tests.router.house import SOFT_BUDGET, House, house, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -51,30 +58,139 @@ ROWS: dict[str, dict[str, str]] = {
         "provider_failed": "api_error cmek_transient",
         "provider_late": "timeout_error",
     },
+    "gemini": {
+        "rate_limited": "rate_limit_requests rate_limit_tokens quota_plain",
+        "period_used_up": "quota_per_day",
+        "exhausted": "prepayment_depleted",
+        "key_refused": "api_key_invalid permission_denied key_leaked referrer_blocked",
+        "organisation_refused": "service_disabled failed_precondition",
+        "model_not_served": "gemini_not_found",
+        "too_long": "input_too_long",
+        "overloaded": "unavailable",
+        "provider_failed": "internal",
+        "provider_late": "deadline_exceeded",
+    },
+    "azure": {
+        "rate_limited": "rate_limit_requests rate_limit_tokens",
+        "key_refused": "invalid_api_key network_denied temporarily_blocked",
+        "model_not_served": "model_not_found",
+        "callers_fault": "content_filter",
+    },
+    "groq": {
+        "rate_limited": "rate_limit_requests rate_limit_tokens",
+        "too_large_here": "request_too_large",
+        "overloaded": "capacity_exceeded overloaded",
+        "organisation_refused": "organization_restricted",
+        "callers_fault": "tool_use_failed",
+        "key_refused": "invalid_api_key",
+        "model_not_served": "model_not_found",
+    },
+    "mistral": {
+        "rate_limited": "rate_limit_requests",
+        "key_refused": "invalid_api_key",
+        "exhausted": "payment_required",
+        "model_not_served": "model_not_found",
+        "callers_fault": "extra_forbidden",
+        "too_long": "context_length",
+        "overloaded": "overloaded",
+    },
+    "deepseek": {
+        "rate_limited": "rate_limit_requests",
+        "exhausted": "insufficient_balance",
+        "key_refused": "invalid_api_key",
+        "callers_fault": "invalid_parameters",
+        "model_not_served": "model_not_found",
+        "overloaded": "overloaded",
+    },
+    "openrouter": {
+        "rate_limited": "rate_limit_requests in_flight_budget",
+        "exhausted": "insufficient_credits",
+        "key_exhausted": "key_limit",
+        "callers_fault": "weight_exceeds_budget moderation",
+        "key_refused": "invalid_api_key",
+        "model_not_served": "model_not_found",
+        "provider_late": "request_timeout",
+        "overloaded": "overloaded",
+        "provider_failed": "upstream_down",
+    },
 }
 """What each error of a dialect means, by the simulator's names."""
 CASES = [(d, name, kind) for d, kinds in ROWS.items() for kind, names in kinds.items() for name in names.split()]
 
 
 class Fleet(NamedTuple):
-    """Keys of one dialect: the one that fails, its sibling of the same group, and another provider's."""
+    """Keys of one dialect: `failing` and `sibling` of one organisation, `other` of another one at another provider."""
 
-    failing: str
-    material: str
-    sibling: str
-    other: str
+    dialect: str
     model: str
-    organisation: str
-    lane: str
-    provider: str
+
+    def material(self, key: str) -> str:
+        """What the key is."""
+        return f"sk-{self.dialect}-rows-{key}-0123456789"
+
+    @property
+    def lane(self) -> str:
+        """The lane of the organisation's model."""
+        return f"g:org-{self.dialect}:{self.model}"
+
+    def organisations(self) -> list[dict[str, Any]]:
+        """For the simulator."""
+        common = {"dialect": self.dialect, "output_tokens": 12, "prices": {self.model: {"input": "1", "output": "5"}}}
+        return [
+            {"id": f"org-{self.dialect}", "keys": [self.material("failing"), self.material("sibling")], **common},
+            {"id": f"org-{self.dialect}-2", "keys": [self.material("other")], **common},
+        ]
+
+    def sections(self, simulator: SimulatorProcess, *keys: str) -> dict[str, Any]:
+        """For the router: the same adapter under two names."""
+        provider = {"adapter": self.dialect, "base_url": simulator.base_url(self.dialect)}
+        groups = {"other": f"org-{self.dialect}-2"}
+        return {
+            "providers": {"here": provider, "there": provider},
+            "prices": [{"model": self.model, "input": 1, "output": 5}],
+            "keys": [
+                {
+                    "id": key, "provider": "there" if key == "other" else "here", "key": self.material(key),
+                    "quota_group": groups.get(key, f"org-{self.dialect}"), "models": [self.model],
+                }
+                for key in keys
+            ],
+        }  # fmt: skip
 
 
 FLEETS = {
-    "openai": Fleet("a1", "sk-sim-house-a-number-1", "a2", "b1", "gpt-4o-mini", "org-a", "g:org-a:gpt-4o-mini",
-                    "p:openai"),
-    "anthropic": Fleet("c1", "sk-ant-sim-house-c-1", "c2", "d1", "claude-haiku-5", "org-c", "g:org-c:claude-haiku-5",
-                       "p:anthropic"),
+    dialect: Fleet(dialect, model)
+    for dialect, model in {
+        "openai": "gpt-4o-mini", "anthropic": "claude-haiku-5", "gemini": "gemini-2.5-flash", "azure": "gpt-4o-mini",
+        "groq": "llama-3.1-8b-instant", "mistral": "mistral-small-latest", "deepseek": "deepseek-chat",
+        "openrouter": "example/free",
+    }.items()
 }  # fmt: skip
+SIMULATED = {"organisations": [one for fleet in FLEETS.values() for one in fleet.organisations()]}
+
+
+@pytest_asyncio.fixture(loop_scope="package", scope="module")
+async def providers() -> AsyncIterator[SimulatorProcess]:
+    """One child with every dialect."""
+    async with SimulatorProcess(SIMULATED) as process:
+        yield process
+
+
+@pytest_asyncio.fixture(loop_scope="package")
+async def rows(providers: SimulatorProcess) -> SimulatorProcess:
+    """The same, untouched."""
+    await providers.control(clear_failures=True)
+    await providers.reset()
+    return providers
+
+
+@asynccontextmanager
+async def manned(simulator: SimulatorProcess, store: StateStore, fleet: Fleet, *keys: str) -> AsyncIterator[House]:
+    """A house with these keys of a fleet."""
+    config = {**fleet.sections(simulator, *keys), "budgets": [SOFT_BUDGET]}
+    async with house(simulator, store, []) as made:
+        await made.router.apply(compile_config(read_config(config), environ={}))
+        yield made
 
 
 class Seen(NamedTuple):
@@ -109,24 +225,25 @@ def expected(meaning: Meaning) -> Seen:
 async def seen(made: House, fleet: Fleet) -> Seen:
     """What the store and the ledger have, which is what every other process sees."""
     manager, ledger = made.router.key_manager, made.router.ledger
-    keys = [await manager.get_key(name) for name in (fleet.failing, fleet.sibling)]
+    keys = [await manager.get_key(name) for name in ("failing", "sibling")]
     states = [key.state if key else KeyState.Disabled for key in keys]
-    found = {lane.id: lane for lane in await ledger.lanes([fleet.lane, f"k:{fleet.failing}", fleet.provider])}
+    found = {lane.id: lane for lane in await ledger.lanes([fleet.lane, "k:failing", "p:here"])}
     now_us = ledger.stamp.now_us
 
     def cools(lane: str) -> bool:
         return lane in found and found[lane].blocked_until_us > now_us
 
     return Seen(
-        states[0], states[1], cools(fleet.lane), cools(f"k:{fleet.failing}"), cools(fleet.provider),
-        found[fleet.provider].failures_total,
+        states[0], states[1], cools(fleet.lane), cools("k:failing"), cools("p:here"),
+        found["p:here"].failures_total,
     )  # fmt: skip
 
 
 async def arrived(made: House, fleet: Fleet) -> int:
     """How many requests the failing key has sent."""
-    keys = (await made.seen(fleet.organisation))["keys"]
-    return int(keys[f"{fleet.organisation}/1"]["arrived"])
+    organisation = f"org-{fleet.dialect}"
+    keys = (await made.seen(organisation))["keys"]
+    return int(keys[f"{organisation}/1"]["arrived"])
 
 
 async def strike(made: House, fleet: Fleet) -> tuple[str, ProviderError | None]:
@@ -137,7 +254,7 @@ async def strike(made: House, fleet: Fleet) -> tuple[str, ProviderError | None]:
             used = (await made.route(model=fleet.model)).key_used
         except ProviderError as exc:
             error = exc
-        if any(attempt.key_id == fleet.failing for attempt in made.finished[-1].attempts):
+        if any(attempt.key_id == "failing" for attempt in made.finished[-1].attempts):
             return used, error
     raise AssertionError("the failing key was never tried")
 
@@ -147,26 +264,28 @@ async def test_the_rows_here_name_every_error_of_each_dialect() -> None:
     assert named == {
         "openai": set(OPENAI_FAILURES),
         "anthropic": set(ANTHROPIC_FAILURES) | {"request_too_large_html"},
+        "gemini": set(GEMINI_FAILURES),
+        **{dialect: set(rows) for dialect, rows in COMPATIBLE_FAILURES.items()},
     }
     assert {kind for _, _, kind in CASES} <= MEANINGS.keys()
 
 
 @pytest.mark.parametrize(("dialect", "name", "kind"), CASES, ids=[f"{d}-{name}" for d, name, _ in CASES])
 async def test_an_error_is_acted_on_at_its_own_scope_and_no_wider(
-    simulator: SimulatorProcess, store: StateStore, dialect: str, name: str, kind: str
+    rows: SimulatorProcess, store: StateStore, dialect: str, name: str, kind: str
 ) -> None:
     fleet, meaning = FLEETS[dialect], MEANINGS[kind]
-    await simulator.fail(name, key=fleet.material, count=1)
-    async with house(simulator, store, [fleet.failing, fleet.sibling, fleet.other]) as made:
+    await rows.fail(name, key=fleet.material("failing"), count=1)
+    async with manned(rows, store, fleet, "failing", "sibling", "other") as made:
         used, error = await strike(made, fleet)
-        (attempt, *more) = [one for one in made.finished[-1].attempts if one.key_id == fleet.failing]
+        (attempt, *more) = [one for one in made.finished[-1].attempts if one.key_id == "failing"]
         assert (attempt.meaning, more) == (kind, [])
 
         # what the caller saw
         if meaning.elsewhere and kind != "too_long":  # all models here have the same context
             assert error is None
             speaks_for_the_sibling = meaning.scope in (FailureScope.QUOTA_GROUP, FailureScope.PROVIDER)
-            assert used in ({fleet.other} if speaks_for_the_sibling else {fleet.other, fleet.sibling})
+            assert used in ({"other"} if speaks_for_the_sibling else {"other", "sibling"})
         else:
             assert error is not None
             assert (error.category, error.retryable) == (meaning.category, False)
@@ -186,21 +305,21 @@ async def test_an_error_is_acted_on_at_its_own_scope_and_no_wider(
         followers = [(await made.route(model=fleet.model)).key_used for _ in range(6)]
         left_alone = wanted.failing is not KeyState.Available or wanted.group_cools or meaning.pause_seconds > 0
         left_alone |= meaning.action is FailureAction.SKIP_MODEL
-        assert (fleet.failing in followers) == (not left_alone)
-        assert await arrived(made, fleet) == before + followers.count(fleet.failing)
+        assert ("failing" in followers) == (not left_alone)
+        assert await arrived(made, fleet) == before + followers.count("failing")
         if meaning.scope in (FailureScope.KEY, FailureScope.KEY_MODEL, FailureScope.REQUEST):
-            assert {fleet.sibling, fleet.other} <= set(followers)
+            assert {"sibling", "other"} <= set(followers)
         settled_nanousd, billed = await made.at_rest(), await made.billed()
         assert settled_nanousd == billed if meaning.billed is False else settled_nanousd >= billed
 
 
 @pytest.mark.parametrize(("dialect", "name", "kind"), CASES, ids=[f"{d}-{name}" for d, name, _ in CASES])
 async def test_an_error_before_a_streams_first_word_is_acted_on_alike(
-    simulator: SimulatorProcess, dialect: str, name: str, kind: str
+    rows: SimulatorProcess, dialect: str, name: str, kind: str
 ) -> None:
     fleet, meaning = FLEETS[dialect], MEANINGS[kind]
-    await simulator.fail(name, key=fleet.material, count=1)
-    async with house(simulator, InMemoryStateStore(), [fleet.failing, fleet.other]) as made:
+    await rows.fail(name, key=fleet.material("failing"), count=1)
+    async with manned(rows, InMemoryStateStore(), fleet, "failing", "other") as made:
         for _ in range(6):
             error: ProviderError | None = None
             last: Any = None
@@ -208,9 +327,9 @@ async def test_an_error_before_a_streams_first_word_is_acted_on_alike(
                 last = (await made.stream(model=fleet.model))[-1]
             except ProviderError as exc:
                 error = exc
-            if any(attempt.key_id == fleet.failing for attempt in made.finished[-1].attempts):
+            if any(attempt.key_id == "failing" for attempt in made.finished[-1].attempts):
                 break
         assert made.finished[-1].attempts[0].meaning == kind
         assert (error is None) == (meaning.elsewhere and kind != "too_long")
-        assert last.key_used == fleet.other if error is None else error.category == meaning.category
+        assert last.key_used == "other" if error is None else error.category == meaning.category
         await made.at_rest()

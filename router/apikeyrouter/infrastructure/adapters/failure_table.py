@@ -154,6 +154,7 @@ COMPATIBLE_ROWS: tuple[Row, ...] = (
     _row("azure.key", DEAD, 401, words="401"),
     _row("deepseek.balance", EXHAUSTED, 402, text=r"insufficient balance"),
     _row("deepseek.concurrency", COOL, 429, providers="deepseek", pause_seconds=2.0),
+    _row("mistral.too_long", TOO_LONG, 400, text=r"prompt contains too many tokens"),
     _row("mistral.unauthorized", DEAD, 401, text=r"^unauthorized$"),
 )
 """Servers that speak OpenAI's dialect and fail in their own way."""
