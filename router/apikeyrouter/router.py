@@ -262,9 +262,8 @@ class ApiKeyRouter(RouterWaysIn):
         """Keys, quotas and costs in a few numbers."""
         await self.start()
         scopes = await self.ledger.scopes([scope.id for scope in self.catalogue.budgets()])
-        return summarise(
-            self.catalogue, scopes, self.snapshot.capacity, spent=self.spent_nanousd, unpriced=self.unpriced_requests
-        )
+        spent, unpriced = await self._spending.total()
+        return summarise(self.catalogue, scopes, self.snapshot.capacity, spent=spent, unpriced=unpriced)
 
 
 def _all_tried(pool: Pool, tried: Tried) -> bool:

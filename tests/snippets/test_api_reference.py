@@ -166,7 +166,7 @@ async def test_the_typical_flow_from_a_router_to_an_answer(keep: Keep) -> None:
         (None, "an answer"),
         ("rate_limit_requests", "RateLimitError"),
         ("server_error", "ProviderError"),
-        ("invalid_key", "AuthenticationError"),
+        ("auth", "AuthenticationError"),
     ],
 )
 async def test_what_a_caller_handles_is_an_answer_or_one_of_two_errors(
@@ -205,7 +205,7 @@ async def test_an_error_says_whether_and_when_to_try_again(
         assert e.retry_after is not None
         await asyncio.sleep(e.retry_after)
         assert e.message
-        assert e.category.value == "ratelimiterror"
+        assert e.category.value == "rate_limit_error"
     assert (await router.route(intent)).content
 
 

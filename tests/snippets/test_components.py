@@ -1,4 +1,4 @@
-"""The snippet of the components document: registrations that nobody awaits, a request as a dict, and what came of it."""
+"""The snippet of the components document: registrations that nobody awaits, and a request as a dict."""
 
 from decimal import Decimal
 

@@ -33,6 +33,7 @@ from apikeyrouter.serving.admission import Admissions, Admitted
 from apikeyrouter.serving.configuring import Configuration
 from apikeyrouter.serving.decisions import Decisions
 from apikeyrouter.serving.observing import Observer
+from apikeyrouter.serving.spending import Spending
 
 CHORES_SECONDS = 2.0
 """Longest that somebody waits for what is written behind the requests' backs."""
@@ -64,11 +65,10 @@ class RouterBackground:
     _configuration: Configuration
     _decisions: Decisions
     _observer: Observer
+    _spending: Spending
 
     def __init__(self) -> None:
         self.in_flight = 0
-        self.spent_nanousd = 0
-        self.unpriced_requests = 0
         self._strategies_told: dict[str, float] = {}
         self._lanes_known: tuple[int, list[str]] = (-1, [])
         self._restored = 0
@@ -147,6 +147,7 @@ class RouterBackground:
         if self.key_manager.is_due():
             await self._refresh()
         await self.key_manager.flush_tally()
+        await self._spending.flush()
         if self._keeping is None or self._keeping.done():  # a store that hangs holds up nothing else
             self._keeping = self._chore(self._flush_decisions())
         if time.perf_counter() >= self._ratios_at:
@@ -255,9 +256,9 @@ class RouterBackground:
         facts.total_us = int((time.perf_counter() - call.started) * 1e6)
         facts.overhead_us = max(0, facts.total_us - facts.upstream_us)
         if facts.cost_nanousd is None:
-            self.unpriced_requests += facts.outcome == "ok"
+            self._spending.unpriced_requests += facts.outcome == "ok"
         else:
-            self.spent_nanousd += facts.cost_nanousd
+            self._spending.nanousd += facts.cost_nanousd
         if facts.outcome != "ok" or len(facts.attempts) > 1:
             self.key_manager.tally(facts)
         self._decisions.keep(facts)

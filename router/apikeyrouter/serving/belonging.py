@@ -88,7 +88,8 @@ class RouterBelonging(RouterBackground):
             )
         inherited = (self._loop, engine, self._attempts.abandon(), self.books.abandon(), self._watcher, self._chores)
         _INHERITED.append(inherited)
-        self.in_flight = self.spent_nanousd = self.unpriced_requests = 0
+        self.in_flight = 0
+        self._spending.begin_anew()
 
     def _engine_anew(self, engine: Engine) -> Engine:
         """An engine for the new loop: in process it is the old one, state and all."""

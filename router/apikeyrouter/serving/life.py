@@ -47,6 +47,7 @@ from apikeyrouter.serving.observing import Observer
 from apikeyrouter.serving.outcomes import interpret
 from apikeyrouter.serving.policing import Policing
 from apikeyrouter.serving.quoting import Quotes
+from apikeyrouter.serving.spending import Spending
 
 LEASE_US = 30_000_000
 ABORT_SECONDS_AT_CLOSE = 1.0
@@ -81,6 +82,7 @@ class RouterLife(RouterBelonging):
         self.snapshot = Snapshot()
         self.on_finished: list[Callable[[Facts], None]] = []
         self._decisions = Decisions(self.state_store, kept=self.settings.max_decisions)
+        self._spending = Spending(self.state_store)
         self.observability = Observability(observability_manager, decide=decision_of, recent=lambda: self.decisions)
         self.observability_manager = self.observability if observability_manager is None else observability_manager
         self.decided = 0
@@ -210,6 +212,7 @@ class RouterLife(RouterBelonging):
         with contextlib.suppress(Exception):  # counts and decisions of the last quarter of a second
             async with asyncio.timeout(FLUSH_SECONDS_AT_CLOSE):
                 await self.key_manager.flush_tally()
+                await self._spending.flush()
                 await self._decisions.flush()
         with contextlib.suppress(Exception):  # learned ratios are a convenience; losing them costs accuracy only
             await self._share_ratios()

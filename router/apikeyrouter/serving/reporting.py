@@ -97,9 +97,26 @@ def summarise(
         Level.EXHAUSTED if key.state is KeyState.Exhausted else levels.get(key.id, Level.ABUNDANT)
         for key in catalogue.keys.values()
     )
-    held = sum(scope.held + scope.suspense for scope in scopes)
     return StateSummary(
         keys=KeySummary(total=len(states), **counts),
         quotas=QuotaSummary(**{f"{level.name.lower()}_keys": quotas[level] for level in Level}),
-        costs=CostSummary(total_spent=dollars(spent), held=dollars(held), unpriced_requests=unpriced),
+        costs=CostSummary(
+            total_spent=dollars(spent), unpriced_requests=unpriced,
+            held=dollars(_together({scope.id: scope.held for scope in scopes})),
+            suspense=dollars(_together({scope.id: scope.suspense for scope in scopes})),
+        ),
+        providers=len(catalogue.providers),
+        as_of=datetime.now(UTC),
     )  # fmt: skip
+
+
+def _together(amounts: Mapping[str, int]) -> int:
+    """What budgets (by id: kind, whose, name) hold together. A request holds in several; none is counted twice."""
+    whose: dict[str, int] = {}
+    for scope_id, amount in amounts.items():
+        target = scope_id.rpartition(":")[0]
+        whose[target] = max(amount, whose.get(target, 0))
+    kinds: Counter[str] = Counter()
+    for target, amount in whose.items():
+        kinds[target.partition(":")[0]] += amount
+    return max(kinds.values(), default=0)

@@ -31,7 +31,10 @@ class QuotaSummary(EdgeModel):
 
 
 class CostSummary(EdgeModel):
-    """Money in dollars. `unpriced_requests` are those whose price is unknown: in no sum."""
+    """Money in dollars, of all processes on the store; `total_spent` since the store was made.
+
+    `held` and `suspense` as budgets see them. `unpriced_requests` are those whose price is unknown: in no sum.
+    """
 
     total_spent: Decimal = Decimal(0)
     held: Decimal = Decimal(0)
@@ -40,7 +43,7 @@ class CostSummary(EdgeModel):
 
 
 class StateSummary(EdgeModel):
-    """What `get_state_summary()` returns, at most a second old."""
+    """What `get_state_summary()` returns, at most a second old. `providers`, and keys of them: those known here."""
 
     keys: KeySummary = Field(default_factory=KeySummary)
     quotas: QuotaSummary = Field(default_factory=QuotaSummary)
