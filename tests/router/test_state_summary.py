@@ -68,4 +68,5 @@ async def test_answers_without_a_price_are_counted_and_in_no_sum(
     async with house(simulator, store, ("a1",)) as made:
         assert (await made.route(model="a-model-without-a-price")).cost is None
         costs = (await made.router.get_state_summary()).costs
-        assert (costs.unpriced_requests, costs.total_spent) == (1, 0)
+        assert costs.unpriced_requests == 1
+        assert costs.total_spent == Decimal(0)

@@ -1,6 +1,7 @@
 """The snippets of the examples' README: objectives, policies, quotas and four usage patterns."""
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import pytest
 
@@ -23,7 +24,7 @@ async def test_objectives_take_the_values_of_their_types(router: ApiKeyRouter, i
     objectives = [
         RoutingObjective(
             primary=ObjectiveType.Cost.value,
-            secondary=ObjectiveType.Reliability.value,  # type: ignore[arg-type]  # a single name is as good as a list
+            secondary=ObjectiveType.Reliability.value,
             weights={"cost": 0.8, "reliability": 0.2},
         ),
         RoutingObjective(primary=ObjectiveType.Reliability.value, weights={"reliability": 0.9, "cost": 0.1}),
@@ -84,7 +85,7 @@ async def test_pattern_2_cost_first_under_a_budget(router: ApiKeyRouter) -> None
     )
     await router.drain()
     (budget,) = await router.cost_controller.list_budgets()
-    assert (budget.limit, budget.period, budget.scope) == (1000, "monthly", BudgetScope.Policy)
+    assert (budget.limit, budget.period, budget.scope) == (Decimal(1000), TimeWindow.Monthly, BudgetScope.Policy)
     assert budget.current_spending == response.metadata.cost_actual
 
 

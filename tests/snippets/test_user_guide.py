@@ -366,7 +366,7 @@ async def test_without_eligible_keys_the_state_says_so_and_another_key_helps(
 async def test_a_budget_is_read_and_made_soft(router: ApiKeyRouter, intent: RequestIntent) -> None:
     made = await router.cost_controller.create_budget(BudgetScope.Global, Decimal("0.000001"), TimeWindow.Daily)
     budget = await router.cost_controller.get_budget(made.id)
-    assert (budget.current_spending, budget.limit) == (0, Decimal("0.000001"))
+    assert (budget.current_spending, budget.limit) == (Decimal(0), Decimal("0.000001"))
     with contextlib.suppress(BudgetExceededError):
         await router.route(intent)
         pytest.fail("a hard budget of a millionth admits nothing")

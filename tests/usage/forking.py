@@ -80,7 +80,10 @@ def sync_and_fork(redis_url: str, openai_url: str) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         verdict = ask(lambda: router.sync.route(intent()), 5)
-        verdict |= {"settled": router.books.settled, "spent": router.spent_nanousd}
+        verdict |= {
+            "settled": router.books.settled,
+            "spent": int(router.sync.get_state_summary().costs.total_spent * 10**9),
+        }
         router.sync.close()
         return verdict
 
