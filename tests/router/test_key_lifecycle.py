@@ -13,6 +13,7 @@ from apikeyrouter.domain.components.routing_engine import NoEligibleKeysError
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.api_key import APIKey, KeyState
+from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.infrastructure.adapters.openai_adapter import OpenAIAdapter
@@ -153,6 +154,12 @@ async def test_eligible_keys_are_those_by_state_provider_and_permission(
         assert [key.id for key in await keys.get_eligible_keys()] == [one.id, two.id, three.id]
         assert [key.id for key in await keys.get_eligible_keys("openai")] == [one.id, two.id]
         assert [key.id for key in await keys.get_eligible_keys(policy=european)] == [one.id, three.id]
+        rules = {"denied_regions": ["us"]}
+        declared = {"name": "eu", "scope": "team", "scope_id": "eng", "rules": rules}
+        assert [key.id for key in await keys.get_eligible_keys(policy=declared)] == [one.id, three.id]
+        assert [key.id for key in await keys.get_eligible_keys("openai", Policy.parse(declared))] == [one.id]
+        with pytest.raises(InvalidRequestError, match="denied_planets"):
+            await keys.get_eligible_keys(policy={"name": "x", "rules": {"denied_planets": ["mars"]}})
         await keys.disable_key(one.id)
         assert [key.id for key in await keys.get_eligible_keys(policy=european)] == [three.id]
 

@@ -106,6 +106,17 @@ async def test_reencrypting_says_how_many_and_names_what_it_cannot_open(
             await router.key_manager.reencrypt()
 
 
+async def test_a_key_whose_master_key_was_lost_can_be_rotated(simulator: SimulatorProcess, redis_url: str) -> None:
+    async with keyholder(redis_url, simulator.openai_url, MASTER_KEY) as old:
+        key = await old.ask("register", A1)
+    store = RedisStateStore(redis_url)
+    async with ApiKeyRouter(state_store=store, config={"encryption_key": OTHER_MASTER}) as router:
+        await router.register_provider("openai", OpenAIAdapter(simulator.openai_url))
+        assert router.catalogue.keys == {}
+        await router.key_manager.rotate_key(key, B1)
+        assert (await router.route(intent())).key_used == key
+
+
 async def test_a_request_of_another_process_under_way_ends_on_the_old_material(
     simulator: SimulatorProcess, redis_url: str
 ) -> None:

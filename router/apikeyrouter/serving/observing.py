@@ -15,7 +15,9 @@ from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 
 OBSERVE_EVERY_SECONDS = 0.5
 """A lane is re-synced with its provider's headers at most this often, but for refusals."""
-OBSERVED_MAX = 20_000
+LOOK_EVERY_SECONDS = 30.0
+"""How often a key whose organisation is known is looked at again."""
+OBSERVED_MAX = 40_000
 PAUSE_SECONDS_DEFAULT = 1.0
 """How long a lane rests whose provider says that nothing is left, but not of what or until when."""
 PAUSE_SECONDS_MAX = 86_400.0
@@ -40,17 +42,22 @@ class Observer:
 
     def seen(self, option: Option, status: int, headers: Mapping[str, str]) -> None:
         """An answer came. Cheap: most are not looked at."""
-        lane, now = option.lanes[1], time.perf_counter()
-        if now < self._due.get(option.key.id, 0.0) and status != TOO_MANY_REQUESTS:
+        lane, key_id, due, now = option.lanes[1], option.key.id, self._due, time.perf_counter()
+        resync = status == TOO_MANY_REQUESTS or now >= due.get(lane, 0.0)
+        look = now >= due.get(key_id, 0.0)
+        if not (resync or look):
             return
-        if len(self._due) >= OBSERVED_MAX:
-            self._due.clear()
-        self._due[option.key.id] = now + OBSERVE_EVERY_SECONDS
+        if len(due) >= OBSERVED_MAX:
+            due.clear()
         told = option.provider.wire.observe(headers)
-        self._resync(lane, told, now)
-        self._whose(option, headers)
-        if told and not option.key.organization:
-            self._compare(option, told, now)
+        if resync:
+            due[lane] = now + OBSERVE_EVERY_SECONDS
+            self._resync(lane, told, now)
+        if look:
+            self._whose(option, headers)
+            due[key_id] = now + (LOOK_EVERY_SECONDS if option.key.organization else OBSERVE_EVERY_SECONDS)
+            if told and not option.key.organization:
+                self._compare(option, told, now)
 
     def refused(self, option: Option, failure: Failure) -> None:
         """A provider said no; its words may state the limit that headers did not."""

@@ -24,8 +24,9 @@ PRIOR_BLOCKS = 2.0
 """How many observed blocks the guess from the next shorter time is worth."""
 WIDENING = 2.2
 """How much the variance grows when time doubles, until it is observed: 2 were independence, 4 a rate never known."""
-DOUBT = 1.0
-"""How much of the distance between what the memories say is added to the uncertainty."""
+DOUBT = 2.0
+NOISE = 1.0
+"""How much of what the memories disagree by, beyond so many times what chance explains, is added to the variance."""
 BISECTIONS = 30
 _RATES = (-2, 0, 2)
 """Memories that compete for a time: a quarter of it, as long, and four times as long; and a trend."""
@@ -226,9 +227,15 @@ class Burn:
         below = min(0.0, exponent)
         per_unit *= (WIDENING / 2) ** beyond * 2**below
         observations = n_near * (1 - part) + n_far * part
-        apart = [self._mean(high, place) for place in range(_EXPERTS)]
-        doubt = DOUBT * (max(apart) - min(apart)) / (1 << high) * slots
-        return Demand(mean, per_unit * mean + doubt**2, max(1.0, observations / (1 + beyond)))
+        variance = per_unit * mean + DOUBT * self._doubt(high, slots, per_unit * mean)
+        return Demand(mean, variance, max(1.0, observations / (1 + beyond)))
+
+    def _doubt(self, number: int, slots: float, chance: float) -> float:
+        """What the memories disagree by beyond what chance explains, squared, over so many slots. `chance`: variance
+        of what so many slots consume at a rate that is known."""
+        told = [self._mean(number, place) / (1 << number) * slots for place in range(_EXPERTS)]
+        shortest = min(max(number + _RATES[0], 0), len(self._levels) - 1)
+        return max(0.0, (max(told) - min(told)) ** 2 - NOISE * chance * slots / (1 << shortest))
 
     def _rate(self, number: int) -> float:
         return self._mean(number, self._best(number)) / (1 << number)

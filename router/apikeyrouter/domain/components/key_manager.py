@@ -6,7 +6,7 @@ take it over.
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +14,7 @@ from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.key_identity import check_material, derive_key_id
 from apikeyrouter.domain.components.key_ring import Announce, KeyRing, Lanes, Report, Vault, routed
 from apikeyrouter.domain.components.key_states import move, move_along, noted
+from apikeyrouter.domain.components.policy_checks import evaluated
 from apikeyrouter.domain.components.quota_groups import Conflict
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.interfaces.state_store import KeyDecision, StateQuery, StateStore
@@ -27,6 +28,7 @@ from apikeyrouter.domain.models.api_key import (
     StateTransition,
 )
 from apikeyrouter.domain.models.call import Facts
+from apikeyrouter.domain.models.policy import Policy, PolicyScope
 from apikeyrouter.domain.models.quota_state import Quota
 from apikeyrouter.domain.models.system_error import (
     EncryptionError,
@@ -192,10 +194,27 @@ class KeyManager:
         found: list[APIKey] = await self._store.query_state(StateQuery("APIKey", provider_id=provider_id))
         return await self._all_counted(found)
 
-    async def get_eligible_keys(self, provider_id: str | None = None, policy: Permits | None = None) -> list[APIKey]:
-        """Keys that requests may be routed to by their state, and that `policy` permits; oldest first."""
-        found = await self.list_keys(provider_id)
-        return [key for key in found if key.state.eligible and (policy is None or policy(key))]
+    async def get_eligible_keys(
+        self, provider_id: str | None = None, policy: Policy | Mapping[str, Any] | Permits | None = None
+    ) -> list[APIKey]:
+        """Keys that requests may be routed to by their state, and that the policy permits; oldest first.
+
+        `policy`: one as it is declared, taken to be in force for whom it is about; or a function of a key. Errors:
+        InvalidRequestError for a policy that is not valid.
+        """
+        permits = self._permission(policy)
+        return [key for key in await self.list_keys(provider_id) if key.state.eligible and permits(key)]
+
+    def _permission(self, policy: Policy | Mapping[str, Any] | Permits | None) -> Permits:
+        if policy is None:
+            return lambda key: True
+        if not isinstance(policy, Policy | Mapping):
+            return policy
+        declared = Policy.parse(policy)
+        about = {PolicyScope.Team: "team", PolicyScope.Client: "client", PolicyScope.Model: "model"}.get(declared.scope)
+        whose = {about: declared.scope_id} if about is not None else {}
+        now = time.time()
+        return lambda key: evaluated(declared, {"key_id": key.id, **whose}, self._catalogue, now).allowed
 
     async def get_transitions(self, key_id: str | None = None, *, limit: int = 1000) -> list[StateTransition]:
         """The newest entries of the audit trail, oldest first: who changed what, when and why."""
@@ -356,7 +375,7 @@ class KeyManager:
 
         def rotate(stored: APIKey) -> KeyChange | None:
             nonlocal old
-            old = vault.decrypt(stored.encrypted_material, key_id=old_key_id)
+            old = _opened(vault, stored) or ""  # what cannot be opened any more can still be replaced
             if old == material:
                 return None
             sealed = vault.encrypt(material, key_id=old_key_id)
@@ -371,7 +390,8 @@ class KeyManager:
             change = await self._store.change_key(old_key_id, _if_known(old_key_id, rotate))
             if change is None or change.key is None:
                 return await self._known(old_key_id)
-            await self._alias(derive_key_id(old, provider_id=key.provider_id), old_key_id, retired=True)
+            if old:
+                await self._alias(derive_key_id(old, provider_id=key.provider_id), old_key_id, retired=True)
             await self._alias(derived, old_key_id, retired=False)
             await self._ring.adopt(change.key, material, change.key.routing)
         self._tell(change)
