@@ -12,11 +12,12 @@ from typing import Any
 
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.key_identity import check_material, derive_key_id
+from apikeyrouter.domain.components.key_probing import ask, verdict_of
 from apikeyrouter.domain.components.key_ring import Announce, KeyRing, Lanes, Report, Vault, routed
 from apikeyrouter.domain.components.key_states import move, move_along, noted
+from apikeyrouter.domain.components.key_tally import KeyTally
 from apikeyrouter.domain.components.policy_checks import evaluated
 from apikeyrouter.domain.components.quota_groups import Conflict
-from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.interfaces.state_store import KeyDecision, StateQuery, StateStore
 from apikeyrouter.domain.models.api_key import (
     APIKey,
@@ -27,21 +28,16 @@ from apikeyrouter.domain.models.api_key import (
     KeyState,
     StateTransition,
 )
-from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.domain.models.policy import Policy, PolicyScope
 from apikeyrouter.domain.models.quota_state import Quota
 from apikeyrouter.domain.models.system_error import (
     EncryptionError,
-    ErrorCategory,
     InvalidRequestError,
     KeyRegistrationError,
 )
 
 __all__ = ["KeyManager", "KeyRegistrationError", "Lanes", "Vault"]
 
-FAILURES = "key_failures"
-"""Counters: failed attempts by key id."""
-NOT_THE_KEYS_FAULT = frozenset({"", "cancelled", ErrorCategory.ValidationError.value})
 ALIASES = "key_alias"
 """Documents: the id that material would derive → the key that has it, or had it before it was rotated."""
 OPERATOR = "operator"
@@ -74,7 +70,9 @@ class KeyManager:
             store, catalogue, vault, lanes=lanes, announce=announce, report=report, report_conflict=report_conflict
         )
         self.learn_organization = self._ring.learn_organization
-        self._failed: dict[str, int] = {}
+        self._tally = KeyTally(store, lanes)
+        self.tally, self.flush_tally = self._tally.count, self._tally.flush
+        self._counted, self._all_counted = self._tally.told, self._tally.all_told
         self.refresh, self.refresh_key = self._ring.refresh, self._ring.refresh_key
         self.is_due, self.restore_if_emptied = self._ring.is_due, self._ring.restore_if_emptied
 
@@ -223,40 +221,6 @@ class KeyManager:
         )
         return found
 
-    def tally(self, facts: Facts) -> None:
-        """Count the failed attempts of a request that has ended; `flush_tally` tells the others."""
-        for attempt in facts.attempts:
-            if attempt.failure not in NOT_THE_KEYS_FAULT:
-                self._failed[attempt.key_id] = self._failed.get(attempt.key_id, 0) + 1
-
-    async def flush_tally(self) -> None:
-        """Add what was counted here to what the fleet counted."""
-        counted, self._failed = self._failed, {}
-        if counted:
-            try:
-                await self._store.add_counts(FAILURES, counted)
-            except BaseException:
-                for key_id, number in counted.items():
-                    self._failed[key_id] = self._failed.get(key_id, 0) + number
-                raise
-
-    async def _counted(self, key: APIKey) -> APIKey:
-        return (await self._all_counted([key]))[0]
-
-    async def _all_counted(self, keys: list[APIKey]) -> list[APIKey]:
-        ids = [key.id for key in keys]
-        uses, failures = await self._lanes.uses(ids), await self._store.get_counts(FAILURES, ids)
-        return [
-            key.model_copy(
-                update={
-                    "usage_count": uses[key.id][0],
-                    "last_used_at": uses[key.id][1],
-                    "failure_count": failures.get(key.id, 0) + self._failed.get(key.id, 0),
-                }
-            )
-            for key in keys
-        ]
-
     # --- states --------------------------------------------------------------------------------------------------
 
     async def update_key_state(
@@ -320,10 +284,10 @@ class KeyManager:
             raise InvalidRequestError(f"provider {key.provider_id!r} of key {key_id} is not registered here")
         text = self._vault().decrypt(key.encrypted_material, key_id=key_id)
         started = time.perf_counter()
-        works, message = await _ask(provider.adapter, KeyMaterial(text, key_id=key_id, metadata=key.metadata))
+        works, message = await ask(provider.adapter, KeyMaterial(text, key_id=key_id, metadata=key.metadata))
         latency_ms = int((time.perf_counter() - started) * 1000)
         state = key.state
-        verdict = _verdict(key.state, works)
+        verdict = verdict_of(key.state, works)
         if verdict is not None:
             entry = await self.update_key_state(
                 key_id, verdict, message, actor=actor, generation=key.generation
@@ -484,26 +448,6 @@ def _opened(vault: Vault, key: APIKey) -> str | None:
         return vault.decrypt(key.encrypted_material, key_id=key.id) if key.encrypted_material else None
     except EncryptionError:
         return None
-
-
-async def _ask(adapter: ProviderAdapter, material: KeyMaterial) -> tuple[bool | None, str]:
-    """Whether the provider takes the key, None if it did not say, and a word about it."""
-    try:
-        works = await adapter.probe_key(material)
-    except Exception as exc:
-        return None, f"the probe failed: {type(exc).__name__}"
-    if works is None:
-        return None, "the provider gave no verdict"
-    return works, "the provider took the key" if works else "the provider refused the key"
-
-
-def _verdict(state: KeyState, works: bool | None) -> KeyState | None:
-    """The state that a probe moves a key to; None: it stays."""
-    if works and state is KeyState.Invalid:
-        return KeyState.Available
-    if works is False and state not in (KeyState.Invalid, KeyState.Disabled):
-        return KeyState.Invalid
-    return None
 
 
 def _now() -> datetime:
