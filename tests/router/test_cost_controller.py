@@ -1,6 +1,7 @@
 """The desk beside the gate: budgets made, changed and read in code, and what was spent elsewhere."""
 
 import asyncio
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -387,3 +388,25 @@ async def test_a_budget_made_in_code_survives_a_restart_with_what_was_spent(
             await made.route(team="blue")
         assert caught.value.details["settled"] == Decimal("0.5")
         assert isinstance(await made.router.cost_controller.estimate_request_cost(intent()), CostEstimate)
+
+
+async def test_thresholds_and_soft_excess_are_told_as_events(simulator: SimulatorProcess, store: StateStore) -> None:
+    async with house(simulator, store, ["a1"]) as made:
+        told: list[Mapping[str, Any]] = []
+        made.router.subscribe_to_events("budget.threshold", told.append)
+        made.router.subscribe_to_events("budget.soft_exceeded", told.append)
+        desk = made.router.cost_controller
+        budget = await desk.create_budget("global", 10, enforcement_mode="soft")
+        for amount, percent in ((4, None), (1, 50), ("0.5", None), ("3.6", 90), (5, 100)):
+            await desk.update_spending(budget.id, amount)
+            before = len(told)
+            for _ in range(2):  # each is told once
+                await desk.sample()
+            if percent is not None:
+                await until(lambda before=before: len(told) > before)
+                assert [(event["scope"], event["percent"]) for event in told[before:]] == [(budget.id, percent)]
+        before = len(told)
+        answer = await made.route()
+        await until(lambda: len(told) > before)
+        assert (told[-1]["event"], told[-1]["scope"]) == ("budget.soft_exceeded", budget.id)
+        assert told[-1]["request_id"] == answer.request_id

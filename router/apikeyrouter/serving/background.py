@@ -40,8 +40,8 @@ CHORES_SECONDS = 2.0
 STRATEGY_EVERY_SECONDS = 60.0
 RATIOS_DOCUMENT = ("token_ratios", "learned")
 RATIOS_EVERY_SECONDS = 30.0
-SAMPLE_EVERY_SECONDS = 10.0
-"""How often the books of all budgets are read for forecasts."""
+SAMPLE_EVERY_SECONDS = 5.0
+"""How often the books of all budgets are read, for forecasts and thresholds."""
 _log = EventLog("apikeyrouter")
 
 

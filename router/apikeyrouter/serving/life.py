@@ -99,7 +99,7 @@ class RouterLife(RouterBelonging):
         self.cost_controller = CostController(
             self.catalogue, self.ledger, self._configuration.budgets, self.estimator,
             quote=Quotes(self.catalogue, self._admissions, self.estimator), recent=self._recent, started=self._started,
-            defer=lambda work: self._deferrals.add(work),
+            defer=lambda work: self._deferrals.add(work), emit=self.observability.emit,
         )  # fmt: skip
         self.policy_engine = PolicyEngine(
             self.catalogue, self.state_store, self._configuration.budgets, choose=self._first_choice,

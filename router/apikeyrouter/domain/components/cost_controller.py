@@ -30,6 +30,8 @@ from apikeyrouter.domain.models.system_error import BudgetExceededError, Invalid
 
 __all__ = ["BudgetExceededError", "Budgets", "CostController", "Quote"]
 
+THRESHOLDS = (50, 80, 90, 100)
+"""Percent of a budget's limit at which an event is told, once a period."""
 E = TypeVar("E", bound=StrEnum)
 Money = Decimal | int | float | str
 Intent = RequestIntent | Mapping[str, Any]
@@ -77,9 +79,13 @@ class CostController:
         recent: Callable[[str], Facts | None],
         started: Callable[[], Awaitable[None]],
         defer: Callable[[Callable[[], Awaitable[None]]], object],
+        emit: Callable[..., None],
     ) -> None:
         self._catalogue, self._budgets, self._estimator = catalogue, budgets, estimator
         self._quote, self._recent, self._started, self._defer = quote, recent, started, defer
+        self._emit = emit
+        self._passed: dict[str, tuple[int, int]] = {}
+        """Per budget: the start of its period, and the largest threshold that was told in it."""
         self._books = BudgetBooks(ledger, period=budgets.period)
 
     # --- budgets -------------------------------------------------------------------------------------------------
@@ -201,8 +207,22 @@ class CostController:
         return min(statuses, key=lambda status: status.remaining / status.limit)
 
     async def sample(self) -> None:
-        """Note what every budget has spent by now, for forecasts. Called now and then."""
-        await self._books.states(list(self._catalogue.budget_rules().values()))
+        """Note what every budget has spent by now, for forecasts, and tell of each that passed a threshold.
+
+        Called now and then.
+        """
+        rules = self._catalogue.budget_rules()
+        for id_, state in (await self._books.states(list(rules.values()))).items():
+            spent, limit = state.settled + state.held + state.suspense, rules[id_].scope.limit_nanousd
+            passed = max((percent for percent in THRESHOLDS if spent * 100 >= limit * percent), default=0)
+            start, told = self._passed.get(id_, (-1, 0))
+            if passed > (told if start == state.starts_at_us else 0):
+                resets_at = self._books.resets_at(rules[id_].scope)
+                self._emit(
+                    "budget.threshold", scope=id_, percent=passed, limit_nanousd=limit, spent_nanousd=spent,
+                    resets_at_us=None if resets_at is None else int(resets_at.timestamp() * 1e6),
+                )  # fmt: skip
+            self._passed[id_] = (state.starts_at_us, max(passed, told if start == state.starts_at_us else 0))
 
     async def _put(self, budget: Budget) -> Budget:
         rule = rule_of(budget, source="code")
