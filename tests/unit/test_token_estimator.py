@@ -6,9 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apikeyrouter.domain.components.text_kinds import Kind
 from apikeyrouter.domain.components.token_estimator import RATIO_MAX, TokenEstimator
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
 from apikeyrouter.domain.models.usage import Usage
+
+ONES = [1] * len(Kind)
 
 
 def request(text: int = 4000, *, cap: int | None = None, choices: int = 1, unbounded: bool = False) -> ParsedRequest:
@@ -92,9 +95,11 @@ def test_models_remembered_are_bounded() -> None:
 
 @pytest.mark.parametrize(
     "state",
-    [{}, {"version": 2, "models": [["p", "m", 1, 1, 1]]}, {"version": 1, "models": 5}, {"version": 1, "models": [[]]},
-     {"version": 1, "models": [["p", "m", "x", 1, 1]]}, {"version": 1, "models": [["p", 5, 1, 1, 1]]},
-     {"version": 1, "models": [["p", "m", -1, 1, 1]]}, {"version": 1, "models": [["p", "m", float("nan"), 1, 1]]}],
+    [{}, {"version": 1, "models": [["p", "m", 1, 1, ONES, ONES]]}, {"version": 2, "models": 5},
+     {"version": 2, "models": [[]]}, {"version": 2, "models": [["p", "m", "x", 1, ONES, ONES]]},
+     {"version": 2, "models": [["p", 5, 1, 1, ONES, ONES]]}, {"version": 2, "models": [["p", "m", -1, 1, ONES, ONES]]},
+     {"version": 2, "models": [["p", "m", 1, 1, ONES, ONES[1:]]]}, {"version": 2, "models": [["p", "m", 1, 1, 5, 5]]},
+     {"version": 2, "models": [["p", "m", 1, float("nan"), ONES, ONES]]}, {"version": 2, "costs": [["p", "m", 0]]}],
 )  # fmt: skip
 def test_a_state_that_is_not_ours_is_skipped(state: dict[str, object]) -> None:
     estimator = TokenEstimator()

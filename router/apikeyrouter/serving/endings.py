@@ -148,6 +148,7 @@ class Endings:
             return
         self._estimator.learn(
             admitted.option.provider.id, admitted.option.model, base_tokens=admitted.estimate.base_tokens,
+            kind=admitted.estimate.kind,
             choices=admitted.parsed.choices, usage=usage,
         )  # fmt: skip
 

@@ -140,11 +140,12 @@ def _parsed(call: Call, option: Option) -> tuple[str, ParsedRequest | None]:
 def _plain(intent: RequestIntent, *, stream: bool) -> ParsedRequest:
     """What routing needs to know of an intent whose adapter has no dialect of ours: its size, and its caps."""
     told = {"messages": intent.to_wire_messages(), **(intent.payload or {})}
-    size = len(msgspec.json.encode(told))
+    body = msgspec.json.encode(told)
+    size = len(body)
     cap = next((intent.parameters[name] for name in _CAPS if isinstance(intent.parameters.get(name), int)), None)
     choices = intent.parameters.get("n")
     return ParsedRequest(
         model=intent.model, stream=stream, choices=choices if isinstance(choices, int) and choices > 0 else 1,
         max_output_tokens=cap, input_bytes=size, messages=len(intent.messages), extra_tokens=0, unbounded=False,
-        include_usage=True, fields={}, text_bytes=size,
+        include_usage=True, fields={}, text_bytes=size, body=body,
     )  # fmt: skip

@@ -1,12 +1,14 @@
 """How many tokens a request will take: the expected number, learned from answers, and the bound, which is never passed.
 
 Expected: bytes of decoded text ÷ 4 (`providers.md` §4.2: −63 % … +88 % by kind of text), a few tokens a message, a flat
-number per image, times a ratio learned per (provider, model). Bound (law 7): one token is at least one byte.
+number per image, times a ratio learned per (provider, model) and kind of text. Bound (law 7): one token is at least one
+byte.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from apikeyrouter.domain.components.text_kinds import Kind, kind_of
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
 from apikeyrouter.domain.models.usage import Usage
 
@@ -41,14 +43,14 @@ COST_RATIO_MAX = 100.0
 COST_SHARE = 0.3
 """How far one reconciled request moves the ratio of costs."""
 
-EXPORT_VERSION = 1
+EXPORT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class TokenEstimate:
     """Tokens of one request. `bound_*` None: no bound exists (a file id, no token cap).
 
-    `base_tokens` is the expected input before the learned ratio; hand it back to `learn`.
+    `base_tokens` is the expected input before the learned ratio, `kind` the kind of text; hand both back to `learn`.
     """
 
     input_tokens: int
@@ -56,15 +58,22 @@ class TokenEstimate:
     bound_input: int | None
     bound_output: int | None
     base_tokens: int
+    kind: Kind = Kind.PROSE
 
 
 class _Learned:
-    __slots__ = ("output", "ratio", "weight")
+    """What is known of a model: its usual output, and per kind of text how much smaller than expected its input is.
 
-    def __init__(self, ratio: float = 1.0, output: float = float(OUTPUT_TOKENS), weight: float = 0.0) -> None:
-        self.ratio = ratio
-        self.output = output
-        self.weight = weight
+    The inverse ratio is what is averaged: the harmonic mean of ratios is nearest to them all in relative terms.
+    """
+
+    __slots__ = ("inverse", "output", "weight", "weights")
+
+    def __init__(self) -> None:
+        self.output = float(OUTPUT_TOKENS)
+        self.weight = 0.0
+        self.inverse = [1.0] * len(Kind)
+        self.weights = [0.0] * len(Kind)
 
 
 _UNSEEN = _Learned()
@@ -86,17 +95,19 @@ class TokenEstimator:
         if parsed.stated is not None:
             return TokenEstimate(*parsed.stated, base_tokens=0)
         learned = self._learned.get((provider_id, model), _UNSEEN)
-        base = base_tokens(parsed)
+        kind, counted = kind_of(parsed)
+        base = base_tokens(parsed) if counted == 1.0 else base_tokens(parsed, counted)
         cap = parsed.max_output_tokens if token_cap is None else token_cap
         output = int(learned.output) + 1
         if cap is not None and output > cap:
             output = cap
         return TokenEstimate(
-            int(base * learned.ratio) + 1,
+            int(base / learned.inverse[kind]) + 1,
             output * parsed.choices,
             bound_input(parsed),
             None if cap is None else bound_output(parsed, cap),
             base,
+            kind,
         )
 
     def confidence(self, provider_id: str, model: str) -> float:
@@ -104,7 +115,9 @@ class TokenEstimator:
         learned = self._learned.get((provider_id, model), _UNSEEN)
         return (learned.weight + 1) / (learned.weight + 4)
 
-    def learn(self, provider_id: str, model: str, *, base_tokens: int, choices: int, usage: Usage) -> None:
+    def learn(
+        self, provider_id: str, model: str, *, base_tokens: int, choices: int, usage: Usage, kind: Kind = Kind.PROSE
+    ) -> None:
         """Take an answer into account. What is itself an estimate, or counts no input, teaches nothing."""
         if usage.estimated or usage.input_tokens <= 0 or base_tokens <= 0:
             return
@@ -113,11 +126,11 @@ class TokenEstimator:
         self._learned[key] = learned
         if len(self._learned) > self._models_max:
             del self._learned[next(iter(self._learned))]
+        weight = learned.weights[kind] = min(learned.weights[kind] + 1.0, WEIGHT_MAX)
+        inverse = min(max(base_tokens / usage.input_tokens, 1 / RATIO_MAX), 1 / RATIO_MIN)
+        learned.inverse[kind] += (inverse - learned.inverse[kind]) / weight
         learned.weight = min(learned.weight + 1.0, WEIGHT_MAX)
-        share = 1.0 / learned.weight
-        ratio = min(max(usage.input_tokens / base_tokens, RATIO_MIN), RATIO_MAX)
-        learned.ratio += (ratio - learned.ratio) * share
-        learned.output += (usage.output_tokens / max(choices, 1) - learned.output) * share
+        learned.output += (usage.output_tokens / max(choices, 1) - learned.output) / learned.weight
 
     def learn_cost(self, provider_id: str, model: str, *, estimated: int, actual: int) -> None:
         """Take into account what a request really cost, in the same unit as what was estimated. Bounds stay."""
@@ -132,7 +145,10 @@ class TokenEstimator:
 
     def export(self) -> dict[str, object]:
         """What was learned, as plain JSON values."""
-        rows = [[p, m, round(x.ratio, 4), round(x.output, 1), x.weight] for (p, m), x in self._learned.items()]
+        rows = [
+            [p, m, round(x.output, 1), x.weight, [round(i, 4) for i in x.inverse], x.weights[:]]
+            for (p, m), x in self._learned.items()
+        ]
         costs = [[provider, model, round(ratio, 4)] for (provider, model), ratio in self.cost_ratios.items()]
         return {"version": EXPORT_VERSION, "models": rows, "costs": costs}
 
@@ -141,31 +157,34 @@ class TokenEstimator:
 
         Rows that are not what `export` writes are skipped: the state comes from outside.
         """
-        rows = state.get("models") if state.get("version") == EXPORT_VERSION else None
-        for row in rows[: self._models_max] if isinstance(rows, list) else ():
-            self._merge_row(row)
-        costs = state.get("costs")
-        for row in costs[: self._models_max] if isinstance(costs, list) else ():
-            self._merge_cost(row)
+        if state.get("version") != EXPORT_VERSION:
+            return
+        for name, take in (("models", self._merge_row), ("costs", self._merge_cost)):
+            rows = state.get(name)
+            for row in rows[: self._models_max] if isinstance(rows, list) else ():
+                take(row)
 
     def _merge_row(self, row: object) -> None:
-        if not isinstance(row, list) or len(row) != 5:
+        if not isinstance(row, list) or len(row) != 6:
             return
-        provider_id, model, ratio, output, weight = row
+        provider_id, model, output, weight, inverse, weights = row
         if not (isinstance(provider_id, str) and isinstance(model, str)):
             return
-        if not all(isinstance(n, (int, float)) and 0 <= n < 1e12 for n in (ratio, output, weight)) or weight == 0:
+        if not (_numbers([output, weight]) and _numbers(inverse) and _numbers(weights)) or weight == 0:
+            return
+        if len(inverse) != len(Kind) or len(weights) != len(Kind):
             return
         mine = self._learned.get((provider_id, model))
         if mine is None:
             if len(self._learned) >= self._models_max:
                 return
             mine = self._learned[(provider_id, model)] = _Learned()
-        weight = min(float(weight), WEIGHT_MAX)
-        share = weight / (mine.weight + weight)
-        mine.ratio += (min(max(ratio, RATIO_MIN), RATIO_MAX) - mine.ratio) * share
-        mine.output += (output - mine.output) * share
-        mine.weight = max(mine.weight, weight)
+        mine.output, mine.weight = _merged(mine.output, mine.weight, output, weight)
+        for kind in Kind:
+            told = min(max(inverse[kind], 1 / RATIO_MAX), 1 / RATIO_MIN)
+            mine.inverse[kind], mine.weights[kind] = _merged(
+                mine.inverse[kind], mine.weights[kind], told, weights[kind]
+            )
 
     def _merge_cost(self, row: object) -> None:
         if not isinstance(row, list) or len(row) != 3:
@@ -180,10 +199,24 @@ class TokenEstimator:
             self.cost_ratios[key] = (self.cost_ratios.get(key, ratio) + ratio) / 2
 
 
-def base_tokens(parsed: ParsedRequest) -> int:
-    """Expected input before learning."""
+def _numbers(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(n, int | float) and 0 <= n < 1e12 for n in values)
+
+
+def _merged(mine: float, my_weight: float, other: float, weight: float) -> tuple[float, float]:
+    """Two averages as one; its weight is the larger one, for both may know the same answers."""
+    weight = min(float(weight), WEIGHT_MAX)
+    if weight == 0:
+        return mine, my_weight
+    return mine + (other - mine) * weight / (my_weight + weight), max(my_weight, weight)
+
+
+def base_tokens(parsed: ParsedRequest, counted: float = 1.0) -> int:
+    """Expected input before learning; `counted`: the part of the text's bytes that counts."""
     media = parsed.media * MEDIA_TOKENS
-    return parsed.text_bytes // BYTES_PER_TOKEN + parsed.messages * MESSAGE_TOKENS + REQUEST_TOKENS + media
+    return (
+        int(parsed.text_bytes * counted) // BYTES_PER_TOKEN + parsed.messages * MESSAGE_TOKENS + REQUEST_TOKENS + media
+    )
 
 
 def bound_input(parsed: ParsedRequest) -> int | None:
