@@ -9,16 +9,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apikeyrouter.domain.components.failure_taxonomy import MEANINGS
+from apikeyrouter.domain.interfaces.wire import Wire
 from apikeyrouter.domain.models.failure import Failure
 from apikeyrouter.infrastructure.adapters import failure_table as table
 from apikeyrouter.infrastructure.adapters.anthropic_wire import AnthropicWire
+from apikeyrouter.infrastructure.adapters.azure_adapter import AzureWire
 from apikeyrouter.infrastructure.adapters.error_text import read_error
+from apikeyrouter.infrastructure.adapters.gemini_wire import GeminiWire
 from apikeyrouter.infrastructure.adapters.openai_wire import OpenAIWire
+from apikeyrouter.infrastructure.adapters.profiles import PROFILES
 from apikeyrouter.infrastructure.adapters.retry_hints import RETRY_MAX_US, next_pacific_day_us, retry_after_us, unix_us
 
 NOW = 1_764_000_000.0  # 2025-11-24T16:00:00Z
 NOW_US = int(NOW * 1e6)
 OPENAI = OpenAIWire("http://x/v1", now=lambda: NOW)
+WIRES: list[Wire] = [
+    AnthropicWire("http://x"),
+    GeminiWire("http://x"),
+    AzureWire("http://x"),
+    *[OpenAIWire("http://x/v1", profile) for profile in PROFILES],
+]
+"""Every dialect there is."""
 ANTHROPIC = AnthropicWire("http://x", now=lambda: NOW)
 
 
@@ -358,11 +369,18 @@ def test_no_answer_whatever_makes_classify_or_observe_raise(status: int, headers
         assert 0 <= failure.retry_after_us <= RETRY_MAX_US
         assert failure.until_us >= 0
         assert failure.meaning in MEANINGS
-    for wire in (OPENAI, ANTHROPIC):
+    for wire in WIRES:
         assert wire.classify(status, headers, body).signature
         for seen in wire.observe(headers):
             assert seen.limit >= 0
             assert seen.reset_us >= 0
+
+
+def test_a_message_that_is_an_object_is_read() -> None:
+    problem = {"type": "extra_forbidden", "loc": ["body", "x"], "msg": "Extra inputs are not permitted"}
+    body = {"object": "error", "message": {"detail": [problem]}, "type": "invalid_request_error", "code": None}
+    failure = OpenAIWire("http://x/v1", "mistral").classify(422, {}, json.dumps(body).encode())
+    assert failure.message == "Extra inputs are not permitted"
 
 
 def test_deep_json_does_not_raise() -> None:

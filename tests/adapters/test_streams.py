@@ -253,6 +253,30 @@ def test_a_clean_end_without_terminator_is_a_truncation_unless_a_finish_reason_w
     assert (failure.code, failure.scope, failure.billed) == ("stream_truncated", FailureScope.PROVIDER, None)
 
 
+@pytest.mark.parametrize(("wire", "operation", "hide", "stream"), CASES)
+def test_half_an_event_at_the_end_is_a_truncation_and_is_not_passed_on(
+    wire: Wire, operation: str, hide: bool, stream: bytes
+) -> None:
+    events = framed(stream)
+    whole = b"".join(events[:3])
+    for cut in range(len(whole), len(whole) + len(events[3]) - 4):
+        reader = wire.stream(hide_usage=hide, operation=operation)
+        given = wire.stream(hide_usage=hide, operation=operation).feed(whole).out
+        out = reader.feed(stream[:cut]).out
+        step = reader.end()
+        assert out + step.out == given
+        assert step.failure is not None
+        assert step.failure.code == "stream_truncated"
+
+
+def test_half_a_terminator_after_the_finish_reason_is_made_whole() -> None:
+    for half in (b"data: [DO", b'data: {"choices":[],"usage":{"prompt_', b"data"):
+        reader = OPENAI.stream(hide_usage=False)
+        reader.feed(chat_chunk({"content": "x"}, "stop") + half)
+        step = reader.end()
+        assert (step.failure, step.done, step.out) == (None, True, b"data: [DONE]\n\n")
+
+
 def test_a_missing_terminator_after_a_finish_reason_is_supplied() -> None:
     reader = OPENAI.stream(hide_usage=False)
     reader.feed(chat_chunk({"content": "x"}, "stop"))

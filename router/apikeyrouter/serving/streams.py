@@ -156,6 +156,11 @@ class HttpStream(_Stream):
         except StopAsyncIteration:
             step = self._reader.end()
             self._over = True
+        except TransportError:
+            if self._reader.finish_reason is None:
+                raise
+            step = self._reader.end()  # all was said; only the last event, or the usage, is lost
+            self._over = True
         self._failure = self._failure or step.failure
         if self._over and self._failure is None:
             self._settle("ok")

@@ -10,17 +10,18 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-__all__ = ["SimulatorError", "SimulatorProcess"]
+__all__ = ["BASES", "SimulatorError", "SimulatorProcess"]
 
 READY_SECONDS_MAX = 20.0
 REPLY_SECONDS_MAX = 20.0
 STOP_SECONDS_MAX = 5.0
 
 
-_BASES = {
+BASES = {
     "openai": "/v1", "anthropic": "", "gemini": "", "azure": "/azure", "groq": "/groq/openai/v1",
     "mistral": "/mistral/v1", "deepseek": "/deepseek", "openrouter": "/openrouter/api/v1",
 }  # fmt: skip
+"""Where each dialect begins, as its SDK wants it."""
 
 
 class SimulatorError(RuntimeError):
@@ -68,7 +69,7 @@ class SimulatorProcess:
 
     def base_url(self, dialect: str) -> str:
         """The base URL of a dialect, as its SDK wants it."""
-        return self.url + _BASES[dialect]
+        return self.url + BASES[dialect]
 
     @property
     def pid(self) -> int:

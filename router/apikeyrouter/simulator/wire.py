@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from enum import Enum
 
@@ -33,6 +34,10 @@ _ENDS_AFTER_CHUNKS = {
 }
 
 
+_NAME = re.compile(rb"^event: [^\n]*\n", re.MULTILINE)
+_ENDS_AT_BYTE = {"end_at_byte": End.CLEAN, "cut_at_byte": End.CUT}
+
+
 def spoil_frames(frames: Iterator[Frame], failure: Failure, error_frame: bytes) -> Iterator[Frame | End]:
     """``frames`` as failure sends them; an :class:`End` comes last (a good end is ``CLEAN``)."""
     name = failure.name
@@ -40,6 +45,8 @@ def spoil_frames(frames: Iterator[Frame], failure: Failure, error_frame: bytes) 
         if name == "error_first_event":
             yield Frame(error_frame, 0)
         yield End.CLEAN
+    elif name in _ENDS_AT_BYTE:
+        yield from _end_at_byte(frames, failure)
     elif name in _ENDS_AFTER_CHUNKS:
         yield from _end_early(frames, failure, error_frame)
     else:
@@ -61,6 +68,18 @@ def _end_early(frames: Iterable[Frame], failure: Failure, error_frame: bytes) ->
     yield _ENDS_AFTER_CHUNKS[failure.name]
 
 
+def _end_at_byte(frames: Iterable[Frame], failure: Failure) -> Iterator[Frame | End]:
+    """What is in the middle of being sent was produced."""
+    left = failure.after_chunks
+    for frame in frames:
+        if len(frame.data) > left:
+            yield frame._replace(data=frame.data[:left])
+            break
+        left -= len(frame.data)
+        yield frame
+    yield _ENDS_AT_BYTE[failure.name]
+
+
 def _rewrite(frames: Iterator[Frame], name: str) -> Iterator[Frame]:
     if name == "truncate_terminator":
         yield from _all_but_last(frames)
@@ -68,7 +87,9 @@ def _rewrite(frames: Iterator[Frame], name: str) -> Iterator[Frame]:
     for frame in frames:
         if name == "comments":
             yield Frame(KEEP_ALIVE, frame.tokens)
-        if name == "crlf":
+        if name == "unnamed":
+            yield frame._replace(data=_NAME.sub(b"", frame.data))
+        elif name == "crlf":
             yield frame._replace(data=frame.data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
         elif name == "split_utf8":
             yield from (frame._replace(data=piece) for piece in _split_characters(frame.data))
@@ -88,9 +109,9 @@ def spoil_body(body: bytes, failure: Failure, error_body: bytes) -> tuple[int | 
     """A whole body as failure sends it: the promised size (None: chunked), its pieces, and the end."""
     half = body[: len(body) // 2]
     name = failure.name
-    if name in ("truncate", "truncate_terminator", "cut_mid_body"):
+    if name in ("truncate", "truncate_terminator", "cut_mid_body", "end_at_byte"):
         return len(body), [half], End.CLOSE
-    if name == "cut_mid_stream":
+    if name in ("cut_mid_stream", "cut_at_byte"):
         return len(body), [half], End.CUT
     if name == "stall_mid_stream":
         return len(body), [half], End.STALL

@@ -87,7 +87,12 @@ class MessageReader(EventReader):
         raw, data, name = event
         if data is None:
             return raw
-        kind = name or _kind(data)
+        if self._is_cut(data, step):
+            return b""
+        kind = name
+        if not name:
+            kind = _kind(data)
+            raw = b"event: " + kind + b"\n" + raw if kind else raw  # the SDK skips what has no name (§3.2)
         if kind == b"content_block_delta":
             self._begun = True
             self.output_bytes += _text_bytes(data)

@@ -77,9 +77,11 @@ def _message(inner: Any, source: Mapping[str, Any], value: Mapping[str, Any]) ->
 
 
 def _said(value: Any) -> str:
-    """A message as text; FastAPI and pydantic put a list of {"msg"} into `detail`."""
+    """A message as text; FastAPI and pydantic put a list of {"msg"} into `detail`, Mistral that into `message`."""
     if isinstance(value, str):
         return value
+    if isinstance(value, dict) and "detail" in value:
+        value = value["detail"]
     if isinstance(value, list) and value:
         value = value[0]
     if isinstance(value, dict):

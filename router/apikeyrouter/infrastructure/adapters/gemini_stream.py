@@ -142,7 +142,7 @@ class GenerateReader(EventReader):
     def _read(self, event: Event, step: StreamStep) -> bytes:
         raw, data, _ = event
         if data is None:
-            return raw
+            return raw if self._either.array is not None else b""  # the SDK takes no comments (§3.2)
         try:
             chunk = _CHUNK.decode(data)
         except msgspec.ValidationError:

@@ -80,6 +80,8 @@ class ResponsesReader(EventReader):
         if data[:6] == b"[DONE]":
             self._end_here(step)
             return raw
+        if self._is_cut(data, step):
+            return b""
         kind = name or _kind(data)
         if kind == b"error" or (kind == b"" and b'"error"' in data):
             return self._fail(data, step)

@@ -6,9 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Protocol
 
+import msgspec
+
 from apikeyrouter.domain.models.failure import Failure
 from apikeyrouter.domain.models.usage import Usage
 from apikeyrouter.domain.models.wire import StreamStep
+from apikeyrouter.infrastructure.adapters.json_body import JsonError
 from apikeyrouter.infrastructure.adapters.sse import Event, EventTooLongError, SSEParser
 from apikeyrouter.infrastructure.adapters.stream_failures import truncated, unreadable
 
@@ -86,7 +89,7 @@ class EventReader(ABC):
         if self._done:
             return step
         left = self._frames.end()
-        if left is not None:
+        if left is not None and _is_whole(left.data):
             step.out = self._last(self._read(left, step))
         if step.failure is None and not step.done:
             if self.finish_reason is not None and self.terminator is not None:
@@ -115,10 +118,28 @@ class EventReader(ABC):
     def _end_here(self, step: StreamStep) -> None:
         self._done = step.done = True
 
+    def _is_cut(self, data: bytes, step: StreamStep) -> bool:
+        """Whether an event that is passed on undecoded cannot be a JSON object; then that is the failure."""
+        if data.rstrip()[-1:] == b"}":
+            return False
+        step.failure = unreadable("an event is not JSON")
+        return True
+
     def _fail(self, data: bytes, step: StreamStep) -> bytes:
         """An error event is a failure, and is not passed on."""
         step.failure = self._classify(200, {}, data)
         return b""
+
+
+def _is_whole(data: bytes | None) -> bool:
+    """Whether the last event lacks nothing but its blank line. Half an event is neither passed on nor read."""
+    if data is None or data[:6] == b"[DONE]":
+        return data is not None
+    try:
+        msgspec.json.decode(data)
+    except JsonError:
+        return False
+    return True
 
 
 def whole_events(chunk: bytes, prefix: bytes, lines: int) -> int:
