@@ -87,6 +87,20 @@ async def test_an_illegal_transition_changes_nothing_and_leaves_no_trace(
         assert (await router.route(intent())).key_used == key.id
 
 
+async def test_an_operators_throttle_lasts_the_default_cooldown_or_as_told(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    async with plain(simulator, store, {"default_cooldown_seconds": 7}) as router:
+        key = await router.register_key(A1, "openai")
+        for told, expected in ((None, 7.0), (90.0, 90.0)):
+            entry = await router.key_manager.update_key_state(key.id, "throttled", for_seconds=told)
+            assert entry.until is not None
+            assert (entry.until - entry.timestamp).total_seconds() == expected
+        for wrong in (0, -1, 10**9):
+            with pytest.raises(InvalidRequestError, match="for_seconds"):
+                await router.key_manager.update_key_state(key.id, "throttled", for_seconds=wrong)
+
+
 async def test_enabling_an_exhausted_key_takes_the_legal_way(simulator: SimulatorProcess, store: StateStore) -> None:
     async with plain(simulator, store) as router:
         key = await router.register_key(A1, "openai")

@@ -15,12 +15,15 @@ from apikeyrouter.domain.components.routing_engine import NoEligibleKeysError
 from apikeyrouter.domain.interfaces.state_store import StateQuery, StateStore
 from apikeyrouter.domain.models.quota_state import CapacityState, QuotaState, TimeWindow
 from apikeyrouter.domain.models.system_error import InvalidRequestError
+from apikeyrouter.infrastructure.adapters.gemini_adapter import GeminiAdapter
 from apikeyrouter.infrastructure.adapters.openai_adapter import OpenAIAdapter
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.simulator import SimulatorProcess
 from tests.router.house import MASTER_KEY, config_of, intent, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
+SCARCE = (CapacityState.Constrained, CapacityState.Critical)
+"""Which of the two depends on how much of the window is left when the test runs."""
 A1, A2, B1 = "sk-sim-house-a-number-1", "sk-sim-house-a-number-2", "sk-sim-house-b-number-1"
 
 
@@ -198,6 +201,40 @@ async def test_a_day_that_ends_at_midnight_in_california_does_so_in_summer_and_w
         assert (quota.timezone, quota.anchor_at) == ("America/Los_Angeles", None)
 
 
+async def test_a_provider_with_a_day_of_its_own_has_it_without_being_told(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    async with plain(simulator, store) as router:
+        await router.register_provider("gemini", GeminiAdapter("http://127.0.0.1:9"))
+        limits = {"rpd": 1500, "models": ["gemini-2.5-flash"]}
+        key = await router.register_key("AIza-not-a-real-key", "gemini", {"limits": limits})
+        await router.quota_awareness_engine.update_capacity(key.id, 10, model="gemini-2.5-flash", time_window="daily")
+        state = await router.quota_awareness_engine.get_quota_state(key.id, "daily")
+        assert (state.limit, state.total_capacity, state.used_capacity) == ("rpd", 1500, 1)
+        local = datetime.now(ZoneInfo("America/Los_Angeles")) + timedelta(days=1)
+        assert state.reset_at == local.replace(hour=0, minute=0, second=0, microsecond=0).astimezone(UTC)
+
+
+async def test_a_key_has_a_state_for_each_of_its_windows_and_the_worst_one_speaks_for_it(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    async with plain(simulator, store) as router:
+        engine = router.quota_awareness_engine
+        limits = [{"rpm": 1000}, {"rpd": 10, "kind": "fixed", "headroom": 0}]
+        key = await router.register_key(A1, "openai", {"limits": limits})
+        await router.configure_quota(key.id, "hourly", 100, unit="requests")
+        await router.configure_quota(key.id, "monthly", 10**6)
+        await served(router, 9)
+        states = {window: await engine.get_quota_state(key.id, window) for window in ("hourly", "daily", "monthly")}
+        assert [(state.limit, state.used_capacity) for state in states.values()][:2] == [
+            ("requests_hourly", 9), ("rpd", 9),
+        ]  # fmt: skip
+        assert states["monthly"].used_capacity > 9
+        assert states["daily"].capacity_state in SCARCE
+        assert (await engine.get_quota_state(key.id)).limit == "rpd"
+        assert (await engine.get_quota_state(key.id, "weekly")).total_capacity is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
@@ -253,10 +290,11 @@ async def test_requests_turn_away_while_a_quota_is_constrained_and_not_only_when
         assert set(Counter(await served(router, 8)).values()) == {4}
         await router.quota_awareness_engine.update_capacity(one.id, 0, requests=80)
         await until(lambda: router.snapshot.capacity.get(f"k:{one.id}"))
-        assert (await router.quota_awareness_engine.get_quota_state(one.id)).capacity_state == "Constrained"
+        assert (await router.quota_awareness_engine.get_quota_state(one.id)).capacity_state in SCARCE
         assert await served(router, 10) == [two.id] * 10
         summary = await router.get_state_summary()
-        assert (summary.quotas.constrained_keys, summary.quotas.abundant_keys) == (1, 1)
+        scarce = summary.quotas.constrained_keys + summary.quotas.critical_keys
+        assert (scarce, summary.quotas.abundant_keys, summary.quotas.exhausted_keys) == (1, 1, 0)
         await router.key_manager.disable_key(two.id)
         assert await served(router, 3) == [one.id] * 3  # it still serves where nothing better is left
 

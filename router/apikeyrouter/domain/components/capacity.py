@@ -22,6 +22,8 @@ SOON = 0.1
 """Running out within this share of the window is critical."""
 EASE = 1.25
 """A state is left for a better one only when this much better: no to and fro at the edge."""
+FORECAST_EVERY_US = 10_000_000
+"""A forecast is renewed at least this often, and with every slot and window; headroom is looked at every time."""
 NO_FORECAST_SHARE = 0.5
 """With more than this left and a rate that would take four times as long, there is nothing to forecast."""
 _SECONDS = {"m": 60.0, "h": 3_600.0, "d": 86_400.0, "s": 1.0}
@@ -65,8 +67,10 @@ class _Watched:
     refill_per_second: float = 0.0
     refill_seen: int = 0
     level: Level = Level.ABUNDANT
+    forecast: Level = Level.ABUNDANT
     judged: tuple[int, int] = (-1, -1)
-    """(slots, used) of the last judgement: while neither moves, nothing is judged anew."""
+    """(slots, reset) of the last forecast."""
+    judged_at_us: int = 0
 
 
 class CapacityWatch:
@@ -135,9 +139,11 @@ class CapacityWatch:
             watched = self._watched[lane_id, limit.name] = _first_sight(limit, now_us)
         else:
             _take_in(watched, limit, now_us)
-        if watched.judged != (watched.burn.slots, limit.used):
-            watched.judged = (watched.burn.slots, limit.used)
-            watched.level = _judge(watched, limit, now_us)
+        judged = (watched.burn.slots, 0 if limit.kind is LimitKind.BUCKET else limit.reset_at_us)
+        if watched.judged != judged or now_us - watched.judged_at_us >= FORECAST_EVERY_US:
+            watched.judged, watched.judged_at_us = judged, now_us
+            watched.forecast = _forecast(watched, limit, now_us)
+        watched.level = max(_by_share(limit, watched.level), watched.forecast)
         return watched.level
 
 
@@ -194,21 +200,19 @@ def _by_share(limit: LimitState, before: Level) -> Level:
     return Level.ABUNDANT
 
 
-def _judge(watched: _Watched, limit: LimitState, now_us: int) -> Level:
-    level = _by_share(limit, watched.level)
-    if level >= Level.CRITICAL or not watched.burn.slots:
-        return level
+def _forecast(watched: _Watched, limit: LimitState, now_us: int) -> Level:
+    if not watched.burn.slots or limit.used >= limit.capacity:
+        return Level.ABUNDANT
     left, horizon = limit.capacity - limit.used, _horizon(limit, watched, now_us)
     if left > NO_FORECAST_SHARE * limit.capacity and watched.burn.recent * horizon * 4 < left:
-        return level
+        return Level.ABUNDANT
     refill = watched.refill_per_second
     soon = min(horizon, SOON * watched.window_seconds)
     if watched.burn.demand(soon).reaches(left + refill * soon) >= LIKELY:
         return Level.CRITICAL
     likely = LIKELY / EASE if watched.level >= Level.CONSTRAINED else LIKELY
-    if watched.burn.demand(horizon).reaches(left + refill * horizon) >= likely:
-        return max(level, Level.CONSTRAINED)
-    return level
+    reaches = watched.burn.demand(horizon).reaches(left + refill * horizon)
+    return Level.CONSTRAINED if reaches >= likely else Level.ABUNDANT
 
 
 def worst(levels: Mapping[str, Level], lanes: Iterable[str]) -> Level:

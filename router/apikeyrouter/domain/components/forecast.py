@@ -15,7 +15,7 @@ __all__ = ["Burn", "Crossing", "Demand", "crossing"]
 LEVELS = 10
 """Times of 1, 2, 4 … 512 slots are learned; a window has 256 slots or fewer."""
 SLOTS_PER_WINDOW = 256
-SLOT_SECONDS_MIN = 1.0
+SLOT_SECONDS_MIN = 2.0
 IDLE_SLOTS_MAX = 2 ** (LEVELS - 1)
 """After so many slots without a look nothing of before says anything."""
 BLOCKS_REMEMBERED = 32
@@ -30,6 +30,7 @@ NOISE = 1.0
 BISECTIONS = 30
 _RATES = (-2, 0, 2)
 """Memories that compete for a time: a quarter of it, as long, and four times as long; and a trend."""
+_WEIGHTS = tuple(1 - exp(-1 / (1 << number)) for number in range(LEVELS))
 _EXPERTS = len(_RATES) + 1
 _NORMAL = NormalDist()
 
@@ -98,6 +99,7 @@ class Burn:
         self.slot_seconds = slot_seconds
         self._levels: list[_Level] = []
         self._slots = 0
+        self._spread: list[tuple[float, float]] = []
         self._open = 0.0
         self._ends = 0.0
 
@@ -142,15 +144,16 @@ class Burn:
     def _push(self, amount: float) -> None:
         """A slot is over."""
         self._slots += 1
+        self._spread = []
         if len(self._levels) < LEVELS and self._slots >= 2 ** len(self._levels):
             self._grow()
-        for number, level in enumerate(self._levels):
-            weight = max(1 - exp(-1.0 / (1 << number)), 1.0 / self._slots)
-            level.rate += weight * (amount - level.rate)
+        least = 1.0 / self._slots
+        for weight, level in zip(_WEIGHTS, self._levels, strict=False):
+            level.rate += max(weight, least) * (amount - level.rate)
         for number, level in enumerate(self._levels):
             level.total += amount
             level.slots += 1
-            if level.slots == (1 << number):
+            if level.slots == 1 << number:
                 self._close(level, number)
 
     def _grow(self) -> None:
@@ -220,7 +223,9 @@ class Burn:
         part = min(max(exponent - low, 0.0), 1.0) if high > low else 0.0
         rate = self._rate(low) * (1 - part) + self._rate(high) * part
         mean = rate * slots
-        variances = self._variances(high)
+        if not self._spread:
+            self._spread = self._variances(len(self._levels) - 1)
+        variances = self._spread
         (near, n_near), (far, n_far) = variances[low], variances[high]
         per_unit = exp(log(near) * (1 - part) + log(far) * part)
         beyond = max(0.0, exponent - low - part)
