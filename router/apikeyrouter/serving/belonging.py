@@ -90,6 +90,8 @@ class RouterBelonging(RouterBackground):
         _INHERITED.append(inherited)
         self.in_flight = 0
         self._spending.begin_anew()
+        self._decisions.abandon()
+        self.key_manager.abandon_tally()
 
     def _engine_anew(self, engine: Engine) -> Engine:
         """An engine for the new loop: in process it is the old one, state and all."""

@@ -26,6 +26,15 @@ class Decisions:
         if (facts.attempts or facts.refusal is not None) and not self._store.note_facts(facts):
             self._waiting.append(facts)
 
+    def resize(self, kept: int) -> None:
+        """Remember so many from now on; of those there are, the newest."""
+        self.recent = deque(self.recent, maxlen=kept)
+
+    def abandon(self) -> None:
+        """After a fork: what waits is the parent's."""
+        self._waiting.clear()
+        self._store.abandon()
+
     async def flush(self) -> None:
         """Bring what waits into the store. Errors: the store's; what was not written waits on."""
         while self._waiting:

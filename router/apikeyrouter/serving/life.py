@@ -71,11 +71,8 @@ class RouterLife(RouterBelonging):
     ) -> None:
         super().__init__()
         self.settings = RouterSettings.read(config)
-        EventLog.level = level_of(self.settings.log_level)
+        self._settings_given = config
         self.state_store = state_store or _default_store(self.settings)
-        caps = getattr(self.state_store, "caps", None)
-        if caps is not None:
-            caps.follow(max_decisions=self.settings.max_decisions, max_transitions=self.settings.max_transitions)
         self.ledger = ScriptLedger(_engine_for(self.state_store))
         self.catalogue = Catalogue(PriceBook.load())
         self.estimator = TokenEstimator()
@@ -123,6 +120,21 @@ class RouterLife(RouterBelonging):
         self._deferrals = Deferrals()
         self._vault: KeyVault | None = None
         self._file_providers: frozenset[str] = frozenset()
+        self._take_settings(self.settings)
+
+    def _take_settings(self, settings: RouterSettings) -> None:
+        """Put settings into force. A vault with other master keys is opened when it is needed."""
+        if settings.encryption_key != self.settings.encryption_key:
+            self._vault = None
+        self.settings = settings
+        EventLog.level = level_of(settings.log_level)
+        self.observability.look()
+        caps = getattr(self.state_store, "caps", None)
+        if caps is not None:
+            caps.follow(max_decisions=settings.max_decisions, max_transitions=settings.max_transitions)
+        self._decisions.resize(settings.max_decisions)
+        self.key_manager.cooldown_seconds = settings.default_cooldown_seconds
+        self.failure_handler.cooldown_seconds = settings.quota_default_cooldown_seconds
 
     def _failures(self) -> FailureHandler:
         return FailureHandler(

@@ -145,6 +145,10 @@ class RouterRegistration(RouterLife):
             LedgerUnavailableError, StateStoreUnavailableError: the store went away.
         """
         await self.start()
+        await self._take_file(config)
+
+    async def _take_file(self, config: CompiledConfig) -> None:
+        await self._started()
         adapters = _adapters(config.providers)
         if config.keys:
             self._open_vault()

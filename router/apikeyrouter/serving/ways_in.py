@@ -2,7 +2,8 @@
 
 from abc import abstractmethod
 from collections.abc import AsyncIterable, Iterable, Mapping
-from typing import Any, Literal, overload
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from apikeyrouter.domain.components.pool import Pool
 from apikeyrouter.domain.interfaces.observability import EventCallback
@@ -23,6 +24,9 @@ from apikeyrouter.serving.endings import Attempt
 from apikeyrouter.serving.leases import Leasing, lease_call
 from apikeyrouter.serving.registration import RouterRegistration
 from apikeyrouter.serving.requests import parsed_for
+
+if TYPE_CHECKING:
+    from apikeyrouter.infrastructure.config.configuration_manager import ConfigurationManager
 
 Intent = RequestIntent | Mapping[str, Any]
 Intents = Iterable[Intent] | AsyncIterable[Intent]
@@ -86,6 +90,19 @@ class RouterWaysIn(RouterRegistration):
             intents, lambda intent: self.route(intent, objective, policy), concurrency=concurrency,
             on_progress=on_progress, return_exceptions=return_exceptions,
         )  # fmt: skip
+
+    @cached_property
+    def configuration_manager(self) -> "ConfigurationManager":
+        """Settings and the configuration file: read, checked, reloaded."""
+        from apikeyrouter.infrastructure.config.configuration_manager import ConfigurationManager
+
+        return ConfigurationManager(
+            self._settings_given,
+            current=lambda: self.settings,
+            take=self._take_settings,
+            apply=self._take_file,
+            defer=self._deferrals.add,
+        )
 
     def lease(
         self, model: str, *, provider_id: str | None = None, estimated_tokens: int | None = None,

@@ -97,7 +97,7 @@ class FailureHandler:
         self._ledger, self._catalogue, self._snapshot = ledger, catalogue, snapshot
         self._store, self._keys = store, keys
         self._interpret, self._chore, self._emit = interpret, chore, emit
-        self._first_attempts, self._cooldown_seconds = first_attempts, cooldown_seconds
+        self._first_attempts, self.cooldown_seconds = first_attempts, cooldown_seconds
         self._suspects = Suspects()
         self._reduced: dict[str, tuple[float, float]] = {}
         """Per provider: since when its load is reduced, and for how many seconds the last time."""
@@ -129,7 +129,7 @@ class FailureHandler:
         if failure.scope is FailureScope.PROVIDER:
             await self.reduce_load_on_failure(key_id, key.provider_id)
         elif action is FailureAction.COOL:
-            await self._move(key, KeyState.Throttled, failure.message, stated or self._cooldown_seconds)
+            await self._move(key, KeyState.Throttled, failure.message, stated or self.cooldown_seconds)
         elif action is FailureAction.BACK_OFF:
             await self._cool(key_lane(key_id), stated or REDUCED_SECONDS, failure.message)
         elif action in PUTS_OUT:
@@ -206,7 +206,7 @@ class FailureHandler:
         """Act on a failure; what this request need not try again goes to `tried`, with why not. Never waits."""
         found = consequences(
             failure, option, options, keys=self._catalogue.keys.values(), lanes=self._snapshot.lanes,
-            now_us=self._wall_us(), default_seconds=self._cooldown_seconds,
+            now_us=self._wall_us(), default_seconds=self.cooldown_seconds,
         )  # fmt: skip
         why = f"this request tried it: {MEANINGS[failure.meaning].says}"
         for other in found.skip:

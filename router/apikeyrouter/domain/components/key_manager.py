@@ -65,13 +65,13 @@ class KeyManager:
     ) -> None:
         self._store, self._catalogue, self._vault = store, catalogue, vault
         self._lanes, self._announce = lanes, announce
-        self._cooldown_seconds = cooldown_seconds
+        self.cooldown_seconds = cooldown_seconds
         self._ring = KeyRing(
             store, catalogue, vault, lanes=lanes, announce=announce, report=report, report_conflict=report_conflict
         )
         self.learn_organization = self._ring.learn_organization
         self._tally = KeyTally(store, lanes)
-        self.tally, self.flush_tally = self._tally.count, self._tally.flush
+        self.tally, self.flush_tally, self.abandon_tally = self._tally.count, self._tally.flush, self._tally.abandon
         self._counted, self._all_counted = self._tally.told, self._tally.all_told
         self.refresh, self.refresh_key = self._ring.refresh, self._ring.refresh_key
         self.is_due, self.restore_if_emptied = self._ring.is_due, self._ring.restore_if_emptied
@@ -243,7 +243,7 @@ class KeyManager:
         """
         state = _state(new_state)
         if state is KeyState.Throttled and for_seconds is None:
-            for_seconds = self._cooldown_seconds
+            for_seconds = self.cooldown_seconds
 
         def to_state(key: APIKey) -> KeyChange:
             if generation is not None and key.generation != generation:

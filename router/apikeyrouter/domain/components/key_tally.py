@@ -28,6 +28,10 @@ class KeyTally:
             if attempt.failure not in NOT_THE_KEYS_FAULT:
                 self._failed[attempt.key_id] = self._failed.get(attempt.key_id, 0) + 1
 
+    def abandon(self) -> None:
+        """After a fork: what was counted is the parent's to tell."""
+        self._failed.clear()
+
     async def flush(self) -> None:
         """Add what was counted here to what the fleet counted; nothing is lost when the store cannot be reached."""
         counted, self._failed = self._failed, {}

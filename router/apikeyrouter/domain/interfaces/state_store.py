@@ -213,6 +213,9 @@ class StateStore(ABC):
     async def flush(self) -> None:  # noqa: B027 (a default)
         """Write what was noted. Default: there is nothing."""
 
+    def abandon(self) -> None:  # noqa: B027 (a default)
+        """Forget what was noted: after a fork it is the parent's. Default: there is nothing."""
+
     async def save_policy(self, policy: Policy) -> None:
         """Save or update a policy. Default: as a document."""
         await self.save_document("policy", policy.id, policy.model_dump(mode="json"))

@@ -14,6 +14,7 @@ class Caps:
 
     max_decisions: int | None
     max_transitions: int | None
+    _followed: tuple[int, int] = (KEPT_DEFAULT, KEPT_DEFAULT)
 
     def __post_init__(self) -> None:
         _check(self.max_decisions, "max_decisions")
@@ -22,19 +23,18 @@ class Caps:
     @property
     def decisions(self) -> int:
         """How many decisions to keep."""
-        return KEPT_DEFAULT if self.max_decisions is None else self.max_decisions
+        return self._followed[0] if self.max_decisions is None else self.max_decisions
 
     @property
     def transitions(self) -> int:
         """How many transitions to keep."""
-        return KEPT_DEFAULT if self.max_transitions is None else self.max_transitions
+        return self._followed[1] if self.max_transitions is None else self.max_transitions
 
     def follow(self, *, max_decisions: int, max_transitions: int) -> None:
         """Take the settings' numbers where none were given. Errors: InvalidRequestError."""
         _check(max_decisions, "max_decisions")
         _check(max_transitions, "max_transitions")
-        self.max_decisions = max_decisions if self.max_decisions is None else self.max_decisions
-        self.max_transitions = max_transitions if self.max_transitions is None else self.max_transitions
+        self._followed = (max_decisions, max_transitions)
 
 
 def _check(number: int | None, field: str) -> None:

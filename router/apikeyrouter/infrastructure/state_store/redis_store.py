@@ -160,6 +160,10 @@ class RedisStateStore(StateStore):
             self._noted.popleft()
         return True
 
+    def abandon(self) -> None:
+        """Forget what was noted: after a fork it is the parent's."""
+        self._noted.clear()
+
     async def flush(self) -> None:
         """Write the decisions that were noted, DECISIONS_PER_BATCH_MAX to a round trip."""
         while self._noted:
