@@ -199,7 +199,8 @@ class ApiKeyRouter(RouterWaysIn):
         )  # fmt: skip
 
     def _is_late(self, call: Call) -> bool:
-        return call.deadline is not None and time.perf_counter() >= call.deadline
+        deadline = self._attempts.deadline(call)
+        return deadline is not None and time.perf_counter() >= deadline
 
     def _facts(self, call: Call) -> Facts:
         return Facts(

@@ -15,7 +15,6 @@ from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.models.call import Call, Exchange, Facts
 from apikeyrouter.domain.models.failure import Failure
 from apikeyrouter.domain.models.request_intent import RequestIntent
-from apikeyrouter.domain.models.system_error import ErrorCategory, SystemError
 from apikeyrouter.domain.models.system_response import SystemResponse
 from apikeyrouter.infrastructure.adapters.stream_failures import unreadable
 from apikeyrouter.infrastructure.adapters.transport import Response, Timeouts, Transport, TransportError
@@ -23,16 +22,17 @@ from apikeyrouter.serving.admission import Admitted
 from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.endings import Attempt, Endings
 from apikeyrouter.serving.outcomes import (
+    TIMEOUT_SECONDS_MIN,
     adapter_failure,
     cost_nanousd,
     deadline_passed,
     is_error_body,
     transport_failure,
+    unless_late,
 )
 from apikeyrouter.serving.streams import AdapterStream, HttpStream, told_usage
 
 ERROR_BODY_BYTES_MAX = 256 * 1024
-TIMEOUT_SECONDS_MIN = 0.05
 Observe = Callable[[Admitted, Response], None]
 
 
@@ -47,13 +47,14 @@ class Attempts:
         *,
         observe: Observe,
         judge: Callable[[Failure, Option], Failure],
+        broken: Callable[[Failure, Option], None],
         finished: Callable[[Call, Facts], None],
         timeouts: Timeouts,
     ) -> None:
-        """`judge`: a failure as it counts, given what else is known."""
+        """`judge`: a failure as it counts, given what else is known. `broken`: told of answers that broke."""
         self._open_transport = open_transport
         self._transport: Transport | None = None
-        self.ends = Endings(books, estimator, finished=finished)
+        self.ends = Endings(books, estimator, finished=finished, broken=broken)
         self._observe, self._judge = observe, judge
         self.default_timeouts = timeouts
 
@@ -75,17 +76,24 @@ class Attempts:
             await transport.close()
 
     def timeouts(self, call: Call) -> Timeouts | None:
-        """The phases' limits within the call's deadline; None when there is no time left."""
-        base = self.default_timeouts
-        if call.deadline is None:
+        """The phases' limits within what is left of the call's time; None when nothing is."""
+        base, deadline = self.default_timeouts, self.deadline(call)
+        if deadline is None:
             return base
-        left = call.deadline - time.perf_counter()
+        left = deadline - time.perf_counter()
         if left < TIMEOUT_SECONDS_MIN:
             return None
         return Timeouts(
             connect=_least(base.connect, left), first_byte=_least(base.first_byte, left),
             idle=_least(base.idle, left), total=_least(base.total, left),
         )  # fmt: skip
+
+    def deadline(self, call: Call) -> float | None:
+        """When the call's time is over, all its attempts included (`time.perf_counter()`); None: never."""
+        total = self.default_timeouts.total
+        if total is None:
+            return call.deadline
+        return call.started + total if call.deadline is None else min(call.deadline, call.started + total)
 
     async def run(self, attempt: Attempt) -> Exchange | Failure:
         """The answer, or what went wrong before its first substantive byte."""
@@ -104,7 +112,7 @@ class Attempts:
                 return await self._ask(attempt, attempt.admitted.option.provider.adapter)
             return await self._send(attempt, attempt.timeouts)
         except TransportError as exc:
-            return _unless_late(attempt, transport_failure(exc))
+            return transport_failure(exc, self.deadline(attempt.call))
         except asyncio.CancelledError:
             given_up = attempt.was_given_up()
             if given_up is not None:
@@ -176,7 +184,7 @@ class Attempts:
         assert wire is not None
         assert parsed is not None
         reader = wire.stream(hide_usage=not parsed.include_usage, operation=attempt.admitted.operation)
-        stream = HttpStream(self.ends, attempt, response, reader)
+        stream = HttpStream(self.ends, attempt, response, reader, deadline=self.deadline(attempt.call))
         failure = await stream.begin()
         if failure is not None:
             return replace(failure, billed=None)
@@ -198,36 +206,26 @@ class Attempts:
                 stream = AdapterStream(self.ends, attempt, adapter, adapter.execute_stream(intent, key))
                 await stream.begin()
                 return Exchange(status=200, content_type="text/event-stream", facts=attempt.facts, chunks=stream)
-            async with asyncio.timeout(attempt.timeouts.total):
-                answer = adapter.normalize_response(await adapter.execute_request(intent, key))
-            return self._adapter_answer(attempt, answer)
+            async with asyncio.timeout(attempt.timeouts.first_byte):
+                told = await adapter.execute_request(intent, key)
         except Exception as exc:
-            return _unless_late(attempt, adapter_failure(adapter, exc, secret=_secret(attempt)))
+            failure = adapter_failure(adapter, exc, secret=_secret(attempt))
+            return unless_late(failure, self.deadline(attempt.call))
+        return self._adapter_answer(attempt, adapter, told)
 
-    def _adapter_answer(self, attempt: Attempt, answer: object) -> Exchange:
+    def _adapter_answer(self, attempt: Attempt, adapter: ProviderAdapter, told: object) -> Exchange | Failure:
+        """What the adapter returned, read. Where that is no answer, the provider may have billed it all the same."""
+        try:
+            answer: object = adapter.normalize_response(told)
+        except Exception as exc:
+            return unreadable(adapter_failure(adapter, exc, secret=_secret(attempt)).message)
         if not isinstance(answer, SystemResponse):
-            raise SystemError(
-                f"normalize_response returned {type(answer).__name__}, not SystemResponse",
-                category=ErrorCategory.ProviderError,
-            )
+            return unreadable(f"normalize_response returned {type(answer).__name__}, not SystemResponse")
         usage = told_usage(answer.metadata.tokens_used)
         self.ends.answered(
             attempt, usage, produced=len(answer.content.encode()), told_nanousd=cost_nanousd(answer.cost)
         )
         return Exchange(status=200, content_type="application/json", facts=attempt.facts, response=answer)
-
-
-def _unless_late(attempt: Attempt, failure: Failure) -> Failure:
-    """A failure, unless it was the caller's own deadline that ran out: that speaks for nobody."""
-    deadline = attempt.call.deadline
-    if (
-        deadline is not None
-        and failure.category is ErrorCategory.TimeoutError
-        and failure.status == 0
-        and time.perf_counter() >= deadline - TIMEOUT_SECONDS_MIN
-    ):
-        return deadline_passed(sent=failure.billed is None)
-    return failure
 
 
 def _capped(attempt: Attempt) -> RequestIntent:

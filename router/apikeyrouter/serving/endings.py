@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from apikeyrouter.domain.components.output_estimator import OutputEstimator
+from apikeyrouter.domain.components.pool import Option
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.wire import Wire
 from apikeyrouter.domain.models.accounting import UNPRICED, Outcome, Settlement
@@ -14,7 +16,7 @@ from apikeyrouter.domain.models.usage import Usage
 from apikeyrouter.infrastructure.adapters.transport import Timeouts
 from apikeyrouter.serving.admission import FREE_OPERATIONS, Admitted
 from apikeyrouter.serving.bookkeeping import Bookkeeper, OpenHold, Release
-from apikeyrouter.serving.outcomes import estimated_usage, failed_lanes, given_up
+from apikeyrouter.serving.outcomes import estimated_usage, failed_lanes, given_up, partial_usage
 
 TOKENS_MAX = 2**31
 """Most tokens of one request that are believed; the ledger takes no more."""
@@ -76,9 +78,16 @@ class Endings:
     """Writes facts, teaches the estimator, hands settlements and releases in."""
 
     def __init__(
-        self, books: Bookkeeper, estimator: TokenEstimator, *, finished: Callable[[Call, Facts], None]
+        self,
+        books: Bookkeeper,
+        estimator: TokenEstimator,
+        *,
+        finished: Callable[[Call, Facts], None],
+        broken: Callable[[Failure, Option], None],
     ) -> None:
         self._books, self._estimator, self._finished = books, estimator, finished
+        self._broken = broken
+        self._outputs = OutputEstimator()
 
     def answered(
         self,
@@ -92,13 +101,15 @@ class Endings:
     ) -> None:
         """An answer, or a part of one. `usage` None: not told. `failed`: evidence against the provider.
 
+        `produced`: bytes of output that were received. Not "ok": that was not all, so that `usage` is not either.
+
         `told_nanousd`: what the adapter says it costs, which goes before any price list.
         """
         admitted, facts = attempt.admitted, attempt.facts
         if attempt.call.operation in FREE_OPERATIONS:
             usage, cost = Usage(input_tokens=0, output_tokens=0), 0
         else:
-            usage = usage or estimated_usage(admitted, produced)
+            usage = self._used(attempt, usage, produced, complete=outcome == "ok")
             cost = _cost(admitted, usage) if told_nanousd is None else told_nanousd
         self._learn(admitted, usage)
         latency_us = self._clock(attempt)
@@ -118,6 +129,25 @@ class Endings:
         facts.usage = usage
         facts.outcome = outcome
         _note_cost(attempt, cost, estimated=usage.estimated)
+
+    def _used(self, attempt: Attempt, told: Usage | None, produced: int, *, complete: bool) -> Usage:
+        """What was used, as far as anybody can say."""
+        admitted = attempt.admitted
+        place = (admitted.option.provider.id, admitted.option.model)
+        if told is None:
+            return estimated_usage(admitted, self._outputs.tokens(place, produced))
+        if not complete:
+            return partial_usage(told, self._outputs.tokens(place, produced))
+        if attempt.call.stream and not told.estimated:
+            self._outputs.learn(
+                place, output_tokens=told.output_tokens, reasoning_tokens=told.reasoning_tokens, produced=produced
+            )
+        return told
+
+    def broke(self, attempt: Attempt, failure: Failure) -> None:
+        """An answer that had begun broke: what that says of key, group and provider is acted on."""
+        attempt.own.failure, attempt.own.meaning = failure.category.value, failure.meaning
+        self._broken(failure, attempt.admitted.option)
 
     def failed(self, attempt: Attempt, failure: Failure) -> None:
         """Nothing reached the caller. What may have been billed is charged as expected."""

@@ -105,7 +105,7 @@ class RouterLife(RouterBelonging):
         self._policing = Policing(self.policy_engine)
         self._attempts = Attempts(
             _open_transport, self.books, self.estimator, observe=self._observe, judge=self.failure_handler.judge,
-            finished=self._finished, timeouts=Timeouts(),
+            broken=self.failure_handler.learn_broken, finished=self._finished, timeouts=Timeouts(),
         )  # fmt: skip
         self._housekeeper = Housekeeper(
             self.ledger,

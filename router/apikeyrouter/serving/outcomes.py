@@ -1,5 +1,6 @@
 """What came of an attempt, read: failures below HTTP and of adapters, and usage that nobody told. Pure."""
 
+import time
 from dataclasses import replace
 
 import msgspec
@@ -29,19 +30,17 @@ from apikeyrouter.infrastructure.adapters.transport import TransportError, Upstr
 from apikeyrouter.infrastructure.security.redaction import redact
 from apikeyrouter.serving.admission import Admitted
 
-BYTES_PER_TOKEN = 4
 
-
-def estimated_usage(admitted: Admitted, produced: int) -> Usage:
+def estimated_usage(admitted: Admitted, output_tokens: int) -> Usage:
     """What was probably used when the provider did not say: the input as expected, the output by what was received."""
     expected = admitted.charge.output_tokens
-    output = -(-produced // BYTES_PER_TOKEN) if produced and expected else expected
+    output = output_tokens if output_tokens and expected else expected
     return Usage(input_tokens=admitted.charge.input_tokens, output_tokens=output, estimated=True)
 
 
-def partial_usage(told: Usage, produced: int) -> Usage:
+def partial_usage(told: Usage, output_tokens: int) -> Usage:
     """Usage of a stream that broke: the input the provider told, and at least the output that was received."""
-    output = max(told.output_tokens, -(-produced // BYTES_PER_TOKEN))
+    output = max(told.output_tokens, output_tokens)
     return Usage(
         input_tokens=told.input_tokens, output_tokens=output, cache_read_tokens=told.cache_read_tokens,
         cache_write_tokens=told.cache_write_tokens, cache_write_long_tokens=told.cache_write_long_tokens,
@@ -67,9 +66,12 @@ def is_error_body(body: bytes) -> bool | None:
     return isinstance(decoded, dict) and bool(decoded.get("error"))
 
 
-def transport_failure(error: TransportError) -> Failure:
-    """A failure below HTTP. What was sent may have been billed."""
+def transport_failure(error: TransportError, deadline: float | None = None) -> Failure:
+    """A failure below HTTP. What was sent may have been billed. A call that ran out of its own time (`deadline`, by
+    `time.perf_counter()`) is evidence against nobody."""
     if isinstance(error, UpstreamTimeout):
+        if error.phase == "total" or _is_past(deadline):
+            return deadline_passed(sent=error.sent)
         meaning = LATE if error.sent else LATE_CONNECT
     else:
         meaning = CUT_OFF if error.sent else UNREACHABLE
@@ -87,6 +89,8 @@ def given_up(why: str) -> Failure:
     return GIVEN_UP.failure(why, signature=GIVEN_UP.name)
 
 
+TIMEOUT_SECONDS_MIN = 0.05
+"""A phase is given no less; what is left of a deadline below that is nothing."""
 _ADAPTER_MEANINGS = {
     ErrorCategory.RateLimitError: COOL,
     ErrorCategory.QuotaExceededError: EXHAUSTED_KEY,
@@ -99,6 +103,16 @@ _ADAPTER_MEANINGS = {
     ErrorCategory.UnknownError: UNCLEAR,
 }
 """What an adapter's error means by its category. Its rate limits are the quota group's, as everybody's are."""
+
+
+def unless_late(failure: Failure, deadline: float | None) -> Failure:
+    """A failure, unless it was the call's own time that ran out: that speaks for nobody."""
+    late = failure.category is ErrorCategory.TimeoutError and failure.status == 0
+    return deadline_passed(sent=failure.billed is None) if late and _is_past(deadline) else failure
+
+
+def _is_past(deadline: float | None) -> bool:
+    return deadline is not None and time.perf_counter() >= deadline - TIMEOUT_SECONDS_MIN
 
 
 def interpret(error: Exception, adapter: ProviderAdapter | None, secret: str) -> Failure:

@@ -16,7 +16,7 @@ from apikeyrouter.domain.models.system_response import StreamChunk, TokenUsage
 from apikeyrouter.domain.models.usage import Usage
 from apikeyrouter.infrastructure.adapters.transport import Response, Timeouts, TransportError
 from apikeyrouter.serving.endings import Attempt, Endings
-from apikeyrouter.serving.outcomes import adapter_failure, cost_nanousd, given_up, partial_usage, transport_failure
+from apikeyrouter.serving.outcomes import adapter_failure, cost_nanousd, given_up, transport_failure, unless_late
 
 HELD_BYTES_MAX = 1024 * 1024
 """Most bytes of a stream that are held back before its first substantive event; then it is passed on as it is."""
@@ -63,11 +63,11 @@ class _Stream(ABC):
 
     async def _break(self, failure: Failure) -> ProviderError:
         """End with a failure; the error to raise."""
-        self._attempt.own.failure = failure.category.value
+        self._ends.broke(self._attempt, failure)
         try:
             await self._let_go()
         finally:
-            self._settle(failure.category.value, failed=failure.scope is FailureScope.PROVIDER)
+            self._settle(failure.category.value, failed=failure.evidence is FailureScope.PROVIDER)
             self._finish()
         return ProviderError(
             failure.message, category=failure.category, retryable=False,
@@ -80,7 +80,7 @@ class _Stream(ABC):
         if self._settled:
             return
         self._settled = True
-        usage, produced = self._used(complete=outcome == "ok")
+        usage, produced = self._used()
         self._ends.answered(
             self._attempt, usage, produced=produced, outcome=outcome, failed=failed, told_nanousd=self._told_nanousd
         )
@@ -91,7 +91,7 @@ class _Stream(ABC):
             self._ends.finish(self._attempt)
 
     @abstractmethod
-    def _used(self, *, complete: bool) -> tuple[Usage | None, int]:
+    def _used(self) -> tuple[Usage | None, int]:
         """Usage as far as it was told, and the bytes of output that were received."""
 
     @abstractmethod
@@ -102,9 +102,11 @@ class _Stream(ABC):
 class HttpStream(_Stream):
     """The bytes of a provider's stream, from its first substantive event on."""
 
-    def __init__(self, ends: Endings, attempt: Attempt, response: Response, reader: StreamReader) -> None:
+    def __init__(
+        self, ends: Endings, attempt: Attempt, response: Response, reader: StreamReader, *, deadline: float | None
+    ) -> None:
         super().__init__(ends, attempt)
-        self._response, self._reader = response, reader
+        self._response, self._reader, self._deadline = response, reader, deadline
         self._source = response.chunks()
         self._held = b""
 
@@ -139,7 +141,7 @@ class HttpStream(_Stream):
                 if out:
                     return out
         except TransportError as exc:
-            self._failure = self._failure or transport_failure(exc)
+            self._failure = self._failure or transport_failure(exc, self._deadline)
         except BaseException:
             await self.aclose()
             raise
@@ -166,13 +168,10 @@ class HttpStream(_Stream):
             self._settle("ok")
         return step
 
-    def _used(self, *, complete: bool) -> tuple[Usage | None, int]:
+    def _used(self) -> tuple[Usage | None, int]:
         reader = self._reader
         self._attempt.facts.finish_reason = reader.finish_reason
-        usage = reader.usage
-        if usage is not None and not complete:
-            usage = partial_usage(usage, reader.output_bytes)
-        return usage, reader.output_bytes
+        return reader.usage, reader.output_bytes
 
     async def _let_go(self) -> None:
         self._held = b""
@@ -187,6 +186,8 @@ class AdapterStream(_Stream):
         super().__init__(ends, attempt)
         self._adapter, self._source = adapter, source
         self._timeouts = attempt.timeouts or Timeouts()
+        total = self._timeouts.total
+        self._deadline = None if total is None else time.perf_counter() + total
         self._first: StreamChunk | None = None
         self._produced = 0
         self._usage: TokenUsage | None = None
@@ -208,7 +209,8 @@ class AdapterStream(_Stream):
                 chunk = await self._pull(self._timeouts.idle)
         except Exception as exc:
             secret = str.__str__(self._attempt.admitted.option.key.material)
-            self._failure = self._failure or adapter_failure(self._adapter, exc, secret=secret)
+            failure = adapter_failure(self._adapter, exc, secret=secret)
+            self._failure = self._failure or unless_late(failure, self._deadline)
         except BaseException:
             await self.aclose()
             raise
@@ -220,6 +222,9 @@ class AdapterStream(_Stream):
         return chunk
 
     async def _pull(self, seconds: float | None) -> StreamChunk | None:
+        if self._deadline is not None:
+            left = max(0.0, self._deadline - time.perf_counter())
+            seconds = left if seconds is None else min(seconds, left)
         try:
             async with asyncio.timeout(seconds):
                 piece = await self._source.__anext__()
@@ -235,11 +240,8 @@ class AdapterStream(_Stream):
         self._attempt.facts.finish_reason = chunk.finish_reason or self._attempt.facts.finish_reason
         return chunk
 
-    def _used(self, *, complete: bool) -> tuple[Usage | None, int]:
-        usage = told_usage(self._usage)
-        if usage is not None and not complete:
-            usage = partial_usage(usage, self._produced)
-        return usage, self._produced
+    def _used(self) -> tuple[Usage | None, int]:
+        return told_usage(self._usage), self._produced
 
     async def _let_go(self) -> None:
         self._first = None

@@ -223,6 +223,11 @@ class FailureHandler:
         for work in self._put_out(found, failure):
             self._chore(work)
 
+    def learn_broken(self, failure: Failure, option: Option) -> None:
+        """Act on a failure in the middle of an answer: there is nobody to try elsewhere for."""
+        if failure.scope is not FailureScope.REQUEST:
+            self.learn(self.judge(failure, option), option, (), {})
+
     def learn_success(self, option: Option, sent_at: float) -> None:
         """A request that was sent at `sent_at` was answered well."""
         option.provider.answered_at = sent_at

@@ -1,0 +1,224 @@
+"""Time limits by phase and in all, and what a call that ran out of time has cost and said."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from apikeyrouter import ApiKeyRouter, ErrorCategory, NoEligibleKeysError, ProviderError, SystemError
+from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
+from apikeyrouter.domain.interfaces.state_store import StateStore
+from apikeyrouter.domain.models.failure import Failure
+from apikeyrouter.domain.models.request_intent import RequestIntent
+from apikeyrouter.domain.models.system_response import StreamChunk
+from apikeyrouter.infrastructure.adapters.openai_adapter import OpenAIAdapter
+from apikeyrouter.infrastructure.adapters.transport import Timeouts
+from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
+from apikeyrouter.simulator import SimulatorProcess
+from tests.adapters.raw_upstream import silent_server
+from tests.router.house import MASTER_KEY, House, house, intent
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+SECRET = "custom-key-material-0123456789"
+
+
+async def evidence(made: House) -> int:
+    """Failures that the breaker of the provider counts."""
+    (lane,) = await made.router.ledger.lanes(["p:openai"])
+    return lane.failures_total
+
+
+def failure_of(error: SystemError) -> Failure:
+    told = error.details["failure"]
+    assert isinstance(told, Failure)
+    return told
+
+
+# --- phases ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_connection_that_is_not_made_in_time_costs_nothing(store: StateStore) -> None:
+    accepted: list[asyncio.StreamWriter] = []
+    server, port = await silent_server(accepted)
+    async with server, ApiKeyRouter(state_store=store, config={"encryption_key": MASTER_KEY}) as router:
+        router.timeouts = Timeouts(connect=0.2, first_byte=10, idle=10)
+        await router.register_provider("silent", OpenAIAdapter(f"https://127.0.0.1:{port}/v1"))
+        await router.register_key(SECRET, "silent")
+        with pytest.raises(ProviderError) as caught:
+            await router.route(intent())
+        failure = failure_of(caught.value)
+        assert (failure.meaning, failure.billed, caught.value.category) == (
+            "connect_timeout", False, ErrorCategory.TimeoutError,
+        )  # fmt: skip
+        (facts,) = router.decisions
+        assert (facts.cost_nanousd, facts.cost_estimated) == (None, False)
+        for writer in accepted:
+            writer.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_does_not_begin_in_time_is_booked_as_an_estimate_and_says_so(
+    simulator: SimulatorProcess, store: StateStore, stream: bool
+) -> None:
+    await simulator.fail("stall_before_first_byte", organisation="org-a", seconds=3600, count=1)
+    async with house(simulator, store, ["a1", "b1"]) as made:
+        made.router.timeouts = Timeouts(connect=2, first_byte=0.2, idle=0.2)
+        for _ in range(4):
+            await (made.stream() if stream else made.route())
+        (over,) = [facts for facts in made.finished if len(facts.attempts) == 2]
+        late, served = over.attempts
+        assert (late.meaning, late.cost_estimated, served.cost_estimated) == ("provider_late", True, False)
+        assert late.cost_nanousd is not None
+        assert served.cost_nanousd is not None
+        assert late.cost_nanousd > 0
+        assert (over.cost_nanousd, over.cost_estimated) == (late.cost_nanousd + served.cost_nanousd, True)
+        assert await made.at_rest() == sum(facts.cost_nanousd or 0 for facts in made.finished) >= await made.billed()
+        assert await evidence(made) == 1
+
+
+# --- the time of a whole call ----------------------------------------------------------------------------------------
+
+
+async def test_no_attempt_begins_after_the_time_of_the_call_and_nobody_is_blamed(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    await simulator.fail("stall_before_first_byte", seconds=3600)
+    async with house(simulator, store, ["a1", "a2"]) as made:
+        made.router.timeouts = Timeouts(connect=2, first_byte=20, idle=20, total=0.5)
+        with pytest.raises(ProviderError) as caught:
+            await made.route()
+        assert (caught.value.category, caught.value.retryable) == (ErrorCategory.TimeoutError, False)
+        (facts,) = made.finished
+        assert [attempt.meaning for attempt in facts.attempts] == ["deadline_passed"]
+        assert facts.cost_estimated
+        assert await made.at_rest() >= await made.billed()
+        assert await evidence(made) == 0
+
+
+async def test_what_is_left_of_the_time_is_what_the_next_attempt_gets(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    await simulator.fail("stall_before_first_byte", seconds=3600)
+    async with house(simulator, store, ["a1", "b1"]) as made:
+        made.router.timeouts = Timeouts(connect=2, first_byte=0.3, idle=20, total=0.5)
+        with pytest.raises(ProviderError):
+            await made.route()
+        (facts,) = made.finished
+        assert [attempt.meaning for attempt in facts.attempts] == ["provider_late", "deadline_passed"]
+        await made.at_rest()
+
+
+async def test_a_stream_ends_with_the_time_of_its_call(simulator: SimulatorProcess, store: StateStore) -> None:
+    async with house(simulator, store, ["s1"]) as made:  # it would take ten seconds
+        made.router.timeouts = Timeouts(connect=2, first_byte=20, idle=20, total=0.6)
+        with pytest.raises(ProviderError) as caught:
+            await made.stream()
+        assert caught.value.category is ErrorCategory.TimeoutError
+        assert caught.value.details["partial"]
+        assert failure_of(caught.value).meaning == "deadline_passed"
+        assert await made.at_rest() >= await made.billed() > 0
+        assert await evidence(made) == 0
+
+
+# --- adapters of one's own -------------------------------------------------------------------------------------------
+
+
+class Own(ProviderAdapter):
+    """Does what it is told."""
+
+    def __init__(self, act: Callable[[], Any]) -> None:
+        self._act = act
+
+    async def execute_request(self, intent: RequestIntent, key: str) -> Any:
+        done = self._act()
+        return await done if asyncio.iscoroutine(done) else done
+
+
+class Endless(Own):
+    """Never comes to an end."""
+
+    async def execute_stream(self, intent: RequestIntent, key: str) -> AsyncIterator[StreamChunk]:
+        while True:
+            await asyncio.sleep(0.01)
+            yield StreamChunk(text="and ")
+
+
+async def routed(store: StateStore, adapter: ProviderAdapter, timeouts: Timeouts) -> ApiKeyRouter:
+    router = ApiKeyRouter(state_store=store, config={"encryption_key": MASTER_KEY})
+    router.timeouts = timeouts
+    await router.register_provider("own", adapter)
+    await router.register_key(SECRET, "own", {"cost_per_1k": "0.01"})
+    return router
+
+
+async def test_an_adapter_that_hangs_is_given_up_without_a_limit_in_all(store: StateStore) -> None:
+    hanging = Own(lambda: asyncio.sleep(3600))
+    async with await routed(store, hanging, Timeouts(connect=1, first_byte=0.2, idle=0.2)) as router:
+        with pytest.raises(ProviderError) as caught:
+            await router.route(intent())
+        assert failure_of(caught.value).meaning == "provider_late"
+
+
+async def test_an_adapter_that_never_ends_ends_with_the_call(store: StateStore) -> None:
+    endless = Endless(lambda: None)
+    async with await routed(store, endless, Timeouts(connect=1, first_byte=5, idle=5, total=0.4)) as router:
+        started, received = time.monotonic(), ""
+        with pytest.raises(ProviderError) as caught:
+            async for chunk in router.route_stream(intent()):
+                received += str(chunk)
+        assert time.monotonic() - started < 60
+        assert caught.value.details["partial"] == received != ""
+        assert caught.value.details["usage"].estimated
+        assert router.in_flight == 0
+
+
+@pytest.mark.parametrize("nonsense", [object(), 7, {"contents": "x"}, ["a"], {"content": None}])
+async def test_nonsense_from_an_adapter_may_have_been_billed(store: StateStore, nonsense: object) -> None:
+    async with await routed(store, Own(lambda: nonsense), Timeouts()) as router:
+        with pytest.raises(ProviderError) as caught:
+            await router.route(intent())
+        failure = failure_of(caught.value)
+        assert (failure.meaning, failure.billed) == ("garbled", None)
+        (facts,) = router.decisions
+        assert facts.cost_estimated
+        assert facts.cost_nanousd
+
+
+class Limited(Own):
+    """Speaks a little, then is rate limited."""
+
+    async def execute_stream(self, intent: RequestIntent, key: str) -> AsyncIterator[StreamChunk]:
+        yield StreamChunk(text="so far")
+        raise SystemError("slow down", category=ErrorCategory.RateLimitError, retry_after=40)
+
+
+async def test_a_failure_in_the_middle_of_an_answer_is_acted_on_too(store: StateStore) -> None:
+    async with await routed(store, Limited(lambda: None), Timeouts()) as router:
+        with pytest.raises(ProviderError) as caught:
+            [chunk async for chunk in router.route_stream(intent())]
+        assert caught.value.details["partial"] == "so far"
+        (facts,) = router.decisions
+        assert facts.attempts[0].meaning == "rate_limited"
+        await asyncio.sleep(0.05)
+        with pytest.raises(NoEligibleKeysError) as next_one:
+            await router.route(intent())
+        assert next_one.value.retry_after is not None
+        assert next_one.value.retry_after > 20
+
+
+async def test_a_memory_of_complete_streams_makes_the_books_of_broken_ones_right(
+    simulator: SimulatorProcess,
+) -> None:
+    async with house(simulator, InMemoryStateStore(), ["s1"]) as made:
+        made.router.timeouts = Timeouts(connect=2, first_byte=20, idle=20, total=20)
+        await made.stream(parameters={"max_tokens": 30})
+        before, billed = await made.at_rest(), await made.billed()
+        assert before == billed
+        chunks = made.router.route_stream(intent())
+        async for _ in chunks:
+            break
+        await chunks.aclose()  # type: ignore[attr-defined]
+        after, billed = await made.at_rest(), await made.billed()
+        assert after >= billed
