@@ -1,5 +1,6 @@
 """Ways to serve a model, made up: keys, prices and lane states for tests of decisions as pure functions."""
 
+import itertools
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
@@ -15,6 +16,7 @@ from apikeyrouter.domain.models.routing_decision import RoutingObjective
 
 NOW_US = 1_800_000_000_000_000
 NOW = 1000.0
+_versions = itertools.count(1, 1000)
 OBJECTIVES = ["fairness", "cost", "reliability", "latency", "quality"]
 
 
@@ -62,7 +64,8 @@ def lane(id: str, **fields: Any) -> LaneState:
 
 def snapshot(lanes: Mapping[str, Mapping[str, Any]] | None = None) -> Snapshot:
     """A snapshot taken right now; lanes by id, with what has happened in them."""
-    made = Snapshot()
+    made = Snapshot(version=next(_versions))
+    made.out_version = made.version
     made.take([lane(name, **fields) for name, fields in (lanes or {}).items()], now=NOW, now_us=NOW_US)
     return made
 

@@ -5,19 +5,20 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.objectives import Plan
 from apikeyrouter.domain.components.pool import Option, Pool, Ranked, Snapshot
 from apikeyrouter.domain.components.scoring import TYPICAL_TOKENS
 from apikeyrouter.domain.components.token_estimator import TokenEstimate, TokenEstimator
-from apikeyrouter.domain.interfaces.ledger import Ledger
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
 from apikeyrouter.domain.models.accounting import (
     CANDIDATES_MAX,
     UNPRICED,
     Admission,
     Charge,
+    Denial,
     Loss,
     ReserveRequest,
     RetryKind,
@@ -67,12 +68,20 @@ class Refused:
     ranking: Ranking
 
 
+class Reserving(Protocol):
+    """What admission asks of a ledger."""
+
+    async def reserve(self, request: ReserveRequest) -> Admission | Denial:
+        """Hold one candidate or nothing."""
+        ...
+
+
 class Admissions:
     """Holds capacity and money for calls. Pure but for the ledger it asks."""
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: Reserving,
         catalogue: Catalogue,
         estimator: TokenEstimator,
         snapshot: Snapshot,
@@ -95,8 +104,11 @@ class Admissions:
         plan: Plan,
         skip: Collection[Option],
         any_version: bool,
+        turn: int | None = None,
     ) -> Admitted | Refused:
         """Hold the best option with room in every lane and every budget, or find that there is none.
+
+        `turn`: whose it is among equals; None: the next one's.
 
         Raises:
             StaleConfigError: another process changed limits or budgets; take them over and decide again. Not with
@@ -110,7 +122,7 @@ class Admissions:
             capped=pool.capped,
         )  # fmt: skip
         now = self._clock()
-        ranked = self.rank(call, pool, plan, offers, now=now, skip=skip)
+        ranked = self._ranked(call, pool, plan, offers, now=now, skip=skip, turn=turn)
         first, further = ranked.ranking, None
         losses: list[tuple[Option, Loss]] = []
         lost: list[Standing] = []
@@ -138,14 +150,23 @@ class Admissions:
         binding = min((loss for _, loss in losses), key=_soonest, default=None)
         return Refused(losses=losses, binding=binding, needed_nanousd=needed, ranking=first)
 
-    def rank(
-        self, call: Call, pool: Pool, plan: Plan, offers: Offers, *, now: float, skip: Collection[Option] = ()
+    def _ranked(
+        self,
+        call: Call,
+        pool: Pool,
+        plan: Plan,
+        offers: Offers,
+        *,
+        now: float,
+        skip: Collection[Option],
+        turn: int | None,
     ) -> Ranked:
         """The first candidates for a call, in the order in which they are offered."""
         tokens = TYPICAL_TOKENS if plan.costs < 0 or not pool.shaped else offers.tokens(pool.samples[0])
         ranked = pool.rank(
-            plan, CANDIDATES, snapshot=self._snapshot, now=now, skip=skip, stream=call.stream, tokens=tokens
-        )
+            plan, CANDIDATES, snapshot=self._snapshot, now=now, skip=skip, stream=call.stream, tokens=tokens,
+            start=turn,
+        )  # fmt: skip
         if plan.costs >= 0 or plan.cost_max_nanousd is not None or pool.capped:
             offers.settle(plan, ranked)
         return ranked

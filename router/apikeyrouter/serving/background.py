@@ -4,7 +4,6 @@ The lowest layer of `ApiKeyRouter`; `life.py` is the next.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
@@ -32,14 +31,15 @@ from apikeyrouter.infrastructure.observability.manager import Observability
 from apikeyrouter.serving.admission import Admissions, Admitted
 from apikeyrouter.serving.configuring import Configuration
 from apikeyrouter.serving.decisions import Decisions
+from apikeyrouter.serving.learned import DOCUMENT_KINDS as LEARNED_KINDS
+from apikeyrouter.serving.learned import Learned
 from apikeyrouter.serving.observing import Observer
 from apikeyrouter.serving.spending import Spending
 
 CHORES_SECONDS = 2.0
 """Longest that somebody waits for what is written behind the requests' backs."""
 STRATEGY_EVERY_SECONDS = 60.0
-RATIOS_DOCUMENT = ("token_ratios", "learned")
-RATIOS_EVERY_SECONDS = 30.0
+LEARNED_EVERY_SECONDS = 30.0
 SAMPLE_EVERY_SECONDS = 5.0
 """How often the books of all budgets are read, for forecasts and thresholds."""
 _log = EventLog("apikeyrouter")
@@ -66,13 +66,14 @@ class RouterBackground:
     _decisions: Decisions
     _observer: Observer
     _spending: Spending
+    _learned: Learned
 
     def __init__(self) -> None:
         self.in_flight = 0
         self._strategies_told: dict[str, float] = {}
         self._lanes_known: tuple[int, list[str]] = (-1, [])
         self._restored = 0
-        self._ratios_at = 0.0
+        self._learned_at = 0.0
         self._keeping: asyncio.Task[None] | None = None
         self._kept = True
         self._sample_at = 0.0
@@ -89,6 +90,8 @@ class RouterBackground:
                 async for change in self.state_store.watch():
                     if change.kind == "key":
                         await self.key_manager.refresh_key(change.id)
+                    elif change.kind in LEARNED_KINDS:
+                        continue
                     elif change.version > seen or not change.kind:
                         seen = await self.state_store.version()
                         await self._refresh()
@@ -141,7 +144,7 @@ class RouterBackground:
         self._restored = seen
 
     async def _periodic(self) -> None:
-        """What is due by time: the retry budget's window, keys that come back, ratios to be shared, samples of what
+        """What is due by time: the retry budget's window, keys that come back, what was learned, samples of what
         budgets have spent."""
         self.failure_handler.note_time()
         if self.key_manager.is_due():
@@ -150,8 +153,8 @@ class RouterBackground:
         await self._spending.flush()
         if self._keeping is None or self._keeping.done():  # a store that hangs holds up nothing else
             self._keeping = self._chore(self._flush_decisions())
-        if time.perf_counter() >= self._ratios_at:
-            await self._share_ratios()
+        if time.perf_counter() >= self._learned_at:
+            await self._share_learned()
         if time.perf_counter() >= self._sample_at:
             self._sample_at = time.perf_counter() + SAMPLE_EVERY_SECONDS
             await self.cost_controller.sample()
@@ -171,16 +174,10 @@ class RouterBackground:
         """The facts of the last `max_decisions` calls of this process, oldest first."""
         return self._decisions.recent
 
-    async def _share_ratios(self) -> None:
-        """Learned token ratios: take the others', leave ours."""
-        self._ratios_at = time.perf_counter() + RATIOS_EVERY_SECONDS
-        told = await self.state_store.get_document(*RATIOS_DOCUMENT)
-        if told:
-            self.estimator.merge(told)
-        learned = self.estimator.export()
-        if learned["models"] and learned != told:
-            with contextlib.suppress(NotImplementedError):  # a user's own store may keep no documents
-                await self.state_store.save_document(*RATIOS_DOCUMENT, learned)
+    async def _share_learned(self) -> None:
+        """What was learned: take the others', leave ours."""
+        self._learned_at = time.perf_counter() + LEARNED_EVERY_SECONDS
+        await self._learned.share()
 
     def _lane_ids(self) -> list[str]:
         version, known = self._lanes_known
@@ -249,7 +246,7 @@ class RouterBackground:
 
     def _recent(self, request_id: str) -> Facts | None:
         """What is remembered of a request, None if it is none of the latest."""
-        return next((facts for facts in reversed(self.decisions) if facts.request_id == request_id), None)
+        return self._decisions.facts_of(request_id)
 
     def _finished(self, call: Call, facts: Facts) -> None:
         self.in_flight -= 1

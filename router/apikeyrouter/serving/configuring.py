@@ -52,6 +52,7 @@ class SharedConfig:
     budgets: tuple[BudgetRecord, ...] = ()
     keys: tuple[str, ...] = ()
     policies: tuple[dict[str, Any], ...] = ()
+    quality: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: CompiledConfig) -> "SharedConfig":
@@ -60,6 +61,7 @@ class SharedConfig:
             lanes=config.lanes, scopes=config.scopes, aliases=dict(config.aliases), prices=config.prices,
             budgets=config.budgets, keys=tuple(sorted(key.id for key in config.keys)),
             policies=tuple(policy.model_dump(mode="json") for policy in config.policies),
+            quality=dict(config.routing.quality),
             pools={
                 group: [(lane, None if models is None else sorted(models)) for lane, models in pools]
                 for group, pools in config.pools.items()
@@ -137,6 +139,7 @@ class Configuration:
         self._file, self._file_lanes = new, {lane.id: lane for lane in new.lanes}
         self.policies = tuple(Policy.parse(told) for told in new.policies)
         self.models.take_file(new.aliases)
+        catalogue.qualities = dict(new.quality)
         self.budgets.take_file(_rules(new.budgets))
         self._index_pools()
 

@@ -46,10 +46,14 @@ class Decisions:
                 raise
         await self._store.flush()
 
+    def facts_of(self, request_id: str) -> Facts | None:
+        """What happened to a request of this process; None: it was too long ago, or elsewhere."""
+        return next((facts for facts in reversed(self.recent) if facts.request_id == request_id), None)
+
     async def find(self, request_id: str) -> RoutingDecision | None:
         """The decision of a request: of this process, else of any on the same store; None: nobody remembers it."""
-        for facts in reversed(self.recent):
-            if facts.request_id == request_id:
-                return decision_of(facts)
+        facts = self.facts_of(request_id)
+        if facts is not None:
+            return decision_of(facts)
         found = await self._store.query_state(StateQuery("RoutingDecision", ids=request_id))
         return found[-1] if found else None

@@ -129,7 +129,7 @@ class Housekeeper:
             known = self._snapshot.lanes.get(lane.id)
             if lane.breaker != ("closed" if known is None else known.breaker):
                 self._tell_of_breaker(lane)
-        now_us = self._ledger.stamp.now_us
+        now_us = cell_now_us(self._ledger)
         levels = self._watch.see(lanes, now_us)
         for lane_id, level in levels.items():
             before = self._snapshot.capacity.get(lane_id, Level.ABUNDANT)
@@ -149,6 +149,12 @@ class Housekeeper:
         if verdict is not None:
             _log.warning("clock.suspected" if verdict else "clock.agrees")
             await self._ledger.suspect_clock(verdict)
+
+
+def cell_now_us(ledger: ScriptLedger) -> int:
+    """The cell's time now, from its last answer and what has passed here since. Unix microseconds."""
+    cell_us, own_us = ledger.clock
+    return cell_us + time.monotonic_ns() // 1000 - own_us if cell_us else time.time_ns() // 1000
 
 
 class ClockWatch:

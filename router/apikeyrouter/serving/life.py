@@ -24,6 +24,8 @@ from apikeyrouter.domain.components.routing_engine import RoutingEngine
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.call import Facts
+from apikeyrouter.domain.models.request_intent import RequestIntent
+from apikeyrouter.domain.models.routing_decision import RoutingDecision, RoutingObjective
 from apikeyrouter.infrastructure.adapters.transport import Timeouts, Transport
 from apikeyrouter.infrastructure.config.settings import RouterSettings
 from apikeyrouter.infrastructure.ledger.engine import Engine
@@ -40,13 +42,16 @@ from apikeyrouter.serving.attempt import Attempts
 from apikeyrouter.serving.belonging import RouterBelonging
 from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.configuring import Configuration
+from apikeyrouter.serving.deciding import Deciding
 from apikeyrouter.serving.decisions import Decisions
 from apikeyrouter.serving.deferred import Deferrals
 from apikeyrouter.serving.housekeeping import Housekeeper
+from apikeyrouter.serving.learned import Learned
 from apikeyrouter.serving.observing import Observer
 from apikeyrouter.serving.outcomes import interpret
 from apikeyrouter.serving.policing import Policing
 from apikeyrouter.serving.quoting import Quotes
+from apikeyrouter.serving.requests import call_of
 from apikeyrouter.serving.spending import Spending
 
 LEASE_US = 30_000_000
@@ -82,8 +87,9 @@ class RouterLife(RouterBelonging):
         self._spending = Spending(self.state_store)
         self.observability = Observability(observability_manager, decide=decision_of, recent=lambda: self.decisions)
         self.observability_manager = self.observability if observability_manager is None else observability_manager
+        self._learned = Learned(self.state_store, self.estimator, self.catalogue.observations)
         self.decided = 0
-        self.routing_engine = RoutingEngine(self._report_strategy)
+        self.routing_engine = self._routing()
         self.books = Bookkeeper(self.ledger)
         self._configuration = Configuration(self.catalogue, self.ledger, self.state_store)
         self.key_manager = KeyManager(
@@ -103,20 +109,17 @@ class RouterLife(RouterBelonging):
             recent=lambda: list(self.decisions), started=self._started,
         )  # fmt: skip
         self._policing = Policing(self.policy_engine)
+        self._deciding = Deciding(
+            self.ledger, self.catalogue, self.estimator, self.snapshot, self.routing_engine, self._policing
+        )  # fmt: skip
         self._attempts = Attempts(
             _open_transport, self.books, self.estimator, observe=self._observe, judge=self.failure_handler.judge,
             broken=self.failure_handler.learn_broken, finished=self._finished, timeouts=Timeouts(),
         )  # fmt: skip
         self._housekeeper = Housekeeper(
-            self.ledger,
-            self.books,
-            self.snapshot,
-            self._quotas_watched(),
-            self._lane_ids,
-            self._restore,
-            self._periodic,
-            emit=self.observability.emit,
-        )
+            self.ledger, self.books, self.snapshot, self._quotas_watched(), self._lane_ids, self._restore,
+            self._periodic, emit=self.observability.emit,
+        )  # fmt: skip
         self._deferrals = Deferrals()
         self._vault: KeyVault | None = None
         self._file_providers: frozenset[str] = frozenset()
@@ -135,6 +138,12 @@ class RouterLife(RouterBelonging):
         self._decisions.resize(settings.max_decisions)
         self.key_manager.cooldown_seconds = settings.default_cooldown_seconds
         self.failure_handler.cooldown_seconds = settings.quota_default_cooldown_seconds
+
+    def _routing(self) -> RoutingEngine:
+        return RoutingEngine(
+            self._report_strategy, catalogue=self.catalogue, snapshot=self.snapshot, decide=self._decide,
+            facts_of=self._decisions.facts_of,
+        )  # fmt: skip
 
     def _failures(self) -> FailureHandler:
         return FailureHandler(
@@ -166,6 +175,10 @@ class RouterLife(RouterBelonging):
         )  # fmt: skip
         return watch
 
+    async def _decide(self, intent: RequestIntent, objective: RoutingObjective | str | None) -> RoutingDecision:
+        await self.start()
+        return await self._deciding(call_of(intent, objective, stream=False))
+
     async def start(self) -> None:
         """Connect, begin background work, finish registrations that were not awaited. Called by itself on first use.
 
@@ -193,7 +206,7 @@ class RouterLife(RouterBelonging):
         await self.ledger.open()
         await self._configuration.refresh()
         await self._take_policies()
-        await self._share_ratios()
+        await self._share_learned()
         self._admissions.config_version = self.ledger.stamp.config_version
         self._attempts.open()
         self._loop = loop
@@ -227,7 +240,7 @@ class RouterLife(RouterBelonging):
                 await self._spending.flush()
                 await self._decisions.flush()
         with contextlib.suppress(Exception):  # learned ratios are a convenience; losing them costs accuracy only
-            await self._share_ratios()
+            await self._share_learned()
         await self._attempts.close()
         for provider in self.catalogue.providers.values():
             closing = getattr(provider.adapter, "close", None)

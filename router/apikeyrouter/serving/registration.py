@@ -194,6 +194,7 @@ def _provider(provider_id: str, adapter: ProviderAdapter) -> Provider:
         wire=getattr(adapter, "wire", None),
         models=able.models,
         tools=None if silent else able.tools,
+        quality=able.quality,
     )
 
 

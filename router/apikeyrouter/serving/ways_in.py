@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from apikeyrouter.domain.components.pool import Pool
 from apikeyrouter.domain.interfaces.observability import EventCallback
-from apikeyrouter.domain.interfaces.state_store import StateQuery
 from apikeyrouter.domain.models.call import Call, Facts
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.request_intent import RequestIntent
-from apikeyrouter.domain.models.routing_decision import RoutingObjective
+from apikeyrouter.domain.models.routing_decision import Explanation, RoutingDecision, RoutingObjective
 from apikeyrouter.domain.models.system_error import InvalidRequestError, ProviderError
 from apikeyrouter.domain.models.system_response import SystemResponse
 from apikeyrouter.domain.models.trace import Trace
@@ -23,7 +22,7 @@ from apikeyrouter.serving.batches import Progress, run_batch
 from apikeyrouter.serving.endings import Attempt
 from apikeyrouter.serving.leases import Leasing, lease_call
 from apikeyrouter.serving.registration import RouterRegistration
-from apikeyrouter.serving.requests import parsed_for
+from apikeyrouter.serving.requests import call_of, parsed_for
 
 if TYPE_CHECKING:
     from apikeyrouter.infrastructure.config.configuration_manager import ConfigurationManager
@@ -141,6 +140,44 @@ class RouterWaysIn(RouterRegistration):
             self._finished(call, facts)
             raise
 
+    async def explain(self, decision_or_request_id: RoutingDecision | str) -> Explanation:
+        """Why a request went where it went, in numbers and in words; of any process on the same store.
+
+        Raises:
+            InvalidRequestError: nobody remembers the request.
+        """
+        decision = decision_or_request_id
+        if isinstance(decision, str):
+            await self.start()
+            found = await self._decisions.find(decision)
+            if found is None:
+                raise InvalidRequestError(f"no decision on request {decision!r} is remembered", field="request_id")
+            decision = found
+        if not isinstance(decision, RoutingDecision):
+            raise InvalidRequestError("must be a RoutingDecision or the id of a request", field="decision")
+        return Explanation(decision=decision, text=self.routing_engine.explain_decision(decision))
+
+    async def dry_run(
+        self,
+        request_intent: Intent,
+        objective: RoutingObjective | str | None = None,
+        policy: Policy | Mapping[str, Any] | None = None,
+    ) -> RoutingDecision:
+        """What `route` would choose now, and why; nothing is held, sent or counted.
+
+        `selected_key_id` is "" where the request would be refused; its candidates say why. Between this look and a
+        request others come and go: the ledger has the last word.
+
+        Raises:
+            InvalidRequestError: the request, the objective or the policy is wrong.
+            ModelNotFoundError: no key serves the model.
+        """
+        await self.start()
+        call = call_of(RequestIntent.parse(request_intent), objective, stream=False)
+        if policy is not None:
+            call.policy = await self._own_policy(policy)
+        return await self._deciding(call)
+
     def subscribe_to_events(self, event_type: str, callback: EventCallback) -> Subscription:
         """Call back at every event of that type (`*`: all); `docs/observability.md` lists them with their fields.
 
@@ -162,9 +199,8 @@ class RouterWaysIn(RouterRegistration):
         found = await self.observability.trace(request_id)
         if found is not None:
             return found
-        query = StateQuery("RoutingDecision", ids=[request_id], limit=1)
-        decisions = await self.state_store.query_state(query)
-        return decision_trace(decisions[0]) if decisions else None
+        decision = await self._decisions.find(request_id)
+        return decision_trace(decision) if decision is not None else None
 
 
 def _checked(intent: Intent, place: int) -> RequestIntent:

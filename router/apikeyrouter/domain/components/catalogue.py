@@ -24,6 +24,10 @@ from apikeyrouter.domain.models.system_error import InvalidRequestError, ModelNo
 
 POOLS_MAX = 1024
 """Pools remembered; beyond it the memory starts afresh."""
+QUALITY_DEFAULT = 0.5
+"""What declares no quality is of middling quality."""
+MODELS_OF_KEY_MAX = 256
+"""Models of one key that are looked at when none is named."""
 OPTIONS_MAX = 200_000
 """Options remembered over all pools: anybody may ask for models that nobody has heard of."""
 
@@ -39,6 +43,8 @@ class Provider:
     """Its catalogue; None: any model may be asked for."""
     tools: bool | None = None
     """Whether it calls tools, where its adapter says so."""
+    quality: Mapping[str, float] = field(default_factory=dict)
+    """By model, as its adapter declares it, 0 … 1."""
     answered_at: float = 0.0
     """When the latest request was sent that it answered well here (`time.perf_counter()`)."""
 
@@ -53,7 +59,8 @@ class Key:
     quota_group: str
     models: frozenset[str] | None = None
     weight: float = 1.0
-    quality: float = 0.5
+    quality: float | Mapping[str, float] | None = None
+    """Declared, 0 … 1: for all models, or by model, `*` for the others."""
     state: KeyState = KeyState.Available
     state_reason: str = ""
     state_until: datetime | None = None
@@ -108,6 +115,8 @@ class Catalogue:
         self.observations = Observations()
         self.providers: dict[str, Provider] = {}
         self.keys: dict[str, Key] = {}
+        self.qualities: dict[str, float] = {}
+        """By model, as the configuration declares it."""
         self.aliases: dict[str, tuple[tuple[str, str], ...]] = {}
         self.version = 0
         """Grows with every change of what `lane_ids` gives."""
@@ -333,6 +342,28 @@ class Catalogue:
             known = self._abilities[provider_id, model] = self.capabilities(provider_id, model)
         return known
 
+    def options_of(self, key_id: str, model: str | None = None) -> list[Option]:
+        """The ways in which one key serves a model, or, without one, the models that it is known to serve.
+
+        Raises:
+            InvalidRequestError: no such key, or it does not serve the model.
+        """
+        key = self.keys.get(key_id)
+        provider = None if key is None else self.providers.get(key.provider_id)
+        if key is None or provider is None:
+            raise InvalidRequestError(f"no key {key_id!r}", field="key_id")
+        if model is None:
+            names = key.models if key.models is not None else list(self._names(provider.id))[:MODELS_OF_KEY_MAX]
+            return [self._option(key, provider, name, 0) for name in names] or [self._option(key, provider, "", 0)]
+        found = [
+            self._option(key, provider, upstream, rank)
+            for rank, upstream in self._upstream_models(model, self._targets(model, None), key)
+            if self._serves(provider, key, upstream, pinned=True)
+        ]
+        if not found:
+            raise InvalidRequestError(f"key {key_id!r} does not serve model {model!r}", field="model")
+        return found
+
     def _upstream_models(
         self, model: str, targets: tuple[tuple[str, str], ...] | None, key: Key
     ) -> Iterable[tuple[int, str]]:
@@ -359,7 +390,7 @@ class Catalogue:
             key=key, provider=provider, model=model, rank=rank, id=f"{key.id}/{model}",
             lanes=(key_lane(key.id), *self.group_lanes(key.quota_group, model), provider_lane(provider.id)),
             scopes=tuple(scope.id for scope in scopes), hard=any(scope.hard for scope in scopes),
-            price=price or self.prices.price(provider.id, model), quality=key.quality,
+            price=price or self.prices.price(provider.id, model), quality=self._quality(key, provider, model),
             able=self._able(provider.id, model),
             seen=self.observations.of(key.id, model),
         )  # fmt: skip
@@ -370,6 +401,16 @@ class Catalogue:
         """A number that is equal for options on which a request costs the same."""
         rate = (option.provider.id, option.model, id(option.price), option.hard, option.cost_max_nanousd)
         return self._rates.setdefault(rate, len(self._rates))
+
+    def _quality(self, key: Key, provider: Provider, model: str) -> float:
+        """The quality that is declared: by the key, else by the configuration, else by the provider's catalogue."""
+        own = key.quality
+        if isinstance(own, Mapping):
+            own = own.get(model, own.get("*"))
+        for declared in (own, self.qualities.get(model), provider.quality.get(model)):
+            if declared is not None:
+                return declared
+        return QUALITY_DEFAULT
 
     def group_lanes(self, group: str, model: str) -> tuple[str, ...]:
         """The lanes a quota group meters a model in. A group without configured limits learns one per model."""

@@ -117,6 +117,37 @@ def decision_of(facts: Facts) -> RoutingDecision:
     )  # fmt: skip
 
 
+def explained(decision: RoutingDecision) -> str:
+    """A decision in words: one line for what was asked, one for each candidate."""
+    lines = [
+        f"{decision.request_id or decision.id}: model {decision.model}, {_objective_words(decision)}; lanes as of"
+        f" {decision.snapshot_age_ms} ms before, confidence {decision.confidence:.2f}"
+    ]
+    for verdict in decision.candidates:
+        who = f"{verdict.key_id} ({verdict.model} at {verdict.provider_id})"
+        score = "" if verdict.score is None else f" scores {verdict.score:.3g}"
+        turn = "" if verdict.turn is None else f", turn {verdict.turn}"
+        numbers = ", ".join(f"{name} {value:.6g}" for name, value in verdict.parts.items())
+        lines.append(f"  {verdict.outcome}: {who}{score}{turn}" + (f" [{numbers}]" if numbers else ""))
+        if verdict.reason:
+            lines[-1] += f": {verdict.reason}"
+    if not decision.candidates:
+        lines.append("  no candidate is remembered")
+    return "\n".join(lines)
+
+
+def _objective_words(decision: RoutingDecision) -> str:
+    objective = decision.objective
+    words = f"objective {objective.primary}"
+    if objective.weights:
+        words += " with weights " + ", ".join(f"{name} {weight:g}" for name, weight in objective.weights.items())
+    if objective.secondary:
+        words += ", then " + ", ".join(objective.secondary)
+    if objective.constraints:
+        words += ", held to " + ", ".join(f"{name} {bound}" for name, bound in objective.constraints.items())
+    return words
+
+
 def _verdicts(facts: Facts, ranking: Ranking | None, last: AttemptFacts | None) -> list[CandidateVerdict]:
     if ranking is None:
         return []
@@ -172,6 +203,8 @@ def _verdict(ranking: Ranking, at: int, score: float, chosen_at: int, loss: Loss
         parts["quota_level"] = float(standing.scarce)
     if ranking.expected_nanousd and COST not in parts:
         parts[COST] = float(ranking.expected_nanousd[at])
+    if standing.weight != 1.0:
+        parts["weight"] = standing.weight
     if at == ranking.sticky:
         parts |= {"cached_tokens": float(ranking.cached_tokens), "saved_nanousd": float(ranking.saved_nanousd)}
     return CandidateVerdict(

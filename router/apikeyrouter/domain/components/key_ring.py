@@ -292,7 +292,7 @@ def routed(key: APIKey, material: str, routing: KeyRouting) -> Key:
         id=key.id, provider_id=key.provider_id,
         material=KeyMaterial(material, key_id=key.id, metadata=key.metadata),
         quota_group=group_of(key), models=routing.models, weight=routing.weight,
-        quality=0.5 if routing.quality is None else routing.quality, state=key.state, state_reason=key.state_reason,
+        quality=routing.quality, state=key.state, state_reason=key.state_reason,
         state_until=key.state_until, cost_per_1k=routing.cost_per_1k, metadata=key.metadata,
         generation=key.generation, team=routing.team, quotas=key.quotas, organization=key.organization,
     )  # fmt: skip

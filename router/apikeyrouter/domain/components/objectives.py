@@ -233,15 +233,16 @@ def _guarded(name: str, scorer: Scorer, report: Report) -> Measure:
     """A strategy as a measure. What raises, or returns what is no number, comes last and is reported."""
 
     def measure(option: Any, at: Conditions) -> float:
+        score: object = None
         try:
             score = scorer(CandidateView(option, at))
+            if isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score):
+                return max(-WORST, min(WORST, -float(score)))
         except Exception as exc:
             report(name, exc)
             return WORST
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-            report(name, score)
-            return WORST
-        return max(-WORST, min(WORST, -float(score)))
+        report(name, score)
+        return WORST
 
     return measure
 

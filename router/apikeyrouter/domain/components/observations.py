@@ -18,6 +18,8 @@ GOOD_PRIOR = 5.0
 """Good answers that everybody is credited with."""
 KEPT_MAX = 20_000
 """Pairs of key and model remembered; the one asked for longest ago goes first."""
+EXPORTED_MAX = 2000
+"""Pairs that other processes are told of: those asked for latest."""
 EXPORT_VERSION = 1
 COUNT_MAX = 1e9
 
@@ -132,7 +134,7 @@ class Observations:
         """This process's counts as plain JSON values; rows are [key, model, answers, good, blame]."""
         now = time.perf_counter() if now is None else now
         rows = []
-        for (key_id, model), seen in self._seen.items():
+        for (key_id, model), seen in list(self._seen.items())[-EXPORTED_MAX:]:
             counts = seen.counts(now)
             if max(counts) >= 0.01:
                 rows.append([key_id, model, *(round(count, 3) for count in counts)])

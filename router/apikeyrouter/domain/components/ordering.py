@@ -185,22 +185,21 @@ def settled(plan: Plan, rows: "list[Row]") -> "tuple[list[Row], int]":
     if not rows:
         return rows, 0
     valued = [(_place_of(plan, row[1]), plan.value(row[1].values), row) for row in rows]
-    valued.sort(key=operator.itemgetter(0, 1))
-    place, best, _ = valued[0]
+    place, best = min((place, value) for place, value, _ in valued)
     limit = plan.equal_to(best)
-    equals = sum(1 for other, value, _ in valued if other == place and value <= limit)
-    ordered = [row for _, _, row in valued]
-    head, rest = ordered[:equals], ordered[equals:]
-    if any(row[1].scarce for row in head):
-        head.sort(key=lambda row: row[1].scarce)
-        equals = sum(1 for row in head if row[1].scarce == head[0][1].scarce)
-        head, rest = head[:equals], head[equals:] + rest
+    head = [row for other, value, row in valued if other == place and value <= limit]
+    others = [each for each in valued if each[0] != place or each[1] > limit]
+    others.sort(key=operator.itemgetter(0, 1))
+    rest = [row for _, _, row in others]
+    least = min(row[1].scarce for row in head)
+    if any(row[1].scarce > least for row in head):
+        behind = sorted((row for row in head if row[1].scarce > least), key=lambda row: row[1].scarce)
+        head, rest = [row for row in head if row[1].scarce == least], behind + rest
     for tie in plan.ties:
-        head.sort(key=lambda row: row[1].values[tie])
-        limit = equal_to(plan.measures[tie], head[0][1].values[tie])
-        equals = sum(1 for row in head if row[1].values[tie] <= limit)
-        head, rest = head[:equals], head[equals:] + rest
-    return head + rest, equals
+        limit = equal_to(plan.measures[tie], min(row[1].values[tie] for row in head))
+        behind = sorted((row for row in head if row[1].values[tie] > limit), key=lambda row: row[1].values[tie])
+        head, rest = [row for row in head if row[1].values[tie] <= limit], behind + rest
+    return head + rest, len(head)
 
 
 def _place(plan: Plan, out_until_us: int, scarce: int, rank: int) -> tuple[bool, int, int]:
@@ -272,5 +271,5 @@ def _turns(ratios: list[float]) -> list[int]:
 
 def _standing(row: _Row) -> Standing:
     option = row.option
-    values = tuple(row.values)
-    return Standing(option.key.id, option.provider.id, option.model, option.rank, row.out_us, values, row.scarce)
+    key, values = option.key, tuple(row.values)
+    return Standing(key.id, option.provider.id, option.model, option.rank, row.out_us, values, row.scarce, key.weight)

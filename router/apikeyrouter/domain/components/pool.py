@@ -154,7 +154,7 @@ class Pool:
         self.uneven = len({option.able for option in self.options}) > 1
         """Whether some of its models can do what others cannot, as far as that is known."""
         prices = {id(option.price): option.price for option in self.eligible}
-        self.shaped = len({_shape(price) for price in prices.values()}) > 1
+        self.shaped = len({_shape(price) for price in prices.values() if price is not None} - {None}) > 1
         """Whether which option is cheapest may depend on the request."""
         self.constraints: Constraints | None = None
         """The policies that it was narrowed by."""
@@ -174,6 +174,11 @@ class Pool:
     def out(self) -> list[Option]:
         """The options whose keys are out by their state, whatever the limits say."""
         return [option for option in self.options if not option.key.state.eligible]
+
+    @property
+    def next_turn(self) -> int:
+        """Whose turn is next, as `rank` takes it."""
+        return self._turn + 1
 
     def rank(
         self,
@@ -342,13 +347,14 @@ class Pool:
         return order
 
 
-def _shape(price: ModelPrice | None) -> object:
-    """Equal for prices that rank alike whatever the request: those whose input and output cost in the same ratio."""
-    if price is None:
-        return None
+def _shape(price: ModelPrice) -> object:
+    """Equal for prices that rank alike whatever the request: those whose input and output cost in the same ratio. None:
+    the price is 0."""
     fee = price.expected(0, 0)
     read, written, much = (price.expected(*size) - fee for size in ((10**6, 0), (0, 10**6), (10**8, 0)))
-    return (round(read / written, 9), round(fee / written, 9), much == 100 * read) if written else (read, fee, much)
+    if not written:
+        return (read, fee, much) if read or fee else None
+    return round(read / written, 9), round(fee / written, 9), much == 100 * read
 
 
 def _typical(bits: int) -> int:

@@ -45,12 +45,17 @@ class HealthState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderCapabilities:
-    """What an adapter can do. `models` None: it has no catalogue, any model may be asked for."""
+    """What an adapter can do. `models` None: it has no catalogue, any model may be asked for.
+
+    `quality`: how good its models are, 0 … 1, by name, for the objective quality; configuration and keys may say
+    otherwise.
+    """
 
     operations: frozenset[Operation] = frozenset({Operation.Chat})
     streaming: bool = False
     tools: bool = False
     models: frozenset[str] | None = None
+    quality: Mapping[str, float] = field(default_factory=dict)
 
     def serves(self, model: str) -> bool:
         """Whether the catalogue has the model; True without a catalogue."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from pydantic import AwareDatetime, ConfigDict, Field
 
@@ -144,6 +144,9 @@ class KeyProbe:
     message: str = ""
 
 
+_Quality = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
 class _RoutingFields(EdgeModel):
     model_config = ConfigDict(extra="ignore")
 
@@ -155,13 +158,16 @@ class _RoutingFields(EdgeModel):
     quota_group: str | None = Field(default=None, min_length=1, max_length=NAME_LENGTH_MAX)
     models: list[str] | None = None
     weight: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
-    quality: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    quality: _Quality | dict[str, _Quality] | None = None
     limits: list[dict[str, Any]] | dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRouting:
-    """The metadata that routes, read and checked. `models` None: all. `cost_per_1k` in dollars prices this key."""
+    """The metadata that routes, read and checked. `models` None: all. `cost_per_1k` in dollars prices this key.
+
+    `quality`: one for all models, or by model, `*` for the others.
+    """
 
     tier: str | None = None
     region: str | None = None
@@ -170,7 +176,7 @@ class KeyRouting:
     quota_group: str | None = None
     models: frozenset[str] | None = None
     weight: float = 1.0
-    quality: float | None = None
+    quality: float | Mapping[str, float] | None = None
     limits: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod

@@ -11,7 +11,7 @@ ObjectiveKey = tuple[str, tuple[str, ...], tuple[tuple[str, float | str], ...], 
 class Standing(NamedTuple):
     """One candidate as it was compared. `place`: of its target in an alias. `out_until_us`: its lane is out until then
     (Unix microseconds; 0: it is not). `values`: its measures, in the order of the ranking's `measures`. `scarce`: what
-    is left of its quota, from 0 (abundant) to 3 (exhausted)."""
+    is left of its quota, from 0 (abundant) to 3 (exhausted). `weight`: its key's."""
 
     key_id: str
     provider_id: str
@@ -20,6 +20,7 @@ class Standing(NamedTuple):
     out_until_us: int
     values: tuple[float, ...]
     scarce: int = 0
+    weight: float = 1.0
 
 
 class Exclusion(NamedTuple):
@@ -65,3 +66,8 @@ class Ranking(msgspec.Struct, kw_only=True):
     sticky: int = -1
     cached_tokens: int = 0
     saved_nanousd: int = 0
+
+    @classmethod
+    def nobody(cls, objective: ObjectiveKey) -> "Ranking":
+        """The ranking of a request that nobody may serve."""
+        return cls(objective=objective, measures=(), standings=[])

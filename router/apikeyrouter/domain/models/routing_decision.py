@@ -13,7 +13,14 @@ from apikeyrouter.domain.models.case_folding import CaseFolding, fold
 from apikeyrouter.domain.models.edge import EdgeModel
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 
-__all__ = ["CandidateVerdict", "ObjectiveType", "RoutingDecision", "RoutingObjective", "RoutingStrategy"]
+__all__ = [
+    "CandidateVerdict",
+    "Explanation",
+    "ObjectiveType",
+    "RoutingDecision",
+    "RoutingObjective",
+    "RoutingStrategy",
+]
 
 
 class ObjectiveType(CaseFolding):
@@ -200,6 +207,17 @@ class RoutingDecision(EdgeModel):
     hold_ids: list[str] = Field(default_factory=list)
     snapshot_age_ms: int = Field(default=0, ge=0)
     attempts: int = Field(default=1, ge=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """A decision with its words; `str()` gives them."""
+
+    decision: RoutingDecision
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -125,7 +125,7 @@ class _Compiler:
             budgets=tuple(budgets),
             clients=tuple(clients),
             policies=tuple(self._config.policies),
-            routing=RoutingRecord(**self._config.routing.model_dump()),
+            routing=RoutingRecord(**dict(self._config.routing)),
             pools={group: tuple(pools) for group, pools in self._pools.items()},
             files=frozenset(self._secrets.files),
             warnings=tuple(self._warnings),

@@ -10,6 +10,7 @@ from apikeyrouter.domain.models.accounting import LaneConfig, ScopeConfig
 from apikeyrouter.domain.models.budget import BudgetScope
 from apikeyrouter.domain.models.capabilities import ModelCapabilities
 from apikeyrouter.domain.models.policy import Policy
+from apikeyrouter.domain.models.routing_decision import RoutingObjective
 
 __all__ = [
     "BudgetRecord",
@@ -95,7 +96,8 @@ class ClientRecord:
 class RoutingRecord:
     """How requests are routed unless they say otherwise."""
 
-    objective: str = "fairness"
+    objective: RoutingObjective = field(default_factory=RoutingObjective)
+    quality: Mapping[str, float] = field(default_factory=dict)
     attempts_max: int = 3
     wait_max_ms: int = 0
     translate: bool = False

@@ -13,7 +13,7 @@ from apikeyrouter.domain.models.budget import BudgetScope
 from apikeyrouter.domain.models.capabilities import ModelCapabilities
 from apikeyrouter.domain.models.edge import complaints, invalid
 from apikeyrouter.domain.models.policy import Policy
-from apikeyrouter.domain.models.routing_decision import ObjectiveType
+from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError
 from apikeyrouter.infrastructure.config.compiled import Target
 from apikeyrouter.infrastructure.config.fields import (
@@ -22,6 +22,7 @@ from apikeyrouter.infrastructure.config.fields import (
     ModelName,
     Name,
     Price,
+    Quality,
     Secret,
     Suspense,
     SuspenseText,
@@ -214,9 +215,13 @@ class _Models(Entry):
 
 
 class RoutingEntry(Entry):
-    """How requests are routed unless they say otherwise. Times in milliseconds."""
+    """How requests are routed unless they say otherwise. Times in milliseconds.
 
-    objective: str = ObjectiveType.Fairness.value
+    `objective`: a name, or a mapping of `primary`, `secondary`, `weights` and `constraints`. `quality`: by model, 0…1.
+    """
+
+    objective: RoutingObjective = Field(default_factory=RoutingObjective)
+    quality: dict[ModelName, Quality] = Field(default_factory=dict)
     attempts_max: int = Field(default=3, ge=1, le=10, strict=True)
     wait_max_ms: int = Field(default=0, ge=0, le=600_000, strict=True)
     translate: bool = Field(default=False, strict=True)
@@ -224,11 +229,13 @@ class RoutingEntry(Entry):
 
     @field_validator("objective", mode="before")
     @classmethod
-    def _known_objective(cls, value: object) -> str:
-        found = ObjectiveType.lookup(value) if isinstance(value, str) else None
-        if found is None:
-            raise InvalidRequestError(f"must be one of {', '.join(ObjectiveType)}")
-        return found.value
+    def _known_objective(cls, value: object) -> RoutingObjective:
+        if not isinstance(value, str):
+            return RoutingObjective.parse(value)  # type: ignore[arg-type]  # what is no mapping is refused there
+        try:
+            return RoutingObjective.read(value)
+        except InvalidRequestError as exc:
+            raise InvalidRequestError(exc.reason) from None
 
 
 class ConfigFile(Entry):

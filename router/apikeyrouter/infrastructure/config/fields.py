@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from apikeyrouter.domain.models.accounting import SuspenseRule
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 
-__all__ = ["BaseUrl", "Entry", "ModelName", "Name", "Price", "Secret", "Suspense", "SuspenseText", "Weight"]
+__all__ = ["BaseUrl", "Entry", "ModelName", "Name", "Price", "Quality", "Secret", "Suspense", "SuspenseText", "Weight"]
 
 NAME_BYTES_MAX = 64
 MODEL_BYTES_MAX = 128
@@ -82,6 +82,10 @@ def _weight(value: object) -> float:
     return number
 
 
+def _quality(value: object) -> float:
+    return float(_number(value, most=1))
+
+
 def _price(value: object) -> Decimal:
     return _number(value, most=PRICE_DOLLARS_MAX)
 
@@ -112,4 +116,5 @@ Secret = Annotated[str, BeforeValidator(_secret), Field(repr=False)]
 BaseUrl = Annotated[str, BeforeValidator(_base_url)]
 Price = Annotated[Decimal, BeforeValidator(_price)]
 Weight = Annotated[float, BeforeValidator(_weight)]
+Quality = Annotated[float, BeforeValidator(_quality)]
 SuspenseText = Annotated[Suspense, BeforeValidator(_suspense)]
