@@ -211,7 +211,7 @@ async def costs(tour: Tour) -> None:
     try:
         await tour.ask("A long story, please.", team="interns")
     except BudgetExceededError as exc:
-        print(f"refused before it was sent: {exc.details['scope']}, limit ${exc.details["limit"]:.7f}")
+        print(f"refused before it was sent: {exc.details['scope']}, limit ${exc.details['limit']:.7f}")
     tight.enforcement_mode = EnforcementMode.Soft
     answer = await tour.ask("A long story, please.", team="interns")
     print(f"soft: served, marked {answer.metadata.additional_metadata.get('soft_budgets_exceeded')}")

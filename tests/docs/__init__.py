@@ -1,0 +1,1 @@
+"""Documents and examples: what they show is run."""
