@@ -1,6 +1,5 @@
 """The desk beside the gate: budgets made, changed and read in code, and what was spent elsewhere."""
 
-import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -290,20 +289,27 @@ async def test_a_reconciled_estimate_brings_the_next_one_closer(simulator: Simul
 async def test_a_forecast_says_when_it_will_be_used_up(simulator: SimulatorProcess, store: StateStore) -> None:
     async with house(simulator, store, ["a1"]) as made:
         desk = made.router.cost_controller
-        budget = await desk.create_budget("global", 1000, "total")
-        assert (await desk.get_budget_status(budget.id)).forecast is None
-        for _ in range(5):
-            await desk.update_spending(budget.id, 100)
-            await asyncio.sleep(0.05)
-        status = await desk.get_budget_status(budget.id)
+        endless = await desk.create_budget("global", 1000, "total")
+        assert (await desk.get_budget_status(endless.id)).forecast is None
+        monthly = await desk.create_budget("global", 1000, "monthly", timezone="Pacific/Auckland")
+        await desk.update_spending(monthly.id, 900)
+        now = datetime.now(UTC)
+        made.router.cost_controller._books.forget(monthly.id)  # as another process sees it for the first time
+        status = await desk.get_budget_status(monthly.id)
         forecast = status.forecast
         assert forecast is not None
-        assert not forecast.lasts  # a total budget never resets
-        assert forecast.burn_per_hour > 1000
-        assert forecast.earliest is not None
         assert forecast.used_up_at is not None
-        assert forecast.earliest <= forecast.used_up_at
-        assert forecast.used_up_at < datetime.now(UTC) + timedelta(minutes=10)
+        hours = (forecast.observed_seconds or 1) / 3600
+        assert abs(float(forecast.burn_per_hour) - 900 / hours) <= 900 / hours / 5
+        expected = timedelta(hours=hours / 9)
+        assert expected / 3 < forecast.used_up_at - now < expected * 3
+        assert forecast.earliest is not None
+        assert forecast.earliest < forecast.used_up_at < (forecast.latest or datetime.max.replace(tzinfo=UTC))
+        await desk.update_spending(monthly.id, 100)
+        used_up = (await desk.get_budget_status(monthly.id)).forecast
+        assert used_up is not None
+        assert not used_up.lasts
+        assert used_up.confidence == 1
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@
 
 import os
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from hashlib import blake2b
 
-from apikeyrouter.domain.components.budget_forecast import Depletion, SpendHistory, depletion
+from apikeyrouter.domain.components.budget_forecast import SpendHistory
 from apikeyrouter.domain.components.catalogue import BudgetRule
 from apikeyrouter.domain.interfaces.ledger import Ledger
 from apikeyrouter.domain.models.accounting import (
@@ -19,13 +19,12 @@ from apikeyrouter.domain.models.accounting import (
     ScopeState,
     Settlement,
 )
-from apikeyrouter.domain.models.budget import BudgetForecast, BudgetScope, BudgetStatus, EnforcementMode, TimeWindow
+from apikeyrouter.domain.models.budget import BudgetScope, BudgetStatus, EnforcementMode, TimeWindow
 from apikeyrouter.domain.models.cost_estimate import dollars
 
 ELSEWHERE_LANE = "x:elsewhere"
 """The lane of what was spent outside the router: no limits, only the count."""
 LEASE_US = 30_000_000
-_US_PER_HOUR = 3_600_000_000
 
 
 class BudgetBooks:
@@ -47,9 +46,10 @@ class BudgetBooks:
             rule.scope.id: _as_of(self._period(rule.scope, now_us)[0], rule.scope, told.get(rule.scope.id))
             for rule in rules
         }
-        for id_, state in states.items():
-            history = self._history.setdefault(id_, SpendHistory())
-            history.see(now_us, state.settled + state.held + state.suspense, start_us=state.starts_at_us)
+        for rule in rules:
+            state = states[rule.scope.id]
+            history = self._history.setdefault(rule.scope.id, SpendHistory(rule.scope.period))
+            history.see(now_us, state.settled + state.suspense, start_us=state.starts_at_us)
         return states
 
     async def statuses(self, rules: Sequence[BudgetRule]) -> list[BudgetStatus]:
@@ -67,29 +67,16 @@ class BudgetBooks:
             unpriced_requests=state.unpriced_requests, late=dollars(state.late),
             enforcement_mode=EnforcementMode.Hard if scope.hard else EnforcementMode.Soft,
             period=TimeWindow(scope.period.value), resets_at=resets_at,
-            forecast=self._forecast(scope, state, resets_at),
+            forecast=self._history[scope.id].forecast(
+                datetime.fromtimestamp(self._ledger.stamp.now_us / 1e6, UTC),
+                scope.limit_nanousd - state.settled - state.held - state.suspense, resets_at,
+            ),
         )  # fmt: skip
 
     def resets_at(self, scope: ScopeConfig) -> datetime | None:
         """When its period ends; None: never."""
         end_us = self._period(scope, self._ledger.stamp.now_us)[1]
         return None if end_us is None else datetime.fromtimestamp(end_us / 1e6, UTC)
-
-    def _forecast(self, scope: ScopeConfig, state: ScopeState, resets_at: datetime | None) -> BudgetForecast | None:
-        burn = self._history[scope.id].burn()
-        if burn is None:
-            return None
-        now = datetime.fromtimestamp(self._ledger.stamp.now_us / 1e6, UTC)
-        left_us = None if resets_at is None else max(0, int((resets_at - now) / timedelta(microseconds=1)))
-        free = scope.limit_nanousd - state.settled - state.held - state.suspense
-        end = depletion(burn, free, left_us)
-        lasts = end.lasts_probability >= 0.5
-        return BudgetForecast(
-            burn_per_hour=dollars(round(burn.rate * _US_PER_HOUR)),
-            burn_error=dollars(round(burn.error * _US_PER_HOUR)),
-            observed_seconds=burn.observed_us / 1e6, **_moments(now, end), lasts=lasts,
-            confidence=end.lasts_probability if lasts else 1 - end.lasts_probability,
-        )  # fmt: skip
 
     async def book(self, scopes: Sequence[str], spent_nanousd: int, idempotency_key: str | None) -> bool:
         """Open and settle a reservation that nothing refuses; whether this call did it.
@@ -124,11 +111,6 @@ def _as_of(start_us: int, scope: ScopeConfig, state: ScopeState | None) -> Scope
         id=scope.id, seq=0, limit=scope.limit_nanousd, hard=scope.hard, settled=0, held=0, suspense=0, unpriced=0,
         unpriced_requests=0, late=0 if state is None else state.late, starts_at_us=start_us, resets_at_us=0,
     )  # fmt: skip
-
-
-def _moments(now: datetime, end: Depletion) -> dict[str, datetime | None]:
-    told = {"used_up_at": end.expected_us, "earliest": end.earliest_us, "latest": end.latest_us}
-    return {name: None if us is None else now + timedelta(microseconds=us) for name, us in told.items()}
 
 
 def _rid(idempotency_key: str | None) -> bytes:

@@ -109,10 +109,10 @@ class Budget(EdgeModel):
 class BudgetForecast(EdgeModel):
     """When a budget will be used up if spending goes on as it did.
 
-    `burn_per_hour` in dollars, within ± `burn_error` in two of three cases; it was seen over `observed_seconds`.
-    `used_up_at` is the expected moment, `earliest` … `latest` the range that holds it in four of five cases; None: not
-    within ten years at that rate. `lasts`: whether the budget is expected to last until it resets; `confidence` 0 … 1
-    is the probability of what `lasts` says.
+    `burn_per_hour` in dollars, of the next hour, with its standard error; it was seen over `observed_seconds`.
+    `used_up_at` is as likely too early as too late; `earliest` … `latest` holds the truth in four of five cases. None:
+    not before the budget resets (or not within ten years). `lasts`: whether it will probably last until then;
+    `confidence` 0 … 1 is the probability of what `lasts` says.
     """
 
     burn_per_hour: Decimal
