@@ -6,6 +6,7 @@ from apikeyrouter.domain.components.key_manager import KeyRegistrationError
 from apikeyrouter.domain.components.routing_engine import NoEligibleKeysError
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.models.api_key import APIKey, KeyState
+from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.request_intent import Message, RequestIntent
 from apikeyrouter.domain.models.routing_decision import ObjectiveType, RoutingDecision, RoutingObjective
 from apikeyrouter.domain.models.system_error import (
@@ -14,6 +15,7 @@ from apikeyrouter.domain.models.system_error import (
     InvalidRequestError,
     LedgerUnavailableError,
     ModelNotFoundError,
+    PolicyDeniedError,
     ProviderError,
     SystemError,
 )
@@ -35,6 +37,8 @@ __all__ = [
     "ModelNotFoundError",
     "NoEligibleKeysError",
     "ObjectiveType",
+    "Policy",
+    "PolicyDeniedError",
     "ProviderAdapter",
     "ProviderError",
     "RequestIntent",

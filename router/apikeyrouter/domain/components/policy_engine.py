@@ -89,7 +89,7 @@ class PolicyEngine:
         Raises:
             InvalidRequestError: it is not valid, or its id is that of a policy of the configuration file.
         """
-        made = Policy.parse(policy)
+        made = _parsed(policy)
         errors, _ = check_policy(made, providers=self._catalogue.providers, keys=self._catalogue.keys)
         if errors:
             field, _, reason = errors[0].partition(": ")
@@ -176,6 +176,7 @@ class PolicyEngine:
         self.active = bool(statements)
         self._known.clear()
         self._shared.clear()
+        self._catalogue.changed()
 
     # --- one request ---------------------------------------------------------------------------------------------
 
@@ -256,7 +257,7 @@ class PolicyEngine:
 
     def _interned(self, policy: Policy | Mapping[str, Any]) -> Policy:
         """One object for equal policies, so that what is compiled of it serves all requests that bring it along."""
-        made = Policy.parse(policy)
+        made = _parsed(policy)
         text = made.model_dump_json()
         if len(self._texts) >= OWN_MAX:
             self._texts.clear()
@@ -293,7 +294,7 @@ class PolicyEngine:
             InvalidRequestError: the policy or the context makes no sense.
         """
         await self._started()
-        return evaluated(Policy.parse(policy), context, self._catalogue, self._now())
+        return evaluated(_parsed(policy), context, self._catalogue, self._now())
 
     async def get_applicable_policies(
         self, scope: PolicyScope | str, type: PolicyType | str | None = None, scope_id: str | None = None
@@ -330,7 +331,7 @@ class PolicyEngine:
         contradictions with the policies that are configured, are warnings."""
         await self._started()
         try:
-            made = Policy.parse(policy)
+            made = _parsed(policy)
         except InvalidRequestError as exc:
             return ValidationResult(valid=False, errors=[str(exc)])
         errors, warnings = check_policy(made, providers=self._catalogue.providers, keys=self._catalogue.keys)
@@ -350,7 +351,7 @@ class PolicyEngine:
             InvalidRequestError: the policy is not valid, or the context names a model that nobody serves.
         """
         await self._started()
-        made = Policy.parse(policy)
+        made = _parsed(policy)
         errors, _ = check_policy(made, providers=self._catalogue.providers, keys=self._catalogue.keys)
         if errors:
             field, _, reason = errors[0].partition(": ")
@@ -374,6 +375,11 @@ class PolicyEngine:
 _NONE: tuple[Statement, ...] = ()
 _NOTHING = Constraints([], preferring=[], until=NEVER)
 """What applies to requests that no policy speaks of."""
+
+
+def _parsed(policy: Policy | Mapping[str, Any]) -> Policy:
+    """A policy, checked: a copy that was made with changes may hold anything. Errors: InvalidRequestError."""
+    return Policy(**dict(policy)) if isinstance(policy, Policy) else Policy.parse(policy)
 
 
 def _applies(statement: Statement, asking: Mapping[PolicyScope, str | None]) -> bool:
