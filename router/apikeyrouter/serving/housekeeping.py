@@ -117,7 +117,10 @@ class Housekeeper:
         """Read the next lanes; with few keys that is all of them."""
         ids = self._lane_ids()
         if ids is not self._known_ids:
-            self._watch.forget(set(self._known_ids).difference(ids))
+            gone = set(self._known_ids).difference(ids)
+            self._watch.forget(gone)
+            for lane_id in gone:
+                self._snapshot.capacity.pop(lane_id, None)
             self._known_ids = ids
         if not ids:
             return

@@ -81,6 +81,8 @@ class KeyRing:
         self._store, self._catalogue, self._vault = store, catalogue, vault
         self._lanes, self._announce, self._report = lanes, announce, report
         self._marked = False
+        self._members: dict[str, set[str]] = {}
+        """Keys by organisation, where that is known."""
         self._unreadable: set[str] = set()
         self.turn = asyncio.Lock()
         """Held while a key is written and taken over, or all keys are read: never one within the other."""
@@ -99,9 +101,13 @@ class KeyRing:
         await self._lanes.declare_key(made, routing)
         self._unreadable.discard(key.id)
         self._catalogue.put_key(made)
+        self._note_organization(key)
 
     def drop(self, key_id: str) -> None:
         """Route with this key no longer."""
+        known = self._catalogue.keys.get(key_id)
+        if known is not None:
+            self._members.get(known.organization, set()).discard(key_id)
         self._catalogue.drop_key(key_id)
         self._lanes.forget_key(key_id)
 
@@ -166,7 +172,7 @@ class KeyRing:
             return KeyChange(key=found.model_copy(update=news))
 
         if await self._store.change_key(key_id, named) is not None:
-            await self.refresh()
+            await self.refresh_key(key_id)
 
     async def refresh_key(self, key_id: str) -> None:
         """Take over one key as it is stored; one that is missing is looked for among all."""
@@ -213,10 +219,33 @@ class KeyRing:
         known = self._catalogue.keys.get(key.id)
         if known is not None and (known.state is not key.state or known.state_until != key.state_until):
             self.set_state(key)
-        if known is not None and _is_as(known, key):
+        if key.provider_id not in self._catalogue.providers:
             return
-        if key.provider_id in self._catalogue.providers:
+        joins = key.organization and key.id not in self._members.get(key.organization, ())
+        if known is not None and _is_as(known, key):
+            self._note_organization(key)
+        else:
             await self._open(key)
+        if joins:
+            await self._merge_members(key.organization)
+
+    def _note_organization(self, key: APIKey) -> None:
+        known = self._catalogue.keys.get(key.id)
+        if known is not None:
+            self._members.get(known.organization, set()).discard(key.id)
+            known.organization = key.organization
+        if key.organization:
+            self._members.setdefault(key.organization, set()).add(key.id)
+
+    async def _merge_members(self, organization: str) -> None:
+        """An organisation has one key more: meter them together."""
+        ids = self._members.get(organization, set())
+        if len(ids) < 2:
+            return
+        stored: list[APIKey] = await self._store.query_state(StateQuery("APIKey", ids=sorted(ids)))
+        for before, key in zip(stored, await self._merged(stored), strict=True):
+            if key is not before:
+                await self._take_over(key)
 
     async def _let_time_pass(self, key: APIKey) -> APIKey:
         """What is due by time, unless somebody else saw to it."""
@@ -264,14 +293,13 @@ class KeyRing:
 
 
 def _is_as(known: Key, key: APIKey) -> bool:
-    """Whether a key is stored as it is known here, but for its state."""
+    """Whether a key is stored as it is known here, but for its state and its organisation."""
     return (
         known.generation == key.generation
         and known.provider_id == key.provider_id
         and known.metadata == key.metadata
         and known.quotas == key.quotas
         and known.quota_group == group_of(key)
-        and known.organization == key.organization
     )
 
 
