@@ -2,7 +2,7 @@
 
     stop = instrument(router)
 
-Names: open-telemetry/semantic-conventions-genai, docs/gen-ai/gen-ai-spans.md and gen-ai-metrics.md (development status,
+Names: open-telemetry/semantic-conventions-genai, its pages on spans and metrics of clients (development status,
 read 2026-11). Ours, where the conventions have none, begin with `apikeyrouter.`. Nothing of prompts or answers is told.
 """
 
