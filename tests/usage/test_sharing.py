@@ -61,7 +61,7 @@ async def both(
 
 
 async def spend(clients: list[AsyncOpenAI], requests: int) -> list[int]:
-    """How many each client was served, of as many as it asked, all of them at once in tens."""
+    """How many each client was served, of as many as it asked: one after the other, then all at once in tens."""
     served = [0, 0]
 
     async def ask(number: int) -> None:
@@ -73,6 +73,8 @@ async def spend(clients: list[AsyncOpenAI], requests: int) -> list[int]:
         except openai.RateLimitError:
             pass
 
+    for number in (0, 1):
+        await ask(number)
     for _ in range(requests // 10):
         await asyncio.gather(*(ask(number) for number in (0, 1) for _ in range(10)))
     return served

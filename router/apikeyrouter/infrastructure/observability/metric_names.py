@@ -12,6 +12,7 @@ OUTCOMES: dict[str, str] = {
     "invalid_request": "The request is wrong; nothing was held.",
     "not_allowed": "The caller may not do this: no token, a wrong one, a model or a place that is not its own.",
     "no_eligible_keys": "No key had room; `denied_by` in the access line says what stood in the way.",
+    "policy_denied": "Policies leave no key that may serve the request; 403.",
     "budget_exceeded_error": "A hard budget had no room.",
     "rate_limit_error": "The provider's rate limit, on every key that was tried.",
     "quota_exceeded_error": "The provider's quota or credit is used up, on every key that was tried.",
