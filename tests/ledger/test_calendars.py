@@ -57,6 +57,19 @@ def test_the_hour_that_happens_twice_is_two_periods() -> None:
     assert [later - earlier for earlier, later in pairwise(found)] == [HOUR] * 4
 
 
+@pytest.mark.parametrize(
+    ("day", "short"), [((2027, 4, 4), 1), ((2027, 10, 3), 1), ((2027, 7, 1), 0)], ids=["autumn", "spring", "winter"]
+)
+def test_where_clocks_change_by_half_an_hour_one_period_is_short_and_none_overlap(
+    day: tuple[int, int, int], short: int
+) -> None:
+    zone, start = "Australia/Lord_Howe", at("Australia/Lord_Howe", *day)
+    found = [bounds(Period.HOURLY, zone, now)[:2] for now in range(start, start + 12 * HOUR, HOUR // 12)]
+    periods = sorted({(begin, end) for begin, end in found})
+    assert all(end == begin for (_, end), (begin, _) in pairwise(periods)), "no gap, no overlap"
+    assert [end - begin for begin, end in periods if end - begin != HOUR] == [HOUR // 2] * short
+
+
 def test_the_instant_of_a_boundary_belongs_to_the_period_that_begins() -> None:
     start, end = bounds(Period.DAILY, "UTC", START_US)[:2]
     assert bounds(Period.DAILY, "UTC", end)[0] == end

@@ -72,19 +72,31 @@ def _to_us(moment: datetime) -> int:
 def _floor(local: datetime, period: Period) -> datetime:
     if period is Period.HOURLY:
         # in absolute time: where clocks go back an hour happens twice, and is two periods
-        return (
-            local.astimezone(UTC)
-            - timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)
-        ).astimezone(local.tzinfo)
+        past = timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)
+        start = (local.astimezone(UTC) - past).astimezone(local.tzinfo)
+        return start if start.utcoffset() == local.utcoffset() else _changed(start, local)
     day = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
     if period is Period.WEEKLY:
         return day - timedelta(days=day.weekday())
     return day.replace(day=1) if period is Period.MONTHLY else day
 
 
+def _changed(before: datetime, after: datetime) -> datetime:
+    """When the zone's offset changed between two moments: a boundary too, for some zones change by half an hour."""
+    low, high = before.astimezone(UTC), after.astimezone(UTC)
+    while high - low > _MICROSECOND:
+        middle = low + (high - low) // 2
+        if middle.astimezone(before.tzinfo).utcoffset() == before.utcoffset():
+            low = middle
+        else:
+            high = middle
+    return high.astimezone(before.tzinfo)
+
+
 def _next(start: datetime, period: Period) -> datetime:
     if period is Period.HOURLY:
-        return (start.astimezone(UTC) + timedelta(hours=1)).astimezone(start.tzinfo)
+        later = (start.astimezone(UTC) + timedelta(hours=1)).astimezone(start.tzinfo)
+        return _floor(later, period)
     if period is Period.MONTHLY:
         return (start.replace(day=28) + timedelta(days=4)).replace(day=1)
     return start + timedelta(days=7 if period is Period.WEEKLY else 1)
