@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 CODE   := router/apikeyrouter service/apikeyrouter_proxy tests benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test lint format types imports lua-lint laws bench ci constraints clean
+.PHONY: help setup run demo docs test lint format types imports lua-lint laws bench ci constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ run: $(READY) ## the service from nothing on port 8000
 
 demo: $(READY) ## live traffic over simulated providers, with a live table
 	@$(BIN)/apikeyrouter demo
+
+docs: $(READY) ## the reference of the Python API, as HTML in build/reference
+	@$(BIN)/python -m tools.reference
 
 test: $(READY) ## the whole test suite, real Valkey servers included
 	$(BIN)/python -m pytest
