@@ -4,26 +4,18 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from apikeyrouter.domain.components.catalogue import Catalogue, Key, key_lane, provider_lane
 from apikeyrouter.domain.components.circuits import circuit_of
 from apikeyrouter.domain.components.consequences import PUTS_OUT, Consequences, consequences, put_out, stated_seconds
-from apikeyrouter.domain.components.correlation_guard import (
-    ALIKE_SECONDS,
-    SUSPECT_COOL_SECONDS,
-    SUSPECT_SECONDS,
-    Refusal,
-    Suspects,
-    alike,
-)
-from apikeyrouter.domain.components.failure_taxonomy import ALIKE, MEANINGS, TOO_LARGE_HERE
+from apikeyrouter.domain.components.failure_taxonomy import MEANINGS, TOO_LARGE_HERE
 from apikeyrouter.domain.components.pool import Option, Snapshot
+from apikeyrouter.domain.components.refusals import ACTOR, Refusals
 from apikeyrouter.domain.components.retry_budget import RetryBudget
 from apikeyrouter.domain.interfaces.ledger import Ledger
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
-from apikeyrouter.domain.interfaces.state_store import StateQuery, StateStore
+from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.api_key import KeyProbe, KeyState, StateTransition
 from apikeyrouter.domain.models.call import AttemptFacts
 from apikeyrouter.domain.models.failure import CircuitState, Failure, FailureAction, FailureInterpretation, FailureScope
@@ -38,7 +30,6 @@ BRIDGE_SECONDS = 2.0
 """How long a key that was put out comes last even where the store still has its old state."""
 RECOVERY_SECONDS = 1.0
 RECOVERY_SECONDS_MAX = 60.0
-ACTOR = "router"
 _RECOVERS_TO = {
     KeyState.Throttled: KeyState.Available,
     KeyState.Exhausted: KeyState.Recovering,
@@ -95,10 +86,10 @@ class FailureHandler:
     ) -> None:
         """`first_attempts`: how many requests were attempted so far."""
         self._ledger, self._catalogue, self._snapshot = ledger, catalogue, snapshot
-        self._store, self._keys = store, keys
-        self._interpret, self._chore, self._emit = interpret, chore, emit
+        self._keys, self._interpret, self._chore, self._emit = keys, interpret, chore, emit
         self._first_attempts, self.cooldown_seconds = first_attempts, cooldown_seconds
-        self._suspects = Suspects()
+        self._refusals = Refusals(catalogue, snapshot, store, move=self._move, cool=self._cool)
+        self.judge = self._refusals.judge
         self._reduced: dict[str, tuple[float, float]] = {}
         """Per provider: since when its load is reduced, and for how many seconds the last time."""
         self._monitored: dict[str, asyncio.Task[None]] = {}
@@ -188,18 +179,6 @@ class FailureHandler:
 
     # --- what the way of a request asks --------------------------------------------------------------------------
 
-    def judge(self, failure: Failure, option: Option) -> Failure:
-        """The failure as it counts: refusals of a provider under suspicion say nothing of keys."""
-        if failure.action is not FailureAction.INVALIDATE or failure.scope is not FailureScope.KEY:
-            return failure
-        if not self._is_suspect(option):
-            return failure
-        self._suspects.add(option.provider.id, time.perf_counter())
-        return ALIKE.failure(
-            failure.message, status=failure.status, code=failure.code, type=failure.type,
-            signature=failure.signature,
-        )  # fmt: skip
-
     def learn(
         self, failure: Failure, option: Option, options: Sequence[Option], tried: dict[tuple[str, str], str]
     ) -> None:
@@ -208,9 +187,11 @@ class FailureHandler:
             failure, option, options, keys=self._catalogue.keys.values(), lanes=self._snapshot.lanes,
             now_us=self._wall_us(), default_seconds=self.cooldown_seconds,
         )  # fmt: skip
-        why = f"this request tried it: {MEANINGS[failure.meaning].says}"
+        known = MEANINGS.get(failure.meaning)
+        why = failure.message if known is None else known.says
         for other in found.skip:
-            tried[other.key.id, other.model] = why if other is option else why.replace("tried it", "tried another", 1)
+            what = "it" if other is option else "another that it speaks for"
+            tried[other.key.id, other.model] = f"this request tried {what}: {why}"
         self._emit(
             "attempt.failed", key_id=option.key.id, provider_id=option.provider.id, model=option.model,
             category=failure.category.value, scope=failure.scope.value, action=failure.action.value,
@@ -266,7 +247,7 @@ class FailureHandler:
             key.state, key.state_reason = state, failure.message
             self._block(key_lane(key.id), BRIDGE_SECONDS)
             if state is KeyState.Invalid and failure.scope is FailureScope.KEY:
-                works.append(self._refuse(key, failure.message))
+                works.append(self._refusals.refuse(key, failure.message))
             else:
                 works.append(self._move(key, state, failure.message, found.seconds or None))
         if works:
@@ -278,54 +259,6 @@ class FailureHandler:
             await self._keys.update_key_state(
                 key.id, state, reason, actor=ACTOR, for_seconds=seconds, generation=key.generation
             )
-
-    async def _refuse(self, key: Key, reason: str) -> None:
-        """Write, then look: whoever is the last of several refused alike sees them all, in whichever process."""
-        await self._move(key, KeyState.Invalid, reason, None)
-        spared = alike(
-            await self._refusals(key.provider_id), self._groups(key.provider_id), now=time.perf_counter(),
-            answered_at=self._answered_at(key.provider_id),
-        )  # fmt: skip
-        if not spared:
-            return
-        self._suspects.add(key.provider_id, time.perf_counter())
-        why = f"{len(spared)} keys of provider {key.provider_id} were refused alike: the provider is at fault"
-        await self._cool(provider_lane(key.provider_id), SUSPECT_COOL_SECONDS, why)
-        for refused in [self._catalogue.keys.get(refusal.key_id) for refusal in spared]:
-            if refused is not None:
-                await self._move(refused, KeyState.Available, why, None)
-
-    async def _refusals(self, provider_id: str) -> list[Refusal]:
-        """The keys of a provider that any process put out as refused a short time ago."""
-        now, now_utc = time.perf_counter(), datetime.now(UTC)
-        query = StateQuery("StateTransition", since=now_utc - timedelta(seconds=ALIKE_SECONDS))
-        trail: list[StateTransition] = await self._store.query_state(query)
-        latest = {entry.entity_id: entry for entry in trail}
-        found = []
-        for key in self._catalogue.keys.values():
-            entry = latest.get(key.id) if key.provider_id == provider_id else None
-            if entry is not None and entry.to_state is KeyState.Invalid and entry.actor == ACTOR:
-                at = now - (now_utc - entry.timestamp).total_seconds()
-                found.append(Refusal(key.id, key.quota_group, at))
-        return sorted(found, key=lambda refusal: refusal.at)
-
-    def _groups(self, provider_id: str) -> set[str]:
-        return {key.quota_group for key in self._catalogue.keys.values() if key.provider_id == provider_id}
-
-    def _answered_at(self, provider_id: str) -> float:
-        provider = self._catalogue.providers.get(provider_id)
-        return 0.0 if provider is None else provider.answered_at
-
-    def _is_suspect(self, option: Option) -> bool:
-        """Whether the provider is under suspicion here, or was cooled a short time ago by anybody in the fleet."""
-        now, answered_at = time.perf_counter(), option.provider.answered_at
-        if self._suspects.has(option.provider.id, answered_at=answered_at, now=now):
-            return True
-        lane = self._snapshot.lanes.get(option.lanes[-1])
-        if lane is None or not lane.blocked_until_us:
-            return False
-        ended = now - (self._snapshot.ledger_us(now) - lane.blocked_until_us) / 1e6
-        return ended > max(answered_at, now - SUSPECT_SECONDS)
 
     # --- lanes ---------------------------------------------------------------------------------------------------
 

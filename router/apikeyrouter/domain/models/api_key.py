@@ -60,7 +60,8 @@ LEGAL_TRANSITIONS: Mapping[KeyState, frozenset[KeyState]] = MappingProxyType(
         KeyState.Disabled: frozenset({KeyState.Available}),
     }
 )
-"""Every change of state there is. Invalid → Available takes new material (rotation) or an operator's word."""
+"""Every change of state there is. Invalid → Available takes new material (rotation), an operator's word, or
+the finding that several keys were refused alike, so that the provider was at fault."""
 
 
 def _now() -> datetime:
