@@ -14,6 +14,7 @@ from benchmarks.library import measure_library
 from benchmarks.load_client import running_load
 from benchmarks.proof import ProofError
 from benchmarks.proxy import Plan, measure_proxy, measure_streams
+from benchmarks.ranking import measure_ranking
 from benchmarks.report import Section, machine_facts, print_sections, write_results
 from benchmarks.scripts import measure_scripts
 from benchmarks.startup import measure_startup
@@ -21,7 +22,7 @@ from benchmarks.startup import measure_startup
 __all__ = ["main"]
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
-PARTS = ("proxy", "scripts", "library", "streams", "startup", "forecast")
+PARTS = ("proxy", "scripts", "library", "ranking", "streams", "startup", "forecast")
 _FULL = Plan(rounds=15, requests=3_000, paced_rounds=5, paced_seconds=3.0, streams=256)
 _SECOND = Plan(rounds=9, requests=3_000, paced_rounds=0, paced_seconds=0.0, streams=0)
 _QUICK = Plan(rounds=3, requests=1_500, paced_rounds=1, paced_seconds=1.0, streams=96)
@@ -68,6 +69,8 @@ def _measured(options: argparse.Namespace) -> Iterator[Section]:
                 continue
             if "library" in options.only:
                 yield measure_library(server, quick=options.quick)
+            if "ranking" in options.only:
+                yield measure_ranking(quick=options.quick)
             if "streams" in options.only:
                 yield measure_streams(server, load, _QUICK if options.quick else _FULL)
             if "startup" in options.only:

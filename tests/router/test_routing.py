@@ -109,15 +109,19 @@ async def test_a_dry_run_says_what_the_next_request_does_and_holds_nothing(
 ) -> None:
     limits = [{"quota_group": "org-b", "models": ["gpt-4o-mini"], "rpm": 2, "headroom": 0}]
     async with house(simulator, store, ["a1", "a2", "b1"], prices=DEAR, limits=limits) as made:
-        for _ in range(6):
+        compared = 0
+        while compared < 6:
+            looked = made.router.snapshot.version
             foreseen = await made.router.dry_run(intent(), objective)
             again = await made.router.routing_engine.route_request(intent(), objective)
-            assert foreseen.selected_key_id == again.selected_key_id == rechosen(foreseen)
-            assert (foreseen.hold_ids, foreseen.attempts) == ([], 0)
-            assert (await made.router.route(intent(), objective=objective)).key_used == foreseen.selected_key_id
+            assert (foreseen.hold_ids, foreseen.attempts, rechosen(foreseen)) == ([], 0, foreseen.selected_key_id)
+            used = (await made.router.route(intent(), objective=objective)).key_used
+            if made.router.snapshot.version == looked:  # else the lanes were looked at anew in between
+                assert foreseen.selected_key_id == again.selected_key_id == used
+                compared += 1
             assert await made.router.books.flush(seconds=5)
-        assert sum([(await made.seen(name))["admitted"] for name in ("org-a", "org-b")]) == 6
-        assert len(made.finished) == 6
+        served = sum([(await made.seen(name))["admitted"] for name in ("org-a", "org-b")])
+        assert served == len(made.finished)
         await made.at_rest()
 
 

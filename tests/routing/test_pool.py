@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apikeyrouter.domain.components.pool import BUILT_AT_ONCE, SCAN_MAX, Option, Pool
+from apikeyrouter.domain.components.pool import SCAN_MAX, SCORED_AT_ONCE_MAX, Option, Pool
 from apikeyrouter.domain.models.api_key import KeyState
 from tests.routing.ways import NOW, NOW_US, OBJECTIVES, lane, names, option, plan, price, rank, snapshot
 
@@ -59,17 +59,22 @@ def test_a_request_looks_at_few_of_ten_thousand_keys_even_when_all_are_out() -> 
     assert watched.reads <= SCAN_MAX
 
 
-def test_a_large_pool_is_scored_a_part_at_a_time_while_the_order_of_before_is_used() -> None:
-    options = [option(f"k{n}") for n in range(4 * BUILT_AT_ONCE)]
+def test_a_large_pool_is_scored_a_part_at_a_time_while_requests_use_the_order_of_before() -> None:
+    options = [option(f"k{n}") for n in range(4 * SCORED_AT_ONCE_MAX)]
     pool, under, scored = Pool("m", options), plan("reliability"), Counter[str]()
     known = snapshot()
     rank(pool, under, known)
     known.lanes = Recorded(known.lanes, scored)
     known.take([lane(f"k:k{n}", successes=10, failures=10) for n in range(1, len(options))], now=NOW, now_us=NOW_US)
-    for round_number in range(1, 4):
-        rank(pool, under, known)
-        assert len(scored) == round_number * BUILT_AT_ONCE
-    assert names(rank(pool, under, known))[0] == "k0"
+    assert len({names(rank(pool, under, known))[0] for _ in range(20)}) == 20
+    assert not scored
+    ((wanting, which),) = known.wanted
+    assert wanting is pool
+    for part in range(1, 5):
+        assert len({names(rank(pool, under, known))[0] for _ in range(20)}) == 20
+        assert pool.renew(which, known, NOW, SCORED_AT_ONCE_MAX) is (part == 4)
+        assert len(scored) == part * SCORED_AT_ONCE_MAX
+    assert {names(rank(pool, under, known))[0] for _ in range(20)} == {"k0"}
 
 
 class Recorded(dict[str, Any]):

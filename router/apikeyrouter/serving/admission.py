@@ -200,6 +200,8 @@ def _admitted(
     if lost:
         del lost[LOSSES_TOLD_MAX:]
         ranking.standings = lost + ranking.standings
+        if ranking.expected_nanousd:
+            ranking.expected_nanousd = (UNPRICED,) * len(lost) + ranking.expected_nanousd
         ranking.equals = 0
         told = (*(loss for _, loss in losses[:LOSSES_TOLD_MAX]), *told)
         place += len(lost)

@@ -19,6 +19,8 @@ from apikeyrouter.serving.bookkeeping import Bookkeeper
 TICK_SECONDS = 0.25
 SWEEP_ROUNDS_MAX = 64
 LANES_PER_TICK = 2048
+ORDER_STEPS_PER_TICK, OPTIONS_PER_STEP = 20, 128
+"""Of large pools, so many options are scored anew in a tick, with room for requests after each step."""
 CLOCK_DISAGREEMENT_US = 2_000_000
 CLOCK_AGREES_AGAIN_SECONDS = 5.0
 _log = EventLog("apikeyrouter")
@@ -81,7 +83,7 @@ class Housekeeper:
             await asyncio.sleep(TICK_SECONDS)
 
     async def tick(self) -> None:
-        """One round: repair what the store forgot, renew leases, sweep, refresh the snapshot, compare clocks."""
+        """One round: repair what the store forgot, renew leases, sweep, refresh snapshot and orders."""
         if self._ledger.forgotten != self._repaired:
             await self._repair()
         await self._renew()
@@ -91,6 +93,7 @@ class Housekeeper:
         await self.refresh()
         await self._compare_clocks()
         await self._periodic()
+        await self._renew_orders()
 
     async def _repair(self) -> None:
         """The store forgot writes (law 9): bring back the configuration and every open reservation of this process."""
@@ -140,6 +143,17 @@ class Housekeeper:
                 told = {"from_state": before.state.value, "to_state": level.state.value}
                 self._emit("quota.state_changed", lane=lane_id, **told)
         self._snapshot.take(lanes, now=time.perf_counter(), now_us=now_us, levels=levels)
+
+    async def _renew_orders(self) -> None:
+        """Score large pools anew, for requests found their orders out of date; a bounded number of options a tick."""
+        wanted = self._snapshot.wanted
+        for _ in range(ORDER_STEPS_PER_TICK):
+            if not wanted:
+                return
+            pool, which = next(iter(wanted))
+            if pool.renew(which, self._snapshot, time.perf_counter(), OPTIONS_PER_STEP):
+                del wanted[pool, which]
+            await asyncio.sleep(0)
 
     def _tell_of_breaker(self, lane: LaneState) -> None:
         if lane.breaker == "closed":

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from apikeyrouter.domain.components.objectives import Plan
-from apikeyrouter.domain.components.ordering import Row, settled
+from apikeyrouter.domain.components.ordering import Row, row_of, settled
 from apikeyrouter.domain.components.pool import Option, Ranked
 from apikeyrouter.domain.components.price_book import ModelPrice
 from apikeyrouter.domain.components.scoring import WORST
@@ -66,28 +66,40 @@ class Offers:
 
     def settle(self, plan: Plan, ranked: Ranked) -> None:
         """Bring candidates into the order of what *this* request costs; take out those where it costs too much."""
-        if plan.costs < 0 and self._cost_max is None and not self._capped:
-            return
+        bounded = self._cost_max is not None or self._capped
+        if bounded:
+            self._exclude(ranked)
+        if plan.costs >= 0:
+            self._reorder(plan, ranked)
+        if bounded or plan.costs >= 0:
+            expected = [self.details(option)[0].expected_nanousd for option in ranked.options]
+            ranked.ranking.expected_nanousd = tuple(expected)
+
+    def _exclude(self, ranked: Ranked) -> None:
         ranking = ranked.ranking
+        found = [self._exclusion(option) for option in ranked.options]
+        excluded = [exclusion for exclusion in found if exclusion is not None]
+        if excluded:
+            ranking.excluded = [*ranking.excluded, *excluded]
+            ranking.equals = sum(1 for exclusion in found[: ranking.equals] if exclusion is None)
+            kept = [at for at, exclusion in enumerate(found) if exclusion is None]
+            ranking.standings = [ranking.standings[at] for at in kept]
+            ranked.options = [ranked.options[at] for at in kept]
+
+    def _reorder(self, plan: Plan, ranked: Ranked) -> None:
+        """Where they cost the same, they stand as they stood."""
+        ranking = ranked.ranking
+        if len({option.rate for option in ranked.options}) <= 1:
+            return
         rows: list[Row] = []
         for option, standing in zip(ranked.options, ranking.standings, strict=True):
-            excluded = self._exclusion(option)
-            if excluded is not None:
-                ranking.excluded = [*ranking.excluded, excluded]
-                continue
-            if plan.costs >= 0:
-                expected = self.details(option)[0].expected_nanousd
-                values = list(standing.values)
-                values[plan.costs] = WORST if expected == UNPRICED else float(expected)
-                standing = standing._replace(values=tuple(values))
-            rows.append((option, standing))
-        if plan.costs >= 0:
-            rows, ranking.equals = settled(plan, rows)
-        else:
-            ranking.equals = min(ranking.equals, len(rows))
-        ranked.options = [option for option, _ in rows]
-        ranking.standings = [standing for _, standing in rows]
-        ranking.expected_nanousd = tuple(self.details(option)[0].expected_nanousd for option, _ in rows)
+            expected = self.details(option)[0].expected_nanousd
+            values = list(standing.values)
+            values[plan.costs] = WORST if expected == UNPRICED else float(expected)
+            rows.append(row_of(plan, option, standing, values, len(rows)))
+        rows, ranking.equals = settled(plan, rows)
+        ranked.options = [row.option for row in rows]
+        ranking.standings = [row.standing() for row in rows]
 
     def _exclusion(self, option: Option) -> Exclusion | None:
         most = self._most(option)

@@ -201,7 +201,7 @@ def _verdict(ranking: Ranking, at: int, score: float, chosen_at: int, loss: Loss
         reason += f"; its quota is {Level(standing.scarce).state.value}" if standing.scarce else ""
     if standing.scarce:
         parts["quota_level"] = float(standing.scarce)
-    if ranking.expected_nanousd and COST not in parts:
+    if ranking.expected_nanousd and ranking.expected_nanousd[at] >= 0:
         parts[COST] = float(ranking.expected_nanousd[at])
     if standing.weight != 1.0:
         parts["weight"] = standing.weight

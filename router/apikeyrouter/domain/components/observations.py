@@ -32,6 +32,11 @@ class _Fading:
     def __init__(self, half_seconds: float) -> None:
         self._half_seconds, self._value, self._at = half_seconds, 0.0, 0.0
 
+    @property
+    def any(self) -> bool:
+        """Whether anything was ever counted."""
+        return self._value > 0
+
     def at(self, now: float) -> float:
         """What is left of it at `now`, in seconds of any steady clock."""
         if not self._value:
@@ -96,8 +101,15 @@ class Seen:
     def good_share(self, now: float) -> float:
         """The share of good answers, 0 … 1; 1 where nothing is known."""
         answers, good, _ = self._others
+        if not (answers or self._answers.any):
+            return 1.0
         answers, good = answers + self._answers.at(now), good + self._good.at(now)
         return (good + GOOD_PRIOR) / (answers + GOOD_PRIOR) if answers else 1.0
+
+    @property
+    def was_blamed(self) -> bool:
+        """Whether there is any blame, however old."""
+        return bool(self._blame.any or self._others[2])
 
     def blamed(self, now: float) -> float:
         """Recent failures by callers' word."""

@@ -1,13 +1,12 @@
 """The order of a pool under one objective: built when what it rests on moves, read by every request.
 
-Scoring ten thousand options takes longer than a request may wait, so a large pool is scored some options at a time, by
-the requests that come along, while they still use the order of before.
+Scoring ten thousand options takes longer than a request may wait, so an order can be built some options at a time.
 """
 
 import math
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from apikeyrouter.domain.components.capacity import Level
 from apikeyrouter.domain.components.objectives import (
@@ -39,12 +38,10 @@ TURNS_ERROR_MAX = 0.02
 """How far the share of turns may be from the share of weight."""
 EXCLUSIONS_TOLD_MAX = 32
 _SPARING = (ObjectiveType.Fairness.value, ObjectiveType.Reliability.value)
+STANDINGS_AHEAD = 56
+"""How many are made before they are asked for: the next request's turn is one further."""
 UNKNOWN_US = 1.0
 """The latency of everybody where nobody's is known."""
-
-
-Row: TypeAlias = "tuple[Option, Standing]"
-"""A candidate, and how it stands."""
 
 
 class Order:
@@ -54,27 +51,64 @@ class Order:
     microseconds, and the requests of other processes that are under way; only where the plan ranks by waits.
     """
 
-    __slots__ = ("distinct", "excluded", "options", "standings", "turning", "version", "waits")
+    __slots__ = ("_standings", "distinct", "excluded", "options", "rows", "turning", "version", "waits")
 
     def __init__(self, version: int) -> None:
         self.version = version
         self.options: list[Option] = []
-        self.standings: list[Standing] = []
         self.waits: list[tuple[float, int]] = []
         self.excluded: list[Exclusion] = []
         self.turning = 1
         self.distinct = True
+        self.rows: list[Row] = []
+        self._standings: list[Standing | None] = []
+
+    def fill(self, head: "list[Row]", rest: "list[Row]") -> None:
+        """Options that take turns, each as often as it does, and the others."""
+        self.turning = len(head)
+        self.rows = head + rest
+        self.options = [row.option for row in self.rows]
+        self._standings = [None] * len(self.rows)
+
+    def standing(self, at: int) -> Standing:
+        """How the option at a place stands. Made when it is first asked for: most never are."""
+        found = self._standings[at]
+        if found is None:
+            found = self._standings[at] = self.rows[at].standing()
+        return found
+
+    def standings(self, start: int, end: int) -> list[Standing]:
+        """Those from `start` on, before `end`."""
+        found = self._standings[start:end]
+        if None in found:
+            for at in range(start, min(end + STANDINGS_AHEAD, len(self.rows))):
+                self.standing(at)
+            found = self._standings[start:end]
+        return found  # type: ignore[return-value]  # none of them is None
 
 
-class _Row:
-    """One option while the order is built."""
+Place = tuple[bool, int, int]
+"""What comes before any measure: out or exhausted; the target in an alias; how scarce its quota is."""
 
-    __slots__ = ("option", "out_us", "place", "scarce", "value", "values")
 
-    def __init__(self, option: "Option", out_us: int, scarce: int, values: list[float], plan: Plan) -> None:
-        self.option, self.out_us, self.scarce, self.values = option, out_us, scarce, values
-        self.place = _place(plan, out_us, scarce, option.rank)
-        self.value = 0.0
+class Row:
+    """One option while it is compared. `at`: where it came from, for equals keep their order."""
+
+    __slots__ = ("at", "option", "out_us", "place", "scarce", "value", "values")
+
+    def __init__(
+        self, option: "Option", out_us: int, scarce: int, place: Place, values: list[float], at: int = 0
+    ) -> None:
+        self.option, self.out_us, self.scarce, self.place, self.values = option, out_us, scarce, place, values
+        self.at, self.value = at, 0.0
+
+    def standing(self) -> Standing:
+        """How it stands, for facts."""
+        option, key = self.option, self.option.key
+        return Standing(
+            key.id, option.provider.id, option.model, option.rank, self.out_us, tuple(self.values), self.scarce,
+            key.weight,
+        )  # fmt: skip
 
 
 class Building:
@@ -83,16 +117,24 @@ class Building:
     def __init__(self, plan: Plan, options: Sequence["Option"], at: Conditions, *, version: int) -> None:
         self._plan, self._options, self._at = plan, options, at
         self.version = version
-        self._rows: list[_Row] = []
+        self._rows: list[Row] = []
 
     def step(self, count: int) -> Order | None:
         """Score `count` more options; the order, once all are scored."""
-        at, functions = self._at, self._plan.functions
-        start = len(self._rows)
+        at, plan, rows = self._at, self._plan, self._rows
+        functions, valued = plan.functions, plan.ranked == 1 and not plan.weights
+        start = len(rows)
         for option in self._options[start : start + count]:
             values = [0.0 if measure is None else measure(option, at) for measure in functions]
-            self._rows.append(_Row(option, out_until_us(option, at), scarcity(option, at), values, self._plan))
-        return self._finished() if len(self._rows) == len(self._options) else None
+            if at.out or at.capacity:
+                out_us, scarce = out_until_us(option, at), scarcity(option, at)
+                row = Row(option, out_us, scarce, place_of(plan, out_us, scarce, option.rank), values)
+            else:
+                row = Row(option, 0, 0, (False, option.rank, 0), values)
+            if valued:
+                row.value = values[0]
+            rows.append(row)
+        return self._finished() if len(rows) == len(self._options) else None
 
     def _finished(self) -> Order:
         order, plan = Order(self.version), self._plan
@@ -100,21 +142,18 @@ class Building:
         if not rows:
             return order
         waits = self._settle_waits(rows) if EXPECTED_US in plan.measures else {}
-        for row in rows:
-            row.value = plan.value(row.values)
-        rows.sort(key=_by_place_and_value)
-        head, rest = _split(rows, plan)
+        if plan.weights or plan.waits >= 0:
+            for row in rows:
+                row.value = plan.value(row.values)
+        head, rest = _split(_sorted(rows), plan)
         turns = _woven(head) if plan.waits < 0 else head
-        order.turning, order.distinct = len(turns), len(turns) == len(head)
-        rows = turns + rest
-        order.options = [row.option for row in rows]
-        standings = {row: _standing(row) for row in head + rest}
-        order.standings = [standings[row] for row in rows]
+        order.distinct = len(turns) == len(head)
+        order.fill(turns, rest)
         if plan.waits >= 0:
-            order.waits = [waits[row.option] for row in rows]
+            order.waits = [waits[option] for option in order.options]
         return order
 
-    def _kept(self, order: Order) -> list[_Row]:
+    def _kept(self, order: Order) -> list[Row]:
         bounds, rows = self._plan.bounds, self._rows
         if not bounds:
             return rows
@@ -127,7 +166,7 @@ class Building:
                 order.excluded.append(broken)
         return kept
 
-    def _broken(self, row: _Row, constraint: str, at: int, bound: float) -> Exclusion | None:
+    def _broken(self, row: Row, constraint: str, at: int, bound: float) -> Exclusion | None:
         """The exclusion, where an option does not keep within a bound. What is not known keeps within it."""
         option, value = row.option, row.values[at]
         if constraint == "max_latency_ms":
@@ -142,7 +181,7 @@ class Building:
             return None
         return Exclusion(option.key.id, option.provider.id, option.model, constraint, bound, value)
 
-    def _settle_waits(self, rows: list[_Row]) -> dict["Option", tuple[float, int]]:
+    def _settle_waits(self, rows: list[Row]) -> dict["Option", tuple[float, int]]:
         """Latencies into expected waits: what is unknown is taken to be as good as the best until it was tried."""
         plan, at = self._plan, self._at
         expected, latency, in_flight, failed = (
@@ -178,31 +217,23 @@ def _doubted(option: "Option", us: float, best: float, at: Conditions) -> float:
 
 
 def settled(plan: Plan, rows: "list[Row]") -> "tuple[list[Row], int]":
-    """A few candidates in order, by their values as they are now, and how many at the head are equally good.
-
-    Equals stay in the order in which they came.
-    """
+    """A few rows in order, by their values as they are now, and how many at the head are equally good."""
     if not rows:
         return rows, 0
-    valued = [(_place_of(plan, row[1]), plan.value(row[1].values), row) for row in rows]
-    place, best = min((place, value) for place, value, _ in valued)
-    limit = plan.equal_to(best)
-    head = [row for other, value, row in valued if other == place and value <= limit]
-    others = [each for each in valued if each[0] != place or each[1] > limit]
-    others.sort(key=operator.itemgetter(0, 1))
-    rest = [row for _, _, row in others]
-    least = min(row[1].scarce for row in head)
-    if any(row[1].scarce > least for row in head):
-        behind = sorted((row for row in head if row[1].scarce > least), key=lambda row: row[1].scarce)
-        head, rest = [row for row in head if row[1].scarce == least], behind + rest
-    for tie in plan.ties:
-        limit = equal_to(plan.measures[tie], min(row[1].values[tie] for row in head))
-        behind = sorted((row for row in head if row[1].values[tie] > limit), key=lambda row: row[1].values[tie])
-        head, rest = [row for row in head if row[1].values[tie] <= limit], behind + rest
+    head, rest = _split(_sorted(rows), plan)
+    head.sort(key=_at)
     return head + rest, len(head)
 
 
-def _place(plan: Plan, out_until_us: int, scarce: int, rank: int) -> tuple[bool, int, int]:
+def row_of(plan: Plan, option: "Option", standing: Standing, values: list[float], at: int) -> Row:
+    """A candidate that was ranked before, to be compared by other values."""
+    place = place_of(plan, standing.out_until_us, standing.scarce, standing.place)
+    row = Row(option, standing.out_until_us, standing.scarce, place, values, at)
+    row.value = plan.value(values)
+    return row
+
+
+def place_of(plan: Plan, out_until_us: int, scarce: int, rank: int) -> Place:
     """What comes before any measure: whether it is out or exhausted, its target in an alias, and how scarce it is.
 
     Fairness and reliability turn away from what is constrained. Where a measure tells options apart, what it says
@@ -212,15 +243,21 @@ def _place(plan: Plan, out_until_us: int, scarce: int, rank: int) -> tuple[bool,
     return out_until_us > 0 or scarce >= Level.EXHAUSTED, rank, scarce if spares or scarce >= Level.CRITICAL else 0
 
 
-def _place_of(plan: Plan, standing: Standing) -> tuple[bool, int, int]:
-    return _place(plan, standing.out_until_us, standing.scarce, standing.place)
+def _sorted(rows: list[Row]) -> list[Row]:
+    """By place, then by value; there are few places, and comparing floats is what is quick."""
+    places: dict[Place, list[Row]] = {}
+    for row in rows:
+        places.setdefault(row.place, []).append(row)
+    ordered: list[Row] = []
+    for place in sorted(places):
+        ordered += sorted(places[place], key=_value)
+    return ordered
 
 
-def _by_place_and_value(row: _Row) -> tuple[tuple[bool, int, int], float]:
-    return row.place, row.value
+_value, _at = operator.attrgetter("value"), operator.attrgetter("at")
 
 
-def _split(rows: list[_Row], plan: Plan) -> tuple[list[_Row], list[_Row]]:
+def _split(rows: list[Row], plan: Plan) -> tuple[list[Row], list[Row]]:
     """Those that are equally good after every tie was broken, and the rest in order. `rows` are sorted."""
     first = rows[0]
     limit = plan.equal_to(first.value)
@@ -242,7 +279,7 @@ def _split(rows: list[_Row], plan: Plan) -> tuple[list[_Row], list[_Row]]:
     return head, rest
 
 
-def _woven(rows: list[_Row]) -> list[_Row]:
+def _woven(rows: list[Row]) -> list[Row]:
     """Smooth weighted round robin: an order in which an option of weight 3 stands three times, well apart."""
     weights = [row.option.key.weight for row in rows]
     least = min(weights)
@@ -267,9 +304,3 @@ def _turns(ratios: list[float]) -> list[int]:
         ):
             break
     return turns
-
-
-def _standing(row: _Row) -> Standing:
-    option = row.option
-    key, values = option.key, tuple(row.values)
-    return Standing(key.id, option.provider.id, option.model, option.rank, row.out_us, values, row.scarce, key.weight)

@@ -30,11 +30,14 @@ PLACES_MAX = 64
 """Clients with limits of their own whose places an option remembers."""
 ORDERS_MAX = 32
 """Orders that a pool keeps: one per objective (and size of request, where prices differ in shape) in use."""
-BUILT_AT_ONCE = 256
-"""Options scored within one request: all of a small pool, a part of a large one."""
-LEADERS, TURNING = 8, 8
+SCORED_AT_ONCE_MAX = 256
+"""Options that one request scores anew. Larger pools are scored behind the requests' backs, which use the order of
+before meanwhile."""
+LEADERS, TURNING = 8, 4
 """Where waits decide, a request compares the best of the order, and some of the next that take turns."""
 TURNING_FROM_MAX = 256
+Which = tuple[Plan, bool, tuple[int, int]]
+"""What an order is for: a plan, whether for streams, and the size of the request (bits of input and output; 0: any)."""
 
 
 _ANY = ModelCapabilities()
@@ -97,6 +100,8 @@ class Snapshot:
     """Lanes that are out: cooling, or with an open breaker."""
     out_version: int = 0
     """Grows when `out` or `capacity` changes."""
+    wanted: dict[tuple["Pool", Which], None] = field(default_factory=dict)
+    """Orders of large pools that requests found to be out of date; to be renewed by whoever refreshes this."""
 
     def take(
         self, lanes: Iterable[LaneState], *, now: float, now_us: int, levels: Mapping[str, Level] | None = None
@@ -130,6 +135,11 @@ class Snapshot:
         """Whether this option, or a lane of it, was reported out and is not back yet."""
         blocked = self.blocked
         return blocked.get(option.id, 0.0) > now or any(blocked.get(lane, 0.0) > now for lane in option.lanes)
+
+    def blocked_until_us(self, option: Option, now: float) -> int:
+        """When the last of what keeps it out here is over, Unix microseconds."""
+        until = max(self.blocked.get(place, 0.0) for place in (option.id, *option.lanes))
+        return self.ledger_us(now) + int((until - now) * 1e6)
 
 
 @dataclass(slots=True)
@@ -166,8 +176,8 @@ class Pool:
         """The shadow policies that would refuse an option, where there are any."""
         self.emptied: frozenset[str] = frozenset()
         """The shadow policies that would refuse every option."""
-        self._orders: dict[tuple[Plan, bool, tuple[int, int]], Order] = {}
-        self._building: dict[tuple[Plan, bool, tuple[int, int]], Building] = {}
+        self._orders: dict[Which, Order] = {}
+        self._building: dict[Which, Building] = {}
         self._turn = random.randrange(max(1, len(self.eligible)))  # noqa: S311 (workers should not start in step)
 
     @property
@@ -209,14 +219,14 @@ class Pool:
             return self._waiting(plan, order, ranking, count, snapshot, now, skip, start)
         start %= order.turning
         if not skip and not snapshot.blocked and order.distinct:
-            turning, end = order.turning, start + count
-            options, standings = order.options, order.standings
+            turning, end, options = order.turning, start + count, order.options
             ranking.equals = min(turning, count)
             if end <= turning:
-                ranking.standings = standings[start:end]
+                ranking.standings = order.standings(start, end)
                 return Ranked(options[start:end], ranking)
             wrapped = min(start, end - turning)
-            ranking.standings = standings[start:turning] + standings[:wrapped] + standings[turning:count]
+            ranking.standings = order.standings(start, turning) + order.standings(0, wrapped)
+            ranking.standings += order.standings(turning, count)
             return Ranked(options[start:turning] + options[:wrapped] + options[turning:count], ranking)
         return self._scanned(order, ranking, count, snapshot, now, skip, start)
 
@@ -241,10 +251,11 @@ class Pool:
                 continue
             if snapshot.blocked and snapshot.is_blocked(option, now):
                 if len(out) < count and all(option is not other for other, _ in out):
-                    out.append((option, _blocked(order.standings[at], option, snapshot, now)))
+                    until_us = snapshot.blocked_until_us(option, now)
+                    out.append((option, order.standing(at)._replace(out_until_us=until_us)))
                 continue
             chosen.append(option)
-            ranking.standings.append(order.standings[at])
+            ranking.standings.append(order.standing(at))
             ranking.equals += at < turning
             if len(chosen) == count:
                 break
@@ -266,26 +277,25 @@ class Pool:
     ) -> Ranked:
         """Where waits decide: the leaders and some others, compared by what is under way now."""
         expected, in_flight = plan.waits, plan.measures.index("in_flight")
-        blocked = snapshot.blocked
         rows: list[Row] = []
         for at in _window(len(order.options), order.turning, start):
-            option = order.options[at]
+            option, known = order.options[at], order.rows[at]
             if skip and (option in skip or not option.key.state.eligible):
                 continue
             alone, others = order.waits[at]
             under_way = others + option.key.under_way
-            standing = order.standings[at]
-            values = list(standing.values)
+            values = list(known.values)
             values[expected], values[in_flight] = alone * (under_way + 1), float(under_way)
-            standing = standing._replace(values=tuple(values))
-            if blocked and snapshot.is_blocked(option, now):
-                standing = _blocked(standing, option, snapshot, now)
-            rows.append((option, standing))
+            row = Row(option, known.out_us, known.scarce, known.place, values, len(rows))
+            row.value = plan.value(values) if plan.weights else values[expected]
+            if snapshot.blocked and snapshot.is_blocked(option, now):
+                row.out_us, row.place = snapshot.blocked_until_us(option, now), (True, *known.place[1:])
+            rows.append(row)
         rows, equals = settled(plan, rows)
         del rows[count:]
         ranking.equals = min(equals, count)
-        ranking.standings = [standing for _, standing in rows]
-        return Ranked([option for option, _ in rows], ranking)
+        ranking.standings = [row.standing() for row in rows]
+        return Ranked([row.option for row in rows], ranking)
 
     def rest(
         self, plan: Plan, seen: Collection[Option], *, snapshot: Snapshot, now: float
@@ -293,10 +303,10 @@ class Pool:
         """Every option that no round has tried yet, in order: a final denial has seen them all."""
         order = self.order(plan, snapshot, now)
         known = set(seen)
-        for option, standing in zip(order.options, order.standings, strict=True):
+        for at, option in enumerate(order.options):
             if option not in known and option.key.state.eligible:
                 known.add(option)
-                yield option, standing
+                yield option, order.standing(at)
 
     def order(
         self,
@@ -307,44 +317,42 @@ class Pool:
         stream: bool = False,
         tokens: tuple[int, int] = TYPICAL_TOKENS,
     ) -> Order:
-        """The order under a plan: as of this snapshot, or an earlier one while a large pool is scored anew."""
+        """The order under a plan: as of this snapshot, or, of a large pool, of an earlier one, until it is renewed."""
         shaped = plan.costs >= 0 and self.shaped
         shape = (tokens[0].bit_length(), tokens[1].bit_length()) if shaped else (0, 0)
         which = (plan, stream and plan.waits >= 0, shape)
-        version = snapshot.version if plan.moves else snapshot.out_version
         known = self._orders.get(which)
-        if known is not None and known.version == version:
-            return known
-        return self._renewed(which, known, version, snapshot, now)
+        if known is not None:
+            if known.version == (snapshot.version if plan.moves else snapshot.out_version):
+                return known
+            if len(self.eligible) > SCORED_AT_ONCE_MAX:
+                snapshot.wanted[self, which] = None
+                return known
+        self.renew(which, snapshot, now, len(self.eligible))
+        return self._orders[which]
 
-    def _renewed(
-        self,
-        which: tuple[Plan, bool, tuple[int, int]],
-        known: Order | None,
-        version: int,
-        snapshot: Snapshot,
-        now: float,
-    ) -> Order:
+    def renew(self, which: Which, snapshot: Snapshot, now: float, count: int) -> bool:
+        """Score `count` more options for an order; whether it is up to date now."""
         plan, stream, shape = which
         building = self._building.get(which)
         if building is None:
             size = TYPICAL_TOKENS if shape == (0, 0) else (_typical(shape[0]), _typical(shape[1]))
             conditions = Conditions(
-                lanes=snapshot.lanes, capacity=snapshot.capacity, now_us=snapshot.ledger_us(now), now=now,
-                stream=stream, input_tokens=size[0], output_tokens=size[1],
+                lanes=snapshot.lanes, out=snapshot.out, capacity=snapshot.capacity, now=now,
+                now_us=snapshot.ledger_us(now), stream=stream, input_tokens=size[0], output_tokens=size[1],
             )  # fmt: skip
+            version = snapshot.version if plan.moves else snapshot.out_version
             building = Building(plan, self.eligible, conditions, version=version)
-        order = building.step(BUILT_AT_ONCE if known is not None else len(self.eligible))
+        order = building.step(count)
         if order is None:
-            assert known is not None
             self._building[which] = building
-            return known
+            return False
         self._building.pop(which, None)
         if len(self._orders) >= ORDERS_MAX and which not in self._orders:
             self._orders.clear()
             self._building.clear()
         self._orders[which] = order
-        return order
+        return True
 
 
 def _shape(price: ModelPrice) -> object:
@@ -373,9 +381,3 @@ def _window(count: int, turning: int, start: int) -> Iterator[int]:
     if others > 0:
         for step in range(min(TURNING, others)):
             yield first + (start * TURNING + step) % others
-
-
-def _blocked(standing: Standing, option: Option, snapshot: Snapshot, now: float) -> Standing:
-    """How an option stands that is, or whose lane is, known here to be out, ahead of the snapshot."""
-    seconds = max(snapshot.blocked.get(place, 0.0) for place in (option.id, *option.lanes)) - now
-    return standing._replace(out_until_us=snapshot.ledger_us(now) + int(seconds * 1e6))

@@ -137,9 +137,10 @@ class RoutingEngine:
         pool, now = Pool(model or "", options), time.perf_counter()
         pool.eligible = options
         order = pool.order(plan, self._snapshot, now)
-        ranking = Ranking(objective=plan.key, measures=plan.measures, ranked=plan.ranked, standings=order.standings)
+        standings = order.standings(0, len(order.options))
+        ranking = Ranking(objective=plan.key, measures=plan.measures, ranked=plan.ranked, standings=standings)
         found = dict.fromkeys(ids, 0.0)
-        for standing, score in zip(order.standings, scores(ranking), strict=True):
+        for standing, score in zip(standings, scores(ranking), strict=True):
             found[standing.key_id] = max(found[standing.key_id], score)
         return found
 

@@ -4,7 +4,7 @@ A measure is a finite number, whatever happens; WORST means "as bad as can be" (
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +28,11 @@ SUCCESS_LEAST = 0.02
 class Conditions:
     """What options are compared under. `now_us`: the ledger's time; `now`: this process's, in seconds.
 
-    `capacity`: lanes with less than an abundance left.
+    `capacity`: lanes with less than an abundance left. `out`: lanes that are cooling, or have an open breaker.
     """
 
     lanes: Mapping[str, LaneState]
+    out: Collection[str] = ()
     capacity: Mapping[str, Level] = field(default_factory=dict)
     now_us: int = 0
     now: float = 0.0
@@ -55,13 +56,13 @@ def failure_share(option: "Option", at: Conditions) -> float:
     Over the recent outcomes of its lanes, all processes together, halved every minute, and feedback. A key and its
     provider fail independently.
     """
-    success = 1.0
+    success, lanes = 1.0, at.lanes
     for lane_id in option.lanes:
-        lane = at.lanes.get(lane_id)
+        lane = lanes.get(lane_id)
         if lane is not None and lane.failures:
             success *= 1.0 - proven_share(lane.failures, lane.successes + lane.failures)
-    blamed = option.seen.blamed(at.now)
-    if blamed:
+    if option.seen.was_blamed:
+        blamed = option.seen.blamed(at.now)
         success *= 1.0 - proven_share(blamed, blamed + outcomes(option, at))
     return 1.0 - success
 
@@ -89,7 +90,8 @@ def latency_us(option: "Option", at: Conditions) -> float:
     seen = option.seen.latency(at.stream)
     if seen > 0:
         return seen
-    for lane_id in (option.lanes[1:2] or option.lanes[:1]) + option.lanes[:1]:
+    lanes = option.lanes
+    for lane_id in (lanes[1], lanes[0]) if len(lanes) > 1 else lanes:
         lane = at.lanes.get(lane_id)
         if lane is not None and lane.latency_us:
             return float(lane.latency_us)
@@ -111,10 +113,9 @@ def shortfall(option: "Option", at: Conditions) -> float:
 def out_until_us(option: "Option", at: Conditions) -> int:
     """When the last of its lanes that are out is back (cooling, breaker open), Unix microseconds; 0: none is out."""
     until = 0
-    for lane_id in option.lanes:
-        lane = at.lanes.get(lane_id)
-        if lane is not None:
-            until = max(until, lane_out_until_us(lane, at.now_us))
+    for lane_id in option.lanes if at.out else ():
+        if lane_id in at.out:
+            until = max(until, lane_out_until_us(at.lanes[lane_id], at.now_us))
     return until
 
 
