@@ -3,7 +3,9 @@ and provider, and where the next requests went."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 import pytest
 import pytest_asyncio
@@ -333,3 +335,37 @@ async def test_an_error_before_a_streams_first_word_is_acted_on_alike(
         assert (error is None) == (meaning.elsewhere and kind != "too_long")
         assert last.key_used == "other" if error is None else error.category == meaning.category
         await made.at_rest()
+
+
+async def test_a_key_is_out_until_the_date_that_its_provider_names(rows: SimulatorProcess, store: StateStore) -> None:
+    fleet = FLEETS["anthropic"]
+    await rows.fail("usage_limit_reached", key=fleet.material("failing"), count=1)
+    async with manned(rows, store, fleet, "failing", "sibling", "other") as made:
+        await strike(made, fleet)
+
+        async def out() -> bool:
+            key = await made.router.key_manager.get_key("failing")
+            return key is not None and key.state is KeyState.Exhausted
+
+        await until(out)
+        key = await made.router.key_manager.get_key("failing")
+        assert key is not None
+        assert key.state_until is not None
+        today = datetime.now(UTC)
+        first = datetime(today.year + today.month // 12, today.month % 12 + 1, 1, tzinfo=UTC)
+        assert abs(key.state_until - first) < timedelta(seconds=30)
+
+
+async def test_a_day_of_ones_own_ends_at_its_midnight(rows: SimulatorProcess, store: StateStore) -> None:
+    fleet = FLEETS["gemini"]
+    await rows.fail("quota_per_day", key=fleet.material("failing"), count=1)
+    async with manned(rows, store, fleet, "failing", "other") as made:
+        await strike(made, fleet)
+
+        async def cools() -> bool:
+            return (await seen(made, fleet)).group_cools
+
+        await until(cools)
+        (lane,) = await made.router.ledger.lanes([fleet.lane])
+        back = datetime.fromtimestamp(lane.blocked_until_us / 1e6, ZoneInfo("America/Los_Angeles"))
+        assert abs(back - back.replace(hour=0, minute=0, second=0, microsecond=0)) < timedelta(seconds=30)

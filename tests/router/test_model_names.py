@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import httpx2
+import openai
 import pytest
+from openai import AsyncOpenAI
 
 from apikeyrouter import ApiKeyRouter, NoEligibleKeysError, ProviderError
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
@@ -12,6 +15,7 @@ from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.system_error import InvalidRequestError, ModelNotFoundError
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
+from apikeyrouter.integrations.httpx2 import RouterTransport
 from apikeyrouter.simulator import SimulatorProcess
 from tests.router.house import MASTER_KEY, House, house, intent, until
 
@@ -197,3 +201,22 @@ async def test_an_adapter_of_ones_own_is_asked_for_the_model_it_knows(store: Sta
         router.configure_models({"fast": [{"provider": "own", "model": "its-own-name"}]})
         answer = await router.route(intent(model="fast"))
         assert (answer.content, answer.metadata.model_used) == ("I am its-own-name", "its-own-name")
+
+
+async def test_an_sdk_that_asks_for_a_name_gets_who_can_serve_it(simulator: SimulatorProcess) -> None:
+    names = {"fast": [{**SMALL, "vision": False}, {"provider": "other", "model": "gpt-4o-mini"}]}
+    async with (
+        house(simulator, InMemoryStateStore(), ["a1", "b1"], models=names) as made,
+        httpx2.AsyncClient(transport=RouterTransport(made.router)) as http,
+    ):
+        client = AsyncOpenAI(api_key="any", http_client=http, max_retries=0)
+        text: Any = [{"role": "user", "content": "hello"}]
+        image: Any = [{"role": "user", "content": IMAGE}]
+        for messages, served_by in ((text, "a1"), (image, "b1")):
+            answer = await client.chat.completions.create(model="fast", messages=messages)
+            told = (answer.model_extra or {})["routing_metadata"]
+            assert (told["key_used"], told["model"], answer.model) == (served_by, "gpt-4o-mini", "gpt-4o-mini")
+        await simulator.fail("server_error", organisation="org-b")
+        with pytest.raises(openai.APIStatusError):
+            await client.chat.completions.create(model="fast", messages=image)
+        assert [attempt.key_id for attempt in made.finished[-1].attempts] == ["b1"]
