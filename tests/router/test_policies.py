@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+import redis
 
 from apikeyrouter import ApiKeyRouter
 from apikeyrouter.domain.components.cost_controller import BudgetExceededError
@@ -498,3 +499,65 @@ async def test_requests_at_once_under_changing_policies_end_well(
         stop.set()
         await asyncio.gather(*asking)
         assert await made.at_rest() == await made.billed()
+
+
+async def test_advice_and_what_was_spent_elsewhere_know_the_budgets_of_policies(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    async with house(simulator, store, ["a1", "b1"]) as made:
+        desk = made.router.cost_controller
+        small = {"budget_limit": 0.001, "budget_window": "total"}
+        await made.router.configure_policy(policy(small, id="team-money", scope="team", scope_id="dev"))
+        await made.router.configure_policy(policy(small, id="a-money", scope="key", scope_id="a1"))
+        asked = intent(team="dev", parameters={"max_tokens": 4000})
+        estimate = await desk.estimate_request_cost(asked, key_id="a1")
+        assert estimate is not None
+        assert (await desk.check_budget(intent(), estimate)).allowed
+        assert (await desk.check_budget(asked, estimate, key_id="b1")).violated == ["policy:team-money:total"]
+        advice = await desk.check_budget(asked, estimate, key_id="a1")
+        assert set(advice.violated) == {"policy:team-money:total", "policy:a-money:total"}
+        await desk.record_actual_cost("elsewhere-1", "0.0004", team="dev", key_id="a1")
+        for budget_id in ("policy:team-money:total", "policy:a-money:total"):
+            assert (await desk.get_budget(budget_id)).current_spending == Decimal("0.0004")
+        served = await made.route(team="dev", provider_id="openai", parameters={"max_tokens": 5})
+        assert await made.router.books.flush(seconds=5)
+        before = (await desk.get_budget("policy:team-money:total")).current_spending
+        await desk.record_actual_cost(served.request_id, "0.0005")
+        assert served.cost is not None
+        after = (await desk.get_budget("policy:team-money:total")).current_spending
+        assert after - before == Decimal("0.0005") - served.cost.amount
+
+
+async def test_policies_and_budgets_made_in_code_come_back_to_an_emptied_store(
+    simulator: SimulatorProcess, redis_url: str
+) -> None:
+    async with house(simulator, RedisStateStore(redis_url), ["a1", "b1"]) as made:
+        await made.router.configure_policy(policy({"denied_keys": ["a1"], "budget_limit": 7}, id="kept"))
+        budget = await made.router.cost_controller.create_budget("global", 100)
+        with redis.Redis.from_url(redis_url) as client:
+            client.flushall()
+
+        async def back() -> bool:
+            store = made.router.state_store
+            found = await store.get_policy("kept") is not None
+            return found and budget.id in await store.list_documents("budget")
+
+        await until(back)
+        assert set(await used(made)) == {"b1"}
+        ids = {one.id for one in await made.router.cost_controller.list_budgets()}
+        assert {budget.id, "policy:kept:daily"} <= ids
+        assert (await made.router.cost_controller.get_budget_status(budget.id)).settled > 0
+        await made.router.policy_engine.delete_policy("kept")
+        await made.router.cost_controller.delete_budget(budget.id)
+        assert await made.router.policy_engine.list_policies() == []
+        assert {one.id for one in await made.router.cost_controller.list_budgets()} == {"global:all"}
+
+
+async def test_policies_configured_at_once_are_all_in_force(simulator: SimulatorProcess, store: StateStore) -> None:
+    async with house(simulator, store, ["a1", "a2", "b1"]) as made:
+        engine = made.router.policy_engine
+        both = [policy({"denied_keys": [key], "budget_limit": 3}, id=f"no-{key}") for key in ("a1", "a2")]
+        await asyncio.gather(*(engine.configure(one) for one in both), made.router._refresh())
+        assert set(await used(made)) == {"b1"}
+        await asyncio.gather(*(engine.delete_policy(one.id) for one in both), made.router._refresh())
+        assert set(await used(made, 9)) == {"a1", "a2", "b1"}

@@ -171,11 +171,10 @@ class Admissions:
             offers.settle(plan, ranked)
         return ranked
 
-    def offer(self, call: Call, option: Option, parsed_for: ParsedFor) -> tuple[Charge, TokenEstimate]:
-        """What a call would take of an option. Nothing is held."""
-        shared = self._catalogue.shared_scopes(call.team, call.client)
-        charge, estimate, _ = Offers(self._estimator, call, parsed_for, hard=shared.hard).details(option)
-        return charge, estimate
+    def offer(self, call: Call, pool: Pool, option: Option, parsed_for: ParsedFor) -> Charge:
+        """What a call would take of an option of the pool. Nothing is held."""
+        shared = self._catalogue.shared_scopes(call.team, call.client, pool.constraints)
+        return Offers(self._estimator, call, parsed_for, hard=shared.hard).details(option)[0]
 
 
 def _round(first: Ranking, rows: list[tuple[Option, Standing]]) -> Ranked:

@@ -4,13 +4,14 @@ A budget is put into the ledger before anybody names it, then kept as a document
 holds in it within a second.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from apikeyrouter.domain.components.budgets import refuse_crowds
 from apikeyrouter.domain.components.catalogue import BudgetRule, Catalogue
-from apikeyrouter.domain.components.own_writes import OwnWrites
+from apikeyrouter.domain.components.declared import Declared
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.accounting import ScopeConfig
 from apikeyrouter.domain.models.system_error import InvalidRequestError, LedgerConfigError, StateStoreError
@@ -31,7 +32,7 @@ class DeclaredBudgets:
         self._file: tuple[BudgetRule, ...] = ()
         self._policies: tuple[BudgetRule, ...] = ()
         self._code: dict[str, BudgetRule] = {}
-        self._writes = OwnWrites()
+        self._declared = Declared(store, KIND)
 
     def check_file(self, rules: Iterable[BudgetRule]) -> None:
         """Raises InvalidRequestError when these and the budgets made otherwise are more than can be held at once."""
@@ -49,10 +50,11 @@ class DeclaredBudgets:
             return
         for rule in found:
             _refuse_uncountable(rule.scope)
-        self._refuse_crowds(policies=found)
-        await self._ledger.put(scopes=[rule.scope for rule in found])
-        self._policies = found
-        self._index()
+        async with self._declared.turn():
+            self._refuse_crowds(policies=found)
+            await self._ledger.put(scopes=[rule.scope for rule in found])
+            self._policies = found
+            self._index()
 
     async def declare(self, rule: BudgetRule) -> None:
         """Add or change a budget made in code; in force here at once, elsewhere within a second.
@@ -62,51 +64,50 @@ class DeclaredBudgets:
                 once.
         """
         _refuse_uncountable(rule.scope)
-        self._refuse_crowds(code={**self._code, rule.scope.id: rule})
-        with self._writes.writing():
+        async with self._declared.turn():
+            self._refuse_crowds(code={**self._code, rule.scope.id: rule})
             await self._ledger.put(scopes=[rule.scope])
             self._code[rule.scope.id] = rule
             self._index()
             try:
                 await self._store.save_document(KIND, rule.scope.id, msgspec.to_builtins(rule))
+                await self._declared.mark()
             except NotImplementedError as exc:
                 _log.warning("budget.not_shared", budget_id=rule.scope.id, error=str(exc))
 
     async def withdraw(self, budget_id: str) -> bool:
         """Forget a budget made in code; whether there was one. What is held in it ends as it does."""
-        with self._writes.writing():
+        async with self._declared.turn():
             known = self._code.pop(budget_id, None) is not None
             self._index()
             return await self._store.delete_document(KIND, budget_id) or known
 
     async def refresh(self) -> bool:
-        """Take over what other processes have made, changed and forgotten; whether there was anything.
-
-        What was read while this process wrote is out of date; the notice of that write brings the next refresh.
-        """
-        seen = self._writes.count
-        told = await self._store.list_documents(KIND)
-        if self._writes.stale(seen) or (not told and not self._code):
-            return False
-        try:
-            found = {id_: msgspec.convert(document, BudgetRule, strict=False) for id_, document in told.items()}
-        except msgspec.ValidationError as exc:
-            raise StateStoreError(f"a shared budget cannot be read: {exc}") from exc
-        if found == self._code or not (found or self._shares()):
-            return False
-        self._code = found
-        self._index()
-        return True
+        """Take over what other processes have made, changed and forgotten; whether there was anything."""
+        async with self._declared.turn():
+            told = await self._store.list_documents(KIND)
+            if not told and (not self._code or await self._declared.was_emptied()):
+                return False
+            try:
+                found = {id_: msgspec.convert(document, BudgetRule, strict=False) for id_, document in told.items()}
+            except msgspec.ValidationError as exc:
+                raise StateStoreError(f"a shared budget cannot be read: {exc}") from exc
+            if found == self._code:
+                return False
+            self._code = found
+            self._index()
+            return True
 
     async def restore(self) -> None:
         """Put every budget back into a ledger and a store that forgot them."""
-        await self._ledger.put(scopes=[rule.scope for rule in (*self._policies, *self._code.values())])
-        if not self._shares():
-            return
-        told = await self._store.list_documents(KIND)
-        for id_, rule in self._code.items():
-            if id_ not in told:
-                await self._store.save_document(KIND, id_, msgspec.to_builtins(rule))
+        async with self._declared.turn():
+            await self._ledger.put(scopes=[rule.scope for rule in (*self._policies, *self._code.values())])
+            if not self._code or not await self._declared.was_emptied():
+                return
+            with contextlib.suppress(NotImplementedError):
+                for id_, rule in self._code.items():
+                    await self._store.save_document(KIND, id_, msgspec.to_builtins(rule))
+                await self._declared.mark()
 
     def period(self, scope: ScopeConfig, now_us: int) -> tuple[int, int | None]:
         """Start and end of the period that contains `now_us`, in microseconds; the end None: never."""
@@ -115,10 +116,6 @@ class DeclaredBudgets:
             return 0, None
         start, end = boundaries(number, now_us)[:2]
         return start, end
-
-    def _shares(self) -> bool:
-        """Whether the store keeps documents at all."""
-        return type(self._store).save_document is not StateStore.save_document
 
     def _refuse_crowds(
         self,

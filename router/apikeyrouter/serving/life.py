@@ -99,16 +99,17 @@ class RouterLife(RouterBelonging):
         )  # fmt: skip
         self.failure_handler = self._failures()
         self._admissions = Admissions(self.ledger, self.catalogue, self.estimator, self.snapshot, lease_us=LEASE_US)
-        self.cost_controller = CostController(
-            self.catalogue, self.ledger, self._configuration.budgets, self.estimator,
-            quote=Quotes(self.catalogue, self._admissions, self.estimator), recent=self._recent, started=self._started,
-            defer=lambda work: self._deferrals.add(work), emit=self.observability.emit,
-        )  # fmt: skip
         self.policy_engine = PolicyEngine(
             self.catalogue, self.state_store, self._configuration.budgets, choose=self._first_choice,
             recent=lambda: list(self.decisions), started=self._started,
         )  # fmt: skip
         self._policing = Policing(self.policy_engine)
+        self.cost_controller = CostController(
+            self.catalogue, self.ledger, self._configuration.budgets, self.estimator,
+            quote=Quotes(self.catalogue, self._admissions, self.estimator, self._policing),
+            held_in=self.policy_engine.held_in, recent=self._recent, started=self._started,
+            defer=lambda work: self._deferrals.add(work), emit=self.observability.emit,
+        )  # fmt: skip
         self._deciding = Deciding(
             self.ledger, self.catalogue, self.estimator, self.snapshot, self.routing_engine, self._policing
         )  # fmt: skip

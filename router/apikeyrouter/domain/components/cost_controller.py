@@ -1,6 +1,6 @@
 """Estimates costs, keeps budgets, books what was spent elsewhere. The gate is `reserve`; this is the desk beside it."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
@@ -65,6 +65,16 @@ class Quote(Protocol):
         ...
 
 
+class HeldIn(Protocol):
+    """Which policies' budgets a request is in."""
+
+    def __call__(
+        self, *, client: str | None, team: str | None, provider_id: str | None, key_id: str | None, model: str
+    ) -> Collection[str]:
+        """Their ids."""
+        ...
+
+
 class CostController:
     """The budgets of this deployment and the cost of its requests. Money is Decimal dollars, exact to nano-dollars."""
 
@@ -76,13 +86,14 @@ class CostController:
         estimator: TokenEstimator,
         *,
         quote: Quote,
+        held_in: HeldIn,
         recent: Callable[[str], Facts | None],
         started: Callable[[], Awaitable[None]],
         defer: Callable[[Callable[[], Awaitable[None]]], object],
         emit: Callable[..., None],
     ) -> None:
         self._catalogue, self._budgets, self._estimator = catalogue, budgets, estimator
-        self._quote, self._recent, self._started, self._defer = quote, recent, started, defer
+        self._quote, self._held_in, self._recent, self._started, self._defer = quote, held_in, recent, started, defer
         self._emit = emit
         self._passed: dict[str, tuple[int, int]] = {}
         """Per budget: the start of its period, and the largest threshold that was told in it."""
@@ -303,12 +314,12 @@ class CostController:
     ) -> BudgetCheckResult:
         """Advice: whether the budgets have room for a request of that cost now. Nothing is held; the gate is `route`.
 
-        The budgets are those of everybody, of the request's team and client, and of the provider and key if named. A
-        hard one needs the bound, where the estimate has one.
+        The budgets are those of everybody, of the request's team, client and policies, and of the provider and key if
+        named. A hard one needs the bound, where the estimate has one.
         """
         await self._started()
         intent = RequestIntent.parse(request)
-        rules = self._applying(intent.team, intent.client, provider_id or intent.provider_id, key_id)
+        rules = self._applying(intent.team, intent.client, provider_id or intent.provider_id, key_id, intent.model)
         refusing: list[str] = []
         exceeded: list[str] = []
         least: Decimal | None = None
@@ -353,6 +364,7 @@ class CostController:
         key_id: str | None = None,
         team: str | None = None,
         client: str | None = None,
+        model: str | None = None,
     ) -> Decimal:
         """Book what a request really cost in every budget that applies to it; what was booked by this call.
 
@@ -368,8 +380,9 @@ class CostController:
         facts = self._recent(request_id)
         if facts is not None and facts.attempts:
             team, client, provider_id, key_id = facts.team, facts.client, facts.provider_id, facts.key_id
+            model = facts.model
             spent = max(0, spent - (facts.cost_nanousd or 0))
-        rules = self._applying(team, client, provider_id, key_id)
+        rules = self._applying(team, client, provider_id, key_id, model or "")
         if spent == 0 or not rules:
             return Decimal(0)
         booked = await self._books.book([rule.scope.id for rule in rules], spent, f"request\n{request_id}")
@@ -390,12 +403,14 @@ class CostController:
         )
 
     def _applying(
-        self, team: str | None, client: str | None, provider_id: str | None, key_id: str | None
+        self, team: str | None, client: str | None, provider_id: str | None, key_id: str | None, model: str
     ) -> list[BudgetRule]:
         key = self._catalogue.keys.get(key_id) if key_id is not None else None
         if key is not None and provider_id is None:
             provider_id = key.provider_id
+        policies = self._held_in(client=client, team=team, provider_id=provider_id, key_id=key_id, model=model)
         wanted = {("global", ""), ("team", team), ("client", client), ("provider", provider_id), ("key", key_id)}
+        wanted.update(("policy", policy_id) for policy_id in policies)
         return [rule for rule in self._catalogue.budget_rules().values() if (rule.kind, rule.target) in wanted]
 
 

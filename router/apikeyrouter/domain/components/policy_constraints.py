@@ -9,7 +9,7 @@ from apikeyrouter.domain.components.policy_rules import TIER_RANKS, RuleSet
 from apikeyrouter.domain.components.policy_statements import COST, SUCCESS, Statement, standing, tier_of
 from apikeyrouter.domain.components.policy_windows import NEVER, in_force, next_change
 from apikeyrouter.domain.components.pool import Option
-from apikeyrouter.domain.models.policy import PolicyEnforcement
+from apikeyrouter.domain.models.policy import PolicyEnforcement, PolicyScope
 from apikeyrouter.domain.models.routing_decision import ObjectiveType, RoutingObjective
 
 __all__ = ["Constraints", "Verdict", "compile_constraints"]
@@ -82,6 +82,12 @@ class Constraints:
     def spending(self, option: Option, asked: str) -> list[str]:
         """The policies of which an option is in the budgets, beside those that every request is in."""
         return list(dict.fromkeys(one.policy.id for one in self._spending if one.concerns(option, asked)))
+
+    def held_in(self, *, provider_id: str | None, key_id: str | None, model: str) -> list[str]:
+        """The policies of which a request would be in the budgets, as far as it is known where it goes."""
+        targets = {PolicyScope.Provider: provider_id, PolicyScope.Key: key_id, PolicyScope.Model: model}
+        own = (one.policy.id for one in self._spending if targets[one.policy.scope] == one.policy.scope_id)
+        return list(dict.fromkeys((*self.budgets, *own)))
 
     def watched(self, option: Option, asked: str) -> tuple[str, ...]:
         """The shadow policies that would refuse an option."""

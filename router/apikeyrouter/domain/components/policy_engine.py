@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from apikeyrouter.domain.components.budgets import policy_budgets
 from apikeyrouter.domain.components.catalogue import BudgetRule, Catalogue
-from apikeyrouter.domain.components.own_writes import OwnWrites
+from apikeyrouter.domain.components.declared import Declared
 from apikeyrouter.domain.components.policy_checks import check_policy, evaluated
 from apikeyrouter.domain.components.policy_conflicts import conflicts_among, resolved
 from apikeyrouter.domain.components.policy_constraints import Constraints, compile_constraints
@@ -31,6 +31,7 @@ from apikeyrouter.domain.models.system_error import InvalidRequestError
 
 __all__ = ["PolicyBudgets", "PolicyEngine"]
 
+KIND = "policy"
 KNOWN_MAX = 4096
 """Kinds of requests whose constraints are remembered; beyond it the memory starts afresh."""
 OWN_MAX = 256
@@ -71,7 +72,7 @@ class PolicyEngine:
         self._file: dict[str, Policy] = {}
         self._code: dict[str, Policy] = {}
         self._unsaved: set[str] = set()
-        self._writes = OwnWrites()
+        self._declared = Declared(store, KIND)
         self._statements: list[Statement] = []
         self._targets: dict[PolicyScope, frozenset[str]] = dict.fromkeys(PolicyScope, frozenset())
         self._known: dict[tuple[object, ...], Constraints] = {}
@@ -89,6 +90,7 @@ class PolicyEngine:
         Raises:
             InvalidRequestError: it is not valid, or its id is that of a policy of the configuration file.
         """
+        await self._started()
         made = _parsed(policy)
         errors, _ = check_policy(made, providers=self._catalogue.providers, keys=self._catalogue.keys)
         if errors:
@@ -97,10 +99,11 @@ class PolicyEngine:
         if made.id in self._file:
             raise InvalidRequestError(f"policy {made.id!r} is declared in the configuration file", field="id")
         kept = made.model_copy(deep=True)
-        with self._writes.writing():
+        async with self._declared.turn():
             await self._adopt({**self._code, kept.id: kept})
             try:
                 await self._store.save_policy(kept)
+                await self._declared.mark()
             except NotImplementedError:  # a user's own store may keep none; then it is this process's alone
                 self._unsaved.add(kept.id)
         return made
@@ -114,7 +117,7 @@ class PolicyEngine:
         await self._started()
         if policy_id in self._file:
             raise InvalidRequestError(f"policy {policy_id!r} is declared in the configuration file", field="policy_id")
-        with self._writes.writing():
+        async with self._declared.turn():
             known = policy_id in self._code
             await self._adopt({id_: policy for id_, policy in self._code.items() if id_ != policy_id})
             self._unsaved.discard(policy_id)
@@ -129,31 +132,33 @@ class PolicyEngine:
         found = {policy.id: policy for policy in policies}
         if found == self._file:
             return False
-        before, self._file = self._file, {id_: policy.model_copy(deep=True) for id_, policy in found.items()}
-        try:
-            await self._adopt(self._code)
-        except BaseException:
-            self._file = before
-            raise
-        return True
+        async with self._declared.turn():
+            before, self._file = self._file, {id_: policy.model_copy(deep=True) for id_, policy in found.items()}
+            try:
+                await self._adopt(self._code)
+            except BaseException:
+                self._file = before
+                raise
+            return True
 
     async def refresh(self) -> bool:
         """Take over what other processes have configured; whether there was anything."""
-        seen = self._writes.count
-        found = {policy.id: policy for policy in await self._store.query_state(StateQuery("Policy"))}
-        if self._writes.stale(seen):
-            return False
-        found.update((id_, self._code[id_]) for id_ in self._unsaved)
-        if found == self._code:
-            return False
-        await self._adopt(found)
-        return True
+        async with self._declared.turn():
+            found = {policy.id: policy for policy in await self._store.query_state(StateQuery("Policy"))}
+            found.update((id_, self._code[id_]) for id_ in self._unsaved)
+            if found == self._code or (len(found) == len(self._unsaved) and await self._declared.was_emptied()):
+                return False
+            await self._adopt(found)
+            return True
 
     async def restore(self) -> None:
-        """Save again what the store has forgotten."""
-        for id_ in self._code.keys() - self._unsaved:
-            if await self._store.get_policy(id_) is None:
-                await self._store.save_policy(self._code[id_])
+        """Save again what an emptied store has forgotten."""
+        async with self._declared.turn():
+            kept = self._code.keys() - self._unsaved
+            if kept and await self._declared.was_emptied():
+                for id_ in kept:
+                    await self._store.save_policy(self._code[id_])
+                await self._declared.mark()
 
     async def _adopt(self, code: Mapping[str, Policy]) -> None:
         """Decide under these policies from now on. Their budgets are in force before anybody is held in them."""
@@ -195,8 +200,13 @@ class PolicyEngine:
         if wanted:
             if len(self._own_budgets) + len(wanted) > OWN_BUDGETS_MAX:
                 raise InvalidRequestError(f"policies of requests may make at most {OWN_BUDGETS_MAX} budgets")
-            self._own_budgets.update(wanted)
-            await self._adopt(self._code)
+            async with self._declared.turn():
+                before, self._own_budgets = self._own_budgets, {**self._own_budgets, **wanted}
+                try:
+                    await self._adopt(self._code)
+                except BaseException:
+                    self._own_budgets = before
+                    raise
         return made
 
     def constraints(
@@ -262,6 +272,13 @@ class PolicyEngine:
         if len(self._texts) >= OWN_MAX:
             self._texts.clear()
         return self._texts.setdefault(text, made.model_copy(deep=True))
+
+    def held_in(
+        self, *, client: str | None, team: str | None, provider_id: str | None, key_id: str | None, model: str
+    ) -> list[str]:
+        """The policies of which such a request is in the budgets."""
+        found = self.constraints(client=client, team=team, provider_id=provider_id, model=model, own=None)
+        return [] if found is None else found.held_in(provider_id=provider_id, key_id=key_id, model=model)
 
     def count(self, policy_ids: Iterable[str], what: str) -> None:
         """Note that policies did something to a request; see `PolicyCounts`."""
