@@ -1,7 +1,7 @@
 """A tour of ApiKeyRouter: eleven stations as a library, then the same router as an HTTP service.
 
     python docs/examples/comprehensive-usage-example.py            # simulated providers, nothing to set up
-    python docs/examples/comprehensive-usage-example.py --real     # your keys, your money: about twenty short answers
+    python docs/examples/comprehensive-usage-example.py --real     # your keys, your money: some sixty short answers
 
 Keys come from OPENAI_KEY_1 … OPENAI_KEY_4 and ANTHROPIC_KEY_1, ANTHROPIC_KEY_2, with `--real` only; else they are
 placeholders, which only simulated providers take. The service needs an extra: `pip install 'apikeyrouter[proxy]'`.
@@ -245,9 +245,12 @@ async def observability(tour: Tour) -> None:
     trace = await tour.router.get_trace(answer.request_id)
     for step in trace.events if trace else ():
         print(f"  {step.at:%H:%M:%S.%f} {step.name}")
-    decisions = await tour.router.state_store.query_state(StateQuery("RoutingDecision", ids=[answer.request_id]))
-    print(f"decision: {decisions[0].explanation}")
-    print(f"confidence {decisions[0].confidence:.2f}")
+    print(f"decision: {await tour.router.explain(answer.request_id)}")
+    (decision,) = await tour.router.state_store.query_state(StateQuery("RoutingDecision", ids=[answer.request_id]))
+    print(f"of {len(decision.candidates)} candidates, with confidence {decision.confidence:.2f}")
+    foreseen = await tour.router.dry_run({"model": GPT, "messages": [{"role": "user", "content": "Hi"}]}, "reliability")
+    print(f"a reliable one would go to {tour.name(foreseen.selected_key_id)}")
+    await tour.router.routing_engine.update_routing_feedback(answer.request_id, False, {"quality": 0.1})
     await asyncio.sleep(0.1)  # events are told behind the requests' backs
     subscription.cancel()
     print(f"heard: {', '.join(dict.fromkeys(heard))}")

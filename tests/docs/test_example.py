@@ -13,7 +13,7 @@ SHOWN = [
     "WARNING: placeholder keys", "registering it again gives the same key: True", "OPENAI_KEY_2 has 1,000,000 tokens",
     "cost 0.6 + reliability 0.4", "streamed: You said", "after 2 attempts", "500 left, critical", "0 left, exhausted",
     "refused before it was sent: team:interns", "soft: served, marked ['team:interns:daily']", "generation 1",
-    "available -> disabled: maintenance", "request.completed", "decision: objective cost",
+    "available -> disabled: maintenance", "request.completed", "decision: req_", "objective cost;",
     "after trouble at the first: anthropic", "12 of 12", "development  OPENAI_KEY_4", "production   OPENAI_KEY_1",
     "europe would leave 2 of 4 keys", "refused: denied by policy 'nowhere'", "POST /v1/chat/completions: 'You said",
     "POST /api/v1/keys: 201", "'status': 'healthy'", "GET /state:",

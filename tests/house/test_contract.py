@@ -137,6 +137,7 @@ DECISIONS: dict[str, tuple[str, ...]] = {
         "unit/test_models.py::test_what_is_not_chat_needs_no_messages",
     ),
     "serves the model": (
+        "snippets/test_decisions.py::test_a_provider_that_was_not_pinned_is_any_that_serves_the_model",
         "router/test_model_names.py",
         "adapters/test_adapters.py::test_catalogues_tell_families_apart",
     ),
@@ -145,10 +146,13 @@ DECISIONS: dict[str, tuple[str, ...]] = {
         "unit/test_models.py::test_a_bad_request_is_refused_by_field_and_never_shown",
         "snippets/test_api_reference.py::test_a_request_without_messages_is_a_value_error",
     ),
-    "SystemResponse": ("unit/test_models.py::test_a_response_has_the_documented_fields",),
+    "SystemResponse": (
+        "unit/test_models.py::test_a_response_has_the_documented_fields",
+        "snippets/test_decisions.py::test_an_answer_has_the_providers_body_and_its_tool_calls",
+    ),
     "ResponseMetadata": (
         "unit/test_models.py::test_token_usage_has_its_total_under_both_names",
-        "unit/test_models.py::test_an_unknown_price_is_none",
+        "snippets/test_decisions.py::test_an_unknown_price_is_none_and_never_nought",
     ),
     "APIKey": ("router/test_key_lifecycle.py::test_the_counts_of_a_key_are_the_fleets",),
     "objective": (
@@ -162,8 +166,10 @@ DECISIONS: dict[str, tuple[str, ...]] = {
     "await": (
         "router/test_keys.py::test_registrations_that_nobody_awaited_are_finished_before_the_first_request",
         "snippets/test_components.py",
+        "snippets/test_decisions.py::test_calls_that_were_not_awaited_raise_their_error_at_the_first_request",
     ),
     "register_provider": (
+        "snippets/test_decisions.py::test_a_provider_may_be_a_model_with_an_id_and_adapters_serve_several",
         "snippets/test_api_reference.py::test_providers_are_registered_once_and_replaced_on_request",
     ),
     "register_key": (
@@ -180,7 +186,10 @@ DECISIONS: dict[str, tuple[str, ...]] = {
         "unit/test_models.py::test_key_material_prints_redacted",
         "router/test_key_lifecycle.py::test_a_deleted_key_is_never_probed",
     ),
-    "base URLs": ("snippets/test_user_guide.py::test_the_quick_start_prints_an_answer_and_its_key",),
+    "base URLs": (
+        "snippets/test_user_guide.py::test_the_quick_start_prints_an_answer_and_its_key",
+        "snippets/test_decisions.py::test_a_base_url_in_code_wins_over_the_sdks_variable",
+    ),
     "route_stream": ("snippets/test_user_guide.py::test_a_stream_is_printed_as_it_comes",),
     "route policy": ("snippets/test_user_guide.py::test_a_policy_comes_along_with_a_request",),
     "Policy": (
@@ -205,6 +214,9 @@ DECISIONS: dict[str, tuple[str, ...]] = {
     "errors": (
         "unit/test_models.py::test_a_budget_error_has_the_numbers",
         "unit/test_models.py::test_no_eligible_keys_tells_why_and_when",
+        "snippets/test_decisions.py::test_errors_have_one_root_and_nine_categories",
+        "snippets/test_decisions.py::test_at_most_three_attempts_are_made",
+        "snippets/test_decisions.py::test_a_broken_stream_leaves_what_was_received_in_the_error",
         "snippets/test_api_reference.py::test_what_a_caller_handles_is_an_answer_or_one_of_two_errors",
     ),
     "encryption": (
@@ -212,11 +224,16 @@ DECISIONS: dict[str, tuple[str, ...]] = {
         "unit/test_key_vault.py::test_several_master_keys_are_separated_by_commas",
     ),
     "construction": (
+        "snippets/test_decisions.py::test_a_store_of_ones_own_keeps_entities",
         "unit/test_settings.py::test_the_constructor_wins_over_the_environment_and_that_over_the_default",
         "unit/test_settings.py::test_an_unknown_variable_is_refused_with_the_nearest_name",
         "unit/test_settings.py::test_the_library_reads_no_dotenv_file",
         "usage/test_sync.py::test_one_loop_after_another_works_and_two_at_once_are_refused",
         "usage/test_forks.py",
+    ),
+    "explain, dry run, trace": (
+        "router/test_routing.py",
+        "snippets/test_decisions.py::test_a_trace_and_an_explanation_tell_the_same_request",
     ),
     "lease and transports": ("usage/test_leases.py", "usage/test_transports.py"),
 }
