@@ -312,3 +312,43 @@ async def test_many_at_once_spread_under_latency(simulator: SimulatorProcess) ->
         answers = await asyncio.gather(*(made.router.route(intent(), objective="latency") for _ in range(9)))
         assert len({answer.key_used for answer in answers}) == 3
         assert {key.under_way for key in made.router.catalogue.keys.values()} == {0}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_refuses_is_of_low_quality(stream: bool, simulator: SimulatorProcess, store: StateStore) -> None:
+    async with house(simulator, store, ["a1", "b1"]) as made:
+
+        async def used() -> str:
+            if stream:
+                return [chunk async for chunk in made.router.route_stream(intent(), objective="quality")][-1].key_used
+            return (await made.router.route(intent(), objective="quality")).key_used
+
+        await made.route()
+        assert made.finished[-1].attempts[-1].fault == ""
+        await simulator.fail("content_filter_stop", organisation="org-a")
+
+        async def refused() -> bool:
+            return await used() == "a1" and made.finished[-1].attempts[-1].fault == "refused"
+
+        await until(refused)
+        await looked_again(made)
+        assert {await used() for _ in range(4)} == {"b1"}
+        assert rechosen(await decided(made)) == "b1"
+        assert await made.router.routing_engine.evaluate_keys(["a1", "b1"], "quality", model="gpt-4o-mini") == {
+            "a1": pytest.approx(5 / 6, abs=0.1), "b1": 1.0,
+        }  # fmt: skip
+
+
+async def test_answers_are_looked_at_only_once_somebody_asks_for_quality(simulator: SimulatorProcess) -> None:
+    async with house(simulator, InMemoryStateStore(), ["a1"]) as made:
+        await simulator.fail("content_filter_stop", organisation="org-a")
+        await made.route()
+        assert made.finished[-1].attempts[-1].fault == ""
+        await made.router.route(intent(), objective=RoutingObjective("cost", ["quality"]))
+        assert made.finished[-1].attempts[-1].fault == "refused"
+        await simulator.control(clear_failures=True)
+        wanted = {"type": "json_schema", "json_schema": {"name": "p", "schema": {"type": "object"}}}
+        await made.route(parameters={"response_format": wanted})
+        assert made.finished[-1].attempts[-1].fault == "schema"
+        await made.route(parameters={"max_tokens": 3})
+        assert made.finished[-1].attempts[-1].fault == ""

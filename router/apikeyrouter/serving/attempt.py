@@ -163,6 +163,8 @@ class Attempts:
         if usage is None and (failure := self._unusable(attempt, response, body)) is not None:
             return failure
         self.ends.answered(attempt, usage, produced=len(body))
+        if self.ends.watch.wanted:
+            self.ends.watch.whole(attempt, body)
         return Exchange(
             status=response.status, content_type=response.headers.get("content-type", "application/json"),
             facts=attempt.facts, body=body,
@@ -225,6 +227,8 @@ class Attempts:
         self.ends.answered(
             attempt, usage, produced=len(answer.content.encode()), told_nanousd=cost_nanousd(answer.cost)
         )
+        if self.ends.watch.wanted:
+            self.ends.watch.response(attempt, answer)
         return Exchange(status=200, content_type="application/json", facts=attempt.facts, response=answer)
 
 

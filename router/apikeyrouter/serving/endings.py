@@ -15,6 +15,7 @@ from apikeyrouter.domain.models.failure import Failure, FailureScope
 from apikeyrouter.domain.models.usage import Usage
 from apikeyrouter.infrastructure.adapters.transport import Timeouts
 from apikeyrouter.serving.admission import FREE_OPERATIONS, Admitted
+from apikeyrouter.serving.answer_watch import AnswerWatch
 from apikeyrouter.serving.bookkeeping import Bookkeeper, OpenHold, Release
 from apikeyrouter.serving.outcomes import estimated_usage, failed_lanes, given_up, partial_usage
 
@@ -88,6 +89,7 @@ class Endings:
         self._books, self._estimator, self._finished = books, estimator, finished
         self._broken = broken
         self._outputs = OutputEstimator()
+        self.watch = AnswerWatch()
 
     def answered(
         self,
@@ -128,6 +130,8 @@ class Endings:
         )  # fmt: skip
         facts.usage = usage
         facts.outcome = outcome
+        if self.watch.wanted and attempt.call.stream and outcome == "ok":
+            self.watch.stream(attempt, produced)
         _note_cost(attempt, cost, estimated=usage.estimated)
 
     def _used(self, attempt: Attempt, told: Usage | None, produced: int, *, complete: bool) -> Usage:

@@ -140,10 +140,14 @@ class RouterLife(RouterBelonging):
         self.key_manager.cooldown_seconds = settings.default_cooldown_seconds
         self.failure_handler.cooldown_seconds = settings.quota_default_cooldown_seconds
 
+    def _judge_answers(self) -> None:
+        """Somebody asks for quality: from now on answers are looked at."""
+        self._attempts.ends.watch.wanted = True
+
     def _routing(self) -> RoutingEngine:
         return RoutingEngine(
             self._report_strategy, catalogue=self.catalogue, snapshot=self.snapshot, decide=self._decide,
-            facts_of=self._decisions.facts_of,
+            facts_of=self._decisions.facts_of, on_judging=self._judge_answers,
         )  # fmt: skip
 
     def _failures(self) -> FailureHandler:

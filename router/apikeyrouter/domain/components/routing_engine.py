@@ -33,6 +33,7 @@ class RoutingEngine:
         catalogue, snapshot: what there is, and how its lanes are.
         decide: what would be chosen for a request now.
         facts_of: what happened to a request of this process; None: too old, or unknown.
+        on_judging: told when an objective first looks at the quality of answers.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class RoutingEngine:
         snapshot: Snapshot,
         decide: Decide,
         facts_of: Callable[[str], Facts | None],
+        on_judging: Callable[[], None],
     ) -> None:
+        self._on_judging = on_judging
         self._catalogue, self._snapshot = catalogue, snapshot
         self._decide, self._facts_of = decide, facts_of
         self._strategies = Strategies(report)
@@ -75,6 +78,8 @@ class RoutingEngine:
         plan = self._plans.get(key)
         if plan is None:
             plan = self._strategies.compile(objective)
+            if plan.judges:
+                self._on_judging()
             if len(self._plans) >= PLANS_MAX:
                 self._plans.clear()
             self._plans[key] = plan

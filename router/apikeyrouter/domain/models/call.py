@@ -55,6 +55,7 @@ class AttemptFacts(msgspec.Struct, kw_only=True):
     `failure` is its category, `meaning` its row of the taxonomy of failures; both "" when it succeeded.
     `cost_nanousd`: what was booked for it (None: not known); `cost_estimated`: because nobody said what was used.
     `ranking`: the candidates it was chosen from, at `place`; `losses`: what the ledger had against those before it.
+    `fault`: what was wrong with its answer (refused, empty, truncated, schema), where that was looked at.
     `asked_us`: from the call's start until capacity was asked for; `reserve_us`: until it was held.
     """
 
@@ -67,6 +68,7 @@ class AttemptFacts(msgspec.Struct, kw_only=True):
     losses: tuple[Loss, ...] = ()
     probe: bool = False
     failure: str = ""
+    fault: str = ""
     meaning: str = ""
     cost_nanousd: int | None = 0
     cost_estimated: bool = False
