@@ -45,7 +45,7 @@ from apikeyrouter.serving.configuring import Configuration
 from apikeyrouter.serving.deciding import Deciding
 from apikeyrouter.serving.decisions import Decisions
 from apikeyrouter.serving.deferred import Deferrals
-from apikeyrouter.serving.housekeeping import Housekeeper
+from apikeyrouter.serving.housekeeping import Housekeeper, cell_now_us
 from apikeyrouter.serving.learned import Learned
 from apikeyrouter.serving.observing import Observer
 from apikeyrouter.serving.outcomes import interpret
@@ -109,6 +109,7 @@ class RouterLife(RouterBelonging):
             quote=Quotes(self.catalogue, self._admissions, self.estimator, self._policing),
             held_in=self.policy_engine.held_in, recent=self._recent, started=self._started,
             defer=lambda work: self._deferrals.add(work), emit=self.observability.emit,
+            now_us=lambda: cell_now_us(self.ledger),
         )  # fmt: skip
         self._deciding = Deciding(
             self.ledger, self.catalogue, self.estimator, self.snapshot, self.routing_engine, self._policing

@@ -30,8 +30,14 @@ LEASE_US = 30_000_000
 class BudgetBooks:
     """Reads the ledger's scopes as budgets, remembers how they grew, and books in them."""
 
-    def __init__(self, ledger: Ledger, *, period: Callable[[ScopeConfig, int], tuple[int, int | None]]) -> None:
-        self._ledger, self._period = ledger, period
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        period: Callable[[ScopeConfig, int], tuple[int, int | None]],
+        now_us: Callable[[], int],
+    ) -> None:
+        self._ledger, self._period, self._now_us = ledger, period, now_us
         self._history: dict[str, SpendHistory] = {}
 
     def forget(self, budget_id: str) -> None:
@@ -41,7 +47,7 @@ class BudgetBooks:
     async def states(self, rules: Sequence[BudgetRule]) -> dict[str, ScopeState]:
         """What is booked in each, as of now: one that was never used, or not since its reset, has spent nothing."""
         told = {state.id: state for state in await self._ledger.scopes([rule.scope.id for rule in rules])}
-        now_us = self._ledger.stamp.now_us
+        now_us = self._now_us()
         states = {
             rule.scope.id: _as_of(self._period(rule.scope, now_us)[0], rule.scope, told.get(rule.scope.id))
             for rule in rules
@@ -68,14 +74,14 @@ class BudgetBooks:
             enforcement_mode=EnforcementMode.Hard if scope.hard else EnforcementMode.Soft,
             period=TimeWindow(scope.period.value), resets_at=resets_at,
             forecast=self._history[scope.id].forecast(
-                datetime.fromtimestamp(self._ledger.stamp.now_us / 1e6, UTC),
+                datetime.fromtimestamp(self._now_us() / 1e6, UTC),
                 scope.limit_nanousd - state.settled - state.held - state.suspense, resets_at,
             ),
         )  # fmt: skip
 
     def resets_at(self, scope: ScopeConfig) -> datetime | None:
         """When its period ends; None: never."""
-        end_us = self._period(scope, self._ledger.stamp.now_us)[1]
+        end_us = self._period(scope, self._now_us())[1]
         return None if end_us is None else datetime.fromtimestamp(end_us / 1e6, UTC)
 
     async def book(self, scopes: Sequence[str], spent_nanousd: int, idempotency_key: str | None) -> bool:

@@ -91,13 +91,14 @@ class CostController:
         started: Callable[[], Awaitable[None]],
         defer: Callable[[Callable[[], Awaitable[None]]], object],
         emit: Callable[..., None],
+        now_us: Callable[[], int],
     ) -> None:
         self._catalogue, self._budgets, self._estimator = catalogue, budgets, estimator
         self._quote, self._held_in, self._recent, self._started, self._defer = quote, held_in, recent, started, defer
         self._emit = emit
         self._passed: dict[str, tuple[int, int]] = {}
         """Per budget: the start of its period, and the largest threshold that was told in it."""
-        self._books = BudgetBooks(ledger, period=budgets.period)
+        self._books = BudgetBooks(ledger, period=budgets.period, now_us=now_us)
 
     # --- budgets -------------------------------------------------------------------------------------------------
 
