@@ -320,10 +320,15 @@ async def test_a_shadow_policy_binds_nobody_and_counts_what_it_would_have_done(
         counts = await made.router.policy_engine.get_counts("try")
         assert (counts.applied, counts.would_have_moved, counts.would_have_denied) == (7, keys["a1"], 1)
         assert (counts.denied, counts.yielded) == (0, 0)
+        explanation = await made.router.explain(made.finished[-1].request_id)
+        assert "shadow policy try would have refused it" in explanation.decision.explanation
         dear = policy({"max_cost_per_request": 0.00000001}, id="cheap", enforcement="shadow")
-        await made.router.configure_policy(dear)
+        poor = policy({"budget_limit": 0.000000001}, id="poor", enforcement="shadow")
+        for shadow in (dear, poor):
+            await made.router.configure_policy(shadow)
         await made.route()
-        assert (await made.router.policy_engine.get_counts("cheap")).would_have_denied == 1
+        for shadow in (dear, poor):
+            assert (await made.router.policy_engine.get_counts(shadow.id)).would_have_denied == 1
 
 
 async def test_the_documented_policies_take_effect(simulator: SimulatorProcess, store: StateStore) -> None:

@@ -47,21 +47,21 @@ class Policing:
 
     def admitted(self, rules: Constraints, pool: Pool, option: Option, expected_nanousd: int, facts: Facts) -> None:
         """What shadow policies would have done to a request that is served by this option."""
+        found: dict[str, bool] = {}
         for policy_id, own in rules.shadows.items():
-            most = min(
-                (one.rules.cost_max_nanousd for one in own if one.rules.cost_max_nanousd is not None), default=None
-            )
-            dear = most is not None and expected_nanousd > most
-            left = any(policy_id not in pool.watched.get(other, ()) for other in pool.eligible)
-            if dear or not left:
-                self._engine.count((policy_id,), "would_have_denied")
+            caps = [cap for one in own if (cap := one.rules.cost_max_nanousd) is not None]
+            if policy_id in pool.emptied or (caps and expected_nanousd > min(caps)):
+                found[policy_id] = True
             elif policy_id in pool.watched.get(option, ()):
-                self._engine.count((policy_id,), "would_have_moved")
+                found[policy_id] = False
         for scope in facts.soft_exceeded:
             kind, _, rest = scope.partition(":")
             policy_id = rest.rpartition(":")[0]
             if kind == "policy" and policy_id in rules.shadows:
-                self._engine.count((policy_id,), "would_have_denied")
+                found[policy_id] = True
+        for policy_id, refused in found.items():
+            self._engine.count((policy_id,), "would_have_denied" if refused else "would_have_moved")
+        facts.shadowed = tuple(found.items())
 
     def denial(self, rules: Constraints, pool: Pool, excluded: Iterable[Exclusion], facts: Facts) -> PolicyDeniedError:
         """The error for a request to which policies leave nothing."""

@@ -229,6 +229,8 @@ def _explanation(facts: Facts, verdicts: Sequence[CandidateVerdict], chosen: Can
         others.insert(0, f"under {_named(facts.policies)}")
     if facts.yielded:
         others.insert(1, f"soft {_named(facts.yielded)} passed over, for nothing else was left")
+    for policy_id, refused in facts.shadowed:
+        others.append(f"shadow policy {policy_id} would have {'refused it' if refused else 'sent it elsewhere'}")
     return "; ".join([text, *others])
 
 

@@ -100,7 +100,7 @@ class Facts(msgspec.Struct, kw_only=True):
     runs: until its first event). `at_us`: Unix microseconds.
     `outcome`: pending, ok, or a failure's category. `pinned`: the provider that was asked for. `policies`: those that
     applied; `barred`: what they refused; `yielded`: soft ones that were passed over, because
-    nothing else was left.
+    nothing else was left; `shadowed`: (policy, refused) of shadows that would have refused it, or sent it elsewhere.
     """
 
     request_id: str
@@ -127,6 +127,7 @@ class Facts(msgspec.Struct, kw_only=True):
     policies: tuple[str, ...] = ()
     barred: tuple[Barred, ...] = ()
     yielded: tuple[str, ...] = ()
+    shadowed: tuple[tuple[str, bool], ...] = ()
     denial: Loss | None = None
     refusal: Refusal | None = None
     outcome: str = "pending"
