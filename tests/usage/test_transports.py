@@ -16,11 +16,14 @@ from openai import AsyncOpenAI
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
+from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
+from apikeyrouter.integrations.httpx import BlockingRouterTransport as HttpxBlocking
 from apikeyrouter.integrations.httpx import RouterTransport as HttpxTransport
+from apikeyrouter.integrations.httpx2 import BlockingRouterTransport as Httpx2Blocking
 from apikeyrouter.integrations.httpx2 import RouterTransport as Httpx2Transport
 from apikeyrouter.router import ApiKeyRouter
 from apikeyrouter.simulator import SimulatorProcess
-from tests.router.house import House, house, until
+from tests.router.house import MASTER_KEY, House, house, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 HELLO: list[Any] = [{"role": "user", "content": "hello there"}]
@@ -266,3 +269,53 @@ async def test_another_event_loop_gets_a_clear_error(simulator: SimulatorProcess
 
         with pytest.raises(ConfigurationError, match="another event loop"):
             await asyncio.to_thread(lambda: asyncio.run(elsewhere(made)))
+
+
+def _sync_over_httpx(router: ApiKeyRouter) -> openai.OpenAI:
+    legacy: Any = httpx.Client(transport=HttpxBlocking(router))
+    return openai.OpenAI(api_key="any", http_client=legacy, max_retries=0)
+
+
+def _sync_over_httpx2(router: ApiKeyRouter) -> openai.OpenAI:
+    http = httpx2.Client(transport=Httpx2Blocking(router))
+    return openai.OpenAI(api_key="any", http_client=http, max_retries=0)
+
+
+@pytest.mark.parametrize("made_with", [_sync_over_httpx, _sync_over_httpx2], ids=["httpx", "httpx2"])
+async def test_sdks_that_are_not_async_are_served_in_threads(
+    simulator: SimulatorProcess, store: StateStore, made_with: Callable[[ApiKeyRouter], openai.OpenAI]
+) -> None:
+    async with house(simulator, store, ["a1"]) as made:
+
+        def work() -> None:
+            with made_with(made.router) as client:
+                answer = client.chat.completions.create(model="gpt-4o-mini", messages=HELLO)
+                assert (answer.choices[0].message.content or "").startswith("You said: hello there")
+                stream = client.chat.completions.create(model="gpt-4o-mini", messages=HELLO, stream=True)
+                assert [chunk.choices[0].finish_reason for chunk in stream][-1] == "stop"
+                with client.chat.completions.create(model="gpt-4o-mini", messages=HELLO, stream=True) as left:
+                    next(left)
+                with pytest.raises(openai.BadRequestError, match="messages"):
+                    client.post("/chat/completions", body={"model": "gpt-4o-mini", "messages": 3}, cast_to=object)
+
+        await asyncio.gather(*(asyncio.to_thread(work) for _ in range(3)))
+        assert await made.at_rest() >= await made.billed() > 0
+        assert sorted(facts.outcome for facts in made.finished).count("ok") >= 6
+
+
+async def test_a_program_without_async_keeps_its_sdk(redis_url: str) -> None:
+    router = ApiKeyRouter(RedisStateStore(redis_url), config={"encryption_key": MASTER_KEY})
+
+    def work() -> None:
+        with router.sync, _sync_over_httpx2(router) as client:
+            assert client.models.list().data == []
+            with pytest.raises(openai.NotFoundError):
+                client.chat.completions.create(model="gpt-4o-mini", messages=HELLO)
+
+    await asyncio.to_thread(work)
+
+
+async def test_a_client_that_is_not_async_is_refused_on_the_routers_own_loop(simulator: SimulatorProcess) -> None:
+    async with house(simulator, InMemoryStateStore(), ["a1"]) as made:
+        with _sync_over_httpx2(made.router) as client, pytest.raises(ConfigurationError, match="use await"):
+            client.models.list()

@@ -1,50 +1,39 @@
-"""A transport for httpx2: SDKs that speak HTTP through it are served by a router in this process, unmodified.
+"""Transports for httpx2: SDKs that speak HTTP through them are served by a router in this process, unmodified.
 
 client = httpx2.AsyncClient(transport=RouterTransport(router))
+client = httpx2.Client(transport=BlockingRouterTransport(router))   # in threads, or without async at all
 """
 
-from collections.abc import AsyncIterator
+from typing import Any, ClassVar
 
 import httpx2
 
-from apikeyrouter.integrations.in_process import AnswerStream, InProcess, TooSlow, headers_of, timeout_of
+from apikeyrouter.integrations.transports import AsyncServing, BlockingServing, Pieces, PiecesInTurn
 
-__all__ = ["RouterTransport"]
+__all__ = ["BlockingRouterTransport", "RouterTransport"]
 
 
-class RouterTransport(InProcess, httpx2.AsyncBaseTransport):
+class _Stream(Pieces, httpx2.AsyncByteStream):
+    package: ClassVar[Any] = httpx2
+
+
+class _BlockingStream(PiecesInTurn, httpx2.SyncByteStream):
+    package: ClassVar[Any] = httpx2
+
+
+class RouterTransport(AsyncServing, httpx2.AsyncBaseTransport):
     """An async transport of httpx2 over a router. See `InProcess` for its arguments.
 
     Base URL and API key of the SDK do not matter. Timeouts and cancellation act as over a network; retries are the
     SDK's own, by the hints of the error answers. Closing it leaves the router open.
     """
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Serve one request. Errors: httpx2.ReadTimeout after the client's own read timeout."""
-        url, body = request.url, await request.aread()
-        seconds = timeout_of(request.extensions)
-        try:
-            answer = await self.answer(
-                request.method, url.path, url.query, headers_of(request.headers.raw), body, read_seconds=seconds
-            )
-        except TooSlow as exc:
-            raise httpx2.ReadTimeout("the answer did not begin in time", request=request) from exc
-        if answer.chunks is None:
-            return httpx2.Response(answer.status, headers=answer.headers, content=answer.body, request=request)
-        stream = _Stream(answer.chunks, request)
-        return httpx2.Response(answer.status, headers=answer.headers, stream=stream, request=request)
+    package: ClassVar[Any] = httpx2
+    stream: ClassVar[Any] = _Stream
 
 
-class _Stream(httpx2.AsyncByteStream):
-    def __init__(self, chunks: AnswerStream, request: httpx2.Request) -> None:
-        self._chunks, self._request = chunks, request
+class BlockingRouterTransport(BlockingServing, httpx2.BaseTransport):
+    """The same for clients that are not async, from any number of threads: calls run on the router's event loop."""
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for piece in self._chunks:
-                yield piece
-        except TooSlow as exc:
-            raise httpx2.ReadTimeout("the stream paused for too long", request=self._request) from exc
-
-    async def aclose(self) -> None:
-        await self._chunks.aclose()
+    package: ClassVar[Any] = httpx2
+    stream: ClassVar[Any] = _BlockingStream

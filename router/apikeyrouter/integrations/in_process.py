@@ -71,7 +71,7 @@ class InProcess:
         objective: RoutingObjective | str | None = None,
         provider_id: str | None = None,
     ) -> None:
-        self._router = router
+        self.router = router
         self._caller = Caller(name=client, team=team)
         self._objective = None if objective is None else RoutingObjective.read(objective)
         self._provider_id = provider_id
@@ -91,7 +91,7 @@ class InProcess:
         request_id = request_id_of(headers)
         route = route_of(path) or missing_route(path, headers)
         try:
-            await self._router.start()
+            await self.router.start()
             if route.operation == "unknown":
                 known = ", ".join(ROUTES)
                 raise refuse(404, "invalid_request_error", "unknown_url", f"no such path; there are {known}")
@@ -114,7 +114,7 @@ class InProcess:
         read_seconds: float | None,
     ) -> Call:  # fmt: skip
         parsed = route.wire.parse(body, operation=route.operation)
-        check_provider(headers, self._router.catalogue.providers)
+        check_provider(headers, self.router.catalogue.providers)
         call = make_call(route, headers, self._caller, parsed, query=query, request_id=request_id, started=started)
         call.objective = call.objective or self._objective
         call.provider_id = call.provider_id or self._provider_id
@@ -125,16 +125,16 @@ class InProcess:
     async def _begun(self, call: Call, read_seconds: float | None) -> Exchange:
         """The answer; of a stream its beginning, for which the SDK waits as long as for each piece."""
         if not call.stream:
-            return await self._router.serve(call)
+            return await self.router.serve(call)
         try:
             async with asyncio.timeout(read_seconds):
-                return await self._router.serve(call)
+                return await self.router.serve(call)
         except TimeoutError as exc:
             raise TooSlow from exc
 
     def _models(self, route: Route, headers: Headers, request_id: str) -> Answer:
         is_anthropic = b"anthropic-version" in headers
-        models = self._router.catalogue.models()
+        models = self.router.catalogue.models()
         name = route.path.removeprefix(MODELS_PREFIX)
         if name == route.path:
             body = models_body(models, anthropic=is_anthropic)

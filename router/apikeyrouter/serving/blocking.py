@@ -69,21 +69,21 @@ class BlockingRouter:
         self, request_intent: Intent, objective: RoutingObjective | str | None = None, **more: Any
     ) -> SystemResponse:
         """Route one request and return its answer."""
-        answer: SystemResponse = self._call(self._router.route, request_intent, objective, **more)
+        answer: SystemResponse = self.call(self._router.route, request_intent, objective, **more)
         return answer
 
     def route_stream(
         self, request_intent: Intent, objective: RoutingObjective | str | None = None, **more: Any
     ) -> Iterator[StreamChunk]:
         """Yield the answer in pieces. Leaving early closes the stream, and what was received is charged."""
-        return self._iterate(self._router.route_stream(request_intent, objective, **more))
+        return self.iterate(self._router.route_stream(request_intent, objective, **more))
 
     def route_batch(
         self, intents: Iterable[Intent], objective: RoutingObjective | str | None = None, *, concurrency: int = 8,
         on_progress: Progress | None = None, return_exceptions: bool = False,
     ) -> list[Any]:  # fmt: skip
         """Route many requests at once; their answers in order."""
-        answers: list[Any] = self._call(
+        answers: list[Any] = self.call(
             self._router.route_batch, intents, objective, concurrency=concurrency, on_progress=on_progress,
             return_exceptions=return_exceptions,
         )  # fmt: skip
@@ -91,36 +91,36 @@ class BlockingRouter:
 
     def register_provider(self, provider_id: Any, adapter: ProviderAdapter, overwrite: bool = False) -> None:
         """Register a provider's adapter under an id."""
-        self._call(self._router.register_provider, provider_id, adapter, overwrite)
+        self.call(self._router.register_provider, provider_id, adapter, overwrite)
 
     def register_key(self, key_material: str, provider_id: str, metadata: dict[str, Any] | None = None) -> APIKey:
         """Register a key; the same material and provider give the same key."""
-        key: APIKey = self._call(self._router.register_key, key_material, provider_id, metadata)
+        key: APIKey = self.call(self._router.register_key, key_material, provider_id, metadata)
         return key
 
     @contextmanager
     def lease(self, model: str, **options: Any) -> Iterator[Any]:
         """Hold a key for a call of your own; the lease's methods block until they are booked. See `router.lease`."""
         leasing = self._router.lease(model, **options)
-        lease = self._call(leasing.__aenter__)
+        lease = self.call(leasing.__aenter__)
         try:
             yield _Component(lease, self)
         except BaseException as exc:
-            self._call(leasing.__aexit__, type(exc), exc, exc.__traceback__)
+            self.call(leasing.__aexit__, type(exc), exc, exc.__traceback__)
             raise
-        self._call(leasing.__aexit__, None, None, None)
+        self.call(leasing.__aexit__, None, None, None)
 
     def close(self) -> None:
         """Close the router, and end the thread that this facade started. Idempotent."""
         if self._router.loop is not None:
-            self._call(self._router.close)
+            self.call(self._router.close)
         with self._lock:
             own, self._own = self._own, None
         if own is not None:
             own.stop()
 
     def __enter__(self) -> Self:
-        self._call(self._router.start)
+        self.call(self._router.start)
         return self
 
     def __exit__(
@@ -150,10 +150,8 @@ class BlockingRouter:
         own, self._own, self._lock = self._own, None, threading.Lock()
         return own
 
-    # --- the rim -------------------------------------------------------------------------------------------------
-
-    def _call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Call it on the router's loop, and wait for what it promises."""
+    def call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Call any function on the router's event loop, and wait for what it promises."""
 
         async def call() -> Any:
             told = function(*args, **options)
@@ -162,7 +160,8 @@ class BlockingRouter:
         loop = self._target()
         return _waited(call(), loop)
 
-    def _iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
+    def iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
+        """An async iterator of the router's as a plain one, closed at its end or where it is left."""
         loop = self._target()
         try:
             while (step := _waited(_step(source), loop)) is not None:
@@ -170,6 +169,8 @@ class BlockingRouter:
         finally:
             if loop.is_running():
                 _waited(_closed(source), loop)
+
+    # --- the rim -------------------------------------------------------------------------------------------------
 
     def _target(self) -> asyncio.AbstractEventLoop:
         """The loop to call on."""
@@ -225,8 +226,8 @@ class _LoopThread:
 def _method(found: Any, facade: BlockingRouter) -> Any:
     """A method that blocks; what is no method stays as it is."""
     if inspect.isasyncgenfunction(found):
-        return lambda *args, **options: facade._iterate(found(*args, **options))
-    return (lambda *args, **options: facade._call(found, *args, **options)) if inspect.isroutine(found) else found
+        return lambda *args, **options: facade.iterate(found(*args, **options))
+    return (lambda *args, **options: facade.call(found, *args, **options)) if inspect.isroutine(found) else found
 
 
 def _waited(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
