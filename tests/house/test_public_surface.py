@@ -4,11 +4,13 @@ import importlib
 import json
 import subprocess
 import sys
+import tomllib
 from importlib.resources import files
 
 import pytest
 
 import apikeyrouter
+from tests.house.tree import read
 
 PATHS = {
     "domain.models.request_intent": ["RequestIntent", "Message"],
@@ -61,6 +63,10 @@ def test_a_documented_import_path_works(path: str) -> None:
 def test_a_path_on_the_list_of_the_missing_is_missing(path: str) -> None:
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module(f"apikeyrouter.{path}")
+
+
+def test_the_version_is_the_projects() -> None:
+    assert apikeyrouter.__version__ == tomllib.loads(read("pyproject.toml"))["project"]["version"]
 
 
 def test_every_public_name_of_the_package_is_there_and_listed_in_order() -> None:
