@@ -375,6 +375,13 @@ def test_a_budget_error_has_the_numbers() -> None:
     assert "global:all" in str(error)
 
 
+def test_a_budget_error_writes_small_amounts_out() -> None:
+    error = BudgetExceededError(
+        scope="team:t:day", limit=Decimal("1E-7"), settled=Decimal(0), held=Decimal("4E-8"), needed=Decimal("2.5E-7")
+    )
+    assert "0.00000025 more dollars: 0 settled + 0.00000004 held of 0.0000001" in str(error)
+
+
 def test_no_eligible_keys_tells_why_and_when() -> None:
     back = datetime(2026, 3, 2, tzinfo=UTC)
     error = NoEligibleKeysError(reasons={f"k{n}": "throttled" for n in range(7)}, first_back_at=back, retry_after=5)

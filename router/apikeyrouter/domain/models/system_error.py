@@ -87,9 +87,9 @@ class BudgetExceededError(SystemError):
         resets_at: datetime | None = None,
         retry_after: int | None = None,
     ) -> None:
-        price = "a request without a known price" if needed is None else f"{needed} more dollars"
+        price = "a request without a known price" if needed is None else f"{needed:f} more dollars"
         super().__init__(
-            f"budget {scope!r} has no room for {price}: {settled} settled + {held} held of {limit}; "
+            f"budget {scope!r} has no room for {price}: {settled:f} settled + {held:f} held of {limit:f}; "
             "raise the budget, wait for its reset, or make it soft",
             category=ErrorCategory.BudgetExceededError,
             retryable=retry_after is not None,
