@@ -6,7 +6,14 @@ from decimal import Decimal
 from typing import TypeVar
 
 from apikeyrouter.domain.components.policy_rules import TIER_RANKS, RuleSet
-from apikeyrouter.domain.components.policy_statements import COST, SUCCESS, Statement, standing, tier_of
+from apikeyrouter.domain.components.policy_statements import (
+    COST,
+    SUCCESS,
+    Statement,
+    region_of,
+    standing,
+    tier_of,
+)
 from apikeyrouter.domain.components.policy_windows import NEVER, in_force, next_change
 from apikeyrouter.domain.components.pool import Option
 from apikeyrouter.domain.models.policy import PolicyEnforcement, PolicyScope
@@ -60,6 +67,8 @@ class Constraints:
         self._caps_of_options = any(
             one.of_options and (COST in one.matters or SUCCESS in one.matters) for one in self.statements
         )
+        self._keys = _named_keys(self.statements)
+        self._verdicts: dict[tuple[str | None, ...], Verdict] = {}
         self._preferred: tuple[str, ...] = ()
         self._tiers: dict[str, int] = {}
         self._unknown_tier = 0
@@ -76,8 +85,14 @@ class Constraints:
     # --- options -------------------------------------------------------------------------------------------------
 
     def verdict(self, option: Option, asked: str) -> Verdict:
-        """What holds for an option of a request for the model `asked`."""
-        return _verdict(self.statements, option, asked, caps=self._caps_of_options)
+        """What holds for an option of a request for the model `asked`. Keys that nobody names are judged once."""
+        key_id = option.key.id
+        named = key_id if self._keys is None or key_id in self._keys else None
+        which = (asked, option.provider.id, option.model, named, tier_of(option), region_of(option))
+        known = self._verdicts.get(which)
+        if known is None:
+            known = self._verdicts[which] = _verdict(self.statements, option, asked, caps=self._caps_of_options)
+        return known
 
     def spending(self, option: Option, asked: str) -> list[str]:
         """The policies of which an option is in the budgets, beside those that every request is in."""
@@ -166,6 +181,17 @@ T = TypeVar("T")
 
 def _first(told: Iterable[T | None], otherwise: T) -> T:
     return next((one for one in told if one is not None), otherwise)
+
+
+def _named_keys(statements: Sequence[Statement]) -> frozenset[str] | None:
+    """The keys that statements name; None: any, for there are patterns."""
+    found = {str(one.policy.scope_id) for one in statements if one.policy.scope is PolicyScope.Key}
+    for one in statements:
+        for names in (one.rules.allowed.get("keys"), one.rules.denied.get("keys")):
+            if names is not None and names.patterns:
+                return None
+            found |= names.names if names is not None else frozenset()
+    return frozenset(found)
 
 
 def _is_shadow(statement: Statement) -> bool:

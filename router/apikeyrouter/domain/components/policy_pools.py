@@ -23,9 +23,9 @@ def narrowed(pool: Pool, constraints: Constraints, *, budgets_of: BudgetsOf, rat
     barred: list[Barred] = []
     for option in pool.options:
         verdict = constraints.verdict(option, asked)
-        where = option.key.id, option.provider.id, option.model
-        barred.extend(Barred(*where, policy_id, why) for policy_id, why in verdict.refused)
         if verdict.refused:
+            where = option.key.id, option.provider.id, option.model
+            barred.extend(Barred(*where, policy_id, why) for policy_id, why in verdict.refused)
             continue
         budgets = [scope for policy in constraints.spending(option, asked) for scope in budgets_of(policy)]
         kept.append(_changed(option, verdict, budgets, rate_of))

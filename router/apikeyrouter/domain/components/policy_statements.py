@@ -77,6 +77,8 @@ class Statement:
             return f"{told(self.policy)} denies {word} {' or '.join(dict.fromkeys(names))}"
         if allowed is not None and not allowed.has(*names):
             has = f"{word} {names[0]}" if names else f"no {word}"
+            if matter == "keys":
+                has = "none of them"
             return f"{told(self.policy)} allows {matter} {allowed}, and this is {has}"
         return ""
 
@@ -89,12 +91,17 @@ def names_of(option: Option, matter: str, asked: str) -> tuple[str | None, ...]:
         return (option.model, asked) if asked != option.model else (asked,)
     if matter == "keys":
         return (option.key.id,)
-    return (tier_of(option),) if matter == "tiers" else (_text(option, "region"),)
+    return (tier_of(option),) if matter == "tiers" else (region_of(option),)
 
 
 def tier_of(option: Option) -> str | None:
     """The tier that a key's metadata declares."""
     return _text(option, "account_tier") or _text(option, "tier")
+
+
+def region_of(option: Option) -> str | None:
+    """The region that a key's metadata declares."""
+    return _text(option, "region")
 
 
 def _text(option: Option, name: str) -> str | None:
