@@ -40,6 +40,7 @@ from apikeyrouter.domain.models.system_response import SystemResponse
 from apikeyrouter.domain.models.trace import Trace
 from apikeyrouter.infrastructure.config.settings import RouterSettings
 from apikeyrouter.router import ApiKeyRouter
+from apikeyrouter.serving.leases import Lease
 
 __all__ = [
     "APIKey",
@@ -59,6 +60,7 @@ __all__ = [
     "KeyProbe",
     "KeyRegistrationError",
     "KeyState",
+    "Lease",
     "LedgerUnavailableError",
     "Message",
     "ModelNotFoundError",

@@ -1,5 +1,6 @@
 """A user's code, read by mypy and never run: what the public types promise."""
 
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import assert_type
 
@@ -9,6 +10,7 @@ from apikeyrouter import (
     BudgetExceededError,
     ErrorCategory,
     KeyState,
+    Lease,
     Message,
     NoEligibleKeysError,
     ObjectiveType,
@@ -17,6 +19,7 @@ from apikeyrouter import (
     RouterSettings,
     RoutingObjective,
     SystemResponse,
+    Trace,
 )
 from apikeyrouter.domain.models.system_response import StreamChunk
 from apikeyrouter.infrastructure.adapters.anthropic_adapter import AnthropicAdapter
@@ -64,3 +67,19 @@ async def what_may_go_wrong(router: ApiKeyRouter, intent: RequestIntent) -> Erro
     except NoEligibleKeysError as exc:
         return str(exc)
     return None
+
+
+async def other_ways(router: ApiKeyRouter, intent: RequestIntent) -> None:
+    """Batches, leases, threads, events."""
+    assert_type(await router.route_batch([intent]), list[SystemResponse])
+    answers = await router.route_batch([intent], return_exceptions=True, on_progress=lambda done, total: None)
+    assert_type(answers, list[SystemResponse | Exception])
+    async with router.lease("gpt-4o-mini", estimated_tokens=10) as lease:
+        assert_type(lease, Lease)
+        assert_type(lease.model, str)
+        assert_type(await lease.settle(input_tokens=1, output_tokens=1), bool)
+    assert_type(await router.get_trace("req_1"), Trace | None)
+    router.subscribe_to_events("key.state_changed", lambda event: print(event["key_id"]))
+    assert_type(router.sync.route(intent), SystemResponse)
+    assert_type(router.sync.route_stream(intent), Iterator[StreamChunk])
+    assert_type(await router.configuration_manager.reload_configuration(), RouterSettings)

@@ -9,7 +9,7 @@ import pytest
 from anthropic import AsyncAnthropic, DefaultAsyncHttpxClient
 from openai import AsyncOpenAI, OpenAI
 
-from apikeyrouter import BudgetExceededError, ProviderError
+from apikeyrouter import BudgetExceededError, Lease, Policy, PolicyDeniedError, ProviderError
 from apikeyrouter.domain.components.routing_engine import NoEligibleKeysError
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.interfaces.state_store import StateStore
@@ -20,7 +20,6 @@ from apikeyrouter.domain.models.system_response import TokenUsage
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.router import ApiKeyRouter
-from apikeyrouter.serving.leases import Lease
 from apikeyrouter.simulator import SimulatorProcess
 from tests.router.house import House, house, until
 
@@ -343,6 +342,20 @@ async def test_aliases_and_objectives_apply_and_keys_print_redacted(simulator: S
             lease.settle(await ask(lease))
         facts = made.finished[0]
         assert (facts.team, facts.client, facts.objective) == ("eng", "batch", "cost")
+
+
+async def test_policies_apply_to_leases(simulator: SimulatorProcess, store: StateStore) -> None:
+    async with house(simulator, store, ["a1", "b1"]) as made:
+        for _ in range(4):
+            denied = {"name": "not there", "rules": {"denied_providers": ["openai"]}}
+            async with made.router.lease("gpt-4o-mini", estimated_tokens=30, policy=denied) as lease:
+                assert lease.provider_id == "other"
+                lease.release()
+        await made.router.configure_policy(Policy(name="nowhere", rules={"denied_models": ["gpt-4o-mini"]}))
+        with pytest.raises(PolicyDeniedError):
+            async with made.router.lease("gpt-4o-mini", estimated_tokens=30):
+                pass
+        assert await made.at_rest() == 0
 
 
 class Own(ProviderAdapter):

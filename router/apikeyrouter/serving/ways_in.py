@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import AsyncIterable, Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from apikeyrouter.domain.components.pool import Pool
@@ -107,7 +107,7 @@ class RouterWaysIn(RouterRegistration):
         self, model: str, *, provider_id: str | None = None, estimated_tokens: int | None = None,
         input_tokens: int | None = None, max_output_tokens: int | None = None,
         objective: RoutingObjective | Mapping[str, Any] | str | None = None, team: str | None = None,
-        client: str | None = None,
+        client: str | None = None, policy: Policy | Mapping[str, Any] | None = None,
     ) -> Leasing:  # fmt: skip
         """Hold a key for a call of your own: `async with router.lease("gpt-4o-mini", estimated_tokens=1500) as lease`.
 
@@ -126,11 +126,14 @@ class RouterWaysIn(RouterRegistration):
             model, provider_id=provider_id, estimated_tokens=estimated_tokens, input_tokens=input_tokens,
             max_output_tokens=max_output_tokens, objective=objective, team=team, client=client,
         )  # fmt: skip
-        return Leasing(call, self._begin, self._attempts.ends, self.books, self.failure_handler)
+        begin = partial(self._begin, policy)
+        return Leasing(call, begin, self._attempts.ends, self.books, self.failure_handler)
 
-    async def _begin(self, call: Call) -> tuple[Pool, Attempt]:
+    async def _begin(self, policy: Policy | Mapping[str, Any] | None, call: Call) -> tuple[Pool, Attempt]:
         """Admit a call whose sending is somebody else's."""
         await self.start()
+        if policy is not None:
+            call.policy = await self._own_policy(policy)
         facts = self._facts(call)
         self.in_flight += 1
         try:
