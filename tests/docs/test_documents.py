@@ -150,3 +150,10 @@ def test_the_curl_example_gets_an_answer(service_url: str) -> None:
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     assert '"choices"' in told.stdout
+
+
+def test_the_index_leads_to_every_page() -> None:
+    index = REPOSITORY / "docs" / "index.md"
+    linked = {(index.parent / link).resolve() for link in re.findall(r"\]\(([^)#]+)", index.read_text("utf-8"))}
+    pages = [page for page in PAGES[1:] if page != index and page.parent.name != "adr"]
+    assert [name_of(page) for page in pages if page.resolve() not in linked] == []
