@@ -72,6 +72,8 @@ class ApiKeyRouter(RouterWaysIn):
         """
         if self._loop is not asyncio.get_running_loop() or self._deferrals.pending:
             await self.start()
+        if call.intent is not None and call.client is not None:
+            call.lanes = self.catalogue.client_lanes.get(call.client, ())
         facts = self._facts(call)
         self.in_flight += 1
         speaking = REQUEST_ID.set(call.request_id)

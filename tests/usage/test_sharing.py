@@ -12,6 +12,7 @@ import pytest
 import yaml
 from openai import AsyncOpenAI
 
+from apikeyrouter.domain.components.routing_engine import NoEligibleKeysError
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.integrations.httpx2 import RouterTransport
 from apikeyrouter.router import ApiKeyRouter
@@ -105,3 +106,40 @@ async def test_an_sdk_here_and_a_service_there_share_one_budget_exactly(
             return state.held == 0 and state.settled == billed
 
         await until(settled)
+
+
+CLIENT: dict[str, Any] = {
+    "clients": [{"name": "app", "token": "a-token-that-is-long-enough", "concurrency": 1}],
+}
+
+
+async def test_a_clients_own_limit_holds_over_all_ways_in(
+    simulator: SimulatorProcess, redis_url: str, tmp_path: Path
+) -> None:
+    chat: Any = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]}
+    async with both(simulator, redis_url, CLIENT, tmp_path) as (router, (_, service)):
+        there = service.with_options(api_key=CLIENT["clients"][0]["token"])
+        async with httpx2.AsyncClient(transport=RouterTransport(router, client="app")) as http:
+            here = AsyncOpenAI(api_key="any", http_client=http, max_retries=0)
+            async with router.lease("gpt-4o-mini", estimated_tokens=10, client="app") as lease:
+                for client in (here, there):
+                    with pytest.raises(openai.RateLimitError, match="client's limit"):
+                        await client.chat.completions.create(**chat)
+                for refused in (
+                    router.route({**chat, "client": "app"}),
+                    router.lease("gpt-4o-mini", estimated_tokens=10, client="app").__aenter__(),
+                ):
+                    with pytest.raises(NoEligibleKeysError):
+                        await refused
+                assert (await router.route({**chat, "client": "another"})).content
+                await lease.release()
+            for client in (here, there):
+                assert (await client.chat.completions.create(**chat)).choices
+                await router.books.flush(seconds=5)
+                await until(lambda: idle(router))
+
+
+async def idle(router: ApiKeyRouter) -> bool:
+    """Whether nobody holds anything of the client's."""
+    (lane,) = await router.ledger.lanes(["c:app"])
+    return lane.in_flight == 0

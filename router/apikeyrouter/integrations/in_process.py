@@ -116,6 +116,7 @@ class InProcess:
         parsed = route.wire.parse(body, operation=route.operation)
         check_provider(headers, self.router.catalogue.providers)
         call = make_call(route, headers, self._caller, parsed, query=query, request_id=request_id, started=started)
+        call.lanes = self.router.catalogue.client_lanes.get(call.client or "", ())
         call.objective = call.objective or self._objective
         call.provider_id = call.provider_id or self._provider_id
         if read_seconds is not None and not call.stream:

@@ -35,6 +35,8 @@ from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.budgets import DeclaredBudgets
 from apikeyrouter.serving.model_names import DeclaredModels
 
+CLIENT = "c:"
+"""What the ids of clients' own lanes begin with."""
 DOCUMENT = ("configuration", "file")
 GROUP_LANES_MAX = LANES_PER_CANDIDATE_MAX - 2
 _log = EventLog("apikeyrouter")
@@ -140,6 +142,9 @@ class Configuration:
         self.policies = tuple(Policy.parse(told) for told in new.policies)
         self.models.take_file(new.aliases)
         catalogue.qualities = dict(new.quality)
+        catalogue.client_lanes = {
+            lane.id.removeprefix(CLIENT): (lane.id,) for lane in new.lanes if lane.id.startswith(CLIENT) and lane.limits
+        }
         self.budgets.take_file(_rules(new.budgets))
         self._index_pools()
 

@@ -132,6 +132,7 @@ class RouterWaysIn(RouterRegistration):
     async def _begin(self, policy: Policy | Mapping[str, Any] | None, call: Call) -> tuple[Pool, Attempt]:
         """Admit a call whose sending is somebody else's."""
         await self.start()
+        call.lanes = self.catalogue.client_lanes.get(call.client or "", ())
         if policy is not None:
             call.policy = await self._own_policy(policy)
         facts = self._facts(call)

@@ -115,6 +115,8 @@ class Catalogue:
         self.observations = Observations()
         self.providers: dict[str, Provider] = {}
         self.keys: dict[str, Key] = {}
+        self.client_lanes: Mapping[str, tuple[str, ...]] = {}
+        """The own limits of clients, by their names."""
         self.qualities: dict[str, float] = {}
         """By model, as the configuration declares it."""
         self.aliases: dict[str, tuple[tuple[str, str], ...]] = {}
