@@ -11,6 +11,7 @@ from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.objectives import Plan
 from apikeyrouter.domain.components.pool import Option, Pool, Ranked, Snapshot
 from apikeyrouter.domain.components.scoring import TYPICAL_TOKENS
+from apikeyrouter.domain.components.stickiness import Sessions
 from apikeyrouter.domain.components.token_estimator import TokenEstimate, TokenEstimator
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
 from apikeyrouter.domain.models.accounting import (
@@ -26,6 +27,7 @@ from apikeyrouter.domain.models.accounting import (
 from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.ranking import Ranking, Standing
 from apikeyrouter.serving.offers import FREE_OPERATIONS, Offers, ParsedFor
+from apikeyrouter.serving.sticking import Session, Sticking, join, put_first
 
 __all__ = ["FREE_OPERATIONS", "Admissions", "Admitted", "ParsedFor", "Refused", "new_rid"]
 
@@ -53,6 +55,7 @@ class Admitted:
     losses: tuple[Loss, ...]
     operation: str
     parsed: ParsedRequest | None
+    session: Session | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,8 +90,11 @@ class Admissions:
         snapshot: Snapshot,
         *,
         lease_us: int,
+        sessions: Sessions | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self.sessions = sessions or Sessions()
+        self._sticking = Sticking(self.sessions, snapshot)
         self._ledger, self._catalogue, self._estimator, self._snapshot = ledger, catalogue, estimator, snapshot
         self._clock = clock
         self.lease_us = lease_us
@@ -122,7 +128,8 @@ class Admissions:
             capped=pool.capped,
         )  # fmt: skip
         now = self._clock()
-        ranked = self._ranked(call, pool, plan, offers, now=now, skip=skip, turn=turn)
+        session = self._sticking.session(call, pool, plan, parsed_for, now) if pool.caches else None
+        ranked = self._ranked(call, pool, plan, offers, now=now, skip=skip, turn=turn, session=session)
         first, further = ranked.ranking, None
         losses: list[tuple[Option, Loss]] = []
         lost: list[Standing] = []
@@ -136,7 +143,7 @@ class Admissions:
                 )  # fmt: skip
                 answer = await self._ledger.reserve(request)
                 if isinstance(answer, Admission):
-                    return _admitted(ranked, answer, request, offers, parsed_for, lost, losses)
+                    return _admitted(ranked, answer, request, offers, parsed_for, lost, losses, session)
                 losses.extend(zip(options, answer.losses, strict=True))
                 lost.extend(ranked.ranking.standings)
             if further is None:
@@ -160,15 +167,30 @@ class Admissions:
         now: float,
         skip: Collection[Option],
         turn: int | None,
+        session: Session | None,
     ) -> Ranked:
         """The first candidates for a call, in the order in which they are offered."""
         tokens = TYPICAL_TOKENS if plan.costs < 0 or not pool.shaped else offers.tokens(pool.samples[0])
+        if session is not None and not session.warm and turn is None:
+            turn = session.turn
         ranked = pool.rank(
             plan, CANDIDATES, snapshot=self._snapshot, now=now, skip=skip, stream=call.stream, tokens=tokens,
             start=turn,
         )  # fmt: skip
+        warm: list[tuple[Option, int]] = []
+        if session is not None and session.warm:
+            offers.warm = session.warm
+            order = pool.order(plan, self._snapshot, now, stream=call.stream, tokens=tokens)
+            warm = self._sticking.warm(pool, order, session, skip, now)
+            if plan.costs >= 0:
+                join(ranked, order, warm)
         if plan.costs >= 0 or plan.cost_max_nanousd is not None or pool.capped:
             offers.settle(plan, ranked)
+        if warm:
+            if plan.costs < 0:
+                put_first(plan, ranked, order, warm, offers)
+            told = [offers.warm.get(option.key.quota_group, 0) for option in ranked.options]
+            ranked.ranking.cached_tokens = tuple(told)
         return ranked
 
     def offer(self, call: Call, pool: Pool, option: Option, parsed_for: ParsedFor) -> Charge:
@@ -194,6 +216,7 @@ def _admitted(
     parsed_for: ParsedFor,
     lost: list[Standing],
     losses: list[tuple[Option, Loss]],
+    session: Session | None,
 ) -> Admitted:
     option, ranking, place, told = ranked.options[admission.index], ranked.ranking, admission.index, admission.losses
     if lost:
@@ -201,6 +224,8 @@ def _admitted(
         ranking.standings = lost + ranking.standings
         if ranking.expected_nanousd:
             ranking.expected_nanousd = (UNPRICED,) * len(lost) + ranking.expected_nanousd
+        if ranking.cached_tokens:
+            ranking.cached_tokens = (0,) * len(lost) + ranking.cached_tokens
         ranking.equals = 0
         told = (*(loss for _, loss in losses[:LOSSES_TOLD_MAX]), *told)
         place += len(lost)
@@ -208,7 +233,7 @@ def _admitted(
     operation, parsed = parsed_for(option)
     return Admitted(
         option=option, admission=admission, request=request, charge=charge, estimate=estimate, token_cap=cap,
-        ranking=ranking, place=place, losses=told, operation=operation, parsed=parsed,
+        ranking=ranking, place=place, losses=told, operation=operation, parsed=parsed, session=session,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from apikeyrouter.domain.components.foresight import foreseen
 from apikeyrouter.domain.components.policy_constraints import Constraints
 from apikeyrouter.domain.components.pool import Snapshot
 from apikeyrouter.domain.components.routing_engine import RoutingEngine
+from apikeyrouter.domain.components.stickiness import Sessions
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.models.accounting import Admission, Denial, Loss, ReserveRequest
 from apikeyrouter.domain.models.call import AttemptFacts, Call, Facts, Refusal
@@ -31,9 +32,12 @@ class Deciding:
         snapshot: Snapshot,
         engine: RoutingEngine,
         policing: Policing,
+        sessions: Sessions,
     ) -> None:
         self._catalogue, self._snapshot, self._engine, self._policing = catalogue, snapshot, engine, policing
-        self._admissions = Admissions(_Looking(ledger, catalogue), catalogue, estimator, snapshot, lease_us=0)
+        self._admissions = Admissions(
+            _Looking(ledger, catalogue), catalogue, estimator, snapshot, lease_us=0, sessions=sessions
+        )  # fmt: skip
 
     async def __call__(self, call: Call) -> RoutingDecision:
         """What would be chosen for a call now; `selected_key_id` "" where it would be refused.

@@ -130,6 +130,8 @@ class Endings:
         )  # fmt: skip
         facts.usage = usage
         facts.outcome = outcome
+        if admitted.session is not None and outcome == "ok" and not usage.estimated:
+            admitted.session.served(admitted.option, usage, time.perf_counter())
         if self.watch.wanted and attempt.call.stream and outcome == "ok":
             self.watch.stream(attempt, produced)
         _note_cost(attempt, cost, estimated=usage.estimated)

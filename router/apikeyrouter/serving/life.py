@@ -112,7 +112,8 @@ class RouterLife(RouterBelonging):
             now_us=lambda: cell_now_us(self.ledger),
         )  # fmt: skip
         self._deciding = Deciding(
-            self.ledger, self.catalogue, self.estimator, self.snapshot, self.routing_engine, self._policing
+            self.ledger, self.catalogue, self.estimator, self.snapshot, self.routing_engine, self._policing,
+            self._admissions.sessions,
         )  # fmt: skip
         self._attempts = Attempts(
             _open_transport, self.books, self.estimator, observe=self._observe, judge=self.failure_handler.judge,

@@ -1,6 +1,6 @@
 """What each option would take of a request, and what follows from that for their order. Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -14,6 +14,7 @@ from apikeyrouter.domain.interfaces.wire import ParsedRequest
 from apikeyrouter.domain.models.accounting import UNPRICED, Candidate, Charge
 from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.ranking import Exclusion
+from apikeyrouter.domain.models.usage import Usage
 
 FREE_OPERATIONS = frozenset({"count_tokens"})
 """What providers neither bill nor count as tokens; it still is a request."""
@@ -39,6 +40,8 @@ class Offers:
     ) -> None:
         self._estimator, self._call, self._parsed_for, self._hard = estimator, call, parsed_for, hard
         self._cost_max, self._capped = cost_max_nanousd, capped
+        self.warm: Mapping[str, int] = {}
+        """Quota groups that hold the prompt's cache, with the input tokens that it should save."""
         self._known: dict[int, tuple[Charge, TokenEstimate, int | None]] = {}
         self._unbounded: dict[int, int] = {}
         """By rate: the bound of the expected answer, where no token cap brings it within `cost_max_nanousd`."""
@@ -64,6 +67,21 @@ class Offers:
         estimate = self.details(option)[1]
         return estimate.input_tokens, estimate.output_tokens
 
+    def expected(self, option: Option, *, cached: bool = True) -> int | None:
+        """Nano-dollars that the request is expected to cost there; None: unknown. `cached`: with what a cache saves."""
+        charge, estimate, _ = self.details(option)
+        if charge.expected_nanousd == UNPRICED or option.price is None:
+            return None if charge.expected_nanousd == UNPRICED else charge.expected_nanousd
+        tokens = self.warm.get(option.key.quota_group, 0) if cached else 0
+        if not tokens:
+            return charge.expected_nanousd
+        used = Usage(
+            input_tokens=estimate.input_tokens, output_tokens=charge.output_tokens,
+            cache_read_tokens=min(tokens, estimate.input_tokens),
+        )  # fmt: skip
+        plain = Usage(input_tokens=estimate.input_tokens, output_tokens=charge.output_tokens)
+        return max(0, charge.expected_nanousd - option.price.cost(plain) + option.price.cost(used))
+
     def settle(self, plan: Plan, ranked: Ranked) -> None:
         """Bring candidates into the order of what *this* request costs; take out those where it costs too much."""
         bounded = self._cost_max is not None or self._capped
@@ -72,8 +90,8 @@ class Offers:
         if plan.costs >= 0:
             self._reorder(plan, ranked)
         if bounded or plan.costs >= 0:
-            expected = [self.details(option)[0].expected_nanousd for option in ranked.options]
-            ranked.ranking.expected_nanousd = tuple(expected)
+            costs = [self.expected(option) for option in ranked.options]
+            ranked.ranking.expected_nanousd = tuple([UNPRICED if cost is None else cost for cost in costs])
 
     def _exclude(self, ranked: Ranked) -> None:
         ranking = ranked.ranking
@@ -89,13 +107,13 @@ class Offers:
     def _reorder(self, plan: Plan, ranked: Ranked) -> None:
         """Where they cost the same, they stand as they stood."""
         ranking = ranked.ranking
-        if len({option.rate for option in ranked.options}) <= 1:
+        if len({option.rate for option in ranked.options}) <= 1 and not self.warm:
             return
         rows: list[Row] = []
         for option, standing in zip(ranked.options, ranking.standings, strict=True):
-            expected = self.details(option)[0].expected_nanousd
+            expected = self.expected(option)
             values = list(standing.values)
-            values[plan.costs] = WORST if expected == UNPRICED else float(expected)
+            values[plan.costs] = WORST if expected is None else float(expected)
             rows.append(row_of(plan, option, standing, values, len(rows)))
         rows, ranking.equals = settled(plan, rows)
         ranked.options = [row.option for row in rows]

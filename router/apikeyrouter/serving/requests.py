@@ -32,7 +32,7 @@ def call_of(intent: RequestIntent, objective: RoutingObjective | str | None, *, 
     return Call(
         request_id=f"req_{uuid.uuid4().hex}", operation=intent.operation.value, model=intent.model, stream=stream,
         started=time.perf_counter(), intent=intent, provider_id=intent.provider_id, team=intent.team,
-        client=intent.client, principal=intent.client or "",
+        client=intent.client, principal=intent.client or "", session=intent.tags.get("session"),
         objective=None if objective is None else RoutingObjective.read(objective),
     )  # fmt: skip
 

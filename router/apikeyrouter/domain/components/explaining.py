@@ -205,8 +205,10 @@ def _verdict(ranking: Ranking, at: int, score: float, chosen_at: int, loss: Loss
         parts[COST] = float(ranking.expected_nanousd[at])
     if standing.weight != 1.0:
         parts["weight"] = standing.weight
+    if ranking.cached_tokens and ranking.cached_tokens[at]:
+        parts["cached_tokens"] = float(ranking.cached_tokens[at])
     if at == ranking.sticky:
-        parts |= {"cached_tokens": float(ranking.cached_tokens), "saved_nanousd": float(ranking.saved_nanousd)}
+        parts["saved_nanousd"] = float(ranking.saved_nanousd)
     return CandidateVerdict(
         key_id=standing.key_id, provider_id=standing.provider_id, model=standing.model, outcome=outcome, score=score,
         parts={name: value for name, value in parts.items() if abs(value) < WORST}, place=standing.place,

@@ -51,7 +51,7 @@ class Order:
     microseconds, and the requests of other processes that are under way; only where the plan ranks by waits.
     """
 
-    __slots__ = ("_standings", "distinct", "excluded", "options", "rows", "turning", "version", "waits")
+    __slots__ = ("_places", "_standings", "distinct", "excluded", "options", "rows", "turning", "version", "waits")
 
     def __init__(self, version: int) -> None:
         self.version = version
@@ -62,6 +62,7 @@ class Order:
         self.distinct = True
         self.rows: list[Row] = []
         self._standings: list[Standing | None] = []
+        self._places: dict[Option, int] | None = None
 
     def fill(self, head: "list[Row]", rest: "list[Row]") -> None:
         """Options that take turns, each as often as it does, and the others."""
@@ -69,6 +70,12 @@ class Order:
         self.rows = head + rest
         self.options = [row.option for row in self.rows]
         self._standings = [None] * len(self.rows)
+
+    def place_of(self, option: "Option") -> int | None:
+        """Where an option stands first; None: it is excluded."""
+        if self._places is None:
+            self._places = {each: at for at, each in reversed(list(enumerate(self.options)))}
+        return self._places.get(option)
 
     def standing(self, at: int) -> Standing:
         """How the option at a place stands. Made when it is first asked for: most never are."""

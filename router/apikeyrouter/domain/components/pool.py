@@ -19,6 +19,7 @@ from apikeyrouter.domain.components.scoring import TYPICAL_TOKENS, Conditions, l
 from apikeyrouter.domain.models.accounting import LaneState, Words, place_words
 from apikeyrouter.domain.models.capabilities import ModelCapabilities
 from apikeyrouter.domain.models.ranking import Barred, Ranking, Standing
+from apikeyrouter.domain.models.usage import Usage
 
 if TYPE_CHECKING:
     from apikeyrouter.domain.components.catalogue import Key, Provider
@@ -161,11 +162,14 @@ class Pool:
         """One option of each provider."""
         self.groups = len({option.key.quota_group for option in self.eligible})
         """How many quota groups there are to choose from."""
+        self._by_group: dict[str, list[Option]] | None = None
         self.uneven = len({option.able for option in self.options}) > 1
         """Whether some of its models can do what others cannot, as far as that is known."""
         prices = {id(option.price): option.price for option in self.eligible}
         self.shaped = len({_shape(price) for price in prices.values() if price is not None} - {None}) > 1
         """Whether which option is cheapest may depend on the request."""
+        self.caches = self.groups > 1 and any(_saves(price) for price in prices.values() if price is not None)
+        """Whether it may matter which quota group holds the cache of a prompt."""
         self.constraints: Constraints | None = None
         """The policies that it was narrowed by."""
         self.barred: tuple[Barred, ...] = ()
@@ -184,6 +188,14 @@ class Pool:
     def out(self) -> list[Option]:
         """The options whose keys are out by their state, whatever the limits say."""
         return [option for option in self.options if not option.key.state.eligible]
+
+    def in_group(self, group: str) -> list[Option]:
+        """The options of a quota group."""
+        if self._by_group is None:
+            self._by_group = {}
+            for option in self.eligible:
+                self._by_group.setdefault(option.key.quota_group, []).append(option)
+        return self._by_group.get(group, [])
 
     @property
     def next_turn(self) -> int:
@@ -363,6 +375,12 @@ def _shape(price: ModelPrice) -> object:
     if not written:
         return (read, fee, much) if read or fee else None
     return round(read / written, 9), round(fee / written, 9), much == 100 * read
+
+
+def _saves(price: ModelPrice) -> bool:
+    """Whether cached input is cheaper."""
+    cached = Usage(input_tokens=10**6, output_tokens=0, cache_read_tokens=10**6)
+    return price.cost(cached) < price.expected(10**6, 0)
 
 
 def _typical(bits: int) -> int:

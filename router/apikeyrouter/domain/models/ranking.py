@@ -52,8 +52,8 @@ class Ranking(msgspec.Struct, kw_only=True):
 
     `ranked`: how many of the measures, from the front, ranked them; 0: turns alone. `equals`: how many at the head were
     equally good and took turns. `expected_nanousd`: what this request was expected to cost with each, -1 where that is
-    not known. `sticky`: index of the candidate that was put first because it holds the prompt's cache, else -1, with
-    the tokens it was expected to have cached and what that was to save.
+    not known. `cached_tokens`: what each was expected to have cached of it; () where nobody had anything. `sticky`:
+    index of the candidate that was put first for that, else -1, and what it was to save.
     """
 
     objective: ObjectiveKey
@@ -64,7 +64,7 @@ class Ranking(msgspec.Struct, kw_only=True):
     excluded: list[Exclusion] = msgspec.field(default_factory=list)
     expected_nanousd: tuple[int, ...] = ()
     sticky: int = -1
-    cached_tokens: int = 0
+    cached_tokens: tuple[int, ...] = ()
     saved_nanousd: int = 0
 
     @classmethod

@@ -63,7 +63,8 @@ class RequestIntent(EdgeModel):
 
     `provider_id` pins a provider (field, key of the dict, or inside `parameters`, from which it is taken out); absent,
     any provider that serves the model is a candidate. `payload` is the body of what is not chat. `tags` are counted in
-    usage reports, nothing else. Errors: `InvalidRequestError` naming the field.
+    usage reports; the tag `session` names the conversation, whose prompt a provider may have cached. Errors:
+    `InvalidRequestError` naming the field.
     """
 
     model: str = Field(min_length=1, max_length=NAME_LENGTH_MAX)

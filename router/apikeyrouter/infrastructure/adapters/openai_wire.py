@@ -62,6 +62,8 @@ class OpenAIWire(BaseWire):
         "embedding": "/embeddings",
         "responses": "/responses",
     }
+    caches_unasked = True
+    """Long prompts are cached without being asked to (`providers.md` §2.3)."""
 
     def __init__(
         self,
