@@ -194,6 +194,7 @@ async def test_policies_and_budgets_made_in_code_come_back_to_an_emptied_store(
 
         await until(back)
         assert set(await used(made)) == {"b1"}
+        assert await made.router.books.flush(seconds=10)
         ids = {one.id for one in await made.router.cost_controller.list_budgets()}
         assert {budget.id, "policy:kept:daily"} <= ids
         assert (await made.router.cost_controller.get_budget_status(budget.id)).settled > 0
