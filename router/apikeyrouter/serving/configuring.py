@@ -27,8 +27,7 @@ from apikeyrouter.domain.models.api_key import APIKey, KeyRouting
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.quota_state import Quota
 from apikeyrouter.domain.models.system_error import InvalidRequestError, StateStoreError
-from apikeyrouter.infrastructure.config.compile import pool_name
-from apikeyrouter.infrastructure.config.compiled import BudgetRecord, CompiledConfig, PriceRecord, Target
+from apikeyrouter.infrastructure.config.compiled import BudgetRecord, CompiledConfig, PriceRecord, Target, pool_name
 from apikeyrouter.infrastructure.config.limit_profiles import profile_for
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.observability.events import EventLog

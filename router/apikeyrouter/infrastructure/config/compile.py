@@ -43,12 +43,13 @@ from apikeyrouter.infrastructure.config.compiled import (
     ProviderRecord,
     RoutingRecord,
     Target,
+    pool_name,
 )
 from apikeyrouter.infrastructure.config.config_file import BudgetEntry, ClientEntry, ConfigFile, LimitEntry
 from apikeyrouter.infrastructure.config.limit_profiles import KNOWN_PROFILES, profile_for
 from apikeyrouter.infrastructure.config.secrets import SecretReader
 
-__all__ = ["BUILTIN_PROVIDERS", "KNOWN_ADAPTERS", "compile_config", "pool_name"]
+__all__ = ["BUILTIN_PROVIDERS", "KNOWN_ADAPTERS", "compile_config"]
 
 BUILTIN_PROVIDERS = ("openai", "anthropic")
 """Registered from the start, under the adapter of the same name."""
@@ -60,7 +61,6 @@ KNOWN_ADAPTERS = frozenset(
 )  # fmt: skip
 """A test holds them equal to the registry's, which takes longer to import."""
 CLIENT_PROFILE = LimitProfile()
-POOL_BYTES_MAX = 100
 TOKEN_LENGTH_MIN = 16
 """Shorter client tokens can be guessed; they are taken, with a warning."""
 
@@ -404,17 +404,6 @@ def _scope_config(entry: BudgetEntry) -> ScopeConfig:
 
 def _scopes_of(budgets: list[BudgetRecord], wanted: set[tuple[BudgetScope, str | None]]) -> tuple[str, ...]:
     return tuple(budget.config.id for budget in budgets if (budget.scope, budget.scope_id) in wanted)
-
-
-def pool_name(models: frozenset[str] | None) -> str:
-    """`*` for all models, the names joined by `+`, or where that is too long the first and a digest of all."""
-    if models is None:
-        return "*"
-    joined = "+".join(sorted(models))
-    if len(joined.encode()) <= POOL_BYTES_MAX:
-        return joined
-    digest = hashlib.blake2b(joined.encode(), digest_size=6).hexdigest()
-    return f"{min(models)[:32]}+{len(models) - 1}~{digest}"
 
 
 def _count(pools: list[frozenset[str]], model: str) -> int:

@@ -1,5 +1,6 @@
 """What a configuration file means: plain records, secrets resolved, limits as the ledger takes them."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -21,7 +22,9 @@ __all__ = [
     "ProviderRecord",
     "RoutingRecord",
     "Target",
+    "pool_name",
 ]
+POOL_BYTES_MAX = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,3 +147,14 @@ class CompiledConfig:
         """The budgets that a request of this team and client holds in, whichever key serves it."""
         wanted = {(BudgetScope.Global, None), (BudgetScope.Team, team), (BudgetScope.Client, client)}
         return tuple(budget.config.id for budget in self.budgets if (budget.scope, budget.scope_id) in wanted)
+
+
+def pool_name(models: frozenset[str] | None) -> str:
+    """`*` for all models, the names joined by `+`, or where that is too long the first and a digest of all."""
+    if models is None:
+        return "*"
+    joined = "+".join(sorted(models))
+    if len(joined.encode()) <= POOL_BYTES_MAX:
+        return joined
+    digest = hashlib.blake2b(joined.encode(), digest_size=6).hexdigest()
+    return f"{min(models)[:32]}+{len(models) - 1}~{digest}"
