@@ -20,6 +20,9 @@ if not epoch then
 end
 local code
 cell, code = cell_begin()
+if code == NO_CELL and redis.call('HLEN', L) > redis.call('HEXISTS', L, '\nvirtual_now') then
+  code = BAD_SCHEMA -- lanes without a cell: an older version's, which kept it elsewhere
+end
 if code == NO_CELL then
   cell = { epoch = epoch, seq = 0, now = clock_now(), config = 1 }
   redis.call('HSET', L, '', struct.pack('<dddddddd', SCHEMA, epoch, 0, 0, 1, 0, 0, AMOUNT_MAX))

@@ -15,6 +15,7 @@
 -- @include lanes_load
 -- @include layout_lane
 -- @include reply_stamp
+-- @include reply_transition
 -- @include working
 
 local id, cool = ARGV[1], argument_amount(ARGV[2])
@@ -40,9 +41,7 @@ if not cell then
 end
 lanes_load({ id })
 if missing_calendar then
-  local reply = reply_stamp(CALENDAR_NEEDED)
-  reply[6] = missing_calendar
-  return reply
+  return reply_transition(CALENDAR_NEEDED, missing_calendar)
 end
 local lane = lanes[id]
 if cool > 0 then
@@ -50,6 +49,9 @@ if cool > 0 then
 end
 for i = 1, #observations do
   lane_observe(id, lane, observations[i])
+end
+if missing_calendar then -- of a limit that one of them brought back
+  return reply_transition(CALENDAR_NEEDED, missing_calendar)
 end
 lane[L_SEQ] = cell.seq + 1
 commit()

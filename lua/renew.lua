@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- PURPOSE  Extend the leases of one worker's open reservations.
 -- KEYS     L D
 -- ARGV     lease (us) · rids, at most 128

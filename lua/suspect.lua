@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- PURPOSE  Mark or clear doubt about the cell's clock: while it lasts, hard scopes refuse.
 -- KEYS     L
 -- ARGV     1: callers' clocks disagree with the cell's · 0: they agree again

@@ -63,7 +63,7 @@ local function lane_observe(id, lane, seen)
       local level = math.min(ticks * lane[at + D_DRAIN], lane[at + D_CAPACITY] * lane[at + D_SCALE])
       lane[at + D_S1] = math.max(lane[at + D_S1], level)
     elseif more > 0 then
-      lane[at + D_S1] = lane[at + D_S1] + more * lane[at + D_SCALE]
+      lane[at + D_S1] = math.min(AMOUNT_MAX, lane[at + D_S1] + more * lane[at + D_SCALE])
     end
   elseif more > 0 and kind == SLIDING then
     lane[at + D_N] = lane[at + D_N] + more

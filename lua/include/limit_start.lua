@@ -1,6 +1,7 @@
 -- A sliding limit has a block of slots behind its own; another has none.
 -- @include layout_lane
 -- @include limit_advance
+-- @include numbers
 -- @include working
 
 local function limit_slots(lane, at)
@@ -27,7 +28,8 @@ local function limit_start(lane, at, used, now)
   end
   local kind = lane[at + D_KIND]
   if kind == BUCKET then
-    lane[at + D_S1], lane[at + D_S2], lane[at + D_S4] = used * lane[at + D_SCALE], now, cell.seq + 1
+    local level = math.min(AMOUNT_MAX, used * lane[at + D_SCALE])
+    lane[at + D_S1], lane[at + D_S2], lane[at + D_S4] = level, now, cell.seq + 1
   elseif kind == FIXED or kind == CALENDAR then
     limit_advance(lane, at, now)
     lane[at + D_S1], lane[at + D_S4] = used, cell.seq + 1

@@ -260,3 +260,14 @@ async def test_what_others_use_of_a_larger_limit_leaves_room_in_a_smaller_one(
     )
     await ledger.record("lane", observations=[said])
     assert await used(ledger) == counted
+
+
+async def test_a_calendar_that_ended_is_asked_for_when_a_header_brings_its_limit_back() -> None:
+    cell = await support.local_cell(lane("lane", support.calendar(1000)))
+    lower = Observation(
+        name="rpd", metric=Metric.REQUESTS, kind=LimitKind.FIXED, period_us=DAY, limit=500, remaining=100
+    )
+    await cell.record("lane", observations=[lower])
+    cell.time.advance(60 * DAY)
+    await cell.record("lane", observations=[replace(lower, limit=1000, remaining=0)])
+    assert (await cell.deny(support.wish())).binding.reason is Reason.LIMIT

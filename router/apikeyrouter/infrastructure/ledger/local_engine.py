@@ -61,6 +61,13 @@ function commands.HSETNX(key, field, value)
   to[field] = text(value)
   return 1
 end
+function commands.HLEN(key)
+  local count = 0
+  for _ in pairs(hash(key)) do
+    count = count + 1
+  end
+  return count
+end
 function commands.HEXISTS(key, field)
   return hash(key)[field] and 1 or 0
 end

@@ -129,6 +129,13 @@ class _Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         return future
 
+    def answer_within(self, timeout_s: float) -> None:
+        """From now on a call may take so long. Called while nothing waits."""
+        self.timeout_s = timeout_s
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _expire(self) -> None:
         """End the waiting for what is overdue; its reply, if it still comes, is thrown away in its turn."""
         self._timer = None
@@ -236,8 +243,12 @@ class RedisEngine:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 connection = await self._dial()
-                await self._greet(connection)
-                connection.timeout_s = self._timeout_s
+                try:
+                    await self._greet(connection)
+                except BaseException:
+                    connection.close()
+                    raise
+                connection.answer_within(self._timeout_s)
                 return connection
         except (OSError, TimeoutError, ssl.SSLError) as exc:
             raise LedgerUnavailableError(f"Redis at {self.address!r} cannot be reached: {exc or 'timed out'}") from exc
@@ -306,5 +317,7 @@ def _pack_words(words: Words) -> bytes:
     return words.packed
 
 
-def _refusal(reply: hiredis.ReplyError, address: RedisAddress) -> LedgerUnavailableError:
+def _refusal(reply: hiredis.ReplyError, address: RedisAddress) -> LedgerUnavailableError | LedgerConfigError:
+    if str(reply).startswith("NOPERM"):
+        return LedgerConfigError(f"Redis at {address!r} refused: {reply}; docs/redis-keys.md says what its user needs")
     return LedgerUnavailableError(f"Redis at {address!r} refused: {reply}")
