@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from rich.table import Table
 
 import apikeyrouter
 
-__all__ = ["Figure", "Section", "machine_facts", "print_sections", "write_results"]
+__all__ = ["Figure", "Section", "machine_facts", "print_sections", "replace_sections", "write_results"]
 
 _PACKAGES = ("apikeyrouter", "aiohttp", "uvicorn", "uvloop", "httptools", "hiredis", "msgspec", "fastapi", "redis")
 
@@ -71,12 +72,30 @@ def write_results(path: Path, sections: Sequence[Section], *, command: str, fact
         *[f"- {fact}" for fact in facts],
     ]
     for section in sections:
-        lines += ["", f"## {section.title}", "", "| figure | measured | budget | met |", "|---|---|---|---|"]
-        lines += [f"| {f.name} | {f.measured} | {f.budget} | {f.verdict} |" for f in section.figures]
-        lines += ["", *[f"- {note}" for note in section.notes]] if section.notes else []
+        lines += ["", *_written(section)]
     missed = [f"{f.name}: {f.measured}, budget {f.budget}" for s in sections for f in s.figures if f.holds is False]
     lines += ["", "## Budgets not met", "", *([f"- {line}" for line in missed] or ["None."]), ""]
     path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def replace_sections(path: Path, sections: Sequence[Section]) -> None:
+    """Write some sections in place of those of the same title; new ones before what was missed. The rest stays."""
+    parts = re.split(r"(?m)^(?=## )", path.read_text(encoding="utf-8"))
+    for section in sections:
+        text = "\n".join([*_written(section), "", ""])
+        head = f"## {section.title}\n"
+        places = [at for at, part in enumerate(parts) if part.startswith(head)]
+        if places:
+            parts[places[0]] = text
+        else:
+            parts.insert(len(parts) - 1, text)
+    path.write_text("".join(parts), encoding="utf-8")
+
+
+def _written(section: Section) -> list[str]:
+    lines = [f"## {section.title}", "", "| figure | measured | budget | met |", "|---|---|---|---|"]
+    lines += [f"| {f.name} | {f.measured} | {f.budget} | {f.verdict} |" for f in section.figures]
+    return lines + (["", *[f"- {note}" for note in section.notes]] if section.notes else [])
 
 
 def machine_facts() -> list[str]:

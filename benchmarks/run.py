@@ -12,17 +12,19 @@ from tests.servers import binaries, running
 from benchmarks.forecast import measure_forecast
 from benchmarks.library import measure_library
 from benchmarks.load_client import running_load
+from benchmarks.objectives import measure_objectives
 from benchmarks.proof import ProofError
 from benchmarks.proxy import Plan, measure_proxy, measure_streams
 from benchmarks.ranking import measure_ranking
 from benchmarks.report import Section, machine_facts, print_sections, write_results
 from benchmarks.scripts import measure_scripts
 from benchmarks.startup import measure_startup
+from benchmarks.stickiness import measure_stickiness
 
 __all__ = ["main"]
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
-PARTS = ("proxy", "scripts", "library", "ranking", "streams", "startup", "forecast")
+PARTS = ("proxy", "scripts", "library", "ranking", "streams", "startup", "forecast", "objectives")
 _FULL = Plan(rounds=15, requests=3_000, paced_rounds=5, paced_seconds=3.0, streams=256)
 _SECOND = Plan(rounds=9, requests=3_000, paced_rounds=0, paced_seconds=0.0, streams=0)
 _QUICK = Plan(rounds=3, requests=1_500, paced_rounds=1, paced_seconds=1.0, streams=96)
@@ -55,6 +57,9 @@ def _measured(options: argparse.Namespace) -> Iterator[Section]:
     """The sections, one after the other; the first server gets all of them, the others the main figures."""
     if "forecast" in options.only:
         yield measure_forecast(quick=options.quick)
+    if "objectives" in options.only:
+        yield measure_objectives(quick=options.quick)
+        yield measure_stickiness()
     for place, flavour in enumerate(binaries()):
         if place and options.quick:
             return

@@ -334,9 +334,8 @@ async def test_who_refuses_is_of_low_quality(stream: bool, simulator: SimulatorP
         await looked_again(made)
         assert {await used() for _ in range(4)} == {"b1"}
         assert rechosen(await decided(made)) == "b1"
-        assert await made.router.routing_engine.evaluate_keys(["a1", "b1"], "quality", model="gpt-4o-mini") == {
-            "a1": pytest.approx(5 / 6, abs=0.1), "b1": 1.0,
-        }  # fmt: skip
+        scores = await made.router.routing_engine.evaluate_keys(["a1", "b1"], "quality", model="gpt-4o-mini")
+        assert scores["a1"] < scores["b1"] == 1.0
 
 
 async def test_answers_are_looked_at_only_once_somebody_asks_for_quality(simulator: SimulatorProcess) -> None:

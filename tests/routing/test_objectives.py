@@ -129,8 +129,8 @@ def test_a_key_that_was_excluded_for_its_latency_is_tried_again() -> None:
     pool.options[0].seen.answered(900_000.0, stream=False, now=NOW)
     known = snapshot()
     assert names(rank(pool, under, known)) == []
-    known.take([], now=NOW + 30, now_us=NOW_US)
-    again = pool.rank(under, 8, snapshot=known, now=NOW + 30)
+    known.take([], now=NOW + 120, now_us=NOW_US)
+    again = pool.rank(under, 8, snapshot=known, now=NOW + 120)
     assert names(again) == ["slow"]
 
 

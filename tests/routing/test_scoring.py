@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apikeyrouter.domain.components.evidence import proven_share
 from apikeyrouter.domain.components.observations import GOOD_HALF_SECONDS, Observations, Seen
 from apikeyrouter.domain.components.pool import Pool
 from apikeyrouter.domain.components.scoring import (
@@ -14,7 +15,6 @@ from apikeyrouter.domain.components.scoring import (
     cost_nanousd,
     failure_share,
     latency_us,
-    proven_share,
     recent_load,
     shortfall,
 )
@@ -137,7 +137,7 @@ def test_a_fast_refusal_is_never_attractive() -> None:
 
 def test_a_latency_that_was_not_seen_again_is_doubted_so_that_a_key_gets_another_chance() -> None:
     fast, slow = option("fast"), option("slow")
-    slow.seen.answered(5000.0, stream=False, now=NOW - 120)
+    slow.seen.answered(5000.0, stream=False, now=NOW - 720)
     fast.seen.answered(100.0, stream=False, now=NOW)
     pool, known, latency = Pool("m", [fast, slow]), snapshot(), plan("latency")
     assert {names(rank(pool, latency, known))[0] for _ in range(4)} == {"fast", "slow"}
@@ -153,7 +153,7 @@ def test_quality_is_declared_times_what_is_seen() -> None:
     assert shortfall(good, under()) == pytest.approx(0.2)
     for _ in range(5):
         good.seen.judged(0.0, NOW)
-    assert shortfall(good, under()) == pytest.approx(0.6)
+    assert shortfall(good, under()) == pytest.approx(1 - 0.8 * (1 - proven_share(5, 10)))
     assert shortfall(good, under(now=NOW + 20 * GOOD_HALF_SECONDS)) == pytest.approx(0.2, abs=0.001)
 
 
@@ -171,7 +171,7 @@ def test_processes_add_up_what_they_saw_and_nothing_twice() -> None:
     there.of("k", "m").blame(NOW)
     for _ in range(3):
         here.take_over([there.export(NOW), {"version": 1, "rows": [["k", "m", 1.0, 0.0, 0.0]]}])
-    assert here.of("k", "m").good_share(NOW) == pytest.approx(5 / 7)
+    assert here.of("k", "m").good_share(NOW) == pytest.approx(1 - proven_share(2, 7))
     assert here.of("k", "m").blamed(NOW) == 1
     assert here.export(NOW)["rows"] == []
     here.take_over([])

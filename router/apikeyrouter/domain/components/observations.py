@@ -9,11 +9,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
+from apikeyrouter.domain.components.evidence import proven_share
+
 PEAK_SECONDS = 10.0
 """Time constant of the peak-EWMA: a slower answer counts at once, faster ones pull it down over this time."""
-GOOD_HALF_SECONDS = 3600.0
+GOOD_HALF_SECONDS = 900.0
 BLAME_HALF_SECONDS = 60.0
-"""How fast counts are forgotten: answers by the hour, blame like the health of lanes."""
+"""How fast counts are forgotten: answers in a quarter of an hour, blame like the health of lanes."""
 GOOD_PRIOR = 5.0
 """Good answers that everybody is credited with."""
 KEPT_MAX = 20_000
@@ -99,12 +101,12 @@ class Seen:
         self._blame.add(1.0, now)
 
     def good_share(self, now: float) -> float:
-        """The share of good answers, 0 … 1; 1 where nothing is known."""
+        """One less the share of answers that is *proven* to be of no use, 0 … 1; 1 where nothing is known."""
         answers, good, _ = self._others
         if not (answers or self._answers.any):
             return 1.0
         answers, good = answers + self._answers.at(now), good + self._good.at(now)
-        return (good + GOOD_PRIOR) / (answers + GOOD_PRIOR) if answers else 1.0
+        return 1.0 - proven_share(answers - good, answers + GOOD_PRIOR)
 
     @property
     def was_blamed(self) -> bool:

@@ -3,12 +3,12 @@
 A measure is a finite number, whatever happens; WORST means "as bad as can be" (a price that nobody knows).
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from apikeyrouter.domain.components.capacity import Level, worst
+from apikeyrouter.domain.components.evidence import proven_share
 from apikeyrouter.domain.models.accounting import LaneState
 from apikeyrouter.domain.models.quota_state import CapacityState
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TYPICAL_TOKENS = (1000, 500)
 """Input and output tokens of the request by which prices are compared when no other is meant."""
-LATENCY_SECONDS = 10.0
+LATENCY_SECONDS = 60.0
 """How fast a latency that was not seen again is doubted: what it exceeds the best by falls to 1/e in that time."""
 WORST = 1e300
 SUCCESS_LEAST = 0.02
@@ -65,15 +65,6 @@ def failure_share(option: "Option", at: Conditions) -> float:
         blamed = option.seen.blamed(at.now)
         success *= 1.0 - proven_share(blamed, blamed + outcomes(option, at))
     return 1.0 - success
-
-
-def proven_share(failed: float, total: float) -> float:
-    """The lower end of Wilson's interval at one standard deviation: 0 without failures, 0.5 after one of one."""
-    if failed <= 0:
-        return 0.0
-    share = failed / total
-    spread = math.sqrt(share * (1 - share) / total + 0.25 / (total * total))
-    return max(0.0, (share + 0.5 / total - spread) / (1 + 1 / total))
 
 
 def outcomes(option: "Option", at: Conditions) -> float:
