@@ -21,7 +21,7 @@ _ERRORS: dict[str, dict[str, str]] = {
     "504": {"description": "The provider, or x-akr-timeout-ms, ran out of time"},
 }
 _REQUEST_HEADERS = {
-    "x-akr-objective": "cost, reliability, fairness, quality or latency",
+    "x-akr-objective": "cost, reliability, fairness, quality, latency (speed), or a registered strategy",
     "x-akr-provider": "The id of the only provider that may serve this",
     "x-akr-team": "Whose budget it is, where the client's token names no team",
     "x-akr-timeout-ms": "How long the whole call may take",

@@ -95,6 +95,14 @@ async def test_right_headers_are_taken(service: Running) -> None:
     assert service.runtime.router.decisions[-1].objective == "cost"
 
 
+async def test_a_registered_strategy_is_named_like_any_objective(service: Running) -> None:
+    service.runtime.router.routing_engine.register_strategy("by-length", lambda candidate: len(candidate.key_id))
+    async with service.http() as client:
+        answer = await client.post(CHAT, content=GOOD + "}", headers={"x-akr-objective": "By-Length"})
+    assert answer.status_code == 200
+    assert service.runtime.router.decisions[-1].objective == "by-length"
+
+
 async def test_a_body_beyond_the_bound_is_a_413_declared_or_chunked(
     service_valkey: Server, config: dict[str, Any]
 ) -> None:
