@@ -129,7 +129,7 @@ async def test_a_file_is_applied_and_reloaded(simulator: SimulatorProcess, tmp_p
         assert (await router.route(intent())).key_used == "a1"
         with pytest.raises(NoEligibleKeysError):
             await router.route(intent())
-        assert manager.get_setting("routing.objective") == "cost"
+        assert manager.get_setting("routing.objective").primary == "cost"
         sections["limits"][0]["rpd"] = 100
         path.write_text(yaml.safe_dump(sections))
         await manager.reload_configuration()
