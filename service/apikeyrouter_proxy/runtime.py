@@ -212,7 +212,6 @@ class Runtime:
 def without_effect(config: CompiledConfig) -> list[str]:
     """What the file asks for and this version does not do yet: an operator must not rely on it."""
     asked = {
-        "policies": bool(config.policies),
         "routing.translate": config.routing.translate,
         "routing.wait_max_ms": config.routing.wait_max_ms > 0,
     }

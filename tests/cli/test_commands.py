@@ -17,7 +17,8 @@ import redis
 
 from apikeyrouter._version import __version__
 from tests.cli.processes import ask, clean_environ, command, hear, is_alive, running, wait_until
-from tests.servers import Server
+from tests.servers import Server, binaries
+from tests.servers import running as running_server
 
 COMMAND = ["-m", "apikeyrouter.cli"]
 
@@ -236,16 +237,11 @@ def test_doctor_finds_a_server_without_persistence_and_says_what_to_do(valkey_se
     assert told.returncode == 1
 
 
+@pytest.mark.parametrize("flavour", binaries())
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
-def test_doctor_refuses_a_server_that_evicts(any_server: Server, tmp_path: Path, policy: str) -> None:
-    if any_server.flavour == "external":
-        pytest.skip("changes the server's settings")
-    with any_server.client() as connection:
-        connection.config_set("maxmemory-policy", policy)
-        try:
-            told = command("doctor", "--redis-url", any_server.url, cwd=tmp_path)
-        finally:
-            connection.config_set("maxmemory-policy", "noeviction")
+def test_doctor_refuses_a_server_that_evicts(flavour: str, tmp_path: Path, policy: str) -> None:
+    with running_server(flavour, options=("--maxmemory-policy", policy)) as server:
+        told = command("doctor", "--redis-url", server.url, cwd=tmp_path)
     assert told.returncode == 1
     assert f"eviction: {policy}" in told.stdout
 

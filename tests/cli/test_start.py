@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.processes import clean_environ, command
-from tests.servers import Server
+from tests.servers import binaries
+from tests.servers import running as running_server
 
 WRONG = "keyz: []\n"
 
@@ -66,23 +67,21 @@ def test_an_access_log_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None
     assert "PROXY_ACCESS_LOG_FILE" in the_line(told, "/nowhere/access.log")
 
 
-def test_a_server_that_evicts_is_refused_with_the_remedy(any_server: Server, tmp_path: Path) -> None:
-    if any_server.flavour == "external":
-        pytest.skip("changes the server's settings")
-    with any_server.client() as connection:
-        connection.config_set("maxmemory-policy", "allkeys-lru")
-        try:
-            told = command("serve", "--port", "0", "--redis-url", any_server.url, cwd=tmp_path)
-        finally:
-            connection.config_set("maxmemory-policy", "noeviction")
+@pytest.mark.parametrize("flavour", binaries())
+def test_a_server_that_evicts_is_refused_with_the_remedy(flavour: str, tmp_path: Path) -> None:
+    with running_server(flavour, options=("--maxmemory-policy", "allkeys-lru")) as server:
+        told = command("serve", "--port", "0", "--redis-url", server.url, cwd=tmp_path)
     assert told.returncode == 2
     assert "CONFIG SET maxmemory-policy noeviction" in the_line(told, "allkeys-lru")
 
 
 def test_doctor_tells_what_the_file_asks_for_in_vain(tmp_path: Path) -> None:
-    (tmp_path / "router.yaml").write_text("policies:\n  - {name: eu, type: routing, rules: {allowed_regions: [eu]}}\n")
+    policy = "policies:\n  - {name: eu, type: routing, rules: {allowed_regions: [eu]}}\n"
+    (tmp_path / "router.yaml").write_text(policy + "routing: {translate: true, wait_max_ms: 5}\n")
     told = command("doctor", "--config", "router.yaml", "--data-dir", "data", cwd=tmp_path)
-    assert "policies: has no effect in this version" in told.stdout
+    assert "routing.translate: has no effect in this version" in told.stdout
+    assert "routing.wait_max_ms: has no effect in this version" in told.stdout
+    assert "policies: has no effect" not in told.stdout
 
 
 def test_doctor_names_a_wrong_variable(tmp_path: Path) -> None:

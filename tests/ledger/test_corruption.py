@@ -12,7 +12,7 @@ from apikeyrouter.infrastructure.ledger.codes import Code
 from tests.ledger.cells import VirtualRedis, ledger_over
 from tests.ledger.histories import Call, Flush, History, Schema, Wind
 from tests.ledger.support import DAY, HOUR, SECOND, Clock, bucket, cell_key, configure, window, wish
-from tests.servers import Server, default_flavour, external_url, running
+from tests.servers import Server, running
 
 LOOKS_MAX = 100_000
 """A node of its own is soon in order; it is asked at most so often."""
@@ -131,9 +131,7 @@ async def test_garbage_in_a_record_fails_before_anything_is_written(cell: Cell, 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Server]:
     """One node that owns every slot: `#!lua` scripts may not touch keys of slots that they did not declare."""
-    if external_url():
-        pytest.skip("needs a server of our own")
-    with running(default_flavour(), options=("--cluster-enabled", "yes")) as server:
+    with running(options=("--cluster-enabled", "yes")) as server:
         with server.client() as client:
             client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
             looks = (client.execute_command("CLUSTER", "INFO") for _ in range(LOOKS_MAX))

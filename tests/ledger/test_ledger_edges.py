@@ -52,7 +52,7 @@ from tests.ledger.support import (
     window,
     wish,
 )
-from tests.servers import Server, external_url, free_port, running
+from tests.servers import Server, free_port, running
 
 
 @pytest_asyncio.fixture
@@ -457,23 +457,17 @@ async def test_lanes_without_a_cell_are_an_older_versions_and_are_left_alone(val
         await ledger.close()
 
 
-async def test_a_user_who_may_not_load_functions_is_told_what_to_grant_and_leaves_no_connection(
-    valkey_server: Server,
-) -> None:
-    if external_url():
-        pytest.skip("needs a server of our own")
-    valkey_server.flush()
-    with valkey_server.client() as client:
+async def test_a_user_who_may_not_load_functions_is_told_what_to_grant_and_leaves_no_connection() -> None:
+    with running() as server, server.client() as client:
         client.execute_command("ACL", "SETUSER", "poor", "on", ">secret", "~*", "+@all", "-function")
         before = len(client.client_list())
-        ledger = ScriptLedger(RedisEngine(valkey_server.url.replace("redis://", "redis://poor:secret@")))
+        ledger = ScriptLedger(RedisEngine(server.url.replace("redis://", "redis://poor:secret@")))
         for _ in range(3):
             with pytest.raises(LedgerConfigError, match=r"docs/redis-keys\.md"):
                 await ledger.open()
         await asyncio.sleep(0.05)
         assert len(client.client_list()) == before
         await ledger.close()
-        client.execute_command("ACL", "DELUSER", "poor")
 
 
 async def test_the_deadline_of_a_call_holds_from_the_first_moment(valkey_server: Server) -> None:
