@@ -176,7 +176,7 @@ class ApiKeyRouter(RouterWaysIn):
             self.decided += 1
             return Attempt(
                 call=call, facts=facts, own=own, admitted=admitted, hold=hold, wire=option.provider.wire,
-                timeouts=self._attempts.timeouts(call),
+                timeouts=self._attempts.timeouts(call, option.provider),
             )  # fmt: skip
         except BaseException:
             self.books.hand_in(Release(rid=admitted.request.rid, sent=False))
@@ -219,12 +219,15 @@ class ApiKeyRouter(RouterWaysIn):
         request_intent: RequestIntent | Mapping[str, Any],
         objective: RoutingObjective | str | None = None,
         policy: Policy | Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
     ) -> SystemResponse:
         """Route one request and return its answer. Raises as `serve`; wrong input is a ValueError.
 
         `policy` applies to this request, above the configured ones: it may tighten what a hard one says, not loosen it.
+        `timeout`: seconds for the request with all its attempts (None: `router.timeouts.total`).
         """
-        call = call_of(RequestIntent.parse(request_intent), objective, stream=False)
+        call = call_of(RequestIntent.parse(request_intent), objective, stream=False, timeout=timeout)
         if policy is not None:
             call.policy = await self._own_policy(policy)
         exchange = await self.serve(call)
@@ -235,9 +238,14 @@ class ApiKeyRouter(RouterWaysIn):
         request_intent: RequestIntent | Mapping[str, Any],
         objective: RoutingObjective | str | None = None,
         policy: Policy | Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
     ) -> AsyncIterator[StreamChunk]:
-        """Yield the answer in pieces; printing a piece prints its text. The last one has usage, cost and key_used."""
-        call = call_of(RequestIntent.parse(request_intent), objective, stream=True)
+        """Yield the answer in pieces; printing a piece prints its text. The last one has usage, cost and key_used.
+
+        `policy`, `timeout`: as of `route`; a stream that is not at its end by then breaks.
+        """
+        call = call_of(RequestIntent.parse(request_intent), objective, stream=True, timeout=timeout)
         if policy is not None:
             call.policy = await self._own_policy(policy)
         exchange = await self.serve(call)

@@ -363,14 +363,15 @@ async def test_a_key_refused_alone_is_invalid_however_many_others_serve(
 async def test_refusals_in_different_processes_are_seen_together(simulator: SimulatorProcess, redis_url: str) -> None:
     await simulator.fail("invalid_api_key")
     keys = ["a1", "a2", "s1"]
+    patient = {"correlated_failures": {"within_ms": 600_000, "pause_ms": 600_000}}  # however slow this machine is
     async with (
-        house(simulator, RedisStateStore(redis_url), keys) as one,
-        house(simulator, RedisStateStore(redis_url), keys) as two,
-        house(simulator, RedisStateStore(redis_url), keys) as three,
+        house(simulator, RedisStateStore(redis_url), keys, routing=patient) as one,
+        house(simulator, RedisStateStore(redis_url), keys, routing=patient) as two,
+        house(simulator, RedisStateStore(redis_url), keys, routing=patient) as three,
     ):
         for made, first in zip((one, two, three), keys, strict=True):  # each sees a single refusal
             made.router.attempts_max = 1
-            made.router.snapshot.blocked.update({f"k:{key}": time.perf_counter() + 60 for key in keys if key != first})
+            made.router.snapshot.blocked.update({f"k:{key}": time.perf_counter() + 600 for key in keys if key != first})
             with pytest.raises(ProviderError):
                 await made.route()
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from apikeyrouter.domain.components.catalogue import Provider
 from apikeyrouter.domain.components.pool import Option
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
@@ -75,18 +76,13 @@ class Attempts:
         if transport is not None:
             await transport.close()
 
-    def timeouts(self, call: Call) -> Timeouts | None:
-        """The phases' limits within what is left of the call's time; None when nothing is."""
-        base, deadline = self.default_timeouts, self.deadline(call)
+    def timeouts(self, call: Call, provider: Provider) -> Timeouts | None:
+        """The phases' limits at a provider, within what is left of the call's time; None when nothing is."""
+        base, deadline = provider.timeouts or self.default_timeouts, self.deadline(call)
         if deadline is None:
             return base
         left = deadline - time.perf_counter()
-        if left < TIMEOUT_SECONDS_MIN:
-            return None
-        return Timeouts(
-            connect=_least(base.connect, left), first_byte=_least(base.first_byte, left),
-            idle=_least(base.idle, left), total=_least(base.total, left),
-        )  # fmt: skip
+        return None if left < TIMEOUT_SECONDS_MIN else base.within(left)
 
     def deadline(self, call: Call) -> float | None:
         """When the call's time is over, all its attempts included (`time.perf_counter()`); None: never."""
@@ -244,7 +240,3 @@ def _capped(attempt: Attempt) -> RequestIntent:
 
 def _secret(attempt: Attempt) -> str:
     return str.__str__(attempt.admitted.option.key.material)
-
-
-def _least(limit: float | None, left: float) -> float:
-    return left if limit is None else min(limit, left)

@@ -19,6 +19,7 @@ from apikeyrouter.domain.interfaces.state_store import StateQuery, StateStore
 from apikeyrouter.domain.models.accounting import (
     LANES_PER_CANDIDATE_MAX,
     LIMITS_PER_LANE_MAX,
+    Breaker,
     LaneConfig,
     Limit,
     ScopeConfig,
@@ -54,6 +55,8 @@ class SharedConfig:
     keys: tuple[str, ...] = ()
     policies: tuple[dict[str, Any], ...] = ()
     quality: dict[str, float] = field(default_factory=dict)
+    key_breaker: Breaker = KEY_BREAKER
+    provider_breaker: Breaker = PROVIDER_BREAKER
 
     @classmethod
     def of(cls, config: CompiledConfig) -> "SharedConfig":
@@ -62,7 +65,8 @@ class SharedConfig:
             lanes=config.lanes, scopes=config.scopes, aliases=dict(config.aliases), prices=config.prices,
             budgets=config.budgets, keys=tuple(sorted(key.id for key in config.keys)),
             policies=tuple(policy.model_dump(mode="json") for policy in config.policies),
-            quality=dict(config.routing.quality),
+            quality=dict(config.routing.quality), key_breaker=config.routing.key_breaker,
+            provider_breaker=config.routing.provider_breaker,
             pools={
                 group: [(lane, None if models is None else sorted(models)) for lane, models in pools]
                 for group, pools in config.pools.items()
@@ -151,7 +155,7 @@ class Configuration:
 
     async def declare_provider(self, provider_id: str) -> None:
         """Put a provider's breaker into the ledger."""
-        await self._ledger.put(lanes=[LaneConfig(id=provider_lane(provider_id), breaker=PROVIDER_BREAKER)])
+        await self._ledger.put(lanes=[self._provider_lane(provider_id)])
 
     def check_key(self, key: Key, routing: KeyRouting) -> None:
         """Refuse limits in a key's metadata that are wrong, or more than a request can be held in.
@@ -217,10 +221,7 @@ class Configuration:
         """Put everything this process knows into a cell that forgot it, and the file's part into the store."""
         lanes = {lane.id: lane for group in self._groups() for lane in self._merged(group)}
         lanes.update((key_lane(key_id), self._own_lane(key_id)) for key_id in self._by_key)
-        lanes.update(
-            (provider_lane(id_), LaneConfig(id=provider_lane(id_), breaker=PROVIDER_BREAKER))
-            for id_ in self._catalogue.providers
-        )
+        lanes.update((provider_lane(id_), self._provider_lane(id_)) for id_ in self._catalogue.providers)
         lanes.update((lane.id, self._with_quotas(lane)) for lane in self._file.lanes)
         await self._ledger.put(lanes=list(lanes.values()), scopes=self._file.scopes)
         if self._file != SharedConfig() and await self._store.get_document(*DOCUMENT) is None:
@@ -240,7 +241,13 @@ class Configuration:
     def _own_lane(self, key_id: str) -> LaneConfig:
         """A key's own lane: what a file says of it, else its breaker; and its quotas."""
         lane_id = key_lane(key_id)
-        return self._with_quotas(self._file_lanes.get(lane_id) or LaneConfig(id=lane_id, breaker=KEY_BREAKER))
+        declared = self._file_lanes.get(lane_id) or LaneConfig(id=lane_id, breaker=self._file.key_breaker)
+        return self._with_quotas(declared)
+
+    def _provider_lane(self, provider_id: str) -> LaneConfig:
+        """A provider's lane: what a file says of it, else its breaker."""
+        lane_id = provider_lane(provider_id)
+        return self._file_lanes.get(lane_id) or LaneConfig(id=lane_id, breaker=self._file.provider_breaker)
 
     def _with_quotas(self, lane: LaneConfig) -> LaneConfig:
         quotas = self._quotas.get(lane.id.removeprefix("k:")) if lane.id.startswith("k:") else None

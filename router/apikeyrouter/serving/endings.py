@@ -56,10 +56,15 @@ class Attempt:
         self.hold.abort = self._abort
 
     def _abort(self, why: str) -> None:
-        if self._task is not None:
-            self.given_up = given_up(why)
-            self._cancelled_before = self._task.cancelling()
-            self._task.cancel()
+        self.end_with(given_up(why))
+
+    def end_with(self, failure: Failure) -> bool:
+        """End the task that runs this, for a reason of ours; whether it runs."""
+        if self._task is None or self._task.done():
+            return False
+        self.given_up = failure
+        self._cancelled_before = self._task.cancelling()
+        return self._task.cancel()
 
     def let_go(self) -> None:
         """It has ended: drop what refers back to it, so that nothing waits for the garbage collector."""

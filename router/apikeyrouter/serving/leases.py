@@ -27,6 +27,8 @@ from apikeyrouter.infrastructure.observability.events import REQUEST_ID
 from apikeyrouter.serving.answers import outcome_of
 from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.endings import Attempt, Endings
+from apikeyrouter.serving.outcomes import deadline_passed
+from apikeyrouter.serving.requests import deadline_of
 from apikeyrouter.serving.told_usage import check_count, read_usage
 
 __all__ = ["Lease", "Leasing", "lease_call"]
@@ -58,6 +60,7 @@ class Lease:
         self.key: KeyMaterial = option.key.material
         self.key_id, self.provider_id, self.model = option.key.id, option.provider.id, option.model
         self.request_id = attempt.call.request_id
+        self._deadline = attempt.call.deadline
         self.base_url: str | None = getattr(attempt.wire, "base_url", None)
         self.max_output_tokens = admitted.estimate.bound_output
         self._why = ""
@@ -69,6 +72,11 @@ class Lease:
         """The headers that carry the key."""
         wire = self._attempt.wire
         return {} if wire is None else dict(wire.credentials(str.__str__(self.key)))
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that are left of the lease's time, for the SDK's own timeout; None: it has no end."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.perf_counter())
 
     def settle(
         self, usage: Any = None, *, input_tokens: int | None = None, output_tokens: int | None = None,
@@ -168,22 +176,30 @@ class Booking:
 class Leasing:
     """`async with router.lease(…) as lease`: holds at entry, ends at exit, whatever happened in between."""
 
-    def __init__(self, call: Call, admit: Admit, ends: Endings, books: Bookkeeper, failures: FailureHandler) -> None:
+    def __init__(
+        self, call: Call, admit: Admit, ends: Endings, books: Bookkeeper, failures: FailureHandler,
+        timeout: float | None = None,
+    ) -> None:  # fmt: skip
         self._call, self._admit, self._ends, self._books, self._failures = call, admit, ends, books, failures
         self._lease: Lease | None = None
         self._attempt: Attempt | None = None
         self._speaking: Token[str] | None = None
+        self._timeout = timeout
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Lease:
         if self._attempt is not None:
             raise InvalidRequestError("a lease is entered once; ask for another one", field="lease")
         self._call.started = time.perf_counter()
+        self._call.deadline = deadline_of(self._call.started, self._timeout)
         pool, attempt = await self._admit(self._call)
         attempt.sent, attempt.timed = True, False
         attempt.watch()
         self._attempt = attempt
         self._lease = Lease(attempt, pool, self._ends, self._books, self._failures)
         self._watch(attempt, self._lease)
+        if self._lease.timeout is not None:
+            self._timer = asyncio.get_running_loop().call_later(self._lease.timeout, self._end_late, attempt)
         self._speaking = REQUEST_ID.set(self._call.request_id)
         return self._lease
 
@@ -199,16 +215,25 @@ class Leasing:
 
         attempt.hold.abort = lose
 
+    def _end_late(self, attempt: Attempt) -> None:
+        lease = self._lease
+        if lease is not None and not lease.ended and not attempt.end_with(deadline_passed(sent=True)):
+            lease.lose("its time is over")
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         lease, attempt = self._lease, self._attempt
         assert lease is not None
         assert attempt is not None
+        if self._timer is not None:
+            self._timer.cancel()
         given_up = attempt.was_given_up() if isinstance(error, asyncio.CancelledError) else None
         try:
             if not lease.ended:
                 lease.charge_estimate() if error is None else lease.fail(error)
+            if given_up is not None:
+                attempt.facts.outcome = given_up.category.value
         finally:
             self._ends.finish(attempt)
             if self._speaking is not None:
@@ -221,12 +246,13 @@ class Leasing:
 def lease_call(
     model: str, *, provider_id: str | None, estimated_tokens: int | None, input_tokens: int | None,
     max_output_tokens: int | None, objective: RoutingObjective | Mapping[str, Any] | str | None, team: str | None,
-    client: str | None,
+    client: str | None, timeout: float | None = None,
 ) -> Call:  # fmt: skip
     """The call that a lease is. Raises InvalidRequestError."""
     for name, text in (("model", model), ("provider_id", provider_id), ("team", team), ("client", client)):
         if (name == "model" or text is not None) and (not isinstance(text, str) or not text):
             raise InvalidRequestError("must be a non-empty text", field=name)
+    deadline_of(0.0, timeout)
     stated = _stated(estimated_tokens, input_tokens, max_output_tokens)
     parsed = ParsedRequest(
         model=model, stream=False, choices=1, max_output_tokens=stated[3],

@@ -126,6 +126,7 @@ class RouterLife(RouterBelonging):
         self._deferrals = Deferrals()
         self._vault: KeyVault | None = None
         self._file_providers: frozenset[str] = frozenset()
+        self._timed_by_file = False
         self._take_settings(self.settings)
 
     def _take_settings(self, settings: RouterSettings) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.quota_state import QuotaState, QuotaUnit, TimeWindow
 from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError
 from apikeyrouter.infrastructure.adapters.transport import Timeouts
-from apikeyrouter.infrastructure.config.compiled import CompiledConfig, KeyRecord, ProviderRecord
+from apikeyrouter.infrastructure.config.compiled import CompiledConfig, KeyRecord, ProviderRecord, RoutingRecord
 from apikeyrouter.serving.configuring import metadata_of
 from apikeyrouter.serving.life import RouterLife
 
@@ -162,6 +163,7 @@ class RouterRegistration(RouterLife):
         self.routing_engine.default = config.routing.objective
         self.attempts_max = config.routing.attempts_max
         self._admissions.lease_us = config.routing.lease_ms * 1000
+        self._meet_failures(config.routing)
         for record in config.keys:
             await self._apply_key(record)
         for key_id in dropped:
@@ -183,6 +185,24 @@ class RouterRegistration(RouterLife):
     @timeouts.setter
     def timeouts(self, timeouts: Timeouts) -> None:
         self._attempts.default_timeouts = timeouts
+        self._time_providers()
+
+    def _meet_failures(self, told: RoutingRecord) -> None:
+        """Take over what a file says of time limits, retries and failures alike."""
+        budget = self.failure_handler.budget
+        budget.share, budget.floor = told.retry_share, told.retry_floor
+        self.failure_handler.refusals.guard = told.guard
+        if told.timeouts is not None or self._timed_by_file:
+            self.timeouts = Timeouts(**(told.timeouts or {}))
+        else:
+            self._time_providers()
+        self._timed_by_file = told.timeouts is not None
+
+    def _time_providers(self) -> None:
+        """The time limits of providers that have some of their own."""
+        for provider in self.catalogue.providers.values():
+            told = provider.timeouts_told
+            provider.timeouts = replace(self.timeouts, **told) if told else None
 
 
 def _provider(provider_id: str, adapter: ProviderAdapter) -> Provider:
@@ -201,4 +221,7 @@ def _provider(provider_id: str, adapter: ProviderAdapter) -> Provider:
 def _adapters(records: Mapping[str, ProviderRecord]) -> dict[str, Provider]:
     from apikeyrouter.infrastructure.adapters.registry import make_adapter
 
-    return {record.id: _provider(record.id, make_adapter(record)) for record in records.values()}
+    made = {record.id: _provider(record.id, make_adapter(record)) for record in records.values()}
+    for record in records.values():
+        made[record.id].timeouts_told = record.timeouts
+    return made

@@ -21,20 +21,36 @@ from apikeyrouter.serving.admission import ParsedFor
 from apikeyrouter.serving.outcomes import cost_nanousd
 
 ESTIMATE_SECONDS_MAX = 5.0
+TIMEOUT_SECONDS_MAX = 30 * 86_400.0
 Tried = dict[tuple[str, str], str]
 """What one request does not try again, (key, model), and why not."""
 _NOTHING: Mapping[Option, str] = MappingProxyType({})
 _CAPS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
-def call_of(intent: RequestIntent, objective: RoutingObjective | str | None, *, stream: bool) -> Call:
-    """A call for `serve`. Its principal is the client that the intent names; without one it is gated with nobody."""
+def call_of(
+    intent: RequestIntent, objective: RoutingObjective | str | None, *, stream: bool, timeout: float | None = None
+) -> Call:
+    """A call for `serve`. Its principal is the client that the intent names; without one it is gated with nobody.
+
+    `timeout`: seconds for all of it. Raises InvalidRequestError.
+    """
+    started = time.perf_counter()
     return Call(
         request_id=f"req_{uuid.uuid4().hex}", operation=intent.operation.value, model=intent.model, stream=stream,
-        started=time.perf_counter(), intent=intent, provider_id=intent.provider_id, team=intent.team,
-        client=intent.client, principal=intent.client or "", session=intent.tags.get("session"),
+        started=started, deadline=deadline_of(started, timeout), intent=intent, provider_id=intent.provider_id,
+        team=intent.team, client=intent.client, principal=intent.client or "", session=intent.tags.get("session"),
         objective=None if objective is None else RoutingObjective.read(objective),
     )  # fmt: skip
+
+
+def deadline_of(started: float, timeout: float | None) -> float | None:
+    """When a call that may take so many seconds is over. Raises InvalidRequestError for what is no time."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= TIMEOUT_SECONDS_MAX:
+        raise InvalidRequestError(f"must be above 0 and at most {TIMEOUT_SECONDS_MAX:g} seconds", field="timeout")
+    return started + timeout
 
 
 def parsed_for(call: Call) -> ParsedFor:

@@ -14,7 +14,7 @@ from apikeyrouter.domain.models.failure import Failure, FailureScope
 from apikeyrouter.domain.models.system_error import ErrorCategory, ProviderError, SystemError
 from apikeyrouter.domain.models.system_response import StreamChunk, TokenUsage
 from apikeyrouter.domain.models.usage import Usage
-from apikeyrouter.infrastructure.adapters.transport import Response, Timeouts, TransportError
+from apikeyrouter.infrastructure.adapters.transport import Response, Timeouts, TransportError, UpstreamTimeout
 from apikeyrouter.serving.endings import Attempt, Endings
 from apikeyrouter.serving.outcomes import adapter_failure, cost_nanousd, given_up, transport_failure, unless_late
 
@@ -115,6 +115,16 @@ class HttpStream(_Stream):
 
         The failure, if there was one before it. Raises TransportError.
         """
+        seconds = None if self._attempt.timeouts is None else self._attempt.timeouts.first_token
+        if seconds is None:
+            return await self._hold_back()
+        try:
+            async with asyncio.timeout(max(0.0, self._attempt.started + seconds - time.perf_counter())):
+                return await self._hold_back()
+        except TimeoutError as exc:
+            raise UpstreamTimeout("first_token", sent=True) from exc
+
+    async def _hold_back(self) -> Failure | None:
         held = bytearray()
         while not self._over and len(held) <= HELD_BYTES_MAX:
             step = await self._step()
@@ -196,7 +206,8 @@ class AdapterStream(_Stream):
         """Wait for the first piece: until then another key may still serve. Raises what the adapter raises."""
         if inspect.isawaitable(self._source):
             self._source = await self._source
-        self._first = await self._pull(self._timeouts.first_byte)
+        limits = [limit for limit in (self._timeouts.first_byte, self._timeouts.first_token) if limit is not None]
+        self._first = await self._pull(min(limits, default=None))
         self.take_over()
 
     def __aiter__(self) -> "AdapterStream":

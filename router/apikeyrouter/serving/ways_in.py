@@ -37,7 +37,7 @@ class RouterWaysIn(RouterRegistration):
     @abstractmethod
     async def route(
         self, request_intent: Intent, objective: RoutingObjective | str | None = None,
-        policy: Policy | Mapping[str, Any] | None = None,
+        policy: Policy | Mapping[str, Any] | None = None, *, timeout: float | None = None,
     ) -> SystemResponse:  # fmt: skip
         """Route one request and return its answer."""
 
@@ -59,25 +59,26 @@ class RouterWaysIn(RouterRegistration):
     @overload
     async def route_batch(
         self, intents: Intents, objective: RoutingObjective | str | None = None, *, concurrency: int = ...,
-        policy: Policy | Mapping[str, Any] | None = ..., on_progress: Progress | None = ...,
-        return_exceptions: Literal[False] = ...,
+        policy: Policy | Mapping[str, Any] | None = ..., timeout: float | None = ...,
+        on_progress: Progress | None = ..., return_exceptions: Literal[False] = ...,
     ) -> list[SystemResponse]: ...  # fmt: skip
     @overload
     async def route_batch(
         self, intents: Intents, objective: RoutingObjective | str | None = None, *, concurrency: int = ...,
-        policy: Policy | Mapping[str, Any] | None = ..., on_progress: Progress | None = ..., return_exceptions: bool,
+        policy: Policy | Mapping[str, Any] | None = ..., timeout: float | None = ...,
+        on_progress: Progress | None = ..., return_exceptions: bool,
     ) -> list[SystemResponse | Exception]: ...  # fmt: skip
     async def route_batch(
         self, intents: Intents, objective: RoutingObjective | str | None = None, *, concurrency: int = 8,
-        policy: Policy | Mapping[str, Any] | None = None, on_progress: Progress | None = None,
-        return_exceptions: bool = False,
+        policy: Policy | Mapping[str, Any] | None = None, timeout: float | None = None,
+        on_progress: Progress | None = None, return_exceptions: bool = False,
     ) -> Any:  # fmt: skip
         """Route many requests, at most `concurrency` at a time; their answers in the order of `intents`.
 
         `intents` may be any iterable, async ones and endless producers included: it is read as places become free.
         `on_progress(done, total)` is called after each, plain or async. The first error cancels the rest and is raised;
         with `return_exceptions` errors stand among the answers instead. Wrong requests in a list are found before the
-        first one is sent. Cancelling it ends what is under way, and nothing stays held.
+        first one is sent. Cancelling it ends what is under way, and nothing stays held. `timeout` is each request's.
 
         Raises:
             InvalidRequestError: `concurrency` or a request is wrong.
@@ -86,7 +87,7 @@ class RouterWaysIn(RouterRegistration):
         if not return_exceptions and isinstance(intents, list | tuple):
             intents = [_checked(intent, place) for place, intent in enumerate(intents)]
         return await run_batch(
-            intents, lambda intent: self.route(intent, objective, policy), concurrency=concurrency,
+            intents, lambda intent: self.route(intent, objective, policy, timeout=timeout), concurrency=concurrency,
             on_progress=on_progress, return_exceptions=return_exceptions,
         )  # fmt: skip
 
@@ -107,7 +108,7 @@ class RouterWaysIn(RouterRegistration):
         self, model: str, *, provider_id: str | None = None, estimated_tokens: int | None = None,
         input_tokens: int | None = None, max_output_tokens: int | None = None,
         objective: RoutingObjective | Mapping[str, Any] | str | None = None, team: str | None = None,
-        client: str | None = None, policy: Policy | Mapping[str, Any] | None = None,
+        client: str | None = None, policy: Policy | Mapping[str, Any] | None = None, timeout: float | None = None,
     ) -> Leasing:  # fmt: skip
         """Hold a key for a call of your own: `async with router.lease("gpt-4o-mini", estimated_tokens=1500) as lease`.
 
@@ -118,16 +119,19 @@ class RouterWaysIn(RouterRegistration):
         `estimated_tokens` is the total; `input_tokens` and `max_output_tokens` are more exact. Hard budgets hold them
         as an upper bound, and refuse (by their rule for what cannot be priced) where nothing is stated.
 
+        `timeout`: seconds from entry; when they are over and nothing was said, the block is cancelled, a ProviderError
+        with category TimeoutError leaves it, and the estimate is charged. `lease.timeout` is what is left of them.
+
         Raises:
             InvalidRequestError: at once.
             NoEligibleKeysError, BudgetExceededError, LedgerUnavailableError: on entry, as `serve`.
         """
         call = lease_call(
             model, provider_id=provider_id, estimated_tokens=estimated_tokens, input_tokens=input_tokens,
-            max_output_tokens=max_output_tokens, objective=objective, team=team, client=client,
+            max_output_tokens=max_output_tokens, objective=objective, team=team, client=client, timeout=timeout,
         )  # fmt: skip
         begin = partial(self._begin, policy)
-        return Leasing(call, begin, self._attempts.ends, self.books, self.failure_handler)
+        return Leasing(call, begin, self._attempts.ends, self.books, self.failure_handler, timeout)
 
     async def _begin(self, policy: Policy | Mapping[str, Any] | None, call: Call) -> tuple[Pool, Attempt]:
         """Admit a call whose sending is somebody else's."""

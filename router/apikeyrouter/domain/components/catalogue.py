@@ -21,6 +21,7 @@ from apikeyrouter.domain.models.api_key import KeyMaterial, KeyState
 from apikeyrouter.domain.models.capabilities import ModelCapabilities
 from apikeyrouter.domain.models.quota_state import Quota
 from apikeyrouter.domain.models.system_error import InvalidRequestError, ModelNotFoundError
+from apikeyrouter.domain.models.timeouts import Timeouts
 
 POOLS_MAX = 1024
 """Pools remembered; beyond it the memory starts afresh."""
@@ -45,6 +46,10 @@ class Provider:
     """Whether it calls tools, where its adapter says so."""
     quality: Mapping[str, float] = field(default_factory=dict)
     """By model, as its adapter declares it, 0 … 1."""
+    timeouts: Timeouts | None = None
+    """Its own; None: those of all."""
+    timeouts_told: Mapping[str, float | None] = field(default_factory=dict)
+    """What was said of its own, seconds by phase."""
     answered_at: float = 0.0
     """When the latest request was sent that it answered well here (`time.perf_counter()`)."""
 

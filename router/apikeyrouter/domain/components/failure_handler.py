@@ -88,8 +88,8 @@ class FailureHandler:
         self._ledger, self._catalogue, self._snapshot = ledger, catalogue, snapshot
         self._keys, self._interpret, self._chore, self._emit = keys, interpret, chore, emit
         self._first_attempts, self.cooldown_seconds = first_attempts, cooldown_seconds
-        self._refusals = Refusals(catalogue, snapshot, store, move=self._move, cool=self._cool)
-        self.judge = self._refusals.judge
+        self.refusals = Refusals(catalogue, snapshot, store, move=self._move, cool=self._cool)
+        self.judge = self.refusals.judge
         self._reduced: dict[str, tuple[float, float]] = {}
         """Per provider: since when its load is reduced, and for how many seconds the last time."""
         self._monitored: dict[str, asyncio.Task[None]] = {}
@@ -247,7 +247,7 @@ class FailureHandler:
             key.state, key.state_reason = state, failure.message
             self._block(key_lane(key.id), BRIDGE_SECONDS)
             if state is KeyState.Invalid and failure.scope is FailureScope.KEY:
-                works.append(self._refusals.refuse(key, failure.message))
+                works.append(self.refusals.refuse(key, failure.message))
             else:
                 works.append(self._move(key, state, failure.message, found.seconds or None))
         if works:

@@ -10,9 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from apikeyrouter.domain.components.catalogue import Catalogue, Key, provider_lane
 from apikeyrouter.domain.components.correlation_guard import (
-    ALIKE_SECONDS,
-    SUSPECT_COOL_SECONDS,
-    SUSPECT_SECONDS,
+    Guard,
     Refusal,
     Suspects,
     alike,
@@ -36,6 +34,7 @@ class Refusals:
         self._catalogue, self._snapshot, self._store = catalogue, snapshot, store
         self._move, self._cool = move, cool
         self._suspects = Suspects()
+        self.guard = Guard()
 
     def judge(self, failure: Failure, option: Option) -> Failure:
         """The failure as it counts: refusals by a provider under suspicion say nothing of keys."""
@@ -43,7 +42,7 @@ class Refusals:
             return failure
         if not self._is_suspect(option):
             return failure
-        self._suspects.add(option.provider.id, time.perf_counter())
+        self._suspects.add(option.provider.id, time.perf_counter(), self.guard.suspect_seconds)
         return ALIKE.failure(
             failure.message, status=failure.status, code=failure.code, type=failure.type,
             signature=failure.signature,
@@ -55,14 +54,14 @@ class Refusals:
         provider_id = key.provider_id
         provider = self._catalogue.providers.get(provider_id)
         spared = alike(
-            await self._recent(provider_id), self._groups(provider_id), now=time.perf_counter(),
+            await self._recent(provider_id), self._groups(provider_id), self.guard, now=time.perf_counter(),
             answered_at=0.0 if provider is None else provider.answered_at,
         )  # fmt: skip
         if not spared:
             return
-        self._suspects.add(provider_id, time.perf_counter())
+        self._suspects.add(provider_id, time.perf_counter(), self.guard.suspect_seconds)
         why = f"{len(spared)} keys of provider {provider_id} were refused alike: the provider is at fault"
-        await self._cool(provider_lane(provider_id), SUSPECT_COOL_SECONDS, why)
+        await self._cool(provider_lane(provider_id), self.guard.pause_seconds, why)
         for refusal in spared:
             await self._spare(refusal.key_id, why)
 
@@ -75,7 +74,7 @@ class Refusals:
     async def _recent(self, provider_id: str) -> list[Refusal]:
         """The keys of a provider that any process put out as refused a short time ago, in that order."""
         now, now_utc = time.perf_counter(), datetime.now(UTC)
-        query = StateQuery("StateTransition", since=now_utc - timedelta(seconds=ALIKE_SECONDS))
+        query = StateQuery("StateTransition", since=now_utc - timedelta(seconds=self.guard.within_seconds))
         trail: list[StateTransition] = await self._store.query_state(query)
         latest = {entry.entity_id: entry for entry in trail}
         found = []
@@ -98,4 +97,4 @@ class Refusals:
         if lane is None or not lane.blocked_until_us:
             return False
         ended = now - (self._snapshot.ledger_us(now) - lane.blocked_until_us) / 1e6
-        return ended > max(answered_at, now - SUSPECT_SECONDS)
+        return ended > max(answered_at, now - self.guard.suspect_seconds)

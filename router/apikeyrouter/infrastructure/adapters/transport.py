@@ -5,11 +5,11 @@ Failures answer the one question that decides retries and billing: may the provi
 """
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from apikeyrouter.domain.interfaces.wire import UpstreamRequest
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError
+from apikeyrouter.domain.models.timeouts import Timeouts as Timeouts
 
 BODY_BYTES_MAX = 64 * 1024 * 1024
 """Largest whole answer read, in bytes."""
@@ -40,23 +40,12 @@ class ResponseTooLong(TransportError):
 
 
 class UpstreamTimeout(TransportError):
-    """A phase took too long. `phase`: connect, first_byte, idle or total."""
+    """A phase took too long. `phase`: connect, first_byte, first_token, idle or total."""
 
     def __init__(self, phase: str, *, sent: bool) -> None:
         super().__init__(f"the provider took too long: {phase}")
         self.phase = phase
         self.sent = sent
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeouts:
-    """Seconds per phase; None: no limit. `idle`: between chunks. `total`: a deadline for the whole exchange,
-    where the caller has one; a timer for each exchange costs more than the phases' own."""
-
-    connect: float | None = 5.0
-    first_byte: float | None = 120.0
-    idle: float | None = 120.0
-    total: float | None = None
 
 
 DEFAULT_TIMEOUTS = Timeouts()

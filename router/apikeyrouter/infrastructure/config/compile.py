@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from apikeyrouter.domain.components.circuits import KEY_BREAKER, PROVIDER_BREAKER
 from apikeyrouter.domain.components.key_identity import check_material, derive_key_id
 from apikeyrouter.domain.components.limits import LimitProfile, LimitRow, compile_limits, limits_from
 from apikeyrouter.domain.components.policy_checks import check_policy
@@ -41,7 +40,6 @@ from apikeyrouter.infrastructure.config.compiled import (
     KeyRecord,
     PriceRecord,
     ProviderRecord,
-    RoutingRecord,
     Target,
     pool_name,
 )
@@ -96,6 +94,8 @@ class _Compiler:
         self._profiles = profiles
         self._adapters = adapters
         self._secrets = secrets
+        self._routing_record = config.routing.compiled()
+        self._key_breaker = self._routing_record.key_breaker
         self._errors: list[str] = []
         self._warnings: list[str] = []
         self._lanes: dict[str, LaneConfig] = {}
@@ -125,7 +125,7 @@ class _Compiler:
             budgets=tuple(budgets),
             clients=tuple(clients),
             policies=tuple(self._config.policies),
-            routing=RoutingRecord(**dict(self._config.routing)),
+            routing=self._routing_record,
             pools={group: tuple(pools) for group, pools in self._pools.items()},
             files=frozenset(self._secrets.files),
             warnings=tuple(self._warnings),
@@ -139,11 +139,20 @@ class _Compiler:
             if entry.adapter not in self._adapters:
                 self._refuse(f"providers.{name}.adapter", f"must be one of {', '.join(sorted(self._adapters))}")
             made[name] = ProviderRecord(
-                id=name, adapter=entry.adapter, base_url=entry.base_url, lane=f"p:{name}", options=entry.options
-            )
+                id=name, adapter=entry.adapter, base_url=entry.base_url, lane=f"p:{name}", options=entry.options,
+                timeouts=entry.timeouts.seconds(),
+            )  # fmt: skip
         for name in made:
-            self._put(f"providers.{name}", LaneConfig(id=f"p:{name}", breaker=PROVIDER_BREAKER))
+            self._put(f"providers.{name}", LaneConfig(id=f"p:{name}", breaker=self._provider_breaker(name)))
         return made
+
+    def _provider_breaker(self, name: str) -> Breaker:
+        entry, base = self._config.providers.get(name), self._routing_record.provider_breaker
+        try:
+            return base if entry is None else entry.breaker.over(base)
+        except InvalidRequestError as exc:
+            self._refuse(f"providers.{name}.breaker.{exc.field}", exc.reason)
+            return base
 
     def _keys(self, providers: Mapping[str, ProviderRecord], budgets: list[BudgetRecord]) -> list[KeyRecord]:
         keys: dict[str, KeyRecord] = {}
@@ -160,7 +169,7 @@ class _Compiler:
                 self._refuse(f"{path}.id", f"{key_id} is taken by another key")
             if material and materials.setdefault((entry.provider, material), key_id) != key_id:
                 self._refuse(f"{path}.key", f"is the same key as {materials[entry.provider, material]}")
-            self._put(path, LaneConfig(id=f"k:{key_id}", breaker=KEY_BREAKER))
+            self._put(path, LaneConfig(id=f"k:{key_id}", breaker=self._key_breaker))
             keys[key_id] = KeyRecord(
                 id=key_id,
                 provider_id=entry.provider,
@@ -245,7 +254,9 @@ class _Compiler:
         path = f"key {key.id}: metadata.limits"
         for declared in self._routing(path, key.metadata).limits if "limits" in key.metadata else ():
             try:
-                self._add(path, key.lane, limits_from(declared, self._profile(key, providers)), breaker=KEY_BREAKER)
+                self._add(
+                    path, key.lane, limits_from(declared, self._profile(key, providers)), breaker=self._key_breaker
+                )
             except InvalidRequestError as exc:
                 self._refuse(path, str(exc))
 
@@ -262,7 +273,7 @@ class _Compiler:
             self._refuse(f"{path}.key", f"no key {entry.key!r}")
             return
         limits = compile_limits(entry, self._profile(key, providers))
-        self._add(path, key.lane, limits, breaker=KEY_BREAKER)
+        self._add(path, key.lane, limits, breaker=self._key_breaker)
 
     def _group_limits(
         self, path: str, entry: LimitEntry, keys: list[KeyRecord], providers: Mapping[str, ProviderRecord]

@@ -7,7 +7,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from apikeyrouter.domain.models.accounting import LaneConfig, ScopeConfig
+from apikeyrouter.domain.components.circuits import KEY_BREAKER, PROVIDER_BREAKER
+from apikeyrouter.domain.components.correlation_guard import Guard
+from apikeyrouter.domain.components.retry_budget import RETRIES_FLOOR, RETRY_SHARE
+from apikeyrouter.domain.models.accounting import Breaker, LaneConfig, ScopeConfig
 from apikeyrouter.domain.models.budget import BudgetScope
 from apikeyrouter.domain.models.capabilities import ModelCapabilities
 from apikeyrouter.domain.models.policy import Policy
@@ -29,13 +32,14 @@ POOL_BYTES_MAX = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderRecord:
-    """A provider to register. `lane` is where its breaker lives."""
+    """A provider to register. `lane` is where its breaker lives. `timeouts`: seconds by phase, where it has its own."""
 
     id: str
     adapter: str
     base_url: str | None
     lane: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    timeouts: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +101,7 @@ class ClientRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingRecord:
-    """How requests are routed unless they say otherwise."""
+    """How requests are routed unless they say otherwise. `timeouts`: seconds by phase, None: not told."""
 
     objective: RoutingObjective = field(default_factory=RoutingObjective)
     quality: Mapping[str, float] = field(default_factory=dict)
@@ -105,6 +109,12 @@ class RoutingRecord:
     wait_max_ms: int = 0
     translate: bool = False
     lease_ms: int = 30_000
+    timeouts: Mapping[str, float | None] | None = None
+    retry_share: float = RETRY_SHARE
+    retry_floor: int = RETRIES_FLOOR
+    guard: Guard = field(default_factory=Guard)
+    key_breaker: Breaker = KEY_BREAKER
+    provider_breaker: Breaker = PROVIDER_BREAKER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from apikeyrouter.domain.components.circuits import KEY_BREAKER, PROVIDER_BREAKER
 from apikeyrouter.domain.components.limits import Count, Dollars, LimitRow, Timezone
 from apikeyrouter.domain.models.accounting import AMOUNT_MAX
 from apikeyrouter.domain.models.budget import BudgetScope
@@ -15,7 +16,15 @@ from apikeyrouter.domain.models.edge import complaints, invalid
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError
-from apikeyrouter.infrastructure.config.compiled import Target
+from apikeyrouter.infrastructure.config.compiled import RoutingRecord, Target
+from apikeyrouter.infrastructure.config.failure_entries import (
+    BreakerEntry,
+    BreakersEntry,
+    CorrelatedEntry,
+    PhasesEntry,
+    RetryBudgetEntry,
+    TimeoutsEntry,
+)
 from apikeyrouter.infrastructure.config.fields import (
     BaseUrl,
     Entry,
@@ -54,11 +63,16 @@ ENTRIES_MAX = 100_000
 
 
 class ProviderEntry(Entry):
-    """A provider: which adapter talks to it, and where. `options` are the adapter's own."""
+    """A provider: which adapter talks to it, and where. `options` are the adapter's own.
+
+    `timeouts`, `breaker`: where this provider's differ from those of `routing`.
+    """
 
     adapter: Name
     base_url: BaseUrl | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    timeouts: PhasesEntry = PhasesEntry()
+    breaker: BreakerEntry = BreakerEntry()
 
 
 class ModelTarget(Entry):
@@ -226,6 +240,21 @@ class RoutingEntry(Entry):
     wait_max_ms: int = Field(default=0, ge=0, le=600_000, strict=True)
     translate: bool = Field(default=False, strict=True)
     lease_ms: int = Field(default=30_000, ge=1_000, le=3_600_000, strict=True)
+    timeouts: TimeoutsEntry | None = None
+    retry_budget: RetryBudgetEntry = RetryBudgetEntry()
+    correlated_failures: CorrelatedEntry = CorrelatedEntry()
+    breakers: BreakersEntry = BreakersEntry()
+
+    def compiled(self) -> RoutingRecord:
+        """The record of it."""
+        return RoutingRecord(
+            objective=self.objective, quality=self.quality, attempts_max=self.attempts_max,
+            wait_max_ms=self.wait_max_ms, translate=self.translate, lease_ms=self.lease_ms,
+            timeouts=None if self.timeouts is None else self.timeouts.seconds(),
+            retry_share=self.retry_budget.share, retry_floor=self.retry_budget.floor,
+            guard=self.correlated_failures.guard(), key_breaker=self.breakers.key.over(KEY_BREAKER),
+            provider_breaker=self.breakers.provider.over(PROVIDER_BREAKER),
+        )  # fmt: skip
 
     @field_validator("objective", mode="before")
     @classmethod

@@ -148,7 +148,9 @@ def _deadline(headers: Headers, started: float, *, stream: bool) -> float | None
     Of a stream an SDK waits so long for each piece, so that it says nothing about the whole.
     """
     given = headers.get(b"x-akr-timeout-ms")
-    hint = None if stream else headers.get(b"x-stainless-read-timeout")
+    hint = None
+    if not stream:
+        hint = headers.get(b"x-stainless-read-timeout") or headers.get(b"x-stainless-timeout")
     seconds = math.inf if hint is None else _hinted_seconds(hint)
     if given is not None:
         if not given.isdigit() or not 1 <= len(given) <= 9 or not 1 <= int(given) <= TIMEOUT_MS_MAX:
