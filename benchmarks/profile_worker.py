@@ -24,10 +24,11 @@ from types import CodeType, FrameType
 from tests.servers import free_port, running
 
 from apikeyrouter_proxy import worker
+from benchmarks import reference
 from benchmarks.load_client import Load, Slice, SliceResult, running_load
 from benchmarks.processes import cpu_seconds
 from benchmarks.upstream import running_upstream
-from benchmarks.workers import OURS_APP, REFERENCE_APP, TOKEN, environment
+from benchmarks.workers import OURS, TOKEN, environment
 
 __all__ = ["main"]
 
@@ -127,9 +128,11 @@ def main() -> None:
     ):
         os.environ.update(environment(upstream, server.unix_url, Path(folder), "profile"))
         os.environ["UPSTREAM_URL"] = upstream.base_url
-        app = REFERENCE_APP if options.reference else OURS_APP
         with _driving(load, options.requests) as driver:
-            worker.main(["--app", app, "--port", str(driver.port)])
+            if options.reference:
+                reference.main(["--port", str(driver.port)])
+            else:
+                worker.main([*OURS[1:], "--port", str(driver.port)])
     assert driver.result is not None, "the load did not finish"
     _print(profiler, driver, collections, options)
 

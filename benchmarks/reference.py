@@ -5,13 +5,17 @@ not flatter us.
 """
 
 import os
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import aiohttp
 import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-__all__ = ["app"]
+from apikeyrouter_proxy import worker
+
+__all__ = ["app", "main"]
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -71,3 +75,12 @@ async def _pass_stream(response: aiohttp.ClientResponse, send: Send) -> None:
 
 app = _PassThrough(os.environ.get("UPSTREAM_URL", "http://127.0.0.1:1/v1"))
 """What the worker imports."""
+
+
+def main(arguments: list[str]) -> int:
+    """Serve it: our worker's uvicorn (uvloop, no access log) with uvicorn's own HTTP protocol."""
+    return worker.main(["--app", "benchmarks.reference:app", *arguments], http=HttpToolsProtocol)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

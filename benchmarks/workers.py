@@ -1,4 +1,4 @@
-"""The two workers that are compared: the reference and ours, each one process of the same uvicorn."""
+"""The two workers that are compared: the reference under plain uvicorn, and ours as `apikeyrouter serve` runs it."""
 
 import base64
 import contextlib
@@ -18,8 +18,8 @@ from benchmarks.processes import python_module, running_process, wait_for
 from benchmarks.upstream import Upstream
 
 __all__ = [
-    "BUDGETS", "CLIENT", "GROUP_LANE", "OURS_APP", "REFERENCE_APP", "TEAM", "TOKEN", "Worker", "configuration",
-    "environment", "running_ours", "running_reference",
+    "BUDGETS", "CLIENT", "GROUP_LANE", "OURS", "TEAM", "TOKEN", "Worker", "configuration", "environment",
+    "running_ours", "running_reference",
 ]  # fmt: skip
 
 KEYS = 8
@@ -30,8 +30,9 @@ BUDGETS = ("global:all", f"team:{TEAM}:team", f"client:{CLIENT}:client", "provid
 """Ids of the four hard budgets that every request holds in."""
 GROUP_LANE = f"g:{GROUP}:*"
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH")
-OURS_APP = "apikeyrouter_proxy.main:app"
-REFERENCE_APP = "benchmarks.reference:app"
+OURS = ("apikeyrouter_proxy.worker", "--app", "apikeyrouter_proxy.main:app")
+REFERENCE = ("benchmarks.reference",)
+"""The modules that are run, with their arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,29 +89,30 @@ def running_ours(upstream: Upstream, redis_url: str, folder: Path, *, namespace:
     """Our worker over a Redis, with everything on: tokens, budgets, limits, metrics, access log."""
     environ = environment(upstream, redis_url, folder, namespace)
     complaints = folder / f"{namespace}.err"
-    with complaints.open("wb") as stderr, _running(OURS_APP, environ, stderr) as (pid, port):
+    with complaints.open("wb") as stderr, _running(OURS, environ, stderr) as (pid, port):
         yield Worker("ours", pid, port, namespace, folder / f"{namespace}.log", complaints)
 
 
 @contextlib.contextmanager
 def running_reference(upstream: Upstream) -> Iterator[Worker]:
     """The bare pass-through."""
-    with _running(REFERENCE_APP, {**os.environ, "UPSTREAM_URL": upstream.base_url}) as (pid, port):
+    with _running(REFERENCE, {**os.environ, "UPSTREAM_URL": upstream.base_url}) as (pid, port):
         yield Worker("reference", pid, port)
 
 
 @contextlib.contextmanager
-def _running(app: str, environ: Mapping[str, str], stderr: IO[bytes] | None = None) -> Iterator[tuple[int, int]]:
+def _running(
+    module: tuple[str, ...], environ: Mapping[str, str], stderr: IO[bytes] | None = None
+) -> Iterator[tuple[int, int]]:
     port = free_port()
     read_fd, write_fd = os.pipe()
-    arguments = ["--app", app, "--host", "127.0.0.1", "--port", str(port), "--ready-fd", str(write_fd)]
-    command = python_module("apikeyrouter_proxy.worker", *arguments)
+    command = python_module(*module, "--host", "127.0.0.1", "--port", str(port), "--ready-fd", str(write_fd))
     with running_process(
         command, environ=environ, stdin=subprocess.PIPE, stderr=stderr, pass_fds=[write_fd]
     ) as process:
         os.close(write_fd)
         try:
-            wait_for(read_fd, process, app)
+            wait_for(read_fd, process, module[0])
         finally:
             os.close(read_fd)
         yield process.pid, port

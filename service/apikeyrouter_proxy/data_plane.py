@@ -35,6 +35,7 @@ from apikeyrouter.infrastructure.surface.routes import MODELS_PREFIX, ROUTES, Ro
 from apikeyrouter.router import ApiKeyRouter
 from apikeyrouter_proxy.access_log import AccessLog
 from apikeyrouter_proxy.clients import Clients
+from apikeyrouter_proxy.http_protocol import Exchanging, exchanging
 from apikeyrouter_proxy.metrics import Metrics
 from apikeyrouter_proxy.open_requests import OpenRequest, OpenRequests
 from apikeyrouter_proxy.requests import ClientGone, read_body
@@ -77,6 +78,7 @@ class DataPlane:
         exchange: Exchange | None = None
         caller: Caller | None = None
         call: Call | None = None
+        short = exchanging(scope)
         try:
             caller = self.clients.identify(headers, scope)
             if scope["method"] != route.method:
@@ -84,7 +86,7 @@ class DataPlane:
             if route.operation == "models":
                 await self._list(route.path, headers, caller, request_id, send)
                 return
-            body = await read_body(receive, headers, self._body_bytes_max)
+            body = await read_body(receive, headers, self._body_bytes_max, short)
             parsed = route.wire.parse(body, operation=route.operation)
             query = scope["query_string"]
             check_provider(headers, self._router.catalogue.providers)
@@ -93,7 +95,7 @@ class DataPlane:
             exchange = await self._router.serve(call)
             if exchange.chunks is None:
                 self.open.leave(opened)
-                await _send_whole(exchange, route.wire.dialect, send)
+                await _send_whole(exchange, route.wire.dialect, send, short)
             else:
                 await self._send_stream(exchange, call, route.wire, started, opened, send)
         except ClientGone:
@@ -264,11 +266,13 @@ def _outcome_of(status: int) -> str:
     return "invalid_request" if status < 500 else "internal_error"
 
 
-async def _send_whole(exchange: Exchange, dialect: str, send: Send) -> None:
+async def _send_whole(exchange: Exchange, dialect: str, send: Send, short: Exchanging | None) -> None:
     body = exchange.body or b""
     if exchange.content_type.startswith("application/json"):
         body = splice_metadata(body, metadata_member(exchange.facts))
-    await _send(send, exchange.status, whole_headers(exchange, len(body), dialect=dialect), body)
+    headers = whole_headers(exchange, len(body), dialect=dialect)
+    if short is None or not short.send_now(exchange.status, headers, body):
+        await _send(send, exchange.status, headers, body)
 
 
 async def _send(send: Send, status: int, head: list[tuple[bytes, bytes]], body: bytes) -> None:

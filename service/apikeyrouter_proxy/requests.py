@@ -7,6 +7,7 @@ from typing import Any
 
 from apikeyrouter.infrastructure.surface.problems import RequestRefused, refuse
 from apikeyrouter.infrastructure.surface.requests import Headers
+from apikeyrouter_proxy.http_protocol import Exchanging
 
 __all__ = ["ClientGone", "read_body"]
 
@@ -23,7 +24,7 @@ class ClientGone(Exception):
     """The client closed the connection before its request was complete."""
 
 
-async def read_body(receive: Receive, headers: Headers, bytes_max: int) -> bytes:
+async def read_body(receive: Receive, headers: Headers, bytes_max: int, exchange: Exchanging | None = None) -> bytes:
     """The whole body. Raises RequestRefused (408, 413, 415, 431) and ClientGone."""
     if len(headers) > HEADERS_MAX:
         raise refuse(431, "invalid_request_error", "headers_too_large", f"more than {HEADERS_MAX} headers")
@@ -37,6 +38,8 @@ async def read_body(receive: Receive, headers: Headers, bytes_max: int) -> bytes
             "unsupported_encoding",
             f"send the body uncompressed, not {coding[:20].decode('latin-1')!r}",
         )
+    if exchange is not None and declared is not None and (body := exchange.body_now()) is not None:
+        return body
     try:
         async with asyncio.timeout(BODY_IDLE_SECONDS_MAX) as patience:
             return await _read_parts(receive, patience, bytes_max)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import uvicorn
 
+from apikeyrouter_proxy.http_protocol import ServiceProtocol
 from apikeyrouter_proxy.options import DRAIN_SECONDS_DEFAULT
 
 __all__ = ["READY", "bound_socket", "main"]
@@ -21,15 +22,18 @@ CUT_SECONDS = 2
 """What the app may take, after the drain, to tell open requests that they are cut off; then the server does it."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM, SIGINT, or the end of standard input (the supervisor is gone). Returns the exit code."""
+def main(argv: Sequence[str] | None = None, *, http: type[asyncio.Protocol] = ServiceProtocol) -> int:
+    """Serve until SIGTERM, SIGINT, or the end of standard input (the supervisor is gone). Returns the exit code.
+
+    `http`: how HTTP is spoken; a protocol class as uvicorn makes them.
+    """
     options = _parse(argv)
     _take_signals_calmly()
     listener = socket.socket(fileno=options.fd) if options.fd >= 0 else bound_socket(options.host, options.port)
     config = uvicorn.Config(
         options.app,
         loop="uvloop",
-        http="httptools",
+        http=http,
         ws="none",
         lifespan="on",
         backlog=BACKLOG,

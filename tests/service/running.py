@@ -17,6 +17,7 @@ from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 
 from apikeyrouter.simulator import SimulatorProcess
+from apikeyrouter_proxy.http_protocol import ServiceProtocol
 from apikeyrouter_proxy.main import Service, create_app
 from apikeyrouter_proxy.runtime import Runtime
 
@@ -90,7 +91,9 @@ async def running_service(
         path.write_text(yaml.safe_dump(dict(config)))
         told = environ_for(redis_url, path, log) | dict(environ or {})
         app = create_app({name: value for name, value in told.items() if value})
-        settings = uvicorn.Config(app, port=0, log_level="warning", access_log=False, lifespan="on", ws="none")
+        settings = uvicorn.Config(
+            app, port=0, http=ServiceProtocol, log_level="warning", access_log=False, lifespan="on", ws="none"
+        )
         server = uvicorn.Server(settings)
         task = asyncio.create_task(_serve(server))
         await _started(server, task)

@@ -137,7 +137,7 @@ class ScopeConfig:
     suspense_after_us: int = 3_600_000_000
 
 
-class Charge(msgspec.Struct, frozen=True, kw_only=True):
+class Charge(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Amounts of one attempt. `expected` for ranking and lanes, `bound` for hard scopes; UNPRICED where unknown.
 
     `metered_tokens` is what limits on all tokens count at arrival (input plus the output cap at some providers);
@@ -158,7 +158,7 @@ class Words(tuple[str | int, ...]):
     encoded: tuple[bytes, ...] | None = None
 
 
-class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One way to serve a request: the lanes it is metered in, its own scopes, and what it is expected to take."""
 
     lanes: tuple[str, ...]
@@ -173,7 +173,7 @@ def place_words(lanes: tuple[str, ...], scopes: tuple[str, ...], charge: int = 1
     return Words((len(lanes), *lanes, len(scopes), *scopes, charge))
 
 
-class ReserveRequest(msgspec.Struct, frozen=True, kw_only=True):
+class ReserveRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Hold the first candidate that has room in every lane and every scope, or nothing.
 
     `rid` is made by the caller, one per attempt, and makes every transition idempotent. `config_version` 0 means
@@ -212,7 +212,7 @@ class RetryKind(IntEnum):
     NEVER = 3
 
 
-class Stamp(msgspec.Struct, frozen=True, kw_only=True):
+class Stamp(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where in the cell's history an answer stands. A `seq` that goes back proves lost writes (law 9)."""
 
     epoch: int
@@ -221,7 +221,7 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True):
     config_version: int
 
 
-class Loss(msgspec.Struct, frozen=True, kw_only=True):
+class Loss(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Why one candidate lost: `where` is the id of the binding lane or scope, `limit` the name of its binding limit."""
 
     index: int
@@ -232,7 +232,7 @@ class Loss(msgspec.Struct, frozen=True, kw_only=True):
     retry_kind: RetryKind
 
 
-class Admission(msgspec.Struct, frozen=True, kw_only=True):
+class Admission(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Held: candidate `index` (into the request's candidates) until `deadline_us`, renewable."""
 
     stamp: Stamp
@@ -245,7 +245,7 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     replayed: bool
 
 
-class Denial(msgspec.Struct, frozen=True, kw_only=True):
+class Denial(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Nothing was held. `binding` is the loss that ends soonest; `losses` has one entry per candidate."""
 
     stamp: Stamp
@@ -272,7 +272,7 @@ class Outcome(IntEnum):
     FAILURE = 2
 
 
-class Settlement(msgspec.Struct, frozen=True, kw_only=True):
+class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What was really used. `cost_nanousd` UNPRICED when the price is unknown."""
 
     rid: bytes
@@ -295,7 +295,7 @@ class Result(IntEnum):
     UNMATCHED = 4
 
 
-class Transition(msgspec.Struct, frozen=True, kw_only=True):
+class Transition(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Answer to settle, release, cancel, reassert: the result and the state the reservation is in now."""
 
     stamp: Stamp

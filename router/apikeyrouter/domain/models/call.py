@@ -49,7 +49,7 @@ class Call(msgspec.Struct, kw_only=True):
     told_costs: dict[str, tuple[int, int]] | None = None
 
 
-class AttemptFacts(msgspec.Struct, kw_only=True):
+class AttemptFacts(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """One attempt: which key, what happened. Times in microseconds.
 
     `failure` is its category, `meaning` its row of the taxonomy of failures; both "" when it succeeded.
@@ -83,14 +83,14 @@ class AttemptFacts(msgspec.Struct, kw_only=True):
         return () if self.ranking is None else tuple(standing.key_id for standing in self.ranking.standings)
 
 
-class Refusal(msgspec.Struct, kw_only=True):
+class Refusal(msgspec.Struct, kw_only=True, gc=False):
     """Why nothing was held: the candidates, what the ledger had against each, and what constraints excluded."""
 
     ranking: Ranking
     losses: tuple[Loss, ...] = ()
 
 
-class Facts(msgspec.Struct, kw_only=True):
+class Facts(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """What happened to one call: kept in a ring, rendered on demand.
 
     `cost_nanousd` and `usage` None: not known (yet: a stream's are set when it ends). The cost is that of all

@@ -47,7 +47,7 @@ class Barred(NamedTuple):
     why: str
 
 
-class Ranking(msgspec.Struct, kw_only=True):
+class Ranking(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """Candidates in the order in which they were offered to the ledger.
 
     `ranked`: how many of the measures, from the front, ranked them; 0: turns alone. `equals`: how many at the head were

@@ -3,7 +3,7 @@
 import msgspec
 
 
-class MediaTokens(msgspec.Struct, frozen=True, kw_only=True):
+class MediaTokens(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tokens that are no text, within the totals of a Usage; the cached ones also within the inputs here."""
 
     audio_input: int = 0
@@ -16,7 +16,7 @@ class MediaTokens(msgspec.Struct, frozen=True, kw_only=True):
     video_output: int = 0
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
+class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Token counts. Totals are inclusive: `input_tokens` contains cache reads and writes, `output_tokens` reasoning.
 
     `media`: what of it is sound, pictures or film (None: nothing, or not told); reasoning is text. `service_tier`: the

@@ -13,7 +13,7 @@ Headers = Sequence[tuple[str, str]]
 """Header names in lower case."""
 
 
-class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
+class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The few fields routing needs from a client's body, read once.
 
     `fields` holds the top-level members still encoded (name → JSON bytes), so that an edit splices, not re-serialises.
@@ -45,7 +45,7 @@ class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Where there is no body: expected input and output tokens, and the bounds of both (None: there is none)."""
 
 
-class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True):
+class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What goes to the provider."""
 
     method: str
@@ -54,7 +54,7 @@ class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
 
 
-class StreamStep(msgspec.Struct, kw_only=True):
+class StreamStep(msgspec.Struct, kw_only=True, gc=False):
     """What one chunk of a provider's stream means.
 
     `out`: bytes to pass on (may be empty). `substantive`: from here on the answer has begun, failover is over.

@@ -26,8 +26,14 @@ class ResponseHeaders(Mapping[str, str]):
         return isinstance(name, str) and name.lower() in (self._table or self._decoded())
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The header's value, or `default`."""
-        return (self._table or self._decoded()).get(name.lower(), default)
+        """The header's value, or `default`. Who asks for one does not pay for all."""
+        if self._table is not None:
+            return self._table.get(name.lower(), default)
+        wanted, size = name.lower(), len(name)
+        for raw, value in self._raw:
+            if len(raw) == size and (_names.get(raw) or _lower(raw)) == wanted:
+                return _text(value)
+        return default
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._table or self._decoded())
@@ -38,8 +44,12 @@ class ResponseHeaders(Mapping[str, str]):
     def _decoded(self) -> dict[str, str]:
         table = self._table = {}
         for name, value in reversed(self._raw):
-            table[_names.get(name) or _lower(name)] = value.decode("utf-8", "surrogateescape").strip(" \t")
+            table[_names.get(name) or _lower(name)] = _text(value)
         return table
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape").strip(" \t")
 
 
 def _lower(name: bytes) -> str:

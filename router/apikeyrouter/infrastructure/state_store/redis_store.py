@@ -169,7 +169,7 @@ class RedisStateStore(StateStore):
         while self._noted:
             batch = [self._noted.popleft() for _ in range(min(len(self._noted), DECISIONS_PER_BATCH_MAX))]
             try:
-                await self._add_decisions([_FACTS + _write_facts(facts).decode() for facts in batch])
+                await self._add_decisions([_FACTS.encode() + _write_facts(facts) for facts in batch])
             except BaseException:
                 self._noted.extendleft(reversed(batch))
                 raise
@@ -301,7 +301,7 @@ class RedisStateStore(StateStore):
                 pipe.xtrim(self._at(name), maxlen=kept, approximate=False)
                 await pipe.execute()
 
-    async def _add_decisions(self, texts: list[str]) -> None:
+    async def _add_decisions(self, texts: Sequence[str | bytes]) -> None:
         """Add to the list of decisions: one command however many, for there is one for every request."""
         if not texts:
             return

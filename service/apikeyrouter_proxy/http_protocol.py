@@ -1,0 +1,156 @@
+"""HTTP/1.1 as the worker speaks it: uvicorn's protocol over httptools, with a short way for what is common.
+
+Under it an application may take a body that has arrived without waiting for it, and send a complete answer in one
+write (`Exchanging`, in the scope's extensions). Any other ASGI server lacks the extension, and nothing else changes.
+"""
+
+import asyncio
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+__all__ = ["EXTENSION", "Exchanging", "ServiceProtocol", "exchanging"]
+
+EXTENSION = "apikeyrouter.exchange"
+JOINED_BYTES_MAX = 64 * 1024
+"""Up to this size a body is copied behind its head; a larger one is written beside it."""
+URLS_MAX = 1024
+_urls: dict[bytes, tuple[str, bytes, bytes]] = {}
+"""Request targets → path, raw path and query; emptied when full."""
+
+
+class Exchanging(Protocol):
+    """One request and its answer, without messages."""
+
+    def body_now(self) -> bytes | None:
+        """The whole body, if all of it has arrived; to be asked once, before anything is received."""
+        ...
+
+    def send_now(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Send a complete answer, whose headers say its length. False: not possible now; nothing was sent."""
+        ...
+
+
+def exchanging(scope: Mapping[str, Any]) -> Exchanging | None:
+    """The short way of a request, where its server has one."""
+    extensions = scope.get("extensions")
+    return None if extensions is None else extensions.get(EXTENSION)
+
+
+class _Cycle(RequestResponseCycle):
+    """One request and its answer."""
+
+    def body_now(self) -> bytes | None:
+        """As `Exchanging` says."""
+        if self.more_body or self.disconnected:
+            return None
+        self.message_event.clear()
+        body, self.body = bytes(self.body), bytearray()
+        return body
+
+    def send_now(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
+        """As `Exchanging` says."""
+        if self.response_started or self.disconnected or self.flow.write_paused or not self.keep_alive:
+            return False
+        lines = [b"%b: %b\r\n" % header for header in (*self.default_headers, *headers)]
+        head = b"%b%b\r\n" % (STATUS_LINE[status], b"".join(lines))
+        if head.count(b"\n") != len(lines) + 2 or head.count(b"\r") != len(lines) + 2:
+            raise RuntimeError("a header has a line break in it")
+        self.response_started = self.response_complete = True
+        self.waiting_for_100_continue = False
+        if len(body) <= JOINED_BYTES_MAX:
+            self.transport.write(head + body)
+        else:
+            self.transport.writelines((head, body))
+        self.message_event.set()
+        self.on_response()
+        return True
+
+
+class ServiceProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with `_Cycle` for requests, and one timer per connection instead of one per request."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._idle_since = 0.0
+
+    def on_headers_complete(self) -> None:
+        """A request begins. The unusual ones (upgrades, other versions, a server at its limit) are left to uvicorn."""
+        parser, scope = self.parser, self.scope
+        if (
+            self.limit_concurrency is not None
+            or self.root_path
+            or parser.get_http_version() != "1.1"
+            or parser.should_upgrade()
+            or not parser.should_keep_alive()
+        ):
+            super().on_headers_complete()
+            return
+        scope["method"] = parser.get_method().decode("ascii")
+        scope["path"], scope["raw_path"], scope["query_string"] = _urls.get(self.url) or _parsed(self.url)
+        before = self.cycle
+        cycle = self.cycle = _Cycle(
+            scope=scope, transport=self.transport, flow=self.flow, logger=self.logger,
+            access_logger=self.access_logger, access_log=self.access_log,
+            default_headers=self.server_state.default_headers, message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue, keep_alive=True, on_response=self.on_response_complete,
+        )  # fmt: skip
+        scope["extensions"] = {EXTENSION: cast("dict[object, object]", cycle)}
+        if before is None or before.response_complete:
+            self._start_asgi_task(cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
+
+    def on_response_complete(self) -> None:
+        """The next pipelined request, or a connection that is idle from now on."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._look_again(self.timeout_keep_alive)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that has been idle for too long; look again at one that has been used since."""
+        self.timeout_keep_alive_task = None
+        if not self._idle_since or self.transport.is_closing():
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._look_again(left)
+        else:
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The end of the connection."""
+        super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+
+    def _unset_keepalive_if_required(self) -> None:
+        """Something came: the connection is not idle. The timer stays."""
+        self._idle_since = 0.0
+
+    def _look_again(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+
+def _parsed(url: bytes) -> tuple[str, bytes, bytes]:
+    """A request target taken apart, as uvicorn does it. Errors: httptools' for what is none."""
+    parsed = httptools.parse_url(url)
+    path = parsed.path.decode("ascii")
+    if "%" in path:
+        path = urllib.parse.unquote(path)
+    if len(_urls) >= URLS_MAX:
+        _urls.clear()
+    found = _urls[url] = (path, parsed.path, parsed.query or b"")
+    return found
