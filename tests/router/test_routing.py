@@ -351,3 +351,20 @@ async def test_answers_are_looked_at_only_once_somebody_asks_for_quality(simulat
         assert made.finished[-1].attempts[-1].fault == "schema"
         await made.route(parameters={"max_tokens": 3})
         assert made.finished[-1].attempts[-1].fault == ""
+
+
+@pytest.mark.parametrize("rules", [{}, {"max_cost_per_request": 1}])
+async def test_turns_go_on_where_they_were_when_something_else_changes(
+    simulator: SimulatorProcess, store: StateStore, rules: dict[str, Any]
+) -> None:
+    """Each registration, change of state and learned fact makes the pools anew."""
+    async with house(simulator, store, ["a1", "a2", "b1"]) as made:
+        if rules:
+            await made.router.configure_policy({"name": "cap", "type": "cost", "rules": rules})
+        served: list[str] = []
+        for number in range(18):
+            served.append((await made.route()).key_used)
+            await made.router.register_key(f"sk-ant-other-{number:04}", "anthropic")
+        assert Counter(served) == {"a1": 6, "a2": 6, "b1": 6}
+        assert served[:3] * 6 == served
+        await made.at_rest()

@@ -14,7 +14,7 @@ from apikeyrouter.domain.components.capacity import Level, worst
 from apikeyrouter.domain.components.observations import Observations
 from apikeyrouter.domain.components.policy_constraints import Constraints
 from apikeyrouter.domain.components.policy_pools import narrowed
-from apikeyrouter.domain.components.pool import Option, Pool
+from apikeyrouter.domain.components.pool import Option, Pool, Turns
 from apikeyrouter.domain.components.price_book import PriceBook
 from apikeyrouter.domain.models.accounting import SHARED_SCOPES_MAX, ScopeConfig
 from apikeyrouter.domain.models.api_key import KeyMaterial, KeyState
@@ -132,6 +132,7 @@ class Catalogue:
         self._budgets: dict[tuple[str, str], list[ScopeConfig]] = {}
         self._budget_rules: dict[str, BudgetRule] = {}
         self._pools: dict[tuple[str, str | None, str, str | None], Pool] = {}
+        self._turns: dict[tuple[str, str | None, str, str | None], Turns] = {}
         self._teams: frozenset[str] | None = None
         self._narrowed: dict[tuple[Pool, Constraints], Pool] = {}
         self._shared: dict[tuple[str | None, str | None, Constraints | None], SharedScopes] = {}
@@ -281,7 +282,10 @@ class Catalogue:
             if not options:
                 raise ModelNotFoundError(model, provider_id, tuple(name for name, _ in self.models()))
             self._make_room(len(options))
-            pool = self._pools[model, provider_id, dialect, team] = Pool(model, options)
+            place = model, provider_id, dialect, team
+            if len(self._turns) >= POOLS_MAX:
+                self._turns.clear()
+            pool = self._pools[place] = Pool(model, options, self._turns.setdefault(place, Turns()))
             self.version += 1  # lanes may be in use now that were not before
         return pool if constraints is None else self._narrow(pool, constraints)
 

@@ -31,7 +31,7 @@ def narrowed(pool: Pool, constraints: Constraints, *, budgets_of: BudgetsOf, rat
         kept.append(_changed(option, verdict, budgets, rate_of))
     if constraints.places:
         kept = _placed(kept, constraints)
-    made = Pool(asked, kept)
+    made = Pool(asked, kept, pool.turns.under(constraints.policy_ids))
     made.constraints, made.barred = constraints, tuple(barred)
     made.capped = any(option.cost_max_nanousd is not None for option in kept)
     if constraints.shadows:

@@ -41,6 +41,10 @@ Which = tuple[Plan, bool, tuple[int, int]]
 """What an order is for: a plan, whether for streams, and the size of the request (bits of input and output; 0: any)."""
 
 
+TURNS_APART = 1 << 20
+"""How far apart the first turns of workers may be."""
+TURNS_KEPT_MAX = 64
+"""Of one pool: the combinations of policies whose turns are kept."""
 _ANY = ModelCapabilities()
 
 
@@ -151,11 +155,31 @@ class Ranked:
     ranking: Ranking
 
 
+class Turns:
+    """Whose turn it is. It outlives its pool, so that turns go on where they were when a pool is built anew."""
+
+    __slots__ = ("_under", "at")
+
+    def __init__(self, at: int | None = None) -> None:
+        self.at = random.randrange(TURNS_APART) if at is None else at  # noqa: S311 (workers should not start in step)
+        self._under: dict[tuple[str, ...], Turns] = {}
+
+    def under(self, policies: tuple[str, ...]) -> "Turns":
+        """The turns among what these policies leave of the pool; they begin where the pool's own are."""
+        known = self._under.get(policies)
+        if known is None:
+            if len(self._under) >= TURNS_KEPT_MAX:
+                self._under.clear()
+            known = self._under[policies] = Turns(self.at)
+        return known
+
+
 class Pool:
     """The options for one model, in an order per objective. Keys that are out by their state are never offered."""
 
-    def __init__(self, model: str, options: Sequence[Option]) -> None:
+    def __init__(self, model: str, options: Sequence[Option], turns: "Turns | None" = None) -> None:
         self.model = model
+        self.turns = turns or Turns()
         self.options = list(options)
         self.eligible = [option for option in self.options if option.key.state.eligible]
         self.samples = tuple({option.provider.id: option for option in self.options}.values())
@@ -182,7 +206,6 @@ class Pool:
         """The shadow policies that would refuse every option."""
         self._orders: dict[Which, Order] = {}
         self._building: dict[Which, Building] = {}
-        self._turn = random.randrange(max(1, len(self.eligible)))  # noqa: S311 (workers should not start in step)
 
     @property
     def out(self) -> list[Option]:
@@ -200,7 +223,7 @@ class Pool:
     @property
     def next_turn(self) -> int:
         """Whose turn is next, as `rank` takes it."""
-        return self._turn + 1
+        return self.turns.at + 1
 
     def rank(
         self,
@@ -226,7 +249,8 @@ class Pool:
         if not order.options:
             return Ranked([], ranking)
         if start is None:
-            start = self._turn = self._turn + 1
+            turns = self.turns
+            start = turns.at = turns.at + 1
         if plan.waits >= 0:
             return self._waiting(plan, order, ranking, count, snapshot, now, skip, start)
         start %= order.turning
