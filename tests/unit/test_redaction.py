@@ -49,6 +49,33 @@ def test_ordinary_messages_stay_as_they_are() -> None:
     assert redact(text) == text
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (  # OpenAI, status 401
+            "Incorrect API key provided: sk-proj-********************Ab1C. You can find your API key at "
+            "https://platform.openai.com/account/api-keys.",
+            "Incorrect API key provided: [redacted]. You can find your API key at "
+            "https://platform.openai.com/account/api-keys.",
+        ),
+        ("Incorrect API key provided: zebra4711Qw. Ask.", "Incorrect API key provided: [redacted]. Ask."),
+        ("Authentication Fails, Your api key: ****b5c1 is invalid", "Authentication Fails, Your api key: [redacted] "
+         "is invalid"),
+        ("Rate limit reached for gpt-4o in organization org-Ab12Cd34 on requests per min (RPM): Limit 3, Used 3.",
+         "Rate limit reached for gpt-4o in organization [redacted] on requests per min (RPM): Limit 3, Used 3."),
+        ("Permission denied: Consumer 'api_key:AIzaSyA-1234567890' has been suspended.",
+         "Permission denied: Consumer 'api_key:[redacted]' has been suspended."),
+        ("got header Authorization: Bearer abcdefgh12345.", "got header Authorization: Bearer [redacted]."),
+        ("GET https://x/y?key=topsecret&z=1 failed", "GET https://x/y?key=[redacted]&z=1 failed"),
+        ("API key not valid. Please pass a valid API key.", "API key not valid. Please pass a valid API key."),
+        ("on projects/my-secret-7/locations/eu", "on projects/[redacted]/locations/eu"),
+    ],
+)  # fmt: skip
+def test_only_the_secret_goes_and_the_message_stays_useful(said: str, told: str) -> None:
+    assert redact(said) == told
+    assert redact(told) == told
+
+
 @given(st.text(max_size=6000))
 def test_any_text_comes_out_printable_and_bounded(text: str) -> None:
     cleaned = redact(text)

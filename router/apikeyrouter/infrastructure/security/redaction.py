@@ -11,18 +11,25 @@ TEXT_MAX = 2000
 
 _SECRETS = re.compile(
     r"""
-      \bsk-[\w*.-]{6,}                                  # OpenAI, Anthropic, OpenRouter; also masked: sk-ab***cd
+      \bsk-[\w*.-]{5,}[\w*-]                             # OpenAI, Anthropic, OpenRouter; also masked: sk-ab***cd
     | \bAIza[\w*-]{8,} | \bAQ\.[\w*-]{6,}               # Google
     | \bgsk_[\w*]{6,} | \bABSK[\w*+/=-]{6,}             # Groq, Bedrock
     | \bxai-[\w*-]{8,} | \bpplx-[\w*-]{8,} | \bnvapi-[\w*-]{8,} | \bhf_[\w*]{8,}
     | \b(?:AKIA|ASIA)[0-9A-Z]{12,}                      # AWS access key ids
     | \beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?            # JSON web tokens
-    | (?i:\b(?:bearer|basic)\s+)(?:[\w*.~+/=-]{8,})
-    | (?i:[?&](?:api[_-]?key|key|access_token|token)=)[^\s&"'<>]+
-    | (?i:\bapi[ _-]?key(?:\ provided)?\s*[:=]\s*["']?)[\w*.~+/=-]{6,}
     """,
     re.VERBOSE,
 )
+_NAMED = re.compile(
+    r"""
+      ( (?i:\b(?:bearer|basic)\s+) )                   [\w*.~+/=-]{7,}[\w*~+/=-]
+    | ( (?i:[?&](?:api[_-]?key|key|access_token|token)=) )  [^\s&"'<>]+
+    | ( (?i:\bapi[ _-]?key(?:\ provided)?\s*[:=]\s*["']?) ) [\w*.~+/=-]{5,}[\w*~+/=-]
+    | ( \bprojects?/ | \bconsumer\s+(?=') )            (?: [\w-]+ | '[^']*' )
+    """,
+    re.VERBOSE,
+)
+"""What is secret because of what stands before it; those words stay, for they say what is wrong."""
 _MASKED = re.compile(r"(?<![\w-])[\w-]{2,64}\*{3,}[\w*-]*")
 """A masked key of unknown make: `ab12****cd`."""
 
@@ -30,7 +37,7 @@ _ACCOUNTS = re.compile(
     r"""
       \borg-[\w-]{4,} | \borg_[\w-]{4,} | \bproj_[\w-]{4,} | \bwrkspc_[\w-]{4,} | \bacct_[\w-]{4,}
     | \b[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}\b  # organisation ids at Anthropic
-    | \bprojects?/[\w-]+ | \bproject_number:\d+ | \bconsumer\s+'[^']*'
+    | \bproject_number:\d+
     """,
     re.VERBOSE,
 )
@@ -46,9 +53,13 @@ def redact(text: str, *, known: tuple[str, ...] = ()) -> str:
     for secret in known:
         if secret:
             text = text.replace(secret, REDACTED)
-    text = _ACCOUNTS.sub(REDACTED, _SECRETS.sub(REDACTED, text))
+    text = _NAMED.sub(_keep_name, _ACCOUNTS.sub(REDACTED, _SECRETS.sub(REDACTED, text)))
     if "***" in text:
         text = _MASKED.sub(REDACTED, text)
     if not text.isprintable():
         text = "".join([c if c.isprintable() else " " for c in text])
     return text if len(text) <= TEXT_MAX else text[: TEXT_MAX - 1] + "…"
+
+
+def _keep_name(found: re.Match[str]) -> str:
+    return f"{found[found.lastindex or 0]}{REDACTED}"
