@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from apikeyrouter.domain.components.catalogue import Provider
+from apikeyrouter.domain.components.catalogue import ANY_CLIENT, Provider
 from apikeyrouter.domain.components.objectives import Plan
 from apikeyrouter.domain.components.policy_constraints import Constraints
 from apikeyrouter.domain.components.pool import Option, Pool
@@ -73,7 +73,7 @@ class ApiKeyRouter(RouterWaysIn):
         if self._loop is not asyncio.get_running_loop() or self._deferrals.pending:
             await self.start()
         if call.intent is not None and call.client is not None:
-            call.lanes = self.catalogue.client_lanes.get(call.client, ())
+            call.lanes, call.weight = self.catalogue.clients.get(call.client, ANY_CLIENT)
         facts = self._facts(call)
         self.in_flight += 1
         speaking = REQUEST_ID.set(call.request_id)

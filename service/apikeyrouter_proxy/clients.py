@@ -117,6 +117,6 @@ def _caller(record: ClientRecord) -> Caller:
         team=record.team,
         models=record.models,
         lanes=(record.lane,) if record.lane else (),
-        weight=max(1, round(record.weight)),
+        weight=record.share,
         digest=bytes.fromhex(record.token_sha256),
     )

@@ -69,11 +69,14 @@ def traffic(url: str, simulator_url: str, told: dict[str, str]) -> None:
         httpx.post(f"{simulator_url}/_sim/control", json={"clear_failures": True, "failures": rules})
         for stream in (False, True):
             for path, model in (("/v1/chat/completions", "gpt-4o-mini"), ("/v1/messages", "claude-haiku-4-5")):
-                body = {"model": model, "stream": stream, "max_tokens": 8}
+                body: dict[str, Any] = {"model": model, "stream": stream, "max_tokens": 8}
                 body["messages"] = [{"role": "user", "content": "hi"}]
                 for token in (SECRETS["token"], SECRETS["token"][:-4] + "oops"):
                     answer = httpx.post(
-                        url + path + "?key=" + token, json=body, headers={"authorization": f"Bearer {token}"}, timeout=60
+                        url + path + "?key=" + token,
+                        json=body,
+                        headers={"authorization": f"Bearer {token}"},
+                        timeout=60,
                     )
                     answers.append(f"{answer.status_code} {dict(answer.headers)} {answer.text}")
     httpx.post(f"{simulator_url}/_sim/control", json={"clear_failures": True})
@@ -134,7 +137,9 @@ def environ_of() -> dict[str, str]:
 def test_nothing_that_the_service_and_its_commands_tell_shows_a_secret(tmp_path: Path) -> None:
     told: dict[str, str] = {}
     (tmp_path / "simulated.yaml").write_text(yaml.safe_dump(SIMULATED))
-    with running(["-m", "apikeyrouter.cli", "simulate", "--port", "0", "--config", "simulated.yaml"], cwd=tmp_path) as it:
+    with running(
+        ["-m", "apikeyrouter.cli", "simulate", "--port", "0", "--config", "simulated.yaml"], cwd=tmp_path
+    ) as it:
         assert it.stdout is not None
         simulator_url = it.stdout.readline().removeprefix("ready ").strip()
         config = configuration(tmp_path, simulator_url)

@@ -18,7 +18,7 @@ from apikeyrouter.integrations.httpx2 import RouterTransport
 from apikeyrouter.router import ApiKeyRouter
 from apikeyrouter.simulator import SimulatorProcess
 from tests.cli.processes import clean_environ, hear, running
-from tests.router.house import KEYS, MASTER_KEY, until
+from tests.router.house import KEYS, MASTER_KEY, house, until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(120)]
 REQUESTS_MAX = 50
@@ -143,3 +143,48 @@ async def idle(router: ApiKeyRouter) -> bool:
     """Whether nobody holds anything of the client's."""
     (lane,) = await router.ledger.lanes(["c:app"])
     return lane.in_flight == 0
+
+
+SHARES: dict[str, Any] = {
+    "clients": [
+        {"name": "heavy", "token": "a-token-that-is-heavy", "weight": 4},
+        {"name": "light", "token": "a-token-that-is-light"},
+    ],
+    "limits": [{"quota_group": "org-a", "concurrency": 1, "headroom": 0}],
+}
+ENOUGH = 80
+
+
+@pytest.mark.parametrize("way", ["route", "lease", "sdk"])
+async def test_scarce_capacity_is_shared_by_the_weights_of_clients_in_the_library_too(
+    simulator: SimulatorProcess, redis_url: str, way: str
+) -> None:
+    served = {"heavy": 0, "light": 0}
+    chat: Any = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]}
+    await simulator.control(organisation="org-a", settings={"latency_ms": 10})
+    async with house(simulator, RedisStateStore(redis_url), ["a1", "a2"], **SHARES) as made:
+
+        async def ask(client: str, sdk: AsyncOpenAI) -> None:
+            if way == "route":
+                await made.router.route({**chat, "client": client})
+            elif way == "sdk":
+                await sdk.chat.completions.create(**chat)
+            else:
+                async with made.router.lease("gpt-4o-mini", estimated_tokens=20, client=client) as lease:
+                    await asyncio.sleep(0.01)
+                    lease.settle(input_tokens=10, output_tokens=10)
+
+        async def want(client: str) -> None:
+            async with httpx2.AsyncClient(transport=RouterTransport(made.router, client=client)) as http:
+                sdk = AsyncOpenAI(api_key="any", http_client=http, max_retries=0)
+                while sum(served.values()) < ENOUGH:
+                    try:
+                        await ask(client, sdk)
+                        served[client] += 1
+                    except (NoEligibleKeysError, openai.RateLimitError):
+                        await asyncio.sleep(0.001)
+
+        await asyncio.gather(*(want(client) for client in served for _ in range(8)))
+        await made.at_rest()
+    assert served["light"] * 2 < served["heavy"]
+    assert served["light"] > 0

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from apikeyrouter.domain.components.catalogue import ANY_CLIENT
 from apikeyrouter.domain.models.call import Call, Exchange
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError, ConfigurationError, ErrorCategory, SystemError
@@ -116,7 +117,7 @@ class InProcess:
         parsed = route.wire.parse(body, operation=route.operation)
         check_provider(headers, self.router.catalogue.providers)
         call = make_call(route, headers, self._caller, parsed, query=query, request_id=request_id, started=started)
-        call.lanes = self.router.catalogue.client_lanes.get(call.client or "", ())
+        call.lanes, call.weight = self.router.catalogue.clients.get(call.client or "", ANY_CLIENT)
         call.objective = call.objective or self._objective
         call.provider_id = call.provider_id or self._provider_id
         if read_seconds is not None and not call.stream:

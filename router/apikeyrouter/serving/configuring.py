@@ -11,7 +11,15 @@ from typing import Any
 
 import msgspec
 
-from apikeyrouter.domain.components.catalogue import BudgetRule, Catalogue, Key, ModelPool, key_lane, provider_lane
+from apikeyrouter.domain.components.catalogue import (
+    BudgetRule,
+    Catalogue,
+    ClientTerms,
+    Key,
+    ModelPool,
+    key_lane,
+    provider_lane,
+)
 from apikeyrouter.domain.components.circuits import KEY_BREAKER, PROVIDER_BREAKER
 from apikeyrouter.domain.components.limits import LimitRow, compile_limits
 from apikeyrouter.domain.components.quotas import limit_of
@@ -57,6 +65,8 @@ class SharedConfig:
     quality: dict[str, float] = field(default_factory=dict)
     key_breaker: Breaker = KEY_BREAKER
     provider_breaker: Breaker = PROVIDER_BREAKER
+    client_weights: dict[str, int] = field(default_factory=dict)
+    """Those that are not 1."""
 
     @classmethod
     def of(cls, config: CompiledConfig) -> "SharedConfig":
@@ -67,6 +77,7 @@ class SharedConfig:
             policies=tuple(policy.model_dump(mode="json") for policy in config.policies),
             quality=dict(config.routing.quality), key_breaker=config.routing.key_breaker,
             provider_breaker=config.routing.provider_breaker,
+            client_weights={client.name: client.share for client in config.clients if client.share != 1},
             pools={
                 group: [(lane, None if models is None else sorted(models)) for lane, models in pools]
                 for group, pools in config.pools.items()
@@ -145,9 +156,7 @@ class Configuration:
         self.policies = tuple(Policy.parse(told) for told in new.policies)
         self.models.take_file(new.aliases)
         catalogue.qualities = dict(new.quality)
-        catalogue.client_lanes = {
-            lane.id.removeprefix(CLIENT): (lane.id,) for lane in new.lanes if lane.id.startswith(CLIENT) and lane.limits
-        }
+        catalogue.clients = _clients(new)
         self.budgets.take_file(_rules(new.budgets))
         self._index_pools()
 
@@ -297,6 +306,15 @@ class Configuration:
                 for group, found in pools.items()
             }
         )
+
+
+def _clients(config: SharedConfig) -> dict[str, ClientTerms]:
+    """The clients that have limits, or a weight, of their own."""
+    lanes = {
+        lane.id.removeprefix(CLIENT): (lane.id,) for lane in config.lanes if lane.id.startswith(CLIENT) and lane.limits
+    }
+    weights = config.client_weights
+    return {name: ClientTerms(lanes.get(name, ()), weights.get(name, 1)) for name in {*lanes, *weights}}
 
 
 def _rules(budgets: Iterable[BudgetRecord]) -> list[BudgetRule]:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterable, Iterable, Mapping
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from apikeyrouter.domain.components.catalogue import ANY_CLIENT
 from apikeyrouter.domain.components.pool import Pool
 from apikeyrouter.domain.interfaces.observability import EventCallback
 from apikeyrouter.domain.models.call import Call, Facts
@@ -136,7 +137,7 @@ class RouterWaysIn(RouterRegistration):
     async def _begin(self, policy: Policy | Mapping[str, Any] | None, call: Call) -> tuple[Pool, Attempt]:
         """Admit a call whose sending is somebody else's."""
         await self.start()
-        call.lanes = self.catalogue.client_lanes.get(call.client or "", ())
+        call.lanes, call.weight = self.catalogue.clients.get(call.client or "", ANY_CLIENT)
         if policy is not None:
             call.policy = await self._own_policy(policy)
         facts = self._facts(call)

@@ -105,6 +105,16 @@ class BudgetRule:
     holder: tuple[str, str] | None = None
 
 
+class ClientTerms(NamedTuple):
+    """What a client's calls go by: its own limits, and its share among clients where capacity is scarce."""
+
+    lanes: tuple[str, ...] = ()
+    weight: int = 1
+
+
+ANY_CLIENT = ClientTerms()
+
+
 class SharedScopes(NamedTuple):
     """Ids of the budgets that a request is in whichever key serves it, and whether one of them is hard."""
 
@@ -120,8 +130,8 @@ class Catalogue:
         self.observations = Observations()
         self.providers: dict[str, Provider] = {}
         self.keys: dict[str, Key] = {}
-        self.client_lanes: Mapping[str, tuple[str, ...]] = {}
-        """The own limits of clients, by their names."""
+        self.clients: Mapping[str, ClientTerms] = {}
+        """By name, clients that a configuration names; the service's and the library's calls alike."""
         self.qualities: dict[str, float] = {}
         """By model, as the configuration declares it."""
         self.aliases: dict[str, tuple[tuple[str, str], ...]] = {}

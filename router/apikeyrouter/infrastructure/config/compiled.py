@@ -98,6 +98,11 @@ class ClientRecord:
     lane: str | None = None
     weight: float = 1.0
 
+    @property
+    def share(self) -> int:
+        """The weight as the ledger takes it: whole, at least 1."""
+        return max(1, round(self.weight))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingRecord:
