@@ -72,7 +72,7 @@ class ApiKeyRouter(RouterWaysIn):
         """
         if self._loop is not asyncio.get_running_loop() or self._deferrals.pending:
             await self.start()
-        if call.intent is not None and call.client is not None:
+        if call.parsed is None and call.client is not None:
             call.lanes, call.weight = self.catalogue.clients.get(call.client, ANY_CLIENT)
         facts = self._facts(call)
         self.in_flight += 1
@@ -122,7 +122,7 @@ class ApiKeyRouter(RouterWaysIn):
         for rounds in range(STALE_ROUNDS_MAX + 1):
             if self.policy_engine.active or call.policy is not None:
                 rules = self._policing.rules(call, relaxed=relaxed)
-            pool = self.catalogue.pool(call.model, call.provider_id, call.dialect, call.team, rules)
+            pool = self.catalogue.pool_of(call, rules)
             if rules is not None:
                 self._policing.note(rules, pool, facts)
                 if not pool.options:
@@ -130,7 +130,7 @@ class ApiKeyRouter(RouterWaysIn):
                         return await self._admit(call, parsed, facts, tried, failed, relaxed=True)
                     raise self._policing.denial(rules, pool, (), facts) from failed
             skip = left_out(call, pool, parsed, tried)
-            if call.parsed is None:
+            if call.intent is not None:
                 await ask_costs(call, pool)
             try:
                 admitted = await self._admissions.admit(
@@ -208,7 +208,8 @@ class ApiKeyRouter(RouterWaysIn):
         return Facts(
             request_id=call.request_id, operation=call.operation, model=call.model, stream=call.stream,
             objective=str((call.objective or self.routing_engine.default).primary), team=call.team,
-            client=call.client, at_us=time.time_ns() // 1000, pinned=call.provider_id, dialect=call.dialect,
+            client=call.client, at_us=time.time_ns() // 1000, pinned=call.provider_id,
+            dialect=call.dialect if call.intent is None else "",
             snapshot_age_us=max(0, int((call.started - self.snapshot.taken) * 1e6)) if self.snapshot.taken else 0,
         )  # fmt: skip
 

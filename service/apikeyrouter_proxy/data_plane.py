@@ -28,10 +28,11 @@ from apikeyrouter.infrastructure.surface.answers import (
     stream_headers,
     whole_headers,
 )
-from apikeyrouter.infrastructure.surface.model_list import model_body, models_body
-from apikeyrouter.infrastructure.surface.problems import Problem, RequestRefused, refuse
+from apikeyrouter.infrastructure.surface.model_list import list_body
+from apikeyrouter.infrastructure.surface.problems import Problem, refuse
 from apikeyrouter.infrastructure.surface.requests import Caller, Headers, check_provider, make_call, request_id_of
-from apikeyrouter.infrastructure.surface.routes import MODELS_PREFIX, ROUTES, Route, missing_route
+from apikeyrouter.infrastructure.surface.routes import Route, known_paths
+from apikeyrouter.infrastructure.surface.translating import in_own_dialect, widen
 from apikeyrouter.router import ApiKeyRouter
 from apikeyrouter_proxy.access_log import AccessLog
 from apikeyrouter_proxy.clients import Clients
@@ -53,15 +54,16 @@ _log = structlog.get_logger("apikeyrouter")
 
 
 class DataPlane:
-    """Serves the paths of ROUTES, and whatever else is asked for under `/v1/`, with errors in the route's dialect.
+    """Serves routes, with errors in the route's dialect.
 
-    `clients` may be replaced at any time, when the configuration changes.
+    `clients` and `translate` (whether providers of other dialects may serve a request) may be changed at any time.
     """
 
     def __init__(
         self, router: ApiKeyRouter, clients: Clients, metrics: Metrics, access_log: AccessLog, *, body_bytes_max: int
     ) -> None:
         self.clients = clients
+        self.translate = False
         self.open = OpenRequests()
         self._router = router
         self._metrics = metrics
@@ -69,7 +71,7 @@ class DataPlane:
         self._body_bytes_max = body_bytes_max
 
     async def serve(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request on a known path."""
+        """One request."""
         started = time.perf_counter()
         headers: Headers = dict(scope["headers"])
         request_id = request_id_of(headers)
@@ -81,18 +83,24 @@ class DataPlane:
         short = exchanging(scope)
         try:
             caller = self.clients.identify(headers, scope)
+            if route.operation == "unknown":
+                raise refuse(404, "invalid_request_error", "unknown_url", f"no such path; there are {known_paths()}")
             if scope["method"] != route.method:
                 raise refuse(405, "invalid_request_error", "method_not_allowed", f"use {route.method} {route.path}")
             if route.operation == "models":
-                await self._list(route.path, headers, caller, request_id, send)
+                await self._list(route, caller, request_id, send)
                 return
             body = await read_body(receive, headers, self._body_bytes_max, short)
-            parsed = route.wire.parse(body, operation=route.operation)
+            parsed = route.wire.parse(body, operation=route.operation, model=route.name)
             query = scope["query_string"]
             check_provider(headers, self._router.catalogue.providers)
             call = make_call(route, headers, caller, parsed, query=query, request_id=request_id, started=started)
+            if self.translate:
+                widen(call, self._router.catalogue)
             opened = self.open.enter(receive, started)
             exchange = await self._router.serve(call)
+            if call.intent is not None:
+                exchange = in_own_dialect(exchange, call)
             if exchange.chunks is None:
                 self.open.leave(opened)
                 await _send_whole(exchange, route.wire.dialect, send, short)
@@ -113,26 +121,6 @@ class DataPlane:
             if opened is not None:
                 self.open.leave(opened)
 
-    async def other(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """A path under `/v1/` that is not in ROUTES: one model, or nothing that there is."""
-        started = time.perf_counter()
-        headers: Headers = dict(scope["headers"])
-        request_id = request_id_of(headers)
-        route = missing_route(path, headers)
-        caller: Caller | None = None
-        try:
-            caller = self.clients.identify(headers, scope)
-            if route.operation == "unknown":
-                known = ", ".join(ROUTES)
-                raise refuse(404, "invalid_request_error", "unknown_url", f"no such path; there are {known}")
-            if scope["method"] != "GET":
-                raise refuse(405, "invalid_request_error", "method_not_allowed", f"use GET {path}")
-            await self._list(path, headers, caller, request_id, send)
-        except RequestRefused as exc:
-            problem = self._problem(exc, route.wire.dialect)
-            self._note_refusal(route, request_id, caller, problem.status, problem.code, started)
-            await self._send_problem(problem, route, request_id, send)
-
     def finished(self, facts: Facts) -> None:
         """Count and log a call that has ended; the router tells."""
         self._metrics.observe(facts)
@@ -140,15 +128,9 @@ class DataPlane:
 
     # --- answers -------------------------------------------------------------------------------------------------
 
-    async def _list(self, path: str, headers: Headers, caller: Caller, request_id: str, send: Send) -> None:
-        is_anthropic = b"anthropic-version" in headers
-        models = self._models_for(caller)
-        if path.startswith(MODELS_PREFIX):
-            body = model_body(models, path.removeprefix(MODELS_PREFIX), anthropic=is_anthropic)
-        else:
-            body = models_body(models, anthropic=is_anthropic)
-        dialect = "anthropic" if is_anthropic else "openai"
-        head = [_JSON, (b"content-length", b"%d" % len(body)), *identity_headers(request_id, dialect)]
+    async def _list(self, route: Route, caller: Caller, request_id: str, send: Send) -> None:
+        body = list_body(self._models_for(caller), route.wire.dialect, route.name)
+        head = [_JSON, (b"content-length", b"%d" % len(body)), *identity_headers(request_id, route.wire.dialect)]
         await _send(send, 200, head, body)
 
     def _models_for(self, caller: Caller) -> list[tuple[str, tuple[str, ...]]]:

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from apikeyrouter._version import __version__
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError
-from apikeyrouter.infrastructure.surface.routes import ROUTES
+from apikeyrouter.infrastructure.surface.routes import PREFIXES, ROUTES, find_route
 from apikeyrouter_proxy.data_plane import Receive, Send
 from apikeyrouter_proxy.edge import Edge, add_error_handlers
 from apikeyrouter_proxy.management import aliases, management
@@ -52,11 +52,10 @@ class Service(FastAPI):
             if runtime is None:
                 runtime = await self.opened()
             route = ROUTES.get(path)
+            if route is None and path.startswith(PREFIXES):
+                route = find_route(path, scope["query_string"], dict(scope["headers"]))
             if route is not None:
                 await runtime.plane.serve(route, scope, receive, send)
-                return
-            if path.startswith("/v1/"):
-                await runtime.plane.other(path, scope, receive, send)
                 return
         await super().__call__(scope, receive, send)
 

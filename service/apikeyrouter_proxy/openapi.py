@@ -1,11 +1,13 @@
 """The data plane in the OpenAPI description, by hand: FastAPI does not know of it."""
 
+import re
 from typing import Any
 
-from apikeyrouter.infrastructure.surface.routes import MODELS_PREFIX, ROUTES
+from apikeyrouter.infrastructure.surface.routes import ROUTES, ROUTES_WITH_NAMES, Route
 
 __all__ = ["with_data_plane"]
 
+_NAMED = re.compile(r"\{(\w+)\}")
 _SECURITY: list[dict[str, list[str]]] = [{"clientToken": []}]
 _ANSWER = {"description": "As the provider answers, with routing_metadata added to JSON objects"}
 _ERRORS: dict[str, dict[str, str]] = {
@@ -53,28 +55,29 @@ def with_data_plane(schema: dict[str, Any]) -> dict[str, Any]:
         "scheme": "bearer",
         "description": "A client token of the configuration; also x-api-key or x-goog-api-key",
     }
-    for route in ROUTES.values():
-        schema["paths"][route.path] = {route.method.lower(): _operation(route.summary, posts=route.method == "POST")}
-    schema["paths"][MODELS_PREFIX + "{model}"] = {
-        "get": {
-            **_operation("One model", posts=False),
-            "parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}],
-        }
-    }
+    for route in (*ROUTES.values(), *ROUTES_WITH_NAMES):
+        schema["paths"].setdefault(route.path, {})[route.method.lower()] = _operation(route)
     return schema
 
 
-def _operation(summary: str, *, posts: bool) -> dict[str, Any]:
+def _operation(route: Route) -> dict[str, Any]:
+    posts = route.method == "POST"
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in _NAMED.findall(route.path)
+    ]
     made: dict[str, Any] = {
-        "summary": summary,
+        "summary": route.summary,
         "tags": ["data plane"],
         "security": _SECURITY,
         "responses": {"200": _ANSWER, **(_ERRORS if posts else {code: _ERRORS[code] for code in _LIST_ERRORS})},
     }
     if posts:
-        made["parameters"] = [
+        parameters += [
             {"name": name, "in": "header", "required": False, "description": told, "schema": {"type": "string"}}
             for name, told in _REQUEST_HEADERS.items()
         ]
         made["requestBody"] = {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+    if parameters:
+        made["parameters"] = parameters
     return made

@@ -120,6 +120,7 @@ class Runtime:
 
     async def _take_over(self, compiled: CompiledConfig) -> None:
         await self.router.apply(compiled)
+        self.plane.translate = compiled.routing.translate
         self.plane.clients = Clients(compiled.clients, open_to_all=self.settings.proxy_open)
         for warning in (*compiled.warnings, *without_effect(compiled)):
             _log.warning("configuration.warned", warning=warning)
@@ -212,7 +213,6 @@ class Runtime:
 def without_effect(config: CompiledConfig) -> list[str]:
     """What the file asks for and this version does not do yet: an operator must not rely on it."""
     asked = {
-        "routing.translate": config.routing.translate,
         "routing.wait_max_ms": config.routing.wait_max_ms > 0,
     }
     return [f"{path}: has no effect in this version" for path, is_asked in asked.items() if is_asked]

@@ -15,6 +15,7 @@ SIMULATED: dict[str, Any] = {
     "organisations": [
         {"id": "org-alpha", "keys": ["sk-sim-service-1", "sk-sim-service-2"], "output_tokens": 12},
         {"id": "org-beta", "dialect": "anthropic", "keys": ["sk-ant-sim-service"], "output_tokens": 12},
+        {"id": "proj-gamma", "dialect": "gemini", "keys": ["AIza-sim-service"], "output_tokens": 12},
         {"id": "org-slow", "keys": ["sk-sim-slow"], "tokens_per_second": 40, "output_tokens": 2000},
         {"id": "org-brief", "keys": ["sk-sim-brief"], "tokens_per_second": 100, "output_tokens": 60},
         {"id": "org-late", "keys": ["sk-sim-late"], "latency_ms": 30_000},

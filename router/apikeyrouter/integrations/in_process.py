@@ -24,10 +24,11 @@ from apikeyrouter.infrastructure.surface.answers import (
     stream_headers,
     whole_headers,
 )
-from apikeyrouter.infrastructure.surface.model_list import model_body, models_body
+from apikeyrouter.infrastructure.surface.model_list import list_body
 from apikeyrouter.infrastructure.surface.problems import refuse
 from apikeyrouter.infrastructure.surface.requests import Caller, Headers, check_provider, make_call, request_id_of
-from apikeyrouter.infrastructure.surface.routes import MODELS_PREFIX, ROUTES, Route, missing_route, route_of
+from apikeyrouter.infrastructure.surface.routes import Route, find_route, in_any_base, known_paths
+from apikeyrouter.infrastructure.surface.translating import in_own_dialect, widen
 from apikeyrouter.router import ApiKeyRouter
 
 __all__ = ["Answer", "InProcess", "TooSlow"]
@@ -90,18 +91,17 @@ class InProcess:
         """
         started = time.perf_counter()
         request_id = request_id_of(headers)
-        route = route_of(path) or missing_route(path, headers)
+        route = find_route(in_any_base(path), query, headers)
         try:
             await self.router.start()
             if route.operation == "unknown":
-                known = ", ".join(ROUTES)
-                raise refuse(404, "invalid_request_error", "unknown_url", f"no such path; there are {known}")
+                raise refuse(404, "invalid_request_error", "unknown_url", f"no such path; there are {known_paths()}")
             if method != route.method:
                 raise refuse(405, "invalid_request_error", "method_not_allowed", f"use {route.method} {route.path}")
             if route.operation == "models":
-                return self._models(route, headers, request_id)
+                return self._models(route, request_id)
             call = self._call(route, headers, body, query, request_id, started, read_seconds)
-            exchange = await self._begun(call, read_seconds)
+            exchange = in_own_dialect(await self._begun(call, read_seconds), call)
         except (ConfigurationError, TooSlow):
             raise
         except Exception as exc:
@@ -114,12 +114,13 @@ class InProcess:
         self, route: Route, headers: Headers, body: bytes, query: bytes, request_id: str, started: float,
         read_seconds: float | None,
     ) -> Call:  # fmt: skip
-        parsed = route.wire.parse(body, operation=route.operation)
+        parsed = route.wire.parse(body, operation=route.operation, model=route.name)
         check_provider(headers, self.router.catalogue.providers)
         call = make_call(route, headers, self._caller, parsed, query=query, request_id=request_id, started=started)
         call.lanes, call.weight = self.router.catalogue.clients.get(call.client or "", ANY_CLIENT)
         call.objective = call.objective or self._objective
         call.provider_id = call.provider_id or self._provider_id
+        widen(call, self.router.catalogue)
         if read_seconds is not None and not call.stream:
             call.deadline = min(call.deadline or float("inf"), started + read_seconds)
         return call
@@ -134,14 +135,8 @@ class InProcess:
         except TimeoutError as exc:
             raise TooSlow from exc
 
-    def _models(self, route: Route, headers: Headers, request_id: str) -> Answer:
-        is_anthropic = b"anthropic-version" in headers
-        models = self.router.catalogue.models()
-        name = route.path.removeprefix(MODELS_PREFIX)
-        if name == route.path:
-            body = models_body(models, anthropic=is_anthropic)
-        else:
-            body = model_body(models, name, anthropic=is_anthropic)
+    def _models(self, route: Route, request_id: str) -> Answer:
+        body = list_body(self.router.catalogue.models(), route.wire.dialect, route.name)
         return Answer(status=200, headers=_json_head(body, request_id, route.wire.dialect), body=body)
 
 

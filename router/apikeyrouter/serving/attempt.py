@@ -13,6 +13,7 @@ from apikeyrouter.domain.components.catalogue import Provider
 from apikeyrouter.domain.components.pool import Option
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
+from apikeyrouter.domain.interfaces.wire import Wire
 from apikeyrouter.domain.models.call import Call, Exchange, Facts
 from apikeyrouter.domain.models.failure import Failure
 from apikeyrouter.domain.models.request_intent import RequestIntent
@@ -127,7 +128,7 @@ class Attempts:
         assert admitted.parsed is not None
         request = wire.build(
             admitted.parsed, operation=admitted.operation, model=admitted.option.model, token_cap=admitted.token_cap,
-            key=_secret(attempt), headers=call.headers, path_query=call.path_query,
+            key=_secret(attempt), headers=call.headers, path_query=call.path_query and _query(call, wire),
         )  # fmt: skip
         attempt.sent = True
         response = await self.open().send(request, timeouts=timeouts)
@@ -163,7 +164,7 @@ class Attempts:
             self.ends.watch.whole(attempt, body)
         return Exchange(
             status=response.status, content_type=response.headers.get("content-type", "application/json"),
-            facts=attempt.facts, body=body,
+            facts=attempt.facts, body=body, wire=attempt.wire,
         )  # fmt: skip
 
     def _unusable(self, attempt: Attempt, response: Response, body: bytes) -> Failure | None:
@@ -188,7 +189,7 @@ class Attempts:
             return replace(failure, billed=None)
         return Exchange(
             status=response.status, content_type=response.headers.get("content-type", "text/event-stream"),
-            facts=attempt.facts, chunks=stream,
+            facts=attempt.facts, chunks=stream, wire=wire,
         )  # fmt: skip
 
     # --- adapters that only take intents -------------------------------------------------------------------------
@@ -236,6 +237,11 @@ def _capped(attempt: Attempt) -> RequestIntent:
         return intent
     parameters = intent.parameters if cap is None else {**intent.parameters, "max_tokens": cap}
     return intent.model_copy(update={"model": model, "parameters": parameters})
+
+
+def _query(call: Call, wire: Wire) -> str:
+    """The client's query means something in its own dialect only."""
+    return call.path_query if call.intent is None or wire.dialect == call.dialect else ""
 
 
 def _secret(attempt: Attempt) -> str:

@@ -76,7 +76,7 @@ class Deciding:
             facts.policies = facts.policies or rules.policy_ids
         plan, parsed = self._engine.plan(objective), parsed_for(call)
         facts.objective = plan.name
-        pool = self._catalogue.pool(call.model, call.provider_id, call.dialect, call.team, rules)
+        pool = self._catalogue.pool_of(call, rules)
         facts.barred = pool.barred[:BARRED_TOLD_MAX]
         if not pool.options:
             return Refused(losses=[], binding=None, needed_nanousd=0, ranking=Ranking.nobody(plan.key))

@@ -41,7 +41,7 @@ class Quotes:
             raise InvalidRequestError(f"no key {key_id!r}", field="key_id")
         rules = self._policing.rules(call, relaxed=False)
         for constraints in dict.fromkeys((rules, None)):  # what policies refuse has a price all the same
-            pool = self._catalogue.pool(call.model, call.provider_id, call.dialect, call.team, constraints)
+            pool = self._catalogue.pool_of(call, constraints)
             barred = set(left_out(call, pool, parsed_for(call), {})) if pool.options else set()
             found = [option for option in pool.options if option not in barred]
             named = {option.rate: option for option in found if key_id is None or option.key.id == key_id}

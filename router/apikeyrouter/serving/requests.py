@@ -55,7 +55,7 @@ def deadline_of(started: float, timeout: float | None) -> float | None:
 
 def parsed_for(call: Call) -> ParsedFor:
     """The request in an option's dialect: the client's own body, or the intent put into that dialect, once each."""
-    if call.parsed is not None:
+    if call.intent is None:
         own = (call.operation, call.parsed)
         return lambda _: own
     known: dict[tuple[str, str], tuple[str, ParsedRequest | None]] = {}
@@ -76,7 +76,7 @@ def unfit(call: Call, pool: Pool, parsed: ParsedFor) -> frozenset[str]:
     Raises:
         InvalidRequestError: none of them can.
     """
-    if call.parsed is not None or len(pool.samples) == 1:
+    if call.intent is None or len(pool.samples) == 1:
         return frozenset()
     refused: dict[str, InvalidRequestError] = {}
     for sample in pool.samples:
@@ -144,12 +144,19 @@ def _nanousd_of(told: object) -> tuple[int, int]:
 def _parsed(call: Call, option: Option) -> tuple[str, ParsedRequest | None]:
     provider, intent = option.provider, call.intent
     assert intent is not None
+    if call.parsed is not None and provider.speaks(call.dialect, call.operation):
+        return call.operation, call.parsed
     if intent.model != option.model:
         intent = intent.model_copy(update={"model": option.model})
     if provider.wire is None:
         provider.adapter.check_intent(intent)
         return call.operation, _plain(intent, stream=call.stream)
-    operation, body = provider.adapter.encode_intent(intent, stream=call.stream)
+    try:
+        operation, body = provider.adapter.encode_intent(intent, stream=call.stream)
+    except InvalidRequestError as exc:
+        if call.parsed is None:
+            raise
+        raise InvalidRequestError(exc.reason, field=exc.field.removeprefix("parameters.")) from exc
     return operation, provider.wire.parse(body, operation=operation, model=intent.model)
 
 

@@ -9,7 +9,16 @@ from msgspec import Meta, Raw, Struct
 
 from apikeyrouter.simulator.calls import Call, InvalidRequest, ToolUse
 from apikeyrouter.simulator.http_server import Request
-from apikeyrouter.simulator.prompts import Content, Message, given, last_user_text, measure, sample_arguments, text_of
+from apikeyrouter.simulator.prompts import (
+    Content,
+    Message,
+    demanded_form,
+    given,
+    last_user_text,
+    measure,
+    sample_arguments,
+    text_of,
+)
 from apikeyrouter.simulator.tokens import Markers, read_markers
 
 __all__ = ["parse_messages"]
@@ -30,6 +39,7 @@ class _Messages(Struct):
     top_p: Raw = Raw()
     top_k: Raw = Raw()
     cache_control: Raw = Raw()
+    output_config: Raw = Raw()
 
 
 _messages = msgspec.json.Decoder(_Messages)
@@ -58,6 +68,7 @@ def parse_messages(request: Request) -> Call:
         stream=bool(body.stream) and not is_count,
         cap=body.max_tokens,
         tool=_forced_tool(body.tools, body.tool_choice, markers),
+        form=demanded_form(body.output_config, "format", "schema"),
         prefix=prefix,
         prefix_tokens=prefix_tokens,
     )

@@ -73,7 +73,8 @@ class Call:
     """A generation request understood, and the answer planned by :meth:`plan`. Token counts are exact.
 
     ``thoughts`` are output tokens that nobody sees, ``style`` a dialect's own variety of the answer. ``cap`` is the
-    caller's limit of output tokens per choice; ``prefix`` identifies the cacheable start of the prompt.
+    caller's limit of output tokens per choice; ``prefix`` identifies the cacheable start of the prompt; ``form`` is the
+    text of an answer whose structure was demanded.
     """
 
     endpoint: str
@@ -87,6 +88,7 @@ class Call:
     tool: ToolUse | None = None
     prefix: tuple[str, str] | None = None
     prefix_tokens: int = 0
+    form: str = ""
     text: str = ""
     output_per_choice: int = 0
     stop: str = "end"
@@ -104,16 +106,17 @@ class Call:
         if self.endpoint == "embeddings":
             return
         wanted = self.markers.tokens or natural_tokens
-        if self.tool is not None:
-            wanted = max(1, tokens_of_bytes(len(self.tool.arguments)))
+        fixed = self.form if self.tool is None else self.tool.arguments
+        if fixed:
+            wanted = max(1, tokens_of_bytes(len(fixed)))
         wanted = min(wanted, OUTPUT_TOKENS_MAX)
         self.output_per_choice = wanted if self.cap is None else min(wanted, self.cap)
         cut = self.output_per_choice < wanted
         self.stop = "length" if cut else "end" if self.tool is None else "tool"
-        if self.tool is None:
-            self.text = compose(self.markers.text, self.output_per_choice)
+        if fixed:
+            self.text = fixed[: self.output_per_choice * BYTES_PER_TOKEN]
         else:
-            self.text = self.tool.arguments[: self.output_per_choice * BYTES_PER_TOKEN]
+            self.text = compose(self.markers.text, self.output_per_choice)
 
 
 @dataclass(slots=True)

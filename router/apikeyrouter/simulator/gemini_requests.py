@@ -11,7 +11,7 @@ from msgspec import Raw, Struct, field
 
 from apikeyrouter.simulator.calls import Call, InvalidRequest, Prompt, ToolUse
 from apikeyrouter.simulator.http_server import Request
-from apikeyrouter.simulator.prompts import sample_arguments
+from apikeyrouter.simulator.prompts import demanded_form, sample_arguments
 from apikeyrouter.simulator.tokens import (
     TOKENS_PER_FILE,
     TOKENS_PER_IMAGE,
@@ -53,6 +53,8 @@ class _Config(Struct, rename="camel"):
     max_output_tokens: int | None = None
     candidate_count: int = 1
     stop_sequences: list[str] = []
+    response_schema: Raw = Raw()
+    response_json_schema: Raw = Raw()
 
 
 class _Calling(Struct, rename="camel"):
@@ -132,6 +134,7 @@ def _generate(body: _Generate, request: Request, model: str, *, stream: bool) ->
         choices=config.candidate_count,
         style="sse" if "alt=sse" in request.query else "array",
         tool=_forced_tool(tools, body.tool_config.function_calling_config, markers),
+        form=demanded_form(config.response_json_schema or config.response_schema),
         prefix=(model, "\n".join(part.text for content in body.contents for part in content.parts)[:4096]),
     )
 

@@ -12,6 +12,7 @@ from apikeyrouter.simulator.prompts import (
     Content,
     Message,
     Part,
+    demanded_form,
     given,
     last_user_text,
     measure,
@@ -42,6 +43,7 @@ class _Chat(Struct):
     n: Annotated[int, Meta(ge=1, le=CHOICES_MAX)] | None = 1
     tools: Raw = Raw()
     tool_choice: Raw = Raw()
+    response_format: Raw = Raw()
 
 
 class _Completion(Struct):
@@ -75,6 +77,7 @@ class _Response(Struct):
     max_output_tokens: Cap | None = None
     tools: Raw = Raw()
     tool_choice: Raw = Raw()
+    text: Raw = Raw()
 
 
 _chat = msgspec.json.Decoder(_Chat)
@@ -101,6 +104,7 @@ def parse_chat(body: bytes) -> Call:
         choices=chat.n or 1,
         include_usage=chat.stream_options is not None and chat.stream_options.include_usage,
         tool=_forced_tool(chat.tools, chat.tool_choice, markers),
+        form=demanded_form(chat.response_format, "json_schema", "schema"),
         prefix=(chat.model, _prefix(chat.messages)),
     )
 
@@ -146,6 +150,7 @@ def parse_response(body: bytes) -> Call:
         cap=response.max_output_tokens,
         include_usage=True,
         tool=_forced_tool(response.tools, response.tool_choice, markers),
+        form=demanded_form(response.text, "format", "schema"),
         prefix=(response.model, _prefix(messages)),
     )
 

@@ -11,7 +11,17 @@ from msgspec import Raw, Struct
 from apikeyrouter.simulator.calls import Prompt
 from apikeyrouter.simulator.tokens import TOKENS_PER_FILE, TOKENS_PER_IMAGE, text_bytes
 
-__all__ = ["Content", "Message", "Part", "given", "last_user_text", "measure", "sample_arguments", "text_of"]
+__all__ = [
+    "Content",
+    "Message",
+    "Part",
+    "demanded_form",
+    "given",
+    "last_user_text",
+    "measure",
+    "sample_arguments",
+    "text_of",
+]
 
 SCHEMA_DEPTH_MAX = 8
 
@@ -103,6 +113,14 @@ def sample_arguments(schema: object) -> str:
     return msgspec.json.encode(_sample(schema, SCHEMA_DEPTH_MAX)).decode()
 
 
+def demanded_form(raw: Raw, *path: str) -> str:
+    """A sample of the JSON schema that stands at ``path`` in a member of a request; "" where there is none."""
+    found: Any = msgspec.json.decode(raw) if given(raw) else None
+    for name in path:
+        found = found.get(name) if isinstance(found, dict) else None
+    return sample_arguments(found) if isinstance(found, dict) else ""
+
+
 def _sample(schema: object, depth: int) -> Any:
     if not isinstance(schema, dict) or depth == 0:
         return {}
@@ -110,11 +128,11 @@ def _sample(schema: object, depth: int) -> Any:
         return schema["enum"][0]
     if "const" in schema:
         return schema["const"]
-    kind = schema.get("type", "object")
+    kind = str(schema.get("type", "object")).lower()
     if kind == "object":
         properties = schema.get("properties") or {}
         names = schema.get("required") or list(properties)
         return {name: _sample(properties.get(name, {"type": "string"}), depth - 1) for name in names}
     if kind == "array":
         return [_sample(schema.get("items", {"type": "string"}), depth - 1)]
-    return {"string": "sample", "integer": 1, "number": 1.5, "boolean": True, "null": None}.get(str(kind))
+    return {"string": "sample", "integer": 1, "number": 1.5, "boolean": True, "null": None}.get(kind)

@@ -5,23 +5,41 @@ and forgotten at every change.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from decimal import Decimal
-from typing import Any, NamedTuple
+from dataclasses import replace
 
 from apikeyrouter.domain.components.capacity import Level, worst
+from apikeyrouter.domain.components.entries import (
+    ANY_CLIENT,
+    BudgetRule,
+    ClientTerms,
+    Key,
+    ModelPool,
+    Provider,
+    SharedScopes,
+)
 from apikeyrouter.domain.components.observations import Observations
 from apikeyrouter.domain.components.policy_constraints import Constraints
 from apikeyrouter.domain.components.policy_pools import narrowed
 from apikeyrouter.domain.components.pool import Option, Pool, Turns
 from apikeyrouter.domain.components.price_book import PriceBook
 from apikeyrouter.domain.models.accounting import SHARED_SCOPES_MAX, ScopeConfig
-from apikeyrouter.domain.models.api_key import KeyMaterial, KeyState
+from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.capabilities import ModelCapabilities
-from apikeyrouter.domain.models.quota_state import Quota
-from apikeyrouter.domain.models.system_error import InvalidRequestError, ModelNotFoundError
-from apikeyrouter.domain.models.timeouts import Timeouts
+from apikeyrouter.domain.models.system_error import InvalidRequestError, ModelNotFoundError, UnsupportedEndpointError
+
+__all__ = [
+    "ANY_CLIENT",
+    "BudgetRule",
+    "Catalogue",
+    "ClientTerms",
+    "Key",
+    "ModelPool",
+    "Provider",
+    "SharedScopes",
+    "key_lane",
+    "key_price_name",
+    "provider_lane",
+]
 
 POOLS_MAX = 1024
 """Pools remembered; beyond it the memory starts afresh."""
@@ -31,95 +49,6 @@ MODELS_OF_KEY_MAX = 256
 """Models of one key that are looked at when none is named."""
 OPTIONS_MAX = 200_000
 """Options remembered over all pools: anybody may ask for models that nobody has heard of."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Provider:
-    """A registered provider. `wire` None: a custom adapter that only takes intents."""
-
-    id: str
-    adapter: Any
-    wire: Any = None
-    models: frozenset[str] | None = None
-    """Its catalogue; None: any model may be asked for."""
-    tools: bool | None = None
-    """Whether it calls tools, where its adapter says so."""
-    quality: Mapping[str, float] = field(default_factory=dict)
-    """By model, as its adapter declares it, 0 … 1."""
-    timeouts: Timeouts | None = None
-    """Its own; None: those of all."""
-    timeouts_told: Mapping[str, float | None] = field(default_factory=dict)
-    """What was said of its own, seconds by phase."""
-    answered_at: float = 0.0
-    """When the latest request was sent that it answered well here (`time.perf_counter()`)."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Key:
-    """A key as routing sees it. `models` None: whatever its provider serves. `under_way`: this process's own calls."""
-
-    id: str
-    provider_id: str
-    material: KeyMaterial
-    quota_group: str
-    models: frozenset[str] | None = None
-    weight: float = 1.0
-    quality: float | Mapping[str, float] | None = None
-    """Declared, 0 … 1: for all models, or by model, `*` for the others."""
-    state: KeyState = KeyState.Available
-    state_reason: str = ""
-    state_until: datetime | None = None
-    cost_per_1k: Decimal | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    generation: int = 0
-    """How often its material was rotated."""
-    team: str | None = None
-    """Whose key it is; None: anybody's."""
-    quotas: tuple[Quota, ...] = ()
-    organization: str = ""
-    """A digest of the organisation that its provider named; "": it named none."""
-    under_way: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelPool:
-    """Models of a quota group that share one lane. `models` None: all that no other pool of the group names."""
-
-    lane: str
-    models: frozenset[str] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BudgetRule:
-    """Which requests a scope applies to: `kind` global, provider, key, team, client or policy, and the id of that.
-
-    `name`: what people call it. `source`: who declared it: `file`, `code` or `policy`. `holder`: of a policy's budget,
-    the policy's own scope and the id of that.
-    """
-
-    scope: ScopeConfig
-    kind: str
-    target: str = ""
-    name: str = ""
-    source: str = "file"
-    holder: tuple[str, str] | None = None
-
-
-class ClientTerms(NamedTuple):
-    """What a client's calls go by: its own limits, and its share among clients where capacity is scarce."""
-
-    lanes: tuple[str, ...] = ()
-    weight: int = 1
-
-
-ANY_CLIENT = ClientTerms()
-
-
-class SharedScopes(NamedTuple):
-    """Ids of the budgets that a request is in whichever key serves it, and whether one of them is hard."""
-
-    ids: tuple[str, ...]
-    hard: bool
 
 
 class Catalogue:
@@ -141,8 +70,8 @@ class Catalogue:
         self._model_pools: dict[str, list[ModelPool]] = {}
         self._budgets: dict[tuple[str, str], list[ScopeConfig]] = {}
         self._budget_rules: dict[str, BudgetRule] = {}
-        self._pools: dict[tuple[str, str | None, str, str | None], Pool] = {}
-        self._turns: dict[tuple[str, str | None, str, str | None], Turns] = {}
+        self._pools: dict[tuple[str, str | None, str, str, str | None], Pool] = {}
+        self._turns: dict[tuple[str, str | None, str, str, str | None], Turns] = {}
         self._teams: frozenset[str] | None = None
         self._narrowed: dict[tuple[Pool, Constraints], Pool] = {}
         self._shared: dict[tuple[str | None, str | None, Constraints | None], SharedScopes] = {}
@@ -270,8 +199,11 @@ class Catalogue:
         dialect: str,
         team: str | None = None,
         constraints: Constraints | None = None,
+        *,
+        operation: str = "",
     ) -> Pool:
-        """Every way to serve a model. `dialect` "" : any adapter will do; else only wires that speak it.
+        """Every way to serve a model. `dialect` "" : any adapter will do; else only wires that speak it, and have the
+        `operation` ("": whichever).
 
         `team`: whose request it is. Its own keys come first, then those that are nobody's; another team's never.
         `constraints`: the policies that apply; what they refuse is left out, and may be everything.
@@ -279,25 +211,37 @@ class Catalogue:
         Raises:
             InvalidRequestError: the pinned provider is not registered.
             ModelNotFoundError: no key serves the model.
+            UnsupportedEndpointError: keys do, at providers that speak another dialect or lack the operation.
         """
         if team is not None:
             team = self._known_team(team)
-        pool = self._pools.get((model, provider_id, dialect, team))
+        pool = self._pools.get((model, provider_id, dialect, operation, team))
         if pool is None:
             if provider_id is not None and provider_id not in self.providers:
                 raise InvalidRequestError(
                     f"provider {provider_id!r} is not registered; call register_provider first", field="provider_id"
                 )
-            options = list(self._options(model, provider_id, dialect, team))
+            options = list(self._options(model, provider_id, dialect, operation, team))
             if not options:
+                if dialect and any(True for _ in self._options(model, provider_id, "", "", team)):
+                    raise UnsupportedEndpointError(model, operation, dialect)
                 raise ModelNotFoundError(model, provider_id, tuple(name for name, _ in self.models()))
             self._make_room(len(options))
-            place = model, provider_id, dialect, team
+            place = model, provider_id, dialect, operation, team
             if len(self._turns) >= POOLS_MAX:
                 self._turns.clear()
             pool = self._pools[place] = Pool(model, options, self._turns.setdefault(place, Turns()))
             self.version += 1  # lanes may be in use now that were not before
         return pool if constraints is None else self._narrow(pool, constraints)
+
+    def pool_of(self, call: Call, constraints: Constraints | None = None) -> Pool:
+        """Every way to serve a call. A client's body is understood by those who speak its dialect, an intent by all.
+
+        Errors: as `pool`.
+        """
+        if call.intent is not None:
+            return self.pool(call.model, call.provider_id, "", call.team, constraints)
+        return self.pool(call.model, call.provider_id, call.dialect, call.team, constraints, operation=call.operation)
 
     def _narrow(self, pool: Pool, constraints: Constraints) -> Pool:
         """The pool under constraints, made once."""
@@ -325,7 +269,9 @@ class Catalogue:
             self._teams = frozenset(key.team for key in self.keys.values() if key.team)
         return team if team in self._teams else "" if self._teams else None
 
-    def _options(self, model: str, provider_id: str | None, dialect: str, team: str | None) -> Iterable[Option]:
+    def _options(
+        self, model: str, provider_id: str | None, dialect: str, operation: str, team: str | None
+    ) -> Iterable[Option]:
         targets = self._targets(model, provider_id)
         for key in self.keys.values():
             if team is not None and key.team and key.team != team:
@@ -333,7 +279,7 @@ class Catalogue:
             provider = self.providers.get(key.provider_id)
             if provider is None or (provider_id is not None and key.provider_id != provider_id):
                 continue
-            if dialect and (provider.wire is None or provider.wire.dialect != dialect):
+            if dialect and not provider.speaks(dialect, operation):
                 continue
             for rank, upstream in self._upstream_models(model, targets, key):
                 if self._serves(provider, key, upstream, pinned=provider_id is not None or targets is not None):

@@ -95,7 +95,8 @@ def _replay(replay: _Replay, catalogue: Catalogue, choose: Choose, after: Rules,
     """One request that was served: with the same key, with another one, or not at all."""
     try:
         constraints = after(client=facts.client, team=facts.team, provider_id=facts.pinned, model=facts.model)
-        pool = catalogue.pool(facts.model, facts.pinned, facts.dialect, facts.team, constraints)
+        operation = facts.operation if facts.dialect else ""
+        pool = catalogue.pool(facts.model, facts.pinned, facts.dialect, facts.team, constraints, operation=operation)
     except InvalidRequestError:
         return  # what served it is no longer there; nothing can be said
     replay.requests += 1

@@ -54,6 +54,8 @@ class Wire(Protocol):
 
     dialect: str
     base_url: str
+    operations: frozenset[str]
+    """What it can be asked for."""
 
     def parse(self, body: bytes, *, operation: str, model: str = "") -> ParsedRequest:
         """Read a client's body. `model`: the one that the path names, in dialects that have it there.

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 class Call(msgspec.Struct, kw_only=True):
-    """One request to be served. Either `parsed` (a client's body in `dialect`) or `intent` (the library) is set.
+    """One request to be served: `parsed` (a client's body in `dialect`), `intent` (the library), or both, where
+    providers of other dialects may be asked as well: then the intent is what the body says.
 
-    `operation`: chat, completion, embedding, responses, messages, count_tokens, http. `provider_id` pins a provider.
+    `operation`: what a wire calls it: chat, messages, generate, embedding, …. `provider_id` pins a provider.
     `headers`: those of the client that may go upstream, names in lower case; `path_query`: `?…` as it came.
     `started` and `deadline` are readings of `time.perf_counter()` in seconds; no attempt starts after the deadline.
     `told_costs`: by provider, what its own adapter expects the request to cost, and at most (UNPRICED: not told).
@@ -179,3 +180,5 @@ class Exchange(msgspec.Struct, kw_only=True):
     chunks: "Chunks | None" = None
     response: "SystemResponse | None" = None
     """Set instead of `body` by an adapter that is no wire."""
+    wire: Any = None
+    """Whose dialect the answer is in; None: an adapter's that is no wire."""

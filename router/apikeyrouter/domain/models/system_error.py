@@ -115,6 +115,16 @@ class ModelNotFoundError(InvalidRequestError):
         self.model = model
 
 
+class UnsupportedEndpointError(InvalidRequestError):
+    """Keys serve the model, but none at a provider that has what is asked for. Nothing was reserved."""
+
+    def __init__(self, model: str, operation: str, dialect: str) -> None:
+        super().__init__(
+            f"no provider of model {model!r} has this endpoint ({operation!r} in the dialect of {dialect!r})",
+            field="model",
+        )
+
+
 class NoEligibleKeysError(ApiKeyRouterError):
     """No key can serve the request now. `reasons` tells per key id why not; `first_back_at` when the first returns.
 

@@ -30,6 +30,7 @@ class BaseWire(ABC):
     """
 
     dialect: str
+    operations: frozenset[str]
     rows: ClassVar[tuple[failure_table.Row, ...]]
     paths: ClassVar[Mapping[str, str]]
     """Operation → path."""
@@ -43,6 +44,7 @@ class BaseWire(ABC):
     def __init__(self, base_url: str, family: str, *, now: Callable[[], float] = time.time) -> None:
         self.base_url = base_url.rstrip("/")
         self.family = family
+        self.operations = frozenset(self.paths)
         self._now = now
         self._urls = {operation: self.base_url + path for operation, path in self.paths.items()}
         self._fixed = FIXED
@@ -156,5 +158,10 @@ def parsed_request(
 
 
 def _with_query(url: str, path_query: str) -> str:
+    """The address with a client's query; what the address says already is not said twice."""
     query = safe_query(path_query)
-    return f"{url}&{query[1:]}" if query and "?" in url else url + query
+    own, mark, said = url.partition("?")
+    if not mark or not query:
+        return url + query
+    more = [pair for pair in query[1:].split("&") if pair not in said.split("&")]
+    return f"{own}?{'&'.join([said, *more])}"

@@ -166,12 +166,12 @@ class GeminiWire(BaseWire):
         code: str,
         message: str,
         request_id: str,
-        operation: str = "stream_generate",
+        operation: str = "stream_events",
         status: int = 500,
     ) -> bytes:
-        """An error inside a stream: a chunk with `error`, which the SDK raises (§3.2)."""
+        """An error inside a stream: a chunk with `error`, which the SDK raises (§3.2); in an array its last member."""
         body = self.error_body(status=status, type=type, code=code, message=message, request_id=request_id)
-        return b"data: " + body + b"\r\n\r\n"
+        return b",\r\n" + body + b"]" if operation == "stream_generate" else b"data: " + body + b"\r\n\r\n"
 
 
 STREAMING = ("stream_generate", "stream_events")

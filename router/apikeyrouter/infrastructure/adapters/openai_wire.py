@@ -82,6 +82,7 @@ class OpenAIWire(BaseWire):
         if address is None:
             raise ConfigurationError(f"the profile {self.profile.name!r} needs a base_url")
         super().__init__(address, self.profile.name, now=now)
+        self.operations = self.profile.operations
         self.limits = self.profile.limits
         self.meters_output_cap = self.profile.meters_output_cap
         self.cache_reads_are_free = self.profile.free_cache

@@ -22,6 +22,7 @@ from apikeyrouter.domain.models.system_error import (
     PolicyDeniedError,
     StateStoreError,
     SystemError,
+    UnsupportedEndpointError,
 )
 
 __all__ = ["Problem", "RequestRefused", "problem_headers", "problem_of", "refuse"]
@@ -117,7 +118,8 @@ def problem_body(problem: Problem, wire: Wire, request_id: str) -> bytes:
 def _invalid(error: InvalidRequestError) -> Problem:
     if isinstance(error, ModelNotFoundError):
         return Problem(status=404, type="invalid_request_error", code="model_not_found", message=str(error))
-    return Problem(status=400, type="invalid_request_error", code="invalid_request", message=str(error))
+    code = "unsupported_endpoint" if isinstance(error, UnsupportedEndpointError) else "invalid_request"
+    return Problem(status=400, type="invalid_request_error", code=code, message=str(error))
 
 
 def _denied(error: PolicyDeniedError) -> Problem:

@@ -1,36 +1,56 @@
 """The data plane's paths: which method, operation and dialect each has."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from urllib.parse import unquote
 
 from apikeyrouter.domain.interfaces.wire import Wire
 from apikeyrouter.infrastructure.adapters.anthropic_wire import AnthropicWire
+from apikeyrouter.infrastructure.adapters.gemini_wire import GeminiWire
 from apikeyrouter.infrastructure.adapters.openai_wire import OpenAIWire
 
-__all__ = ["ANTHROPIC", "MODELS_PREFIX", "OPENAI", "ROUTES", "Route", "missing_route", "route_of"]
+__all__ = [
+    "ANTHROPIC",
+    "GEMINI",
+    "OPENAI",
+    "PREFIXES",
+    "ROUTES",
+    "ROUTES_WITH_NAMES",
+    "Route",
+    "find_route",
+    "in_any_base",
+    "known_paths",
+]
 
-OPENAI: Wire = OpenAIWire()
-ANTHROPIC: Wire = AnthropicWire()
+PREFIXES = ("/v1/", "/v1beta/")
+"""What all paths of the data plane begin with."""
+
+OPENAI: Wire = OpenAIWire("http://openai/v1")
+ANTHROPIC: Wire = AnthropicWire("http://anthropic")
+GEMINI: Wire = GeminiWire("http://gemini")
 """Used to read requests and to write errors; what goes upstream is built by the chosen provider's own wire."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """One path. `operation` "models" lists models; every other one is a call to be routed."""
+    """One path. `operation` "models" lists models, "unknown" is no path at all; every other one is a call to be routed.
+
+    `name`: what the path names, a model or what was made before.
+    """
 
     path: str
     operation: str
     wire: Wire
     summary: str
     method: str = "POST"
+    name: str = ""
 
 
 def _post(path: str, operation: str, wire: Wire, summary: str) -> Route:
     return Route(path=path, operation=operation, wire=wire, summary=summary)
 
 
-MODELS_PREFIX = "/v1/models/"
-MODELS = Route(path="/v1/models", operation="models", wire=OPENAI, summary="Models that can be asked for", method="GET")
 ROUTES: dict[str, Route] = {
     route.path: route
     for route in (
@@ -40,22 +60,56 @@ ROUTES: dict[str, Route] = {
         _post("/v1/responses", "responses", OPENAI, "Responses, OpenAI's dialect"),
         _post("/v1/embeddings", "embedding", OPENAI, "Embeddings, OpenAI's dialect"),
         _post("/v1/completions", "completion", OPENAI, "Text completions, OpenAI's dialect"),
-        MODELS,
     )
 }
+"""Paths that are always the same."""
+MODELS = Route(path="/v1/models", operation="models", wire=OPENAI, summary="Models that can be asked for", method="GET")
+ROUTES_WITH_NAMES: tuple[Route, ...] = (
+    MODELS,
+    replace(MODELS, path="/v1/models/{model}", summary="One model"),
+    _post("/v1beta/models/{model}:generateContent", "generate", GEMINI, "Content, Gemini's dialect"),
+    _post("/v1beta/models/{model}:streamGenerateContent", "stream_generate", GEMINI, "Content, streamed"),
+    _post("/v1beta/models/{model}:embedContent", "embedding", GEMINI, "Embed one content"),
+    _post("/v1beta/models/{model}:batchEmbedContents", "embedding", GEMINI, "Embed several contents"),
+    _post("/v1beta/models/{model}:countTokens", "count_tokens", GEMINI, "Count the tokens of a content"),
+)
+"""Paths that name something, or that several dialects share. Gemini's are also under `/v1/`."""
+
+_METHODS = {
+    route.path.partition("{model}:")[2]: route for route in ROUTES_WITH_NAMES if "{model}:" in route.path
+}  # fmt: skip
+_GENERATES = re.compile(r"/v1(?:beta)?/((?:models|tunedModels)/[^:?]+):(\w+)$")
+_LISTS = re.compile(r"/v1(?:beta)?/models(?:/(.+))?$")
+_SPOKEN = ((b"anthropic-version", ANTHROPIC), (b"x-goog-api-key", GEMINI))
+"""Where paths are alike, a header tells who asks."""
 
 
-def route_of(path: str) -> Route | None:
-    """The route of a path under any base (`/v1/embeddings`, `/api/v1/embeddings`, `/embeddings`), or None."""
-    at = path.find("/v1/")
-    return ROUTES.get(path[at:] if at >= 0 else "/v1" + path)
+def find_route(path: str, query: bytes, headers: Mapping[bytes, bytes]) -> Route:
+    """The route of a path, in the dialect that the caller speaks; operation "unknown" where there is none."""
+    known = ROUTES.get(path)
+    if known is not None:
+        return known
+    generates = _GENERATES.match(path)
+    if generates is not None and generates[2] in _METHODS:
+        return _generating(_METHODS[generates[2]], unquote(generates[1]), query)
+    wire = GEMINI if path.startswith("/v1beta/") else next((w for name, w in _SPOKEN if name in headers), OPENAI)
+    lists = _LISTS.match(path)
+    if lists is not None and generates is None:
+        return replace(MODELS, path=path, wire=wire, name=unquote(lists[1] or ""))
+    return Route(path=path, operation="unknown", wire=GEMINI if generates is not None else wire, summary="")
 
 
-def missing_route(path: str, headers: Mapping[bytes, bytes]) -> Route:
-    """For a path that is not in ROUTES: one model, or nothing that there is, in the dialect that the caller speaks."""
-    at = path.find(MODELS_PREFIX)
-    named = path[at:] if at >= 0 else "/v1" + path
-    wire = ANTHROPIC if b"anthropic-version" in headers else OPENAI
-    if named.startswith(MODELS_PREFIX):
-        return Route(path=named, operation="models", wire=wire, summary="", method="GET")
-    return Route(path=path, operation="unknown", wire=wire, summary="")
+def in_any_base(path: str) -> str:
+    """A path as it is under `/`: SDKs may have any base (`/api/v1/embeddings`, `/embeddings`)."""
+    at = max(path.find("/v1/"), path.find("/v1beta/"))
+    return path[at:] if at >= 0 else "/v1" + path
+
+
+def known_paths() -> str:
+    """What there is, for those who asked for something else."""
+    return ", ".join([*ROUTES, *(route.path for route in ROUTES_WITH_NAMES)])
+
+
+def _generating(route: Route, name: str, query: bytes) -> Route:
+    events = route.operation == "stream_generate" and b"alt=sse" in query.split(b"&")
+    return replace(route, operation="stream_events" if events else route.operation, name=name)

@@ -1,6 +1,8 @@
 """A complete answer, in the words of chat, written in each dialect."""
 
+import struct
 import time
+from base64 import b64encode
 from typing import Any
 
 import msgspec
@@ -157,11 +159,16 @@ def gemini_answer(answer: Answer, model: str) -> dict[str, Any]:
     return body
 
 
-def write_embeddings(answer: Answer, model: str) -> bytes:
-    """An embedding answer in OpenAI's shape."""
+def write_embeddings(answer: Answer, model: str, *, packed: bool = False) -> bytes:
+    """An embedding answer in OpenAI's shape. `packed`: vectors as base64 of little-endian 32-bit floats."""
     data = [
-        {"object": "embedding", "index": number, "embedding": vector} for number, vector in enumerate(answer.embeddings)
+        {"object": "embedding", "index": number, "embedding": _packed(vector) if packed else vector}
+        for number, vector in enumerate(answer.embeddings)
     ]
     used = answer.usage.input_tokens if answer.usage is not None else 0
     usage = {"prompt_tokens": used, "total_tokens": used}
     return msgspec.json.encode({"object": "list", "data": data, "model": answer.model or model, "usage": usage})
+
+
+def _packed(vector: list[float]) -> str:
+    return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode("ascii")
