@@ -11,6 +11,8 @@ import httpx2
 import openai
 import pytest
 from anthropic import AsyncAnthropic
+from google import genai
+from google.genai import types
 from openai import AsyncOpenAI
 
 from apikeyrouter.domain.interfaces.state_store import StateStore
@@ -113,6 +115,34 @@ async def test_anthropic_sends_streams_and_counts(simulator: SimulatorProcess, s
         assert text.startswith("You said: hello there")
         assert counted.input_tokens == message.usage.input_tokens
         assert message._request_id == made.finished[0].request_id
+        assert await made.at_rest() == await made.billed() > 0
+
+
+async def test_each_sdk_is_served_by_providers_of_other_dialects(simulator: SimulatorProcess, over: OpenAIOver) -> None:
+    async with house(simulator, InMemoryStateStore(), ["a1", "c1"]) as made:
+        async with over(made.router) as client:
+            answer = await client.chat.completions.create(model="claude-haiku-5", messages=HELLO, max_tokens=9)
+            stream = await client.chat.completions.create(model="claude-haiku-5", messages=HELLO, stream=True)
+            chunks = [chunk async for chunk in stream]
+        async with anthropic_over(made.router) as other:
+            message = await other.messages.create(model="gpt-4o-mini", max_tokens=9, messages=HELLO)
+        assert answer.choices[0].finish_reason == "length"
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks).startswith("You said: hello there")
+        assert message.stop_reason == "max_tokens"
+        assert [facts.provider_id for facts in made.finished] == ["anthropic", "anthropic", "openai"]
+        assert await made.at_rest() == await made.billed() > 0
+
+
+async def test_google_genai_is_served_in_process(simulator: SimulatorProcess) -> None:
+    async with house(simulator, InMemoryStateStore(), ["a1"]) as made:
+        http = httpx2.AsyncClient(transport=Httpx2Transport(made.router))
+        options = types.HttpOptions(base_url="http://router", httpx_async_client=http)
+        client = genai.Client(api_key="any", http_options=options)
+        answer = await client.aio.models.generate_content(model="gpt-4o-mini", contents="hello there")
+        stream = await client.aio.models.generate_content_stream(model="gpt-4o-mini", contents="hello there")
+        text = "".join([chunk.text or "" async for chunk in stream])
+        assert answer.text == text
+        assert text.startswith("You said: hello there")
         assert await made.at_rest() == await made.billed() > 0
 
 
