@@ -6,7 +6,7 @@ write (`Exchanging`, in the scope's extensions). Any other ASGI server lacks the
 
 import asyncio
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any, Protocol, cast
 
 import httptools
@@ -34,10 +34,13 @@ class Exchanging(Protocol):
         ...
 
 
-def exchanging(scope: Mapping[str, Any]) -> Exchanging | None:
-    """The short way of a request, where its server has one."""
+def exchanging(scope: MutableMapping[str, Any]) -> Exchanging | None:
+    """The short way of a request, where its server has one.
+
+    It is taken out of the scope, which it refers to: a circle for each request would keep the garbage collector busy.
+    """
     extensions = scope.get("extensions")
-    return None if extensions is None else extensions.get(EXTENSION)
+    return None if extensions is None else extensions.pop(EXTENSION, None)
 
 
 class _Cycle(RequestResponseCycle):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -222,6 +223,27 @@ async def test_only_ours_answers_the_short_way(protocol: type[asyncio.Protocol],
         await connection.ask(post("/", b"one"))
         await connection.ask(post("/", b"two"))
     assert echo.short == short
+
+
+async def test_a_request_leaves_no_circle_behind() -> None:
+    """What refers to itself waits for the garbage collector, which then costs more than all the rest."""
+    echo = Echo()
+    async with serving(echo, ServiceProtocol) as connect:
+        connection = await connect()
+        await connection.ask(post("/", b"warm up"))
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                await connection.ask(post("/", b"again"))
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            left = {type(found).__name__ for found in gc.garbage}
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert "_Cycle" not in left
 
 
 async def _body(receive: Receive) -> bytes:

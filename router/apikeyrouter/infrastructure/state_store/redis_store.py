@@ -86,7 +86,7 @@ class RedisStateStore(StateStore):
         self.caps = Caps(max_decisions, max_transitions)
         self._prefix = f"{namespace}:e:{{e}}:"
         self._clients = RedisClients(lambda: open_client(redis_url))
-        self._noted: deque[Facts] = deque()
+        self._noted: deque[bytes] = deque()
 
     async def save_key(self, key: APIKey) -> None:
         """Save or update a key, and tell the other processes."""
@@ -155,7 +155,7 @@ class RedisStateStore(StateStore):
 
     def note_facts(self, facts: Facts) -> bool:
         """Take the facts of a decision, to be written by the next `flush`; of many, the newest `max_decisions`."""
-        self._noted.append(facts)
+        self._noted.append(_FACTS.encode() + _write_facts(facts))
         if len(self._noted) > self.caps.decisions:
             self._noted.popleft()
         return True
@@ -169,7 +169,7 @@ class RedisStateStore(StateStore):
         while self._noted:
             batch = [self._noted.popleft() for _ in range(min(len(self._noted), DECISIONS_PER_BATCH_MAX))]
             try:
-                await self._add_decisions([_FACTS.encode() + _write_facts(facts) for facts in batch])
+                await self._add_decisions(batch)
             except BaseException:
                 self._noted.extendleft(reversed(batch))
                 raise
