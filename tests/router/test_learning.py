@@ -13,7 +13,7 @@ import pytest
 
 from apikeyrouter import ApiKeyRouter, ProviderAdapter, RequestIntent
 from apikeyrouter.domain.components.price_book import PriceBook
-from apikeyrouter.domain.components.text_kinds import Kind, kind_of
+from apikeyrouter.domain.components.text_kinds import Kind, shape_of
 from apikeyrouter.infrastructure.adapters.openai_adapter import OpenAIAdapter
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -85,5 +85,5 @@ async def test_the_kind_is_seen_whether_or_not_the_json_is_escaped(kind: str) ->
         text, _ = some(kind, chance)
         told = {"model": "m", "messages": [{"role": "user", "content": text}]}
         bodies = (json.dumps(told).encode(), json.dumps(told, ensure_ascii=False).encode(), msgspec.json.encode(told))
-        found = [kind_of(wire.parse(body, operation="chat"))[0] for body in bodies]
+        found = [shape_of(wire.parse(body, operation="chat")).kind for body in bodies]
         assert found == [KINDS[kind]] * 3

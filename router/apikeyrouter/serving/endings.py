@@ -188,8 +188,7 @@ class Endings:
         if admitted.parsed is None:
             return
         self._estimator.learn(
-            admitted.option.provider.id, admitted.option.model, base_tokens=admitted.estimate.base_tokens,
-            kind=admitted.estimate.kind,
+            admitted.option.provider.id, admitted.option.model, shape=admitted.estimate.shape,
             choices=admitted.parsed.choices, usage=usage,
         )  # fmt: skip
 

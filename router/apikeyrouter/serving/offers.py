@@ -140,9 +140,9 @@ class Offers:
     def _compute(self, option: Option, hard: bool) -> tuple[Charge, TokenEstimate, int | None]:
         _, parsed = self._parsed_for(option)
         if self._call.operation in FREE_OPERATIONS:
-            return Charge(), TokenEstimate(0, 0, 0, 0, 0), None
+            return Charge(), TokenEstimate(0, 0, 0, 0), None
         if parsed is None:
-            return _NO_CHARGE, TokenEstimate(0, 0, None, None, 0), None
+            return _NO_CHARGE, TokenEstimate(0, 0, None, None), None
         produces = self._call.operation != "embedding"
         uncapped = produces and parsed.max_output_tokens is None
         cap = INJECTED_TOKEN_CAP if hard and uncapped else None

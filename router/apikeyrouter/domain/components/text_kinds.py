@@ -1,27 +1,50 @@
-"""What kind of text a request is, from a small sample of its bytes: tokens per byte differ fivefold between kinds.
+"""What a request's text is made of, from a small sample of its bytes: tokens per byte differ fivefold between texts.
 
-A token of Russian takes seven bytes and one of base64 one and a half, at any one model; what is learned is therefore
-learned per kind. The sample is every n-th byte, so that a long request costs no more than a short one.
+A token of Russian takes seven bytes and one of base64 one and a half, at any one model; and of two pieces of code the
+one with more digits and signs takes more. So what is learned is learned per kind of text, and of what the text is made
+of. The sample is eight stretches of the body, so that a long request costs no more than a short one.
 """
 
 from enum import IntEnum
 
+import msgspec
+
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
 
-__all__ = ["Kind", "kind_of"]
+__all__ = ["PARTS", "Kind", "Shape", "shape_of"]
 
-SAMPLE_BITS = 8
-"""A sample has between 2^8 and 2^9 bytes."""
+PARTS = 7
+"""Numbers that say what a text is made of; see `Shape`."""
+MEDIA_TOKENS = 1000
+"""Expected tokens of one image or sound, before learning (`providers.md` §4.2)."""
+MESSAGE_TOKENS = 4
+"""Control tokens of one chat message (role and separators), OpenAI cookbook; K."""
+REQUEST_TOKENS = 3
+STRETCHES, STRETCH_BYTES = 8, 96
+MARKS_IN_CODE = 8
+"""One byte of so many is a mark, in code, markup and tables; prose has fewer."""
+MARKS_OUTSIDE = 0.5
+"""And of the JSON around the text."""
 TEXT_BYTES_MIN = 64
 """Shorter requests are all scaffold, and count as prose."""
 SCAFFOLD_BYTES = 64
 """JSON around one message."""
-SPACES_IN_CODE = 0.7
-"""How far the spaces of code are no tokens of their own: a run of them is one."""
-_STEPS = (1, 0, 3, 2, 1, 0)
-"""What makes a step prime to 2 and 3, by its remainder of 6: else it would see the same byte of every character."""
-_HIGH = bytes(range(0x80, 0x100))
-_CONTINUATION = bytes(range(0x80, 0xC0))
+_CAPITAL, _LETTER, _DIGIT, _SPACE, _MARK, _LEAD, _FOLLOWING = b"Aa0 .lf"
+
+
+def _classes() -> bytes:
+    """A letter for every byte: what it is."""
+    table = bytearray([_MARK]) * 256
+    for first, last, stands_for in (
+        (b"A", b"Z", _CAPITAL), (b"a", b"z", _LETTER), (b"0", b"9", _DIGIT), (b" ", b" ", _SPACE),
+        (b"\x80", b"\xbf", _FOLLOWING), (b"\xc0", b"\xff", _LEAD),
+    ):  # fmt: skip
+        for byte in range(first[0], last[0] + 1):
+            table[byte] = stands_for
+    return bytes(table)
+
+
+_CLASSES = _classes()
 
 
 class Kind(IntEnum):
@@ -41,29 +64,52 @@ class Kind(IntEnum):
     """With images, sounds or files."""
 
 
-def kind_of(parsed: ParsedRequest) -> tuple[Kind, float]:
-    """The kind of a request, and the part of its bytes that counts."""
-    if parsed.media:
-        return Kind.MEDIA, 1.0
+class Shape(msgspec.Struct, frozen=True):
+    """A text's kind, and its PARTS: tokens of framing (and of media, as expected), bytes, and of those bytes how many
+    are capitals, digits, marks, pairs of marks, and spaces."""
+
+    kind: Kind
+    parts: tuple[float, ...]
+
+
+def shape_of(parsed: ParsedRequest) -> Shape:
+    """The shape of a request."""
+    framing = parsed.messages * MESSAGE_TOKENS + REQUEST_TOKENS + parsed.media * MEDIA_TOKENS
     body, text = parsed.body, parsed.text_bytes
-    size = len(body)
     if text < TEXT_BYTES_MIN or not body:
-        return Kind.PROSE, 1.0
-    if 2 * size > 3 * text + 2 * SCAFFOLD_BYTES * (parsed.messages + 1) and body.isascii():
-        escaped = body.count(b"\\u")  # ä as \u00e4: six bytes for two or three
-        if escaped * 8 > text:
-            return (Kind.TWO_BYTES if 5 * escaped > 2 * text else Kind.THREE_BYTES), 1.0
-    sample = body[:: _STEPS[(size >> SAMPLE_BITS) % 6] + (size >> SAMPLE_BITS)] if size >> (SAMPLE_BITS + 1) else body
-    length = len(sample)
+        return Shape(Kind.MEDIA if parsed.media else Kind.PROSE, (framing, text, 0.0, 0.0, 0.0, 0.0, 0.0))
+    sample, outside = _sample(body), max(0.0, 1 - text / len(body))
+    if 2 * len(body) > 3 * text + 2 * SCAFFOLD_BYTES * (parsed.messages + 1) and b"\\u" in sample and body.isascii():
+        sample = sample.decode("raw_unicode_escape", "ignore").encode("utf-8", "surrogatepass")
+        outside = 0.0
+    told = sample.translate(_CLASSES)
+    count, per_byte = told.count, text / len(told)
+    spaces, marks = count(b" "), count(b".")
+    kind = Kind.MEDIA if parsed.media else _kind(sample, told, spaces, marks - MARKS_OUTSIDE * outside * len(told))
+    return Shape(
+        kind,
+        (
+            framing, text, count(b"A") * per_byte, count(b"0") * per_byte, marks * per_byte, count(b"..") * per_byte,
+            spaces * per_byte,
+        ),
+    )  # fmt: skip
+
+
+def _sample(body: bytes) -> bytes:
+    spare = len(body) - STRETCH_BYTES
+    if spare <= STRETCHES * STRETCH_BYTES:
+        return body
+    step = spare // (STRETCHES - 1)
+    return b"".join([body[at : at + STRETCH_BYTES] for at in range(0, step * STRETCHES, step)])
+
+
+def _kind(sample: bytes, told: bytes, spaces: int, marks: float) -> Kind:
+    length = len(told)
     if not sample.isascii():
-        plain = len(sample.translate(None, _HIGH))
-        high = length - plain
+        leads = told.count(b"l")
+        high = leads + told.count(b"f")
         if 4 * high > length:
-            leads = len(sample.translate(None, _CONTINUATION)) - plain
-            return (Kind.TWO_BYTES if 5 * leads > 2 * high else Kind.THREE_BYTES), 1.0
-    spaces = sample.count(b" ")
+            return Kind.TWO_BYTES if 5 * leads > 2 * high else Kind.THREE_BYTES
     if 25 * spaces < length:
-        return (Kind.QUOTED if 25 * sample.count(b'"') >= length else Kind.DENSE), 1.0
-    if 128 * sample.count(b"\\") > length:  # line feeds, in JSON
-        return Kind.CODE, 1.0 - SPACES_IN_CODE * spaces / length
-    return Kind.PROSE, 1.0
+        return Kind.QUOTED if 25 * sample.count(b'"') >= length else Kind.DENSE
+    return Kind.CODE if MARKS_IN_CODE * marks > length else Kind.PROSE

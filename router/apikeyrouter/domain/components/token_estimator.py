@@ -1,31 +1,26 @@
 """How many tokens a request will take: the expected number, learned from answers, and the bound, which is never passed.
 
-Expected: bytes of decoded text ÷ 4 (`providers.md` §4.2: −63 % … +88 % by kind of text), a few tokens a message, a flat
-number per image, times a ratio learned per (provider, model) and kind of text. Bound (law 7): one token is at least one
-byte.
+Expected: what the text is made of, times weights learned per (provider, model) and kind of text. Bound (law 7): one
+token is at least one byte.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from apikeyrouter.domain.components.text_kinds import Kind, kind_of
+import msgspec
+
+from apikeyrouter.domain.components.text_kinds import PARTS, Kind, Shape, shape_of
+from apikeyrouter.domain.components.token_weights import MOMENTS, TokenWeights
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
 from apikeyrouter.domain.models.usage import Usage
 
 BYTES_PER_TOKEN = 4
-MESSAGE_TOKENS = 4
-"""Control tokens of one chat message (role and separators), OpenAI cookbook; K."""
-
-REQUEST_TOKENS = 3
-MEDIA_TOKENS = 1000
-"""Expected tokens of one image or sound, before learning (`providers.md` §4.2)."""
-
 OUTPUT_TOKENS = 400
 """Expected output per choice of a model never seen."""
 
 RATIO_MIN = 0.25
 RATIO_MAX = 8.0
-"""The learned ratio's range. Text alone needs 0.53 (Russian) … 2.7 (base64); images of models that count tiles dearly
+"""The range of what is learned, in parts of what any text of that length has: four bytes a token, an image 1,000. Text
+alone needs 0.53 (Russian) … 2.7 (base64); images of models that count tiles dearly
 (gpt-4o-mini: 2,833 and more each) need the rest. Beyond it lies misreporting, which one answer must not spread."""
 
 WEIGHT_MAX = 50.0
@@ -43,40 +38,37 @@ COST_RATIO_MAX = 100.0
 COST_SHARE = 0.3
 """How far one reconciled request moves the ratio of costs."""
 
-EXPORT_VERSION = 2
+EXPORT_VERSION = 3
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEstimate:
+class TokenEstimate(msgspec.Struct, frozen=True):
     """Tokens of one request. `bound_*` None: no bound exists (a file id, no token cap).
 
-    `base_tokens` is the expected input before the learned ratio, `kind` the kind of text; hand both back to `learn`.
+    `shape` is what the expected input was made of, None where it was told; hand it back to `learn`.
     """
 
     input_tokens: int
     output_tokens: int
     bound_input: int | None
     bound_output: int | None
-    base_tokens: int
-    kind: Kind = Kind.PROSE
+    shape: Shape | None = None
 
 
 class _Learned:
-    """What is known of a model: its usual output, and per kind of text how much smaller than expected its input is.
+    """What is known of a model: its usual output, and its weights for each kind of text that it has answered."""
 
-    The inverse ratio is what is averaged: the harmonic mean of ratios is nearest to them all in relative terms.
-    """
-
-    __slots__ = ("inverse", "output", "weight", "weights")
+    __slots__ = ("kinds", "output", "weight")
 
     def __init__(self) -> None:
         self.output = float(OUTPUT_TOKENS)
         self.weight = 0.0
-        self.inverse = [1.0] * len(Kind)
-        self.weights = [0.0] * len(Kind)
+        self.kinds: dict[Kind, TokenWeights] = {}
 
 
 _UNSEEN = _Learned()
+_NO_SHAPE = Shape(Kind.PROSE, (0.0,) * PARTS)
+_KINDS = frozenset(map(int, Kind))
+_PRIOR = {kind: TokenWeights(kind) for kind in Kind}
 
 
 class TokenEstimator:
@@ -85,6 +77,7 @@ class TokenEstimator:
     def __init__(self, *, models_max: int = MODELS_MAX) -> None:
         self._models_max = models_max
         self._learned: dict[tuple[str, str], _Learned] = {}
+        self._seen: tuple[ParsedRequest | None, Shape] = (None, _NO_SHAPE)
         self.cost_ratios: dict[tuple[str, str], float] = {}
         """What requests really cost, in parts of what the price list says; only where somebody reconciled them."""
 
@@ -93,21 +86,24 @@ class TokenEstimator:
     ) -> TokenEstimate:
         """Tokens of `parsed` at this model. `token_cap`: the cap per choice that is sent, if not the client's."""
         if parsed.stated is not None:
-            return TokenEstimate(*parsed.stated, base_tokens=0)
+            return TokenEstimate(*parsed.stated)
         learned = self._learned.get((provider_id, model), _UNSEEN)
-        kind, counted = kind_of(parsed)
-        base = base_tokens(parsed) if counted == 1.0 else base_tokens(parsed, counted)
+        seen, shape = self._seen
+        if seen is not parsed:
+            shape = shape_of(parsed)
+            self._seen = (parsed, shape)
+        expected = (learned.kinds.get(shape.kind) or _PRIOR[shape.kind]).tokens(shape.parts)
+        plain = _plain(shape)
         cap = parsed.max_output_tokens if token_cap is None else token_cap
         output = int(learned.output) + 1
         if cap is not None and output > cap:
             output = cap
         return TokenEstimate(
-            int(base / learned.inverse[kind]) + 1,
+            int(min(max(expected, plain * RATIO_MIN), plain * RATIO_MAX)) + 1,
             output * parsed.choices,
             bound_input(parsed),
             None if cap is None else bound_output(parsed, cap),
-            base,
-            kind,
+            shape,
         )
 
     def confidence(self, provider_id: str, model: str) -> float:
@@ -115,20 +111,22 @@ class TokenEstimator:
         learned = self._learned.get((provider_id, model), _UNSEEN)
         return (learned.weight + 1) / (learned.weight + 4)
 
-    def learn(
-        self, provider_id: str, model: str, *, base_tokens: int, choices: int, usage: Usage, kind: Kind = Kind.PROSE
-    ) -> None:
+    def learn(self, provider_id: str, model: str, *, shape: Shape | None, choices: int, usage: Usage) -> None:
         """Take an answer into account. What is itself an estimate, or counts no input, teaches nothing."""
-        if usage.estimated or usage.input_tokens <= 0 or base_tokens <= 0:
+        if usage.estimated or usage.input_tokens <= 0 or shape is None:
+            return
+        plain = _plain(shape)
+        if plain <= 0:
             return
         key = (provider_id, model)
         learned = self._learned.pop(key, None) or _Learned()
         self._learned[key] = learned
         if len(self._learned) > self._models_max:
             del self._learned[next(iter(self._learned))]
-        weight = learned.weights[kind] = min(learned.weights[kind] + 1.0, WEIGHT_MAX)
-        inverse = min(max(base_tokens / usage.input_tokens, 1 / RATIO_MAX), 1 / RATIO_MIN)
-        learned.inverse[kind] += (inverse - learned.inverse[kind]) / weight
+        weights = learned.kinds.get(shape.kind)
+        if weights is None:
+            weights = learned.kinds[shape.kind] = TokenWeights(shape.kind)
+        weights.learn(shape.parts, min(max(usage.input_tokens, plain * RATIO_MIN), plain * RATIO_MAX))
         learned.weight = min(learned.weight + 1.0, WEIGHT_MAX)
         learned.output += (usage.output_tokens / max(choices, 1) - learned.output) / learned.weight
 
@@ -146,9 +144,10 @@ class TokenEstimator:
     def export(self) -> dict[str, object]:
         """What was learned, as plain JSON values."""
         rows = [
-            [p, m, round(x.output, 1), x.weight, [round(i, 4) for i in x.inverse], x.weights[:]]
-            for (p, m), x in self._learned.items()
-        ]
+            [provider, model, round(known.output, 1), known.weight,
+             [[int(kind), weights.answers, *weights.moments] for kind, weights in known.kinds.items()]]
+            for (provider, model), known in self._learned.items()
+        ]  # fmt: skip
         costs = [[provider, model, round(ratio, 4)] for (provider, model), ratio in self.cost_ratios.items()]
         return {"version": EXPORT_VERSION, "models": rows, "costs": costs}
 
@@ -165,14 +164,12 @@ class TokenEstimator:
                 take(row)
 
     def _merge_row(self, row: object) -> None:
-        if not isinstance(row, list) or len(row) != 6:
+        if not isinstance(row, list) or len(row) != 5:
             return
-        provider_id, model, output, weight, inverse, weights = row
-        if not (isinstance(provider_id, str) and isinstance(model, str)):
+        provider_id, model, output, weight, kinds = row
+        if not (isinstance(provider_id, str) and isinstance(model, str) and _numbers([output, weight])) or weight == 0:
             return
-        if not (_numbers([output, weight]) and _numbers(inverse) and _numbers(weights)) or weight == 0:
-            return
-        if len(inverse) != len(Kind) or len(weights) != len(Kind):
+        if not isinstance(kinds, list) or not all(_is_kind(told) for told in kinds):
             return
         mine = self._learned.get((provider_id, model))
         if mine is None:
@@ -180,11 +177,9 @@ class TokenEstimator:
                 return
             mine = self._learned[(provider_id, model)] = _Learned()
         mine.output, mine.weight = _merged(mine.output, mine.weight, output, weight)
-        for kind in Kind:
-            told = min(max(inverse[kind], 1 / RATIO_MAX), 1 / RATIO_MIN)
-            mine.inverse[kind], mine.weights[kind] = _merged(
-                mine.inverse[kind], mine.weights[kind], told, weights[kind]
-            )
+        for number, answers, *moments in kinds:
+            weights = mine.kinds.setdefault(Kind(number), TokenWeights(Kind(number)))
+            weights.merge(answers, moments)
 
     def _merge_cost(self, row: object) -> None:
         if not isinstance(row, list) or len(row) != 3:
@@ -211,12 +206,13 @@ def _merged(mine: float, my_weight: float, other: float, weight: float) -> tuple
     return mine + (other - mine) * weight / (my_weight + weight), max(my_weight, weight)
 
 
-def base_tokens(parsed: ParsedRequest, counted: float = 1.0) -> int:
-    """Expected input before learning; `counted`: the part of the text's bytes that counts."""
-    media = parsed.media * MEDIA_TOKENS
-    return (
-        int(parsed.text_bytes * counted) // BYTES_PER_TOKEN + parsed.messages * MESSAGE_TOKENS + REQUEST_TOKENS + media
-    )
+def _plain(shape: Shape) -> float:
+    """What would be expected of any text of that length."""
+    return shape.parts[0] + shape.parts[1] / BYTES_PER_TOKEN
+
+
+def _is_kind(told: object) -> bool:
+    return isinstance(told, list) and len(told) == 2 + MOMENTS and _numbers(told) and told[0] in _KINDS
 
 
 def bound_input(parsed: ParsedRequest) -> int | None:
