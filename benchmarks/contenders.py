@@ -107,7 +107,7 @@ class Routed:
                     latency_us=int(outcome.seconds * 1e6),
                 )
             )  # fmt: skip
-            self._estimator.learn(way.name, MODEL, base_tokens=admitted.estimate.base_tokens, choices=1, usage=usage)
+            self._estimator.learn(way.name, MODEL, shape=admitted.estimate.shape, choices=1, usage=usage)
             option.seen.answered(outcome.seconds * 1e6, stream=False, now=now)
             option.seen.judged(float(outcome.good), now)
             return
