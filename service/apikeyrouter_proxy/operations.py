@@ -18,7 +18,7 @@ operations = APIRouter(tags=["operations"])
 async def health(runtime: CurrentRuntime) -> dict[str, str | int]:
     """How the service is, and what it has to route to. Always 200: what acts on it should ask `/health/ready`."""
     return {
-        "status": "healthy" if await runtime.is_healthy() and not runtime.draining else "degraded",
+        "status": "healthy" if await runtime.is_healthy() and not runtime.leaving else "degraded",
         "version": __version__,
         "keys_registered": len(runtime.router.catalogue.keys),
         "providers_registered": len(runtime.router.catalogue.providers),
@@ -36,7 +36,7 @@ async def live() -> dict[str, str]:
 @operations.get("/health/ready", responses={503: {"description": "Stopping, or the store is away"}})
 async def ready(runtime: CurrentRuntime) -> JSONResponse:
     """Whether requests should be sent here: 503 while stopping, or while the store is away."""
-    if runtime.draining:
+    if runtime.leaving:
         return JSONResponse({"status": "draining"}, status_code=503)
     if not await runtime.is_healthy():
         return JSONResponse({"status": "store_unavailable"}, status_code=503)

@@ -12,21 +12,23 @@ BODY_BYTES_DEFAULT = 32 * 2**20
 BODY_BYTES_LIMIT = 2**30
 DRAIN_SECONDS_DEFAULT = 60.0
 DRAIN_SECONDS_LIMIT = 3600.0
+DRAIN_NOTICE_SECONDS_LIMIT = 300.0
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyOptions:
-    """`PROXY_BODY_BYTES_MAX`, `PROXY_DRAIN_SECONDS`, `PROXY_ACCESS_LOG`, `PROXY_ACCESS_LOG_FILE` of the environment,
-    each also with the prefix `APIKEYROUTER_`, which wins.
+    """The variables `PROXY_<FIELD>` of the environment, each also with the prefix `APIKEYROUTER_`, which wins.
 
     `body_bytes_max`: a longer request body is answered with 413. `drain_seconds`: how long a stopping process waits
-    for the requests under way. `access_log_file` "" means standard output.
+    for the requests under way; `drain_notice_seconds`: how long it says so, and still takes requests, before that.
+    `access_log_file` "" means standard output.
     """
 
     body_bytes_max: int = BODY_BYTES_DEFAULT
     drain_seconds: float = DRAIN_SECONDS_DEFAULT
+    drain_notice_seconds: float = 0.0
     access_log: bool = True
     access_log_file: str = ""
 
@@ -39,6 +41,9 @@ class ProxyOptions:
             ),
             drain_seconds=_number(
                 environ, "PROXY_DRAIN_SECONDS", DRAIN_SECONDS_DEFAULT, least=0, most=DRAIN_SECONDS_LIMIT
+            ),
+            drain_notice_seconds=_number(
+                environ, "PROXY_DRAIN_NOTICE_SECONDS", 0.0, least=0, most=DRAIN_NOTICE_SECONDS_LIMIT
             ),
             access_log=_flag(environ, "PROXY_ACCESS_LOG", default=True),
             access_log_file=_told(environ, "PROXY_ACCESS_LOG_FILE")[1],

@@ -26,6 +26,7 @@ from apikeyrouter.router import ApiKeyRouter
 from apikeyrouter_proxy.access_log import AccessLog
 from apikeyrouter_proxy.clients import Clients
 from apikeyrouter_proxy.data_plane import DataPlane
+from apikeyrouter_proxy.fleet_gauges import fleet_gauges
 from apikeyrouter_proxy.logs import configure_logs
 from apikeyrouter_proxy.metrics import Counters, Metrics
 from apikeyrouter_proxy.metrics_sharing import SharedMetrics
@@ -38,13 +39,14 @@ HEALTH_SECONDS = 1.0
 """How long an answer about the store's health is believed, and how long one may take."""
 FOUND_IN = "env:"
 """How the metadata of a key that was found in the environment says so."""
-KEYS_SHOWN_MAX = 2_000
-"""Keys that `/metrics` lists one by one."""
 _log = structlog.get_logger("apikeyrouter")
 
 
 class Runtime:
-    """One running service. Made by `open`; `close` drains and flushes everything."""
+    """One running service. Made by `open`; `close` drains and flushes everything.
+
+    `leaving`: it will drain soon, and says so to whoever asks whether to send requests here.
+    """
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class Runtime:
         self.options = options
         self.router = router
         self.draining = False
+        self.leaving = False
         self._environ = environ
         self._embedded = embedded
         self._metrics = Metrics()
@@ -156,7 +159,7 @@ class Runtime:
     async def drain(self) -> None:
         """Say that this process is stopping, and wait for requests under way, at most the configured time."""
         if not self.draining:
-            self.draining = True
+            self.draining = self.leaving = True
             late = await self.plane.open.drain(self.options.drain_seconds)
             if late:
                 _log.warning("requests.cut_off", count=late, after_seconds=self.options.drain_seconds)
@@ -190,8 +193,7 @@ class Runtime:
         host = await self._shared.totals()
         gauges: dict[str, Mapping[tuple[str, ...], int]] = {name: {(): value} for name, value in host.gauges.items()}
         gauges[metric_names.WORKERS.name] = {(): host.workers}
-        keys = list(self.router.catalogue.keys.values())[:KEYS_SHOWN_MAX]
-        gauges[metric_names.KEY_STATE.name] = {(key.id, key.provider_id, key.state.value): 1 for key in keys}
+        gauges |= await fleet_gauges(self.router, healthy=await self.is_healthy())
         return render(host.counters, gauges)
 
     def _counters(self) -> Counters:

@@ -67,7 +67,8 @@ class ServeOptions:
     """What to serve and how.
 
     `redis_url` None: an embedded Valkey in `data_dir` (None: the default one), or `ephemeral`, with nothing on disk.
-    `environ` is what the workers get; `drain_seconds` is how long requests in flight may take at the end.
+    `environ` is what the workers get; `drain_seconds` is how long requests in flight may take at the end,
+    `drain_notice_seconds` how long workers still take requests before, while they say that they are stopping.
     `workers_to_stderr`: what workers print leaves standard output alone. `watch_stdin`: end when standard input
     does, which is how a parent's death is noticed.
     """
@@ -81,6 +82,7 @@ class ServeOptions:
     config: str | None = None
     open: bool = False
     drain_seconds: float = DRAIN_SECONDS_DEFAULT
+    drain_notice_seconds: float = 0.0
     workers_to_stderr: bool = False
     watch_stdin: bool = False
     app: str = APP
@@ -313,7 +315,8 @@ class _Supervisor:
         else:
             self._signal_workers(signal.SIGTERM)
         self._draining = True
-        clean = self._wait_until_gone(time.monotonic() + self._options.drain_seconds + GRACE_SECONDS)
+        seconds = self._options.drain_notice_seconds + self._options.drain_seconds + GRACE_SECONDS
+        clean = self._wait_until_gone(time.monotonic() + seconds)
         code = code or (EXIT_OK if clean else EXIT_NOT_CLEAN)
         self._tell("stopped", {"exit_code": code})
         return code
@@ -387,6 +390,7 @@ def _worker_environ(options: ServeOptions, embedded: EmbeddedServer | None) -> d
         environ["APIKEYROUTER_PROXY_OPEN"] = "true"
     environ["APIKEYROUTER_WORKERS"] = str(options.workers)
     environ["APIKEYROUTER_PROXY_DRAIN_SECONDS"] = str(options.drain_seconds)
+    environ["APIKEYROUTER_PROXY_DRAIN_NOTICE_SECONDS"] = str(options.drain_notice_seconds)
     return environ
 
 

@@ -244,3 +244,27 @@ async def test_an_application_without_a_lifespan_starts_with_its_first_request(
     await app.closed()
     assert answer.status_code == 200
     assert answer.json()["routing_metadata"]["key_used"] == "k1"
+
+
+async def test_a_service_that_will_stop_says_so_first_and_still_serves(
+    service_valkey: Server, config: dict[str, Any], tmp_path: Path
+) -> None:
+    path, port = tmp_path / "config.yaml", free_port()
+    path.write_text(yaml.safe_dump(config))
+    environ = environ_for(service_valkey.url, path, tmp_path / "access.log")
+    environ |= {"HOME": str(tmp_path), "PROXY_DRAIN_NOTICE_SECONDS": "300", "PROXY_OPEN": "true"}
+    url = f"http://127.0.0.1:{port}"
+    command = ["apikeyrouter.cli", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    async with worker_processes(command, environ, url) as process, httpx.AsyncClient(base_url=url) as client:
+        process.send_signal(signal.SIGTERM)
+
+        async def leaving() -> bool:
+            return bool((await client.get("/health/ready")).json()["status"] == "draining")
+
+        await wait_until(leaving)
+        assert (await client.get("/health/live")).status_code == 200
+        answer = await client.post("/v1/chat/completions", json={**BODY, "model": "brief", "max_tokens": 3})
+        assert answer.status_code == 200
+        await asyncio.sleep(1.1)  # sooner, a second signal is the first one told twice
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0

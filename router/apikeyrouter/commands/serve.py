@@ -58,6 +58,7 @@ def make_options(arguments: ServeArguments, around: Surroundings) -> ServeOption
     redis_url = arguments.redis_url or settings.redis_url
     if redis_url and arguments.data_dir:
         raise ConfigurationError("--data-dir is for the embedded Valkey; it does not go with a Redis URL")
+    proxy = ProxyOptions.read(around.environ)
     return ServeOptions(
         host=settings.proxy_host if arguments.host is None else arguments.host,
         port=settings.proxy_port if arguments.port is None else arguments.port,
@@ -68,7 +69,8 @@ def make_options(arguments: ServeArguments, around: Surroundings) -> ServeOption
         open=arguments.open or settings.proxy_open,
         workers_to_stderr=arguments.json,
         watch_stdin=arguments.watch_stdin,
-        drain_seconds=ProxyOptions.read(around.environ).drain_seconds,
+        drain_seconds=proxy.drain_seconds,
+        drain_notice_seconds=proxy.drain_notice_seconds,
         environ=dict(os.environ),
     )
 

@@ -101,6 +101,26 @@ KEY_STATE = MetricName(
     help="1 for the state that a key is in.",
     labels=("key", "provider", "state"),
 )
+STORE_UP = MetricName(
+    name="apikeyrouter_store_up", kind="gauge", help="1 while the store answers this host, 0 while it is away."
+)
+HELD = MetricName(
+    name="apikeyrouter_held_nanousd", kind="gauge", help="Money held for requests under way, of the whole fleet."
+)
+SUSPENSE = MetricName(
+    name="apikeyrouter_suspense_nanousd",
+    kind="gauge",
+    help="Money of requests whose end was never told, of the whole fleet.",
+)
+BUDGET_LIMIT = MetricName(
+    name="apikeyrouter_budget_limit_nanousd", kind="gauge", help="A budget's limit.", labels=("budget",)
+)
+BUDGET_SPENT = MetricName(
+    name="apikeyrouter_budget_spent_nanousd",
+    kind="gauge",
+    help="What is settled in a budget in its period, of the whole fleet.",
+    labels=("budget",),
+)
 WORKERS = MetricName(
     name="apikeyrouter_workers", kind="gauge", help="Live worker processes of this service on the host."
 )
@@ -124,6 +144,11 @@ METRICS: tuple[MetricName, ...] = (
     SETTLEMENTS,
     UNSETTLED,
     KEY_STATE,
+    BUDGET_LIMIT,
+    BUDGET_SPENT,
+    HELD,
+    SUSPENSE,
+    STORE_UP,
     WORKERS,
     LOG_LINES,
     LOG_LOST,
