@@ -3,9 +3,15 @@
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Iterable, Mapping
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
+from apikeyrouter.domain.components.client_rules import CLIENT
+from apikeyrouter.domain.models.client import Client
 from apikeyrouter.infrastructure.config.compiled import ClientRecord
 from apikeyrouter.infrastructure.surface.problems import refuse
 from apikeyrouter.infrastructure.surface.requests import ANYBODY, Caller
@@ -18,10 +24,18 @@ _PROXIED = (b"x-forwarded-for", b"forwarded", b"x-real-ip")
 
 
 class Clients:
-    """The configured clients, found by the SHA-256 of their token; tokens themselves are never kept."""
+    """The clients of the file, and those that were made while running, found by the SHA-256 of their token.
 
-    def __init__(self, records: Iterable[ClientRecord] = (), *, open_to_all: bool = False) -> None:
-        self._by_digest = {made.digest: made for made in map(_caller, records)}
+    Tokens themselves are never kept. A file's client wins over one that was made with the same name.
+    """
+
+    def __init__(
+        self, records: Iterable[ClientRecord] = (), made: Iterable[Client] = (), *, open_to_all: bool = False
+    ) -> None:
+        of_file = [_caller(record) for record in records]
+        self.file_names = frozenset(str(caller.name) for caller in of_file)
+        others = [caller for client in made if client.name not in self.file_names for caller in _callers(client)]
+        self._by_digest = {caller.digest: caller for caller in (*others, *of_file)}
         self._open = open_to_all
         self._loopback: dict[str, bool] = {}
 
@@ -55,6 +69,10 @@ class Clients:
         caller = self._by_digest.get(digest)
         if caller is None or not hmac.compare_digest(caller.digest, digest):
             raise refuse(401, "authentication_error", "invalid_api_key", "this client token is not known")
+        if caller.refusal:
+            raise refuse(403, "permission_error", "client_disabled", caller.refusal)
+        if caller.until_seconds and time.time() >= caller.until_seconds:
+            raise refuse(401, "authentication_error", "expired_api_key", "this client token has expired")
         return caller
 
     def _is_local(self, headers: Mapping[bytes, bytes], peer: tuple[str, int] | None) -> bool:
@@ -119,4 +137,29 @@ def _caller(record: ClientRecord) -> Caller:
         lanes=(record.lane,) if record.lane else (),
         weight=record.share,
         digest=bytes.fromhex(record.token_sha256),
+        until_seconds=_seconds(record.expires_at),
+        priority=record.priority,
     )
+
+
+def _callers(client: Client) -> Iterator[Caller]:
+    """Its token, and the one before for as long as that is taken too."""
+    now = Caller(
+        name=client.name,
+        team=client.team,
+        models=None if client.models is None else frozenset(client.models),
+        lanes=(f"{CLIENT}{client.name}",) if client.rpm or client.tpm or client.concurrency else (),
+        weight=client.share,
+        digest=bytes.fromhex(client.token_sha256),
+        until_seconds=_seconds(client.expires_at),
+        priority=client.priority,
+        refusal="" if client.enabled else "this client is switched off",
+    )
+    yield now
+    if client.old_token_sha256 is not None and client.old_token_until is not None:
+        until = min(_seconds(client.old_token_until), now.until_seconds or math.inf)
+        yield replace(now, digest=bytes.fromhex(client.old_token_sha256), until_seconds=until)
+
+
+def _seconds(moment: datetime | None) -> float:
+    return 0.0 if moment is None else moment.timestamp()

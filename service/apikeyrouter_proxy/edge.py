@@ -96,13 +96,17 @@ async def _http_error(request: Request, exc: Exception) -> JSONResponse:
         return error_answer(404, "unknown_url", f"no such path: {request.url.path[:200]}{hint}")
     headers = dict(exc.headers) if exc.headers else None
     codes = {405: "method_not_allowed", 413: "request_too_large"}
-    return error_answer(exc.status_code, codes.get(exc.status_code, "refused"), str(exc.detail), headers=headers)
+    code = getattr(exc, "code", None) or codes.get(exc.status_code, "refused")
+    return error_answer(exc.status_code, code, str(exc.detail), param=getattr(exc, "param", None), headers=headers)
 
 
 async def _validation_error(_: Request, exc: Exception) -> JSONResponse:
     """Names the fields and what is wrong with them; never what was sent, which may be a key."""
     assert isinstance(exc, RequestValidationError)
-    found = [(".".join(str(part) for part in error["loc"][1:]), str(error["msg"])) for error in exc.errors()]
+    found = [
+        (".".join(str(part) for part in error["loc"][1:]), str(error["msg"]).removeprefix("Value error, "))
+        for error in exc.errors()
+    ]
     message = "; ".join(f"{field}: {what}" if field else what for field, what in found)
     return error_answer(400, "invalid_request", message, param=found[0][0] if found else None)
 

@@ -32,8 +32,12 @@ _REQUEST_HEADERS = {
 _MANAGEMENT_ERRORS: dict[str, dict[str, str]] = {
     "400": {"description": "The request is wrong; the message names the field and never what was sent"},
     "401": {"description": "X-API-Key is missing or wrong"},
-    "403": {"description": "MANAGEMENT_API_KEY is not set"},
+    "403": {"description": "This admin key's role is too small, or MANAGEMENT_API_KEY is not set"},
     "404": {"description": "No such thing, or MANAGEMENT_API_ENABLED=false"},
+    "405": {"description": "Not with this method"},
+    "409": {"description": "The name is taken, or it is declared elsewhere; `code` says which"},
+    "412": {"description": "It is not as If-Match says"},
+    "413": {"description": "The body is larger than a mebibyte"},
     "503": {"description": "The store is away"},
 }
 _LIST_ERRORS = ("401", "403", "404")

@@ -21,17 +21,22 @@ from apikeyrouter.infrastructure.embedded_valkey import EmbeddedServer, default_
 from apikeyrouter.infrastructure.observability import metric_names
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
+from apikeyrouter.infrastructure.state_store.records import records_for
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.router import ApiKeyRouter
+from apikeyrouter_proxy import admin_keys, reloading
 from apikeyrouter_proxy.access_log import AccessLog
+from apikeyrouter_proxy.admin_keys import AdminKeys
 from apikeyrouter_proxy.clients import Clients
 from apikeyrouter_proxy.data_plane import DataPlane
 from apikeyrouter_proxy.fleet_gauges import fleet_gauges
+from apikeyrouter_proxy.following import Follower
 from apikeyrouter_proxy.logs import configure_logs
 from apikeyrouter_proxy.metrics import Counters, Metrics
 from apikeyrouter_proxy.metrics_sharing import SharedMetrics
 from apikeyrouter_proxy.options import ProxyOptions
 from apikeyrouter_proxy.prometheus import render
+from apikeyrouter_proxy.reloading import Reloads
 
 __all__ = ["Runtime", "without_effect"]
 
@@ -77,7 +82,15 @@ class Runtime:
             gauges=self._gauges,
         )
         self._healthy = (0.0, False)
-        self._reloading = asyncio.Lock()
+        self.records = records_for(router.state_store)
+        self.admin_keys = AdminKeys(router.state_store, settings.management_api_key)
+        self.config = CompiledConfig()
+        """The configuration file as it is in force here."""
+        self._reloads = Reloads(router.state_store, self._read_again)
+        self._follower = Follower(
+            router.state_store,
+            {admin_keys.KIND: self.admin_keys.refresh, reloading.KIND: self._reloads.follow},
+        )
 
     @classmethod
     async def open(cls, environ: Mapping[str, str] | None = None) -> "Runtime":
@@ -115,18 +128,28 @@ class Runtime:
     async def _start(self, compiled: CompiledConfig) -> None:
         self._access_log.start()
         await self.router.start()
+        self.router.on_clients_changed.append(self._index_clients)
         await self._take_over(compiled)
+        self._reloads.took(compiled, self.settings.config)
         await self._register_found_keys({(key.provider_id, key.material) for key in compiled.keys})
         self.router.on_finished.append(self.plane.finished)
         self._shared.start()
+        await self._follower.start()
+        self._reloads.start()
         _settle_garbage_collector()
 
     async def _take_over(self, compiled: CompiledConfig) -> None:
         await self.router.apply(compiled)
         self.plane.translate = compiled.routing.translate
-        self.plane.clients = Clients(compiled.clients, open_to_all=self.settings.proxy_open)
+        self.config = compiled
+        self._index_clients()
         for warning in (*compiled.warnings, *without_effect(compiled)):
             _log.warning("configuration.warned", warning=warning)
+
+    def _index_clients(self) -> None:
+        """Who may call has changed."""
+        made = self.router.clients.values()
+        self.plane.clients = Clients(self.config.clients, made, open_to_all=self.settings.proxy_open)
 
     async def _register_found_keys(self, configured: set[tuple[str, str]]) -> None:
         """The environment's provider keys, but for those that the configuration file names: one key twice would be
@@ -142,11 +165,16 @@ class Runtime:
                 await manager.revoke_key(known.id)
 
     async def reload(self) -> CompiledConfig:
-        """Read the configuration file again and take it over. Errors: ConfigurationError; then nothing changed."""
-        async with self._reloading:
-            compiled = await asyncio.to_thread(_compiled, self.settings, self._environ)
-            await self._take_over(compiled)
-            return compiled
+        """Read the configuration file again and take it over, here and in every worker that has it.
+
+        Errors: ConfigurationError; then nothing changed.
+        """
+        return await self._reloads.reload()
+
+    async def _read_again(self) -> tuple[CompiledConfig, str | None]:
+        compiled = await asyncio.to_thread(_compiled, self.settings, self._environ)
+        await self._take_over(compiled)
+        return compiled, self.settings.config
 
     async def reload_quietly(self) -> None:
         """As `reload`, for a signal: what is wrong goes to the log."""
@@ -168,11 +196,14 @@ class Runtime:
         """Drain, then flush settlements, access lines and counts, in this order. Idempotent."""
         await self.drain()
         await self.plane.open.close()
+        await self._reloads.close()
+        await self._follower.close()
         if not await self.router.drain(self.options.drain_seconds):
             _log.error("settlements.unconfirmed", count=self.router.books.waiting)
         await self.router.close()
         await self._access_log.close()
         await self._shared.close()
+        await self.records.close()
         if self._embedded is not None:
             self._embedded.close()
 

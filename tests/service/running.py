@@ -105,11 +105,16 @@ async def running_service(
             await task
 
 
+def fresh_namespace() -> dict[str, str]:
+    """What makes services share one namespace, which nobody else has."""
+    return {"APIKEYROUTER_NAMESPACE": f"test-{os.getpid()}-{next(_namespaces)}"}
+
+
 def environ_for(redis_url: str, config: Path, log: Path) -> dict[str, str]:
     """The environment of a service under test; nothing of the developer's own gets in."""
     return {
         "REDIS_URL": redis_url,
-        "APIKEYROUTER_NAMESPACE": f"test-{os.getpid()}-{next(_namespaces)}",
+        **fresh_namespace(),
         "APIKEYROUTER_CONFIG": str(config),
         "APIKEYROUTER_ENCRYPTION_KEY": MASTER_KEY,
         "MANAGEMENT_API_KEY": MANAGEMENT_KEY,

@@ -170,7 +170,7 @@ async def test_health_and_state_tell_what_there_is(service: Running) -> None:
     assert (health["status"], health["keys_registered"], health["providers_registered"]) == ("healthy", 3, 2)
     assert (live.status_code, ready.status_code) == (200, 200)
     assert summary["keys"]["total"] == 3
-    assert providers["providers"] == [{"id": "openai", "keys": 2}, {"id": "anthropic", "keys": 1}]
+    assert {one["id"]: one["keys"] for one in providers["providers"]} == {"openai": 2, "anthropic": 1}
 
 
 def _write(path: Path, config: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from apikeyrouter.domain.components.catalogue import (
     provider_lane,
 )
 from apikeyrouter.domain.components.circuits import KEY_BREAKER, PROVIDER_BREAKER
+from apikeyrouter.domain.components.client_rules import CLIENT
 from apikeyrouter.domain.components.limits import LimitRow, compile_limits
 from apikeyrouter.domain.components.quotas import limit_of
 from apikeyrouter.domain.interfaces.state_store import StateQuery, StateStore
@@ -41,10 +42,9 @@ from apikeyrouter.infrastructure.config.limit_profiles import profile_for
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.budgets import DeclaredBudgets
+from apikeyrouter.serving.clients import DeclaredClients
 from apikeyrouter.serving.model_names import DeclaredModels
 
-CLIENT = "c:"
-"""What the ids of clients' own lanes begin with."""
 DOCUMENT = ("configuration", "file")
 GROUP_LANES_MAX = LANES_PER_CANDIDATE_MAX - 2
 _log = EventLog("apikeyrouter")
@@ -92,14 +92,20 @@ class Configuration:
         self._catalogue, self._ledger, self._store = catalogue, ledger, store
         self.budgets = DeclaredBudgets(catalogue, ledger, store)
         self.models = DeclaredModels(catalogue, store)
-        self.policies: tuple[Policy, ...] = ()
-        """Those of the file."""
+        self.clients = DeclaredClients(catalogue, ledger, store)
+        self._file_policies: tuple[Policy, ...] = ()
         self._file = SharedConfig()
         self._file_lanes: dict[str, LaneConfig] = {}
         self._by_key: dict[str, tuple[str, tuple[LaneConfig, ...], dict[str, frozenset[str] | None]]] = {}
         """Per key: its group, the lanes of the group that its metadata declares, and the models of each."""
         self._quotas: dict[str, tuple[Quota, ...]] = {}
         """Per key: its own quotas, where it has any."""
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """Those of the file, and those that clients' settings mean."""
+        declared = {policy.id for policy in self._file_policies}
+        return (*self._file_policies, *(one for one in self.clients.policies() if one.id not in declared))
 
     # --- a file --------------------------------------------------------------------------------------------------
 
@@ -130,6 +136,7 @@ class Configuration:
         told = await self._read()
         changed = await self.budgets.refresh()
         changed |= await self.models.refresh()
+        changed |= await self.clients.refresh()
         if told == self._file:
             return changed
         self._take(told)
@@ -153,10 +160,10 @@ class Configuration:
                 price.provider_id, price.model, tiers=price.tiers, service_tiers=price.service_tiers, **price.rates
             )
         self._file, self._file_lanes = new, {lane.id: lane for lane in new.lanes}
-        self.policies = tuple(Policy.parse(told) for told in new.policies)
+        self._file_policies = tuple(Policy.parse(told) for told in new.policies)
         self.models.take_file(new.aliases)
         catalogue.qualities = dict(new.quality)
-        catalogue.clients = _clients(new)
+        self.clients.take_file(_clients(new))
         self.budgets.take_file(_rules(new.budgets))
         self._index_pools()
 
@@ -236,6 +243,7 @@ class Configuration:
         if self._file != SharedConfig() and await self._store.get_document(*DOCUMENT) is None:
             await self._store.save_document(*DOCUMENT, msgspec.to_builtins(self._file))
         await self.budgets.restore()
+        await self.clients.restore()
 
     def lane_config(self, lane_id: str) -> LaneConfig:
         """A lane as it is declared; without limits where nothing is."""

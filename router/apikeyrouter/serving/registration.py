@@ -1,7 +1,7 @@
 """What a router is told: providers, keys, whole configuration files. The layer right below `ApiKeyRouter`."""
 
 import contextlib
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from apikeyrouter.domain.components.catalogue import Provider
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.models.api_key import APIKey
+from apikeyrouter.domain.models.client import Client
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.quota_state import QuotaState, QuotaUnit, TimeWindow
 from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError
@@ -134,6 +135,47 @@ class RouterRegistration(RouterLife):
                     )
         for name, targets in read.items():
             await self._configuration.models.declare(name, targets)
+
+    @property
+    def clients(self) -> Mapping[str, Client]:
+        """The clients that were made while running, by name; those of a configuration file are the service's."""
+        return self._configuration.clients.made
+
+    @property
+    def on_clients_changed(self) -> list[Callable[[], None]]:
+        """Called whenever `clients` has changed, here or in another process."""
+        return self._configuration.clients.on_changed
+
+    def client_policies(self) -> list[Policy]:
+        """The policies that clients' settings mean."""
+        return self._configuration.clients.policies()
+
+    async def list_clients(self) -> Mapping[str, Client]:
+        """`clients`, as the store has them now."""
+        await self.start()
+        if await self._configuration.clients.refresh():
+            await self.policy_engine.take_file(self._configuration.policies)
+        return self.clients
+
+    async def configure_client(self, client: Client) -> None:
+        """Add or change a client: in force here at once, in every process on the store within a second.
+
+        Raises:
+            InvalidRequestError: `providers` names one that is not registered.
+        """
+        await self.start()
+        for provider_id in client.providers or ():
+            if provider_id not in self.catalogue.providers:
+                raise InvalidRequestError(f"provider {provider_id!r} is not registered", field="providers")
+        await self._configuration.clients.declare(client)
+        await self.policy_engine.take_file(self._configuration.policies)
+
+    async def revoke_client(self, name: str) -> bool:
+        """Forget a client; whether there was one. Its requests under way end as they do."""
+        await self.start()
+        known = await self._configuration.clients.withdraw(name)
+        await self.policy_engine.take_file(self._configuration.policies)
+        return known
 
     async def apply(self, config: CompiledConfig) -> None:
         """Take over a compiled configuration file, while requests run. What can be wrong is found before any change.

@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from apikeyrouter.domain.components.client_rules import client_lane, client_policy
 from apikeyrouter.domain.components.key_identity import check_material, derive_key_id
-from apikeyrouter.domain.components.limits import LimitProfile, LimitRow, compile_limits, limits_from
+from apikeyrouter.domain.components.limits import LimitProfile, compile_limits, limits_from
 from apikeyrouter.domain.components.policy_checks import check_policy
 from apikeyrouter.domain.models.accounting import (
     LANES_PER_CANDIDATE_MAX,
@@ -27,6 +28,7 @@ from apikeyrouter.domain.models.accounting import (
 from apikeyrouter.domain.models.api_key import KeyRouting
 from apikeyrouter.domain.models.budget import BudgetScope
 from apikeyrouter.domain.models.cost_estimate import nanousd
+from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.system_error import (
     ConfigurationError,
     InvalidRequestError,
@@ -58,7 +60,6 @@ KNOWN_ADAPTERS = frozenset(
     }
 )  # fmt: skip
 """A test holds them equal to the registry's, which takes longer to import."""
-CLIENT_PROFILE = LimitProfile()
 TOKEN_LENGTH_MIN = 16
 """Shorter client tokens can be guessed; they are taken, with a warning."""
 
@@ -98,6 +99,7 @@ class _Compiler:
         self._key_breaker = self._routing_record.key_breaker
         self._errors: list[str] = []
         self._warnings: list[str] = []
+        self._policies = [*config.policies, *_client_policies(config.clients)]
         self._lanes: dict[str, LaneConfig] = {}
         self._pools: dict[str, list[tuple[str, frozenset[str] | None]]] = defaultdict(list)
 
@@ -105,11 +107,11 @@ class _Compiler:
         providers = self._providers()
         budgets = self._budgets()
         keys = self._keys(providers, budgets)
-        clients = self._clients()
+        clients = self._clients(providers)
         self._limits(keys, providers)
         self._check_models(providers)
         self._check_repeats("prices", [(entry.provider, entry.model) for entry in self._config.prices])
-        self._check_repeats("policies", [policy.id for policy in self._config.policies])
+        self._check_repeats("policies", [policy.id for policy in self._policies])
         self._check_policies(keys, providers)
         self._check_budgets(budgets, keys, clients, providers)
         self._check_lane_counts(any(client.lane for client in clients))
@@ -124,7 +126,7 @@ class _Compiler:
             prices=tuple(self._prices()),
             budgets=tuple(budgets),
             clients=tuple(clients),
-            policies=tuple(self._config.policies),
+            policies=tuple(self._policies),
             routing=self._routing_record,
             pools={group: tuple(pools) for group, pools in self._pools.items()},
             files=frozenset(self._secrets.files),
@@ -197,13 +199,15 @@ class _Compiler:
             self._refuse(f"{path}.metadata.{exc.field}", exc.reason)
             return KeyRouting()
 
-    def _clients(self) -> list[ClientRecord]:
+    def _clients(self, providers: Mapping[str, ProviderRecord]) -> list[ClientRecord]:
         clients: dict[str, ClientRecord] = {}
         tokens: dict[str, str] = {}
         for index, entry in enumerate(self._config.clients):
             path = f"clients[{index}]"
             if entry.name in clients:
                 self._refuse(f"{path}.name", f"{entry.name} is taken by another client")
+            for unknown in sorted(set(entry.providers or ()).difference(providers)):
+                self._refuse(f"{path}.providers", f"no provider {unknown!r}")
             token = self._token(path, entry.token)
             if token and tokens.setdefault(token, entry.name) != entry.name:
                 self._refuse(f"{path}.token", f"is the same as that of client {tokens[token]}")
@@ -212,8 +216,14 @@ class _Compiler:
                 token_sha256=token,
                 team=entry.team,
                 models=None if entry.models is None else frozenset(entry.models),
+                providers=None if entry.providers is None else tuple(entry.providers),
+                rpm=entry.rpm,
+                tpm=entry.tpm,
+                concurrency=entry.concurrency,
                 lane=self._client_lane(path, entry),
                 weight=entry.weight,
+                priority=entry.priority,
+                expires_at=entry.expires_at,
             )
         return list(clients.values())
 
@@ -228,12 +238,11 @@ class _Compiler:
         return hashlib.sha256(token.encode()).hexdigest()
 
     def _client_lane(self, path: str, entry: ClientEntry) -> str | None:
-        if not (entry.rpm or entry.tpm or entry.concurrency):
+        lane = client_lane(entry.name, rpm=entry.rpm, tpm=entry.tpm, concurrency=entry.concurrency)
+        if not lane.limits:
             return None
-        headroom = 0.0 if entry.rpm or entry.tpm else None
-        row = LimitRow(rpm=entry.rpm, tpm=entry.tpm, concurrency=entry.concurrency, headroom=headroom)
-        self._put(path, LaneConfig(id=f"c:{entry.name}", limits=compile_limits(row, CLIENT_PROFILE)))
-        return f"c:{entry.name}"
+        self._put(path, lane)
+        return lane.id
 
     def _limits(self, keys: list[KeyRecord], providers: Mapping[str, ProviderRecord]) -> None:
         members: dict[str, list[KeyRecord]] = defaultdict(list)
@@ -371,7 +380,7 @@ class _Compiler:
                     self._refuse(f"models.{alias}[{index}].provider", f"no provider {target.provider!r}")
 
     def _check_policies(self, keys: list[KeyRecord], providers: Mapping[str, ProviderRecord]) -> None:
-        for index, policy in enumerate(self._config.policies):
+        for index, policy in enumerate(self._policies):
             errors, warnings = check_policy(policy, providers=providers, keys={key.id for key in keys})
             self._errors += [f"policies[{index}].{error}" for error in errors]
             self._warnings += [f"policies[{index}].{warning}" for warning in warnings]
@@ -396,6 +405,11 @@ class _Compiler:
 
     def _refuse(self, path: str, reason: str) -> None:
         self._errors.append(f"{path}: {reason}")
+
+
+def _client_policies(clients: Sequence[ClientEntry]) -> list[Policy]:
+    """What keeps the file's clients to their providers."""
+    return [client_policy(entry.name, entry.providers) for entry in clients if entry.providers is not None]
 
 
 def _scope_config(entry: BudgetEntry) -> ScopeConfig:

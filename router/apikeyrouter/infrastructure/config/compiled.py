@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from apikeyrouter.domain.components.retry_budget import RETRIES_FLOOR, RETRY_SHA
 from apikeyrouter.domain.models.accounting import Breaker, LaneConfig, ScopeConfig
 from apikeyrouter.domain.models.budget import BudgetScope
 from apikeyrouter.domain.models.capabilities import ModelCapabilities
+from apikeyrouter.domain.models.client import Priority
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
 
@@ -95,8 +97,14 @@ class ClientRecord:
     token_sha256: str = field(repr=False)
     team: str | None = None
     models: frozenset[str] | None = None
+    providers: tuple[str, ...] | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrency: int | None = None
     lane: str | None = None
     weight: float = 1.0
+    priority: Priority = "interactive"
+    expires_at: datetime | None = None
 
     @property
     def share(self) -> int:

@@ -5,13 +5,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AwareDatetime, Field, ValidationError, field_validator, model_validator
 
 from apikeyrouter.domain.components.circuits import KEY_BREAKER, PROVIDER_BREAKER
 from apikeyrouter.domain.components.limits import Count, Dollars, LimitRow, Timezone
 from apikeyrouter.domain.models.accounting import AMOUNT_MAX
 from apikeyrouter.domain.models.budget import BudgetScope
 from apikeyrouter.domain.models.capabilities import ModelCapabilities
+from apikeyrouter.domain.models.client import Priority
 from apikeyrouter.domain.models.edge import complaints, invalid
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
@@ -212,7 +213,10 @@ class BudgetEntry(Entry):
 
 
 class ClientEntry(Entry):
-    """Who may call. `models` may name aliases; absent: all. Rates are our own limits on this client."""
+    """Who may call. `models` may name aliases; absent: all. Rates are our own limits on this client.
+
+    `providers`: the only ones that may serve it; `expires_at`: its requests are refused from then on.
+    """
 
     name: Name
     token: Secret
@@ -222,6 +226,9 @@ class ClientEntry(Entry):
     tpm: Count | None = None
     concurrency: Count | None = None
     weight: Weight = 1.0
+    providers: list[Name] | None = Field(default=None, min_length=1)
+    priority: Priority = "interactive"
+    expires_at: AwareDatetime | None = None
 
 
 class _Models(Entry):

@@ -37,7 +37,8 @@ _objectives: dict[bytes, RoutingObjective] = {}
 class Caller:
     """Who makes a request. `models` None: all. `lanes`: the client's own limits. `team` None: it may name one.
 
-    `digest`: of the token that it came with.
+    `digest`: of the token that it came with, which is taken until `until_seconds` (Unix; 0: for ever). `priority`:
+    whose requests are served first where requests wait. `refusal`: why its requests are refused, "" if they are not.
     """
 
     name: str | None = None
@@ -46,6 +47,9 @@ class Caller:
     lanes: tuple[str, ...] = ()
     weight: int = 1
     digest: bytes = b""
+    until_seconds: float = 0.0
+    priority: str = "interactive"
+    refusal: str = ""
 
 
 ANYBODY = Caller()
