@@ -1,4 +1,4 @@
-"""Programs that fork, each with a verdict as JSON: `python -m tests.usage.forking PLAN REDIS_URL OPENAI_URL`.
+"""Programs that fork, each with a verdict as JSON: `python -m tests.usage.forking LOOP PLAN REDIS_URL OPENAI_URL`.
 
 They run in processes of their own: a test process with threads and loops is no place to fork from.
 """
@@ -114,7 +114,8 @@ def async_and_fork(redis_url: str, openai_url: str) -> dict[str, Any]:
             child = in_child(work)
             answers = await asyncio.gather(*under_way)
             more = await router.route(intent())
-            return {"child": child, "answers": len(answers), "more": len(more.content)}
+            loop = type(asyncio.get_running_loop()).__module__
+            return {"child": child, "answers": len(answers), "more": len(more.content), "loop": loop}
 
     return asyncio.run(main())
 
@@ -172,5 +173,9 @@ PLANS: dict[str, Callable[[str, str], dict[str, Any]]] = {
 }  # fmt: skip
 
 if __name__ == "__main__":
-    plan, redis_url, openai_url = sys.argv[1:]
+    loop, plan, redis_url, openai_url = sys.argv[1:]
+    if loop == "uvloop":
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     print(json.dumps(PLANS[plan](redis_url, openai_url)), flush=True)

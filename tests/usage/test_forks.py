@@ -25,9 +25,16 @@ pytestmark = [
 ]
 
 
-async def verdict_of(plan: str, redis_url: str, simulator: SimulatorProcess) -> dict[str, Any]:
+@pytest.fixture(params=["asyncio", "uvloop"])
+def loop(request: pytest.FixtureRequest) -> str:
+    """Whose event loops the program has, in parent and children."""
+    name: str = request.param
+    return name
+
+
+async def verdict_of(plan: str, loop: str, redis_url: str, simulator: SimulatorProcess) -> dict[str, Any]:
     """What a forking program says."""
-    arguments = [sys.executable, "-m", "tests.usage.forking", plan, redis_url, simulator.openai_url]
+    arguments = [sys.executable, "-m", "tests.usage.forking", loop, plan, redis_url, simulator.openai_url]
     told = await asyncio.to_thread(subprocess.run, arguments, capture_output=True, text=True, timeout=120)
     assert told.returncode == 0, told.stderr
     verdict: dict[str, Any] = json.loads(told.stdout.splitlines()[-1])
@@ -40,8 +47,10 @@ async def settled_and_billed(redis_url: str, simulator: SimulatorProcess) -> tup
         return await made.at_rest(), await made.billed()
 
 
-async def test_a_facade_in_use_serves_children_and_the_parent(simulator: SimulatorProcess, redis_url: str) -> None:
-    told = await verdict_of("sync", redis_url, simulator)
+async def test_a_facade_in_use_serves_children_and_the_parent(
+    simulator: SimulatorProcess, redis_url: str, loop: str
+) -> None:
+    told = await verdict_of("sync", loop, redis_url, simulator)
     assert (told["before"]["served"], told["after"]["served"]) == (5, 5)
     assert [child["served"] for child in told["children"]] == [5] * CHILDREN
     assert all(child["settled"] <= 5 and child["spent"] > 0 for child in told["children"]), "the parent's are its own"
@@ -51,27 +60,32 @@ async def test_a_facade_in_use_serves_children_and_the_parent(simulator: Simulat
 
 
 async def test_a_fork_out_of_a_coroutine_leaves_the_parents_requests_alone(
-    simulator: SimulatorProcess, redis_url: str
+    simulator: SimulatorProcess, redis_url: str, loop: str
 ) -> None:
-    told = await verdict_of("async", redis_url, simulator)
+    told = await verdict_of("async", loop, redis_url, simulator)
     assert "error" not in told["child"], told["child"]
     assert (told["child"]["in_flight"], told["child"]["holds"]) == (0, 0)
     assert told["child"]["served"] > 0
     assert (told["answers"], told["more"] > 0) == (10, True)
+    assert told["loop"].partition(".")[0] == loop
     settled, billed = await settled_and_billed(redis_url, simulator)
     assert settled == billed > 0
 
 
-async def test_accounting_in_memory_is_refused_in_a_child(simulator: SimulatorProcess, redis_url: str) -> None:
-    told = await verdict_of("memory", redis_url, simulator)
+async def test_accounting_in_memory_is_refused_in_a_child(
+    simulator: SimulatorProcess, redis_url: str, loop: str
+) -> None:
+    told = await verdict_of("memory", loop, redis_url, simulator)
     assert told["started"]["errors"] == ["ConfigurationError"]
     assert "RedisStateStore" in told["started"]["message"]
     assert told["fresh"]["served"] == 1
     assert told["parent"]["served"] == 1
 
 
-async def test_multiprocessing_shares_one_limit_exactly(simulator: SimulatorProcess, redis_url: str) -> None:
-    told = await verdict_of("pool", redis_url, simulator)
+async def test_multiprocessing_shares_one_limit_exactly(
+    simulator: SimulatorProcess, redis_url: str, loop: str
+) -> None:
+    told = await verdict_of("pool", loop, redis_url, simulator)
     shares = [told["parent"], *told["children"]]
     assert len({share["pid"] for share in shares}) > 1
     assert sum(share["served"] for share in shares) == LIMIT < REQUESTS * len(shares)
