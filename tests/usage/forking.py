@@ -120,6 +120,36 @@ def async_and_fork(redis_url: str, openai_url: str) -> dict[str, Any]:
     return asyncio.run(main())
 
 
+def chores_and_fork(redis_url: str, openai_url: str) -> dict[str, Any]:
+    """A fork while the parent takes back what cancelled requests may have held."""
+    router = ApiKeyRouter(RedisStateStore(redis_url), config=SETTINGS)
+
+    def work() -> dict[str, Any]:
+        async def share() -> dict[str, Any]:
+            answer = await router.route(intent())
+            inherited = len(router.ledger._chores)
+            await router.close()
+            return {"served": len(answer.content), "inherited": inherited}
+
+        return asyncio.run(share())
+
+    async def main() -> dict[str, Any]:
+        async with router:
+            await router.apply(config_of(openai_url))
+            under_way = [asyncio.ensure_future(router.route(intent(f"number {n}"))) for n in range(10)]
+            while router.in_flight < 10:
+                await asyncio.sleep(0)
+            for each in under_way:
+                each.cancel()
+            while not router.ledger._chores:
+                await asyncio.sleep(0)
+            chores = len(router.ledger._chores)
+            child = in_child(work)
+            return {"chores": chores, "child": child, "more": len((await router.route(intent())).content)}
+
+    return asyncio.run(main())
+
+
 def memory_and_fork(redis_url: str, openai_url: str) -> dict[str, Any]:
     """In-process accounting cannot be shared with a child; what was not started yet can be used there."""
     router = ApiKeyRouter(InMemoryStateStore(), config=SETTINGS)
@@ -169,7 +199,7 @@ def pool_and_fork(redis_url: str, openai_url: str) -> dict[str, Any]:
 
 
 PLANS: dict[str, Callable[[str, str], dict[str, Any]]] = {
-    "sync": sync_and_fork, "async": async_and_fork, "memory": memory_and_fork, "pool": pool_and_fork,
+    "sync": sync_and_fork, "async": async_and_fork, "chores": chores_and_fork, "memory": memory_and_fork, "pool": pool_and_fork,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -72,6 +72,16 @@ async def test_a_fork_out_of_a_coroutine_leaves_the_parents_requests_alone(
     assert settled == billed > 0
 
 
+@pytest.mark.xfail(strict=True, reason="the ledger's chores are the parent's, and its child waits for them")
+async def test_what_the_parents_ledger_had_to_do_is_not_waited_for_in_a_child(
+    simulator: SimulatorProcess, redis_url: str, loop: str
+) -> None:
+    told = await verdict_of("chores", loop, redis_url, simulator)
+    assert "error" not in told["child"], told["child"]
+    assert (told["chores"] > 0, told["child"]["served"] > 0, told["more"] > 0) == (True, True, True)
+    assert told["child"]["inherited"] == 0
+
+
 async def test_accounting_in_memory_is_refused_in_a_child(
     simulator: SimulatorProcess, redis_url: str, loop: str
 ) -> None:
@@ -82,9 +92,7 @@ async def test_accounting_in_memory_is_refused_in_a_child(
     assert told["parent"]["served"] == 1
 
 
-async def test_multiprocessing_shares_one_limit_exactly(
-    simulator: SimulatorProcess, redis_url: str, loop: str
-) -> None:
+async def test_multiprocessing_shares_one_limit_exactly(simulator: SimulatorProcess, redis_url: str, loop: str) -> None:
     told = await verdict_of("pool", loop, redis_url, simulator)
     shares = [told["parent"], *told["children"]]
     assert len({share["pid"] for share in shares}) > 1
