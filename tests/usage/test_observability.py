@@ -255,6 +255,24 @@ async def test_the_level_is_that_of_our_own_lines_only(lines: io.StringIO, level
     assert "adapter.called" in told
 
 
+async def test_each_router_has_a_level_of_its_own(lines: io.StringIO) -> None:
+    told: dict[str, set[str]] = {}
+    quiet = ApiKeyRouter(InMemoryStateStore(), config={"log_level": "ERROR"})
+    async with quiet, ApiKeyRouter(InMemoryStateStore(), config={"log_level": "DEBUG"}) as chatty:
+        for name, router in (("quiet", quiet), ("chatty", chatty), ("quiet again", quiet)):
+            lines.seek(0)
+            lines.truncate()
+            await router.register_provider("mine", Talkative(), overwrite=True)
+            await router.register_key("a-key-of-my-own", "mine")
+            await router.route(intent(model="works"))
+            with pytest.raises(ProviderError):
+                await router.route(intent(model="broken"))
+            told[name] = {line["event"] for line in read_lines(lines)} - {"adapter.called"}
+        assert told["quiet"] == told["quiet again"] == set()
+        assert told["chatty"] >= {"key.registered", "request.completed", "request.failed", "attempt.failed"}
+        assert (quiet.observability.listening, chatty.observability.listening) == (False, True)
+
+
 async def test_nobody_listens_by_default_and_requests_are_told_only_to_those_who_do(
     simulator: SimulatorProcess,
 ) -> None:

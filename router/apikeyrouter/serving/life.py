@@ -134,8 +134,7 @@ class RouterLife(RouterBelonging):
         if settings.encryption_key != self.settings.encryption_key:
             self._vault = None
         self.settings = settings
-        EventLog.level = level_of(settings.log_level)
-        self.observability.look()
+        self.observability.take_level(level_of(settings.log_level))
         caps = getattr(self.state_store, "caps", None)
         if caps is not None:
             caps.follow(max_decisions=settings.max_decisions, max_transitions=settings.max_transitions)

@@ -8,13 +8,15 @@ import logging
 import sys
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from apikeyrouter.infrastructure.security.redaction import redact
 
-__all__ = ["REQUEST_ID", "EventLog", "level_of"]
+__all__ = ["REQUEST_ID", "EventLog", "ask_for_level", "level_of"]
 
 REQUEST_ID: ContextVar[str] = ContextVar("structlog_request_id", default="")
 """The request that this task works for. By its name structlog puts it into the application's own lines as well."""
+_LEVELS: WeakKeyDictionary[object, int] = WeakKeyDictionary()
 _FREE_TEXT = ("error", "reason", "message")
 """Fields that may repeat what others said."""
 
@@ -22,8 +24,8 @@ _FREE_TEXT = ("error", "reason", "message")
 class EventLog:
     """A structlog logger by name, imported with the first event: structlog brings a console renderer that few need.
 
-    `log.warning("noun.verb_past", key=value)`, as structlog has it. What is below `level` (the whole process's, set by
-    the router's `log_level`) is dropped before anything is done.
+    `log.warning("noun.verb_past", key=value)`, as structlog has it. What is below `level` is dropped before anything is
+    done: the lowest `log_level` of the routers in this process, for lines that are no events of one router.
     """
 
     __slots__ = ("_name",)
@@ -34,24 +36,26 @@ class EventLog:
 
     def debug(self, event: str, **fields: Any) -> None:
         """What happens at every request."""
-        self.write(logging.DEBUG, event, fields)
+        self._write_from(logging.DEBUG, event, fields)
 
     def info(self, event: str, **fields: Any) -> None:
         """What changed."""
-        self.write(logging.INFO, event, fields)
+        self._write_from(logging.INFO, event, fields)
 
     def warning(self, event: str, **fields: Any) -> None:
         """What an operator should look at."""
-        self.write(logging.WARNING, event, fields)
+        self._write_from(logging.WARNING, event, fields)
 
     def error(self, event: str, **fields: Any) -> None:
         """What went wrong."""
-        self.write(logging.ERROR, event, fields)
+        self._write_from(logging.ERROR, event, fields)
+
+    def _write_from(self, level: int, event: str, fields: dict[str, Any]) -> None:
+        if level >= EventLog.level:
+            self.write(level, event, fields)
 
     def write(self, level: int, event: str, fields: dict[str, Any]) -> None:
-        """One line, with the request's id and without secrets."""
-        if level < EventLog.level:
-            return
+        """One line, with the request's id and without secrets, whatever the level."""
         import structlog
 
         request_id = REQUEST_ID.get()
@@ -73,6 +77,12 @@ _METHODS = {
 def _plain(structlog: Any) -> Any:
     """Where nobody configured anything: standard error, so that a program's own output stays its own."""
     return structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
+
+
+def ask_for_level(owner: object, level: int) -> None:
+    """Lines that belong to no router in particular have the lowest level that one which is alive asks for."""
+    _LEVELS[owner] = level
+    EventLog.level = min(_LEVELS.values())
 
 
 def level_of(name: str) -> int:

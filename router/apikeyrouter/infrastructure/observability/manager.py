@@ -5,6 +5,7 @@ Nothing here waits, raises into a request, or does work for a request that nobod
 
 import asyncio
 import inspect
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +21,7 @@ from apikeyrouter.domain.models.routing_decision import RoutingDecision
 from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError
 from apikeyrouter.domain.models.trace import Trace, TraceEvent
 from apikeyrouter.infrastructure.observability.event_names import ALL, EVENTS
-from apikeyrouter.infrastructure.observability.events import REQUEST_ID, EventLog
+from apikeyrouter.infrastructure.observability.events import REQUEST_ID, EventLog, ask_for_level
 from apikeyrouter.infrastructure.observability.request_facts import measurements_of, request_fields, trace_of
 from apikeyrouter.infrastructure.observability.subscriptions import Subscription
 from apikeyrouter.infrastructure.security.redaction import redact
@@ -67,6 +68,8 @@ class Observability:
         self._subscribers: dict[str, list[Subscription]] = {}
         self._beside: OrderedDict[str, list[TraceEvent]] = OrderedDict()
         self._told = Subscription(_call, self._current_loop)
+        self.level = logging.INFO
+        """Lines of events below it are not written."""
         self.listening = False
         """Whether anybody wants to know of every request; asked once per request."""
         self.look()
@@ -158,6 +161,12 @@ class Observability:
 
     # --- life ----------------------------------------------------------------------------------------------------
 
+    def take_level(self, level: int) -> None:
+        """Write no lines of events below this."""
+        self.level = level
+        ask_for_level(self, level)
+        self.look()
+
     def look(self) -> None:
         """Find out anew whether requests are of interest: a subscription began or ended, or the log's level changed."""
         for name, subscribed in self._subscribers.items():
@@ -189,7 +198,7 @@ class Observability:
 
     def _publish(self, name: str, fields: Mapping[str, Any], *, at_us: int = 0, log: bool = True) -> None:
         level = EVENTS[name].level
-        if log and level >= EventLog.level:
+        if log and level >= self.level:
             _log.write(level, name, {field: value for field, value in fields.items() if value is not None})
         listeners = self._listeners(name)
         if listeners:
@@ -242,7 +251,7 @@ class Observability:
         return [*self._subscribers.get(name, ()), *self._subscribers.get(ALL, ())]
 
     def _wants(self, name: str) -> bool:
-        return EVENTS[name].level >= EventLog.level or bool(self._listeners(name))
+        return EVENTS[name].level >= self.level or bool(self._listeners(name))
 
     def _everybody(self) -> list[Subscription]:
         return [self._told, *(each for subscribed in self._subscribers.values() for each in subscribed)]
