@@ -194,3 +194,23 @@ async def test_an_operators_change_is_no_requests_event(simulator: SimulatorProc
         await made.router.key_manager.update_key_state("a1", KeyState.Disabled, "maintenance")
         await until(lambda: names(events) == ["key.state_changed"])
         assert (events[0]["request_id"], events[0]["actor"], events[0]["reason"]) == ("", "operator", "maintenance")
+
+
+async def test_a_change_is_told_by_the_process_that_made_it_and_the_others_can_look_it_up(
+    simulator: SimulatorProcess, redis_url: str
+) -> None:
+    heard: dict[str, list[Event]] = {"here": [], "there": []}
+    async with (
+        house(simulator, RedisStateStore(redis_url), ["a1"]) as here,
+        house(simulator, RedisStateStore(redis_url), ["a1"]) as there,
+    ):
+        here.router.subscribe_to_events("key.state_changed", heard["here"].append)
+        there.router.subscribe_to_events("key.state_changed", heard["there"].append)
+        await here.router.key_manager.update_key_state("a1", KeyState.Throttled, "by hand", actor="ann")
+        await until(lambda: there.router.catalogue.keys["a1"].state is KeyState.Throttled)
+        for made in (here, there):
+            assert await made.router.observability.flush(5)
+        assert [(event["key_id"], event["actor"]) for event in heard["here"]] == [("a1", "ann")]
+        assert heard["there"] == []
+        (entry,) = [each for each in await there.router.key_manager.get_transitions("a1") if each.reason == "by hand"]
+        assert entry.actor == "ann"
