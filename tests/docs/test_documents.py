@@ -94,6 +94,7 @@ async def given(redis_url: str, provider_url: str, monkeypatch: pytest.MonkeyPat
     async with SimulatorProcess({"open": True}) as simulator:
         monkeypatch.setenv("OPENAI_BASE_URL", simulator.openai_url)
         monkeypatch.setenv("ANTHROPIC_BASE_URL", simulator.anthropic_url)
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", simulator.base_url("gemini"))
         async with ApiKeyRouter(config={"encryption_key": MASTER_KEY}) as router:
             await router.register_provider("openai", OpenAIAdapter())
             key = await router.register_key("sk-around-1", "openai")

@@ -199,7 +199,8 @@ def pool_and_fork(redis_url: str, openai_url: str) -> dict[str, Any]:
 
 
 PLANS: dict[str, Callable[[str, str], dict[str, Any]]] = {
-    "sync": sync_and_fork, "async": async_and_fork, "chores": chores_and_fork, "memory": memory_and_fork, "pool": pool_and_fork,
+    "sync": sync_and_fork, "async": async_and_fork, "chores": chores_and_fork, "memory": memory_and_fork,
+    "pool": pool_and_fork,
 }  # fmt: skip
 
 if __name__ == "__main__":
