@@ -70,7 +70,7 @@ class Stack:
 
     def probe(self, name: str) -> int:
         """The exit code of the health check of the router's image."""
-        probe = [_placed(part) for part in dockerfile()[-1].command("HEALTHCHECK")]
+        probe = [placed(part) for part in dockerfile()[-1].command("HEALTHCHECK")]
         return subprocess.run(probe, env=self._environ(name), capture_output=True, check=False).returncode
 
     def _command(self, name: str) -> list[str]:
@@ -84,7 +84,7 @@ class Stack:
         if name == "balancer":  # the image's own command: docker-library/haproxy, 3.0
             return ["haproxy", "-W", "-db", "-f", str(_mounted(service, ".cfg"))]
         command = [*service.get("entrypoint", last.command("ENTRYPOINT")), *service.get("command", last.command("CMD"))]
-        return [self._on_this_machine(_placed(part)) for part in command]
+        return [self._on_this_machine(placed(part)) for part in command]
 
     def _environ(self, name: str) -> dict[str, str]:
         service = self.services[name]
@@ -147,5 +147,6 @@ def _mounted(service: Mapping[str, Any], suffix: str) -> Path:
     return found
 
 
-def _placed(part: str) -> str:
+def placed(part: str) -> str:
+    """A program of the image, as this environment has it."""
     return part.replace("/opt/apikeyrouter/bin/", f"{Path(sys.executable).parent}/")

@@ -1,9 +1,7 @@
 """The dashboard and the alert rules: every metric and label they name is really told by a service under load."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from tools.go_tools import found
 
 from apikeyrouter.infrastructure.observability.metric_names import METRICS, OUTCOMES
 from apikeyrouter.simulator import SimulatorProcess
@@ -140,16 +139,13 @@ def test_every_alert_is_made_to_fire_and_has_its_paragraph() -> None:
     assert [name for name in sorted(names) if f"`{name}`" not in page] == []
 
 
-def promtool() -> str | None:
-    """Where `make helm-check` built it, or where the machine has it."""
-    built = ROOT / "build/tools/promtool"
-    return str(built) if os.access(built, os.X_OK) else shutil.which("promtool")
+PROMTOOL = found("promtool")
 
 
-@pytest.mark.skipif(promtool() is None, reason="promtool is not here; where there is Go, make helm-check builds it")
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not here; where there is Go, make helm-check builds it")
 def test_the_alert_rules_fire_when_they_should() -> None:
     done = subprocess.run(
-        [str(promtool()), "test", "rules", str(RULE_TESTS)], capture_output=True, text=True, check=False, cwd=Path(ROOT)
+        [str(PROMTOOL), "test", "rules", str(RULE_TESTS)], capture_output=True, text=True, check=False, cwd=Path(ROOT)
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
