@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from apikeyrouter._version import __version__
+from apikeyrouter.commands import looking, managing
 
 __all__ = ["app"]
 
@@ -13,21 +14,20 @@ app = typer.Typer(
     name="apikeyrouter",
     help="One endpoint, all your LLM keys: never over a provider's limit, never over your budget.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-keys = typer.Typer(help="Keys of a running service.", no_args_is_help=True)
-app.add_typer(keys, name="keys")
+for _name, _group in (
+    ("keys", managing.keys), ("clients", managing.clients), ("budgets", managing.budgets),
+    ("policies", managing.policies), ("admin-keys", managing.admin_keys), ("config", managing.config),
+):  # fmt: skip
+    app.add_typer(_group, name=_name)
+looking.add_to(app)
 
 Port = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port; 0 picks a free one.")]
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, max=512, help="Worker processes.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Url = Annotated[str, typer.Option("--url", help="Where the service is.")]
-ManagementKey = Annotated[
-    str, typer.Option("--management-key", envvar="MANAGEMENT_API_KEY", help="An admin key of the service.")
-]
 RedisUrl = Annotated[str | None, typer.Option("--redis-url", help="Redis or Valkey; none: an embedded Valkey.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file (YAML).")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where the embedded Valkey keeps its data.")]
@@ -116,24 +116,3 @@ def doctor(redis_url: RedisUrl = None, config: ConfigFile = None, data_dir: Data
     from apikeyrouter.commands.doctor import run
 
     raise typer.Exit(run(redis_url=redis_url, config=config, data_dir=data_dir, json=json))
-
-
-@keys.command("list")
-def keys_list(management_key: ManagementKey, url: Url = "http://127.0.0.1:8000", json: Json = False) -> None:
-    """The keys that a running service knows. Never their material."""
-    from apikeyrouter.commands.keys import show_keys
-
-    raise typer.Exit(show_keys(url=url, management_key=management_key, json=json))
-
-
-@keys.command("add")
-def keys_add(
-    provider: Annotated[str, typer.Option("--provider", help="Whose key it is, e.g. openai.")],
-    management_key: ManagementKey,
-    url: Url = "http://127.0.0.1:8000",
-    json: Json = False,
-) -> None:
-    """Register a key with a running service. The material is read from standard input, not from the command line."""
-    from apikeyrouter.commands.keys import add_key
-
-    raise typer.Exit(add_key(url=url, management_key=management_key, provider=provider, json=json))

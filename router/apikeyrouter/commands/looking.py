@@ -1,0 +1,110 @@
+"""Commands that look at a running service: its state, its decisions, its books, its audit log."""
+
+from typing import Annotated
+
+import typer
+
+from apikeyrouter.commands.remote import Service, command, path_of
+
+__all__ = ["add_to"]
+
+Limit = Annotated[int, typer.Option("--limit", min=1, max=100_000, help="How many, the newest.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    _add_state(app)
+    _add_audit(app)
+    _add_lists(app)
+
+
+def _add_state(app: typer.Typer) -> None:
+    @command(app, "state")
+    def state(service: Service) -> None:
+        """Keys, quotas and costs in a few numbers."""
+        told = service.get("/state")
+        keys, quotas, costs = told["keys"], told["quotas"], told["costs"]
+        by_state = [f"{n} {name}" for name, n in keys.items() if n and name != "total"]
+        lines = [
+            f"keys       {keys['total']}: {', '.join(by_state)}",
+            "quotas     " + ", ".join(f"{n} {name.removesuffix('_keys')}" for name, n in quotas.items() if n),
+            f"spent      ${costs['total_spent']}",
+            f"held       ${costs['held']}",
+            f"suspense   ${costs['suspense']}",
+            f"unpriced   {costs['unpriced_requests']} requests",
+        ]  # fmt: skip
+        service.document(told, line="\n".join(lines))
+
+    @command(app, "explain")
+    def explain(service: Service, request_id: Annotated[str, typer.Argument(help="Its x-request-id.")]) -> None:
+        """Why a request went where it went, with the numbers."""
+        told = service.get("/decisions" + path_of(request_id))
+        service.document(told, line=told["text"])
+
+
+def _add_audit(app: typer.Typer) -> None:
+    @command(app, "audit")
+    def audit(
+        service: Service,
+        limit: Limit = 50,
+        kind: Annotated[str | None, typer.Option("--kind", help="Only of this kind, e.g. client.")] = None,
+        id: Annotated[str | None, typer.Option("--id", help="Only of this one.")] = None,
+        actor: Annotated[str | None, typer.Option("--actor", help="Only of this admin key.")] = None,
+        ledger: Annotated[bool, typer.Option("--ledger", help="Instead: do the books agree? Exit 1 if not.")] = False,
+    ) -> None:
+        """Who changed what, newest first."""
+        if ledger:
+            told = service.get("/audit/ledger")
+            rows = [
+                f"{one['where']} {one['counter']}: {one['counted']}, not {one['recomputed']}" for one in told["drift"]
+            ]
+            fine = f"the books agree: {told['lanes']} lanes, {told['scopes']} budgets"
+            service.document(told, line="\n".join(rows) or fine)
+            raise typer.Exit(1 if rows else 0)
+        found = service.pages("/audit", "audit", limit=limit, kind=kind, id=id, actor=actor)
+        service.table(found, ("at", "actor", "action", "id", "details"), name="audit")
+
+
+def _add_lists(app: typer.Typer) -> None:
+    @command(app, "providers")
+    def providers(service: Service) -> None:
+        """Providers, their breakers, and how many keys they have."""
+        columns = ("id", "adapter", "keys", "breaker", "in_flight", "requests_total", "failures_total", "base_url")
+        service.table(service.pages("/providers", "providers"), columns, name="providers")
+
+    @command(app, "decisions")
+    def decisions(service: Service, limit: Limit = 20) -> None:
+        """The latest decisions of all workers, newest first."""
+        found = service.pages("/decisions", "decisions", limit=limit)
+        columns = ("timestamp", "request_id", "model", "selected_provider_id", "selected_key_id", "attempts")
+        service.table(found, columns, name="decisions")
+
+    @command(app, "reservations")
+    def reservations(service: Service, limit: Limit = 100) -> None:
+        """What is held right now."""
+        found = service.pages("/reservations", "reservations", limit=limit)
+        service.table(found, ("id", "created_at", "deadline", "held_usd", "lanes"), name="reservations")
+
+    suspense = typer.Typer(help="Money of requests whose end was never told.", no_args_is_help=True)
+    app.add_typer(suspense, name="suspense")
+
+    @command(suspense, "list")
+    def list_suspense(service: Service) -> None:
+        """What is in suspense."""
+        service.table(
+            service.pages("/suspense", "suspense"), ("id", "created_at", "held_usd", "lanes"), name="suspense"
+        )
+
+    @command(suspense, "resolve")
+    def resolve(
+        service: Service,
+        reservation_id: Annotated[str, typer.Argument(help="Its id.")],
+        refund: Annotated[bool, typer.Option("--refund/--charge", help="Was it spent?")] = False,
+        cost: Annotated[float | None, typer.Option("--cost", help="What it did cost; absent: what is held.")] = None,
+    ) -> None:
+        """Say what became of it."""
+        body: dict[str, object] = {"action": "refund" if refund else "charge"}
+        if cost is not None:
+            body["cost_usd"] = cost
+        told = service.send("POST", f"/suspense{path_of(reservation_id)}/resolve", body)
+        service.document(told, line=f"{told['action']}: ${told['cost_usd']}")
