@@ -419,3 +419,43 @@ def test_a_stream_written_in_a_dialect_reads_the_same_wherever_it_is_cut(number:
         calls = merged([call for delta in found for call in delta.tool_calls])
         assert [(call["id"], call["function"]) for call in calls] == [(call["id"], call["function"]) for call in CALLS]
         assert (reader.finish_reason, reader.usage) == ("tool_calls", USAGE)
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"inference_geo": "us"}, "inference_geo"),
+        ({"a_new_member": 1}, "a_new_member"),
+        ({"mcp_servers": [{"name": "x"}]}, "mcp_servers"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools"),
+    ],
+)
+def test_what_chat_cannot_say_of_messages_is_refused_by_name(more: Body, field: str) -> None:
+    body = {"model": "gpt-4o", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}], **more}
+    with pytest.raises(InvalidRequestError) as refused:
+        messages_to_chat(body)
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"generationConfig": {"responseModalities": ["IMAGE"]}}, "generationConfig.responseModalities"),
+        ({"generationConfig": {"imageConfig": {}}}, "generationConfig.image_config"),
+        ({"generation_config": {"a_new_member": 1}}, "generationConfig.a_new_member"),
+        ({"aNewMember": 1}, "a_new_member"),
+        ({"tools": [{"googleSearch": {}}]}, "tools"),
+    ],
+)
+def test_what_chat_cannot_say_of_gemini_is_refused_by_name(more: Body, field: str) -> None:
+    body = {"contents": [{"role": "user", "parts": [{"text": "hi"}]}], **more}
+    with pytest.raises(InvalidRequestError) as refused:
+        generate_to_chat(body, model="gpt-4o", stream=False)
+    assert refused.value.field == field
+
+
+def test_knobs_and_hints_that_chat_lacks_are_left_out() -> None:
+    body = {"model": "gpt-4o", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}], "top_k": 3}
+    assert "top_k" not in messages_to_chat(body)
+    contents = {"contents": [{"parts": [{"text": "hi"}]}], "safetySettings": [{}], "generationConfig": {"topK": 3}}
+    assert generate_to_chat(contents, model="gpt-4o", stream=False)["messages"] == [{"role": "user", "content": "hi"}]

@@ -1,5 +1,7 @@
 """Who may call, as whom, and what they may ask for."""
 
+import asyncio
+import json
 from typing import Any
 
 import httpx
@@ -159,3 +161,30 @@ async def test_a_caller_relayed_from_elsewhere_is_told_the_remedy(service: Runni
         answer = await client.post("/v1/chat/completions", json=BODY)
     assert answer.status_code == 403
     assert "PROXY_OPEN=true" in answer.json()["error"]["message"]
+
+
+@pytest.mark.asyncio(loop_scope="package")
+async def test_each_client_has_a_prompt_cache_of_its_own(service_valkey: Server, config: dict[str, Any]) -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        sent.append(json.loads(await reader.readexactly(length)))
+        writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(note, "127.0.0.1", 0) as provider:
+        config["providers"]["openai"]["base_url"] = f"http://127.0.0.1:{provider.sockets[0].getsockname()[1]}/v1"
+        config["clients"] = CLIENTS
+        async with running_service(service_valkey.url, config) as service, service.http() as client:
+            for token in (TOKEN, TOKEN, OTHER):
+                headers = {"authorization": f"Bearer {token}"}
+                body = {**BODY, "prompt_cache_key": "hello", "cache_salt": None, "user": "u"}
+                await client.post("/v1/chat/completions", json=body, headers=headers)
+    keys = [body.pop("prompt_cache_key") for body in sent]
+    assert keys[0] == keys[1] != keys[2]
+    assert "hello" not in keys
+    assert all(len(key) <= 64 for key in keys)
+    assert sent[0] == {**BODY, "cache_salt": None, "user": "u"}

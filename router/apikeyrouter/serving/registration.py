@@ -45,8 +45,7 @@ class RouterRegistration(RouterLife):
         await self._started()
         made = _provider(id_, adapter)
         await self._configuration.declare_provider(id_)
-        self.catalogue.providers[id_] = made
-        self.catalogue.changed()
+        self.catalogue.put_providers([made])
         self.observability.emit("provider.registered", provider_id=id_)
         await self._refresh()
 
@@ -198,8 +197,7 @@ class RouterRegistration(RouterLife):
         for provider_id in self._file_providers.difference(adapters):
             self.catalogue.providers.pop(provider_id, None)
         self._file_providers = frozenset(adapters)
-        self.catalogue.providers.update(adapters)
-        self.catalogue.changed()
+        self.catalogue.put_providers(adapters.values())
         dropped = await self._configuration.replace_file(config)
         await self.policy_engine.take_file(self._configuration.policies)
         self.routing_engine.default = config.routing.objective

@@ -92,6 +92,13 @@ class Catalogue:
         self._options_kept = 0
         self.version += 1
 
+    def put_providers(self, providers: Iterable[Provider]) -> None:
+        """Add or replace providers. One whose id no price list knows costs what its family's models cost."""
+        for provider in providers:
+            self.providers[provider.id] = provider
+            self.prices.assume(provider.id, getattr(provider.wire, "family", ""))
+        self.changed()
+
     def put_key(self, key: Key) -> None:
         """Add or replace a key."""
         self.keys[key.id] = key

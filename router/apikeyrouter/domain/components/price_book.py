@@ -194,6 +194,7 @@ class PriceBook:
         self._providers = {name: _Provider(name, data) for name, data in (providers or {}).items()}
         self._overrides: dict[tuple[str | None, str], ModelPrice] = {}
         self._known: dict[tuple[str, str], tuple[float, ModelPrice | None]] = {}
+        self._assumed: dict[str, str] = {}
         self._now = now
 
     @classmethod
@@ -214,6 +215,11 @@ class PriceBook:
         self._known[key] = ((now // PERIOD_SECONDS + 1) * PERIOD_SECONDS, price)
         return price
 
+    def assume(self, provider_id: str, name: str) -> None:
+        """What the list does not know of a provider by its id is looked up as `name`'s, e.g. its adapter's."""
+        self._assumed[provider_id.lower()] = name
+        self._known.clear()
+
     def context_tokens(self, provider_id: str, model: str) -> int | None:
         """The longest input that a model takes, where the shipped list knows it."""
         found = self._find_dated(provider_id, model.lower())
@@ -221,8 +227,7 @@ class PriceBook:
 
     def models(self, provider_id: str) -> list[str]:
         """The names that have a price of their own at this provider now; patterns and date suffixes match more."""
-        provider = self._find_provider(provider_id.lower())
-        shipped = provider.names if provider is not None else []
+        shipped = [name for provider in self._providers_of(provider_id) for name in provider.names]
         named = [model for owner, model in self._overrides if owner in (None, provider_id)]
         own = [(name, self.price(provider_id, name)) for name in shipped]
         return list(dict.fromkeys([*named, *(name for name, price in own if price and price.model == name)]))
@@ -277,14 +282,20 @@ class PriceBook:
 
     def _find_dated(self, provider_id: str, name: str) -> tuple[str, Mapping[str, Any]] | None:
         """The provider's name in the list and the model's entry there, its date written either way."""
-        provider = self._find_provider(provider_id.lower()) if len(name) <= NAME_MAX else None
-        if provider is None:
-            return None
-        found = self._find(provider, name)
-        if found is None:
-            dashed = _COMPACT_DATE.sub(r"-\1-\2-\3", name)
-            found = self._find(provider, dashed) if dashed != name else None
-        return None if found is None else (provider.name, found)
+        for provider in self._providers_of(provider_id) if len(name) <= NAME_MAX else ():
+            found = self._find(provider, name)
+            if found is None:
+                dashed = _COMPACT_DATE.sub(r"-\1-\2-\3", name)
+                found = self._find(provider, dashed) if dashed != name else None
+            if found is not None:
+                return provider.name, found
+        return None
+
+    def _providers_of(self, provider_id: str) -> "list[_Provider]":
+        """Whose prices a provider's may be: those of its id, then those of what it is assumed to be."""
+        named = provider_id.lower()
+        found = (self._find_provider(name) for name in (named, self._assumed.get(named, "")) if name)
+        return list(dict.fromkeys(provider for provider in found if provider is not None))
 
     def _find_provider(self, provider_id: str) -> "_Provider | None":
         exact = self._providers.get(provider_id)

@@ -1,5 +1,6 @@
 """A client's HTTP request as what routing needs: its headers read, a call made. No I/O."""
 
+import hashlib
 import math
 import random
 import re
@@ -7,10 +8,13 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
 from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from apikeyrouter.domain.models.system_error import InvalidRequestError
+from apikeyrouter.infrastructure.adapters.json_body import read_word, splice
 from apikeyrouter.infrastructure.surface.problems import refuse
 from apikeyrouter.infrastructure.surface.routes import Route
 
@@ -30,6 +34,8 @@ _PASSED_ON = tuple(
     )
 )  # fmt: skip
 """Headers that may go upstream; the adapters have the last word (`providers.md` §5.2)."""
+_OWN_CACHES = frozenset({"prompt_cache_key", "cache_salt"})
+"""What keeps prompts apart in a provider's cache: where clients share a key, each has names of its own."""
 _objectives: dict[bytes, RoutingObjective] = {}
 
 
@@ -86,6 +92,8 @@ def make_call(
     if caller.models is not None and model not in caller.models:
         raise refuse(403, "permission_error", "model_not_allowed", f"this client may not use model {model[:100]!r}")
     team, name = caller.team, caller.name
+    if name is not None and not _OWN_CACHES.isdisjoint(parsed.fields):
+        parsed = _with_own_cache(parsed, name)
     if b"x-akr-team" in headers:
         team = _team(headers[b"x-akr-team"], caller)
     provider_id = objective = session = None
@@ -115,6 +123,18 @@ def make_call(
         session=session,
         deadline=_deadline(headers, started, stream=parsed.stream),
     )
+
+
+def _with_own_cache(parsed: ParsedRequest, client: str) -> ParsedRequest:
+    """The request with its cache's name made the client's own: nobody learns what others have asked (64 characters)."""
+    edits: dict[str, bytes | None] = {}
+    for name in _OWN_CACHES & parsed.fields.keys():
+        told = read_word(parsed.fields, name)
+        if told is not None:
+            digest = hashlib.blake2b(f"{client}\0{told}".encode("utf-8", "surrogatepass"), digest_size=24)
+            edits[name] = b'"%b"' % digest.hexdigest().encode()
+    fields = {**parsed.fields, **{name: msgspec.Raw(value) for name, value in edits.items() if value}}
+    return msgspec.structs.replace(parsed, fields=fields, body=splice(parsed.body, parsed.fields, edits))
 
 
 def _team(value: bytes, caller: Caller) -> str:

@@ -11,6 +11,7 @@ from apikeyrouter.infrastructure.adapters.translation.parts import (
     data_url,
     json_text,
     optional,
+    refuse_unknown,
 )
 
 __all__ = ["generate_to_chat"]
@@ -24,6 +25,20 @@ _REFUSED = {
     "speech_config": "chat gives no sound this way",
     "routing_config": "chat does not choose its model",
 }
+_KNOWN = frozenset(
+    {
+        "model", "contents", "system_instruction", "tools", "tool_config", "generation_config", "cached_content",
+        "safety_settings", "labels", "service_tier", "store",
+    }
+)  # fmt: skip
+"""Safety settings are Gemini's own filter, and have no equal; nor have labels."""
+_KNOWN_CONFIG = frozenset(
+    {
+        *_NUMBERS, *_REFUSED, "stop_sequences", "response_mime_type", "response_schema", "response_json_schema",
+        "thinking_config", "response_modalities", "top_k", "media_resolution", "logprobs",
+        "enable_enhanced_civic_answers", "audio_timestamp",
+    }
+)  # fmt: skip
 _CHOICES = {"AUTO": "auto", "ANY": "required", "NONE": "none", "VALIDATED": "auto"}
 _AUDIO_FORMATS = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/mp3": "mp3", "audio/mpeg": "mp3"}
 _LEVELS = {"low": "low", "minimal": "low", "medium": "medium", "high": "high"}
@@ -32,10 +47,14 @@ _LEVELS = {"low": "low", "minimal": "low", "medium": "medium", "high": "high"}
 def generate_to_chat(body: Mapping[str, Any], *, model: str, stream: bool) -> Body:
     """The body of a chat request. Raises InvalidRequestError naming what chat cannot say."""
     given = _snake(body)
+    refuse_unknown(given, _KNOWN)
     if given.get("cached_content"):
         raise InvalidRequestError("chat has no cached contents", field="cachedContent")
     chat: Body = {"model": model, "messages": [*_system(given.get("system_instruction")), *_messages(given)]}
     config = _snake(optional(given.get("generation_config"), "generationConfig"))
+    refuse_unknown(config, _KNOWN_CONFIG, "generationConfig.")
+    if any(str(kind).upper() != "TEXT" for kind in as_list(config.get("response_modalities"), "generationConfig")):
+        raise InvalidRequestError("only text is translated", field="generationConfig.responseModalities")
     for name, why in _REFUSED.items():
         if config.get(name):
             raise InvalidRequestError(why, field=f"generationConfig.{name}")

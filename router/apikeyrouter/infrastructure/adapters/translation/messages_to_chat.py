@@ -14,6 +14,7 @@ from apikeyrouter.infrastructure.adapters.translation.parts import (
     json_text,
     optional,
     refuse_all,
+    refuse_unknown,
     text_of,
 )
 
@@ -27,6 +28,14 @@ _REFUSED = {
     "context_management": "chat does not manage its context",
 }
 _PASSED = ("model", "temperature", "top_p", "stream")
+_LEFT_OUT = frozenset({"top_k", "cache_control", "speed", "betas"})
+"""Knobs and hints without an equal."""
+_KNOWN = frozenset(
+    {
+        *_PASSED, *_REFUSED, *_LEFT_OUT, "messages", "system", "max_tokens", "stop_sequences", "tools", "tool_choice",
+        "thinking", "output_config", "output_format", "metadata", "service_tier",
+    }
+)  # fmt: skip
 _REASONS = re.compile(r"(?:^|/)(?:o\d|gpt-[5-9])", re.IGNORECASE)
 """Models that take a reasoning effort; others refuse it."""
 _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "max": "xhigh"}
@@ -39,6 +48,7 @@ _LOST = frozenset({"thinking", "redacted_thinking"})
 def messages_to_chat(body: Mapping[str, Any]) -> Body:
     """The body of a chat request. Raises InvalidRequestError naming what chat cannot say."""
     refuse_all(body, _REFUSED)
+    refuse_unknown(body, _KNOWN)
     chat: Body = {name: body[name] for name in _PASSED if body.get(name) is not None}
     chat["messages"] = [*_system(body.get("system")), *_messages(as_list(body.get("messages"), "messages"))]
     if body.get("max_tokens") is not None:
@@ -61,7 +71,7 @@ def messages_to_chat(body: Mapping[str, Any]) -> Body:
 
 def _output(chat: Body, body: Mapping[str, Any]) -> None:
     config = optional(body.get("output_config"), "output_config")
-    wanted = config.get("format")
+    wanted = config.get("format") or body.get("output_format")
     if isinstance(wanted, Mapping) and wanted.get("type") == "json_schema":
         schema = {"name": "answer", "schema": wanted.get("schema") or {}, "strict": True}
         chat["response_format"] = {"type": "json_schema", "json_schema": schema}

@@ -19,6 +19,7 @@ __all__ = [
     "optional",
     "read_data_url",
     "refuse_all",
+    "refuse_unknown",
     "said_arguments",
     "text_of",
 ]
@@ -33,6 +34,13 @@ def refuse_all(body: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
         value = body.get(name)
         if value is not None and value is not False and value != {} and value != []:
             raise InvalidRequestError(why, field=name)
+
+
+def refuse_unknown(body: Mapping[str, Any], known: frozenset[str], where: str = "") -> None:
+    """Raise InvalidRequestError for the first member that is given and that nobody here knows: it might matter."""
+    for name, value in body.items():
+        if name not in known and value is not None:
+            raise InvalidRequestError("is not translated", field=where + name)
 
 
 def as_mapping(value: Any, field: str) -> Mapping[str, Any]:
