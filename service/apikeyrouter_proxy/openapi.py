@@ -9,6 +9,7 @@ __all__ = ["with_data_plane"]
 
 _NAMED = re.compile(r"\{(\w+)\}")
 _SECURITY: list[dict[str, list[str]]] = [{"clientToken": []}]
+_KINDS = ["application/json"]
 _ANSWER = {"description": "As the provider answers, with routing_metadata added to JSON objects"}
 _ERRORS: dict[str, dict[str, str]] = {
     "400": {"description": "The request is wrong, or larger than any limit could admit"},
@@ -81,7 +82,8 @@ def _operation(route: Route) -> dict[str, Any]:
             {"name": name, "in": "header", "required": False, "description": told, "schema": {"type": "string"}}
             for name, told in _REQUEST_HEADERS.items()
         ]
-        made["requestBody"] = {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+        kinds = [*_KINDS, "multipart/form-data"] if "form" in route.summary else _KINDS
+        made["requestBody"] = {"required": True, "content": {kind: {"schema": {"type": "object"}} for kind in kinds}}
     if parameters:
         made["parameters"] = parameters
     return made

@@ -159,8 +159,9 @@ class Attempts:
         usage = attempt.wire.read_usage(body)
         if usage is None and (failure := self._unusable(attempt, response, body)) is not None:
             return failure
-        self.ends.answered(attempt, usage, produced=len(body))
-        if self.ends.watch.wanted:
+        opaque = attempt.admitted.parsed is not None and attempt.admitted.parsed.opaque
+        self.ends.answered(attempt, usage, produced=0 if opaque else len(body))
+        if self.ends.watch.wanted and not opaque:
             self.ends.watch.whole(attempt, body)
         return Exchange(
             status=response.status, content_type=response.headers.get("content-type", "application/json"),
@@ -171,6 +172,8 @@ class Attempts:
         """A 200 that is no answer: not JSON, or an error after all. It may have been billed."""
         assert attempt.wire is not None
         error = is_error_body(body)
+        if error is None and _may_be_anything(attempt, response):
+            return None
         if error is None:
             return unreadable("the provider's answer is not JSON")
         if not error:
@@ -237,6 +240,13 @@ def _capped(attempt: Attempt) -> RequestIntent:
         return intent
     parameters = intent.parameters if cap is None else {**intent.parameters, "max_tokens": cap}
     return intent.model_copy(update={"model": model, "parameters": parameters})
+
+
+def _may_be_anything(attempt: Attempt, response: Response) -> bool:
+    """Whether an answer may be sound or plain text. A page of HTML is nobody's answer."""
+    parsed = attempt.admitted.parsed
+    told = response.headers.get("content-type", "")
+    return parsed is not None and parsed.opaque and not told.startswith(("text/html", "application/json"))
 
 
 def _query(call: Call, wire: Wire) -> str:

@@ -143,7 +143,7 @@ class Offers:
             return Charge(), TokenEstimate(0, 0, 0, 0), None
         if parsed is None:
             return _NO_CHARGE, TokenEstimate(0, 0, None, None), None
-        produces = self._call.operation != "embedding"
+        produces = self._call.operation != "embedding" and not parsed.opaque
         uncapped = produces and parsed.max_output_tokens is None
         cap = INJECTED_TOKEN_CAP if hard and uncapped else None
         most = self._most(option)

@@ -25,6 +25,8 @@ __all__ = ["Call", "Context", "Dialect", "Frame", "InvalidRequest", "Prompt", "R
 
 encode = msgspec.json.Encoder().encode
 OUTPUT_TOKENS_MAX = 1_000_000
+WITHOUT_OUTPUT = frozenset({"embeddings", "moderations", "rerank"})
+"""Endpoints that bill no output."""
 JSON_HEADER = "content-type: application/json\r\n"
 _MASK = 2**64 - 1
 
@@ -93,6 +95,7 @@ class Call:
     output_per_choice: int = 0
     stop: str = "end"
     thoughts: int = 0
+    answer_type: str = "application/json"
     style: Literal["", "sse", "array", "batch"] = ""
     usage: Usage = field(default=Usage(0))
 
@@ -103,7 +106,7 @@ class Call:
 
     def plan(self, natural_tokens: int) -> None:
         """Decide the answer: as long as natural, never above the cap; ``stop`` becomes end, length or tool."""
-        if self.endpoint == "embeddings":
+        if self.endpoint in WITHOUT_OUTPUT:
             return
         wanted = self.markers.tokens or natural_tokens
         fixed = self.form if self.tool is None else self.tool.arguments

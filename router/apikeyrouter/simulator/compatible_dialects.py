@@ -26,6 +26,7 @@ from apikeyrouter.simulator.organisations import Denial, Key, Organisation
 __all__ = ["AzureDialect", "DeepSeekDialect", "GroqDialect", "MistralDialect", "OpenRouterDialect"]
 
 _CHAT = {"/chat/completions": ALL_ENDPOINTS["/chat/completions"]}
+_CHAT_AND_EMBEDDINGS = {**_CHAT, "/embeddings": ALL_ENDPOINTS["/embeddings"]}
 _METRICS = {"rpm": "requests per minute (RPM)", "rpd": "requests per day (RPD)", "tpm": "tokens per minute (TPM)",
             "tpd": "tokens per day (TPD)"}  # fmt: skip
 
@@ -132,7 +133,7 @@ class MistralDialect(CompatibleDialect):
 
     name: DialectName = "mistral"
     prefix = "/mistral/v1"
-    endpoints = {**_CHAT, "/embeddings": ALL_ENDPOINTS["/embeddings"]}  # noqa: RUF012
+    endpoints = _CHAT_AND_EMBEDDINGS
     shows_null_usage = has_usage_chunk = False
     _known = frozenset(
         {
@@ -220,7 +221,7 @@ class OpenRouterDialect(CompatibleDialect):
 
     name: DialectName = "openrouter"
     prefix = "/openrouter/api/v1"
-    endpoints = _CHAT
+    endpoints = _CHAT_AND_EMBEDDINGS
     shows_null_usage = has_usage_chunk = False
 
     def opening(self, envelope: dict[str, Any]) -> Iterator[Frame]:
@@ -247,10 +248,16 @@ class OpenRouterDialect(CompatibleDialect):
 
     def usage(self, call: Call, context: Context) -> dict[str, Any]:
         """OpenAI's counts, and dollars."""
+        return {**super().usage(call, context), **self._cost(call, context)}
+
+    def embedding_usage(self, call: Call, context: Context) -> dict[str, Any]:
+        """The same of embeddings."""
+        return {**super().embedding_usage(call, context), **self._cost(call, context)}
+
+    def _cost(self, call: Call, context: Context) -> dict[str, Any]:
         organisation = context.organisation
         nanousd = 0 if organisation is None else organisation.cost_nanousd(call.model, call.usage)
-        cost = {"cost": nanousd / NS_PER_SECOND, "cost_details": {"upstream_inference_cost": None}}
-        return {**super().usage(call, context), **cost}
+        return {"cost": nanousd / NS_PER_SECOND, "cost_details": {"upstream_inference_cost": None}}
 
     def error_frame(self, call: Call, context: Context) -> bytes:
         """A chunk with ``error`` beside its choices."""

@@ -208,7 +208,7 @@ class Exchange:
         body = self._dialect.body(self._call, self._context)
         self._account.produce(self._call.usage.output)
         self._account.close("completed", billed=self._call.usage)
-        self._respond(Reply(200, body))
+        self._respond(Reply(200, body, f"content-type: {self._call.answer_type}\r\n"))
 
     def _respond(self, reply: Reply) -> None:
         self._connection.respond(reply.status, reply.headers + self._headers(), reply.body)

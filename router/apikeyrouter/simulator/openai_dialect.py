@@ -7,8 +7,8 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
-from apikeyrouter.simulator import openai_errors, openai_responses
-from apikeyrouter.simulator.calls import Call, Context, Frame, InvalidRequest, Reply, encode, make_id
+from apikeyrouter.simulator import openai_errors, openai_passed, openai_responses
+from apikeyrouter.simulator.calls import WITHOUT_OUTPUT, Call, Context, Frame, InvalidRequest, Reply, encode, make_id
 from apikeyrouter.simulator.clock import NS_PER_SECOND
 from apikeyrouter.simulator.config import DialectName
 from apikeyrouter.simulator.formats import go_duration
@@ -29,6 +29,7 @@ ALL_ENDPOINTS: Mapping[str, Callable[[bytes], Call]] = {
     "/completions": parse_completion,
     "/embeddings": parse_embeddings,
     "/responses": parse_response,
+    **openai_passed.PASSED_ENDPOINTS,
 }
 
 
@@ -63,7 +64,7 @@ class OpenAIDialect:
     def charge_tokens(self, call: Call, organisation: Organisation) -> tuple[int, int]:
         """Input plus the cap (or what will be produced, without one) of each choice; or the larger of the two."""
         per_choice = call.output_per_choice if call.cap is None else call.cap
-        output = 0 if call.endpoint == "embeddings" else per_choice * call.choices
+        output = 0 if call.endpoint in WITHOUT_OUTPUT else per_choice * call.choices
         if organisation.config.charge_formula == "max":
             return max(call.input_tokens, output), call.input_tokens
         return call.input_tokens + output, call.input_tokens
@@ -74,7 +75,9 @@ class OpenAIDialect:
         if call.endpoint == "responses":
             return openai_responses.body(call, context)
         if call.endpoint == "embeddings":
-            return _embeddings_body(call)
+            return _embeddings_body(call, self.embedding_usage(call, context))
+        if call.endpoint in openai_passed.PASSED_KINDS:
+            return openai_passed.body(call, context)
         return encode(
             {
                 **_envelope(call, context, "chat.completion" if call.endpoint == "chat" else "text_completion"),
@@ -87,6 +90,9 @@ class OpenAIDialect:
         """See :meth:`Dialect.frames`; ``usage`` is null on all chunks but the last when usage is asked for."""
         if call.endpoint == "responses":
             yield from openai_responses.frames(call, context, tokens_per_chunk=tokens_per_chunk)
+            return
+        if call.endpoint in openai_passed.PASSED_KINDS:
+            yield from openai_passed.frames(call, tokens_per_chunk=tokens_per_chunk)
             return
         envelope = _envelope(call, context, "chat.completion.chunk" if call.endpoint == "chat" else "text_completion")
         if call.include_usage and self.shows_null_usage:
@@ -114,6 +120,10 @@ class OpenAIDialect:
     def usage(self, call: Call, context: Context) -> dict[str, Any]:
         """The usage member."""
         return _usage(call)
+
+    def embedding_usage(self, call: Call, context: Context) -> dict[str, Any]:
+        """The same of embeddings."""
+        return {"prompt_tokens": call.usage.input, "total_tokens": call.usage.input}
 
     def opening(self, envelope: dict[str, Any]) -> Iterator[Frame]:
         """What comes before the first chunk."""
@@ -274,9 +284,8 @@ def _choice_deltas(call: Call, envelope: dict[str, Any], index: int, *, tokens_p
         yield Frame(before + encode(text) + after, tokens)
 
 
-def _embeddings_body(call: Call) -> bytes:
+def _embeddings_body(call: Call, usage: dict[str, Any]) -> bytes:
     salt = len(call.markers.text) * 31
     values = [((salt + at * 17) % 200 - 100) / 100 for at in range(EMBEDDING_DIMENSIONS)]
     data = [{"object": "embedding", "index": index, "embedding": values} for index in range(call.choices)]
-    usage = {"prompt_tokens": call.usage.input, "total_tokens": call.usage.input}
     return encode({"object": "list", "data": data, "model": call.model, "usage": usage})

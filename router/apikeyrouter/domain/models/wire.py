@@ -41,6 +41,12 @@ class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     extra_output_tokens: int = 0
     service_tier: str | None = None
     body: bytes = b""
+    content_type: str = ""
+    """Of the body, where it is not JSON."""
+    opaque: bool = False
+    """Whether its answer may be anything: pictures, sound, text; then its length says nothing about what it costs."""
+    resource: str = ""
+    """What was made before and is asked about: its id in the path."""
     stated: tuple[int, int, int | None, int | None] | None = None
     """Where there is no body: expected input and output tokens, and the bounds of both (None: there is none)."""
 

@@ -5,6 +5,7 @@ error is read by a table. A family says which members, which headers, and which 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 from apikeyrouter.domain.interfaces.wire import Headers, ParsedRequest, UpstreamRequest
@@ -34,6 +35,8 @@ class BaseWire(ABC):
     rows: ClassVar[tuple[failure_table.Row, ...]]
     paths: ClassVar[Mapping[str, str]]
     """Operation → path."""
+    methods: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Operation → HTTP method, where it is not POST."""
     forwards: ClassVar[frozenset[str]] = FORWARDED
     """Headers of a client that may go on."""
     limits: Iterable[HeaderLimit] = ()
@@ -91,13 +94,17 @@ class BaseWire(ABC):
     ) -> UpstreamRequest:
         """The request to send: the client's body with the model, usage switch and token cap edited in."""
         url = self._url(parsed, operation, model)
-        edits = self._edits(parsed, operation, model, token_cap)
+        fixed = self._fixed if not parsed.content_type else _of_type(self._fixed, parsed.content_type)
         return UpstreamRequest(
-            method="POST",
+            method=self.methods.get(operation, "POST"),
             url=_with_query(url, path_query) if path_query else url,
-            headers=(*self._fixed, *self.credentials(key), *self._always(forwarded(headers, self.forwards))),
-            body=splice(parsed.body, parsed.fields, edits),
+            headers=(*fixed, *self.credentials(key), *self._always(forwarded(headers, self.forwards))),
+            body=self._body(parsed, operation, model, token_cap),
         )
+
+    def _body(self, parsed: ParsedRequest, operation: str, model: str, token_cap: int | None) -> bytes:
+        """The client's body, edited."""
+        return splice(parsed.body, parsed.fields, self._edits(parsed, operation, model, token_cap))
 
     def _members(self, body: bytes, operation: str) -> dict[str, bytes]:
         """The body's members. Raises InvalidRequestError."""
@@ -155,6 +162,10 @@ def parsed_request(
         service_tier=service_tier,
         body=body,
     )
+
+
+def _of_type(fixed: Headers, content_type: str) -> Headers:
+    return [(name, content_type if name == "content-type" else value) for name, value in fixed]
 
 
 def _with_query(url: str, path_query: str) -> str:

@@ -72,7 +72,7 @@ class OpenAIAdapter(HTTPAdapter):
 
     def operations(self) -> frozenset[Operation]:
         """What the profile's server has: chat; completion, embedding and responses at most of them."""
-        return frozenset(Operation(name) for name in self.wire.profile.operations)
+        return frozenset(operation for operation in Operation if operation.value in self.wire.profile.operations)
 
     def encode_intent(self, intent: RequestIntent, *, stream: bool = False) -> tuple[str, bytes]:
         """(operation, body): parameters as they are, messages with foreign image parts put in OpenAI's form."""

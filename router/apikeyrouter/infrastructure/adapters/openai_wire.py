@@ -14,9 +14,11 @@ from apikeyrouter.domain.models.usage import Usage
 from apikeyrouter.infrastructure.adapters import openai_answer, openai_content
 from apikeyrouter.infrastructure.adapters.base_wire import BaseWire, parsed_request
 from apikeyrouter.infrastructure.adapters.failure_table import OPENAI_TABLE
+from apikeyrouter.infrastructure.adapters.form import with_value
 from apikeyrouter.infrastructure.adapters.forwarding import FIXED
 from apikeyrouter.infrastructure.adapters.json_body import decode, read_flag, read_text, read_whole, read_word
 from apikeyrouter.infrastructure.adapters.openai_stream import ChatReader, chat_delta
+from apikeyrouter.infrastructure.adapters.passed_through import PASSED_PATHS, PassedReader, parse_passed
 from apikeyrouter.infrastructure.adapters.profiles import OPENAI, Profile, find_profile
 from apikeyrouter.infrastructure.adapters.responses_stream import ResponsesReader, response_delta
 from apikeyrouter.infrastructure.adapters.stream_deltas import Deltas
@@ -61,6 +63,7 @@ class OpenAIWire(BaseWire):
         "completion": "/completions",
         "embedding": "/embeddings",
         "responses": "/responses",
+        **PASSED_PATHS,
     }
     caches_unasked = True
     """Long prompts are cached without being asked to (`providers.md` §2.3)."""
@@ -92,6 +95,8 @@ class OpenAIWire(BaseWire):
 
     def parse(self, body: bytes, *, operation: str = "chat", model: str = "") -> ParsedRequest:
         """Read a client's body once. Raises InvalidRequestError that names the field."""
+        if operation in PASSED_PATHS:
+            return parse_passed(body, operation=operation)
         fields = self._members(body, operation)
         model = read_text(fields, "model")
         stream = read_flag(fields, "stream")
@@ -116,6 +121,11 @@ class OpenAIWire(BaseWire):
     def credentials(self, key: str) -> tuple[tuple[str, str], ...]:
         """`Authorization: Bearer`."""
         return (("authorization", "Bearer " + key),)
+
+    def _body(self, parsed: ParsedRequest, operation: str, model: str, token_cap: int | None) -> bytes:
+        if not parsed.content_type:
+            return super()._body(parsed, operation, model, token_cap)
+        return parsed.body if model == parsed.model else with_value(parsed.body, "model", model)
 
     def _edits(
         self, parsed: ParsedRequest, operation: str, model: str, token_cap: int | None
@@ -169,6 +179,8 @@ class OpenAIWire(BaseWire):
         """A reader for one stream."""
         if operation == "responses":
             return ResponsesReader(self.classify)
+        if operation in PASSED_PATHS:
+            return PassedReader(self.classify)
         return ChatReader(self.classify, hide_usage=hide_usage, tells_cost=self.profile.tells_cost)
 
     def deltas(self, *, operation: str = "chat") -> DeltaReader:

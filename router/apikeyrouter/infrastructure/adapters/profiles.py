@@ -14,7 +14,10 @@ from apikeyrouter.infrastructure.adapters.rate_headers import DAY_US, MINUTE_US,
 
 __all__ = ["PROFILES", "Profile", "find_profile"]
 
-_EVERYTHING = frozenset({"chat", "completion", "embedding", "responses"})
+_TEXT = frozenset({"chat", "completion", "embedding", "responses"})
+_IMAGES = frozenset({"image", "image_edit", "image_variation"})
+_SOUND = frozenset({"speech", "transcription", "translation"})
+_EVERYTHING = _TEXT | _IMAGES | _SOUND | {"moderation", "rerank"}
 _CHAT = frozenset({"chat"})
 _STEM = "x-ratelimit-{what}-{which}"
 
@@ -70,11 +73,11 @@ class Profile:
 OPENAI = Profile(
     name="openai",
     base_url="https://api.openai.com/v1",
-    operations=_EVERYTHING,
+    operations=_TEXT | _IMAGES | _SOUND | {"moderation"},
     cap_member="max_completion_tokens",
     limits=PER_MINUTE + PROJECT,
 )
-AZURE = Profile(name="azure", operations=_EVERYTHING, cap_member="max_completion_tokens")
+AZURE = Profile(name="azure", operations=_TEXT | _IMAGES | _SOUND, cap_member="max_completion_tokens")
 COMPATIBLE = Profile(name="compatible", operations=_EVERYTHING, limits=PER_MINUTE + NAMED_WINDOWS)
 """Any other server: what all of them take."""
 PROFILES: Mapping[str, Profile] = MappingProxyType(
@@ -88,7 +91,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             Profile(
                 name="mistral",
                 base_url="https://api.mistral.ai/v1",
-                operations=frozenset({"chat", "embedding"}),
+                operations=frozenset({"chat", "embedding", "moderation", "transcription"}),
                 inject_usage=False,
                 renamed=(
                     ("max_completion_tokens", "max_tokens"),
@@ -104,7 +107,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             Profile(
                 name="groq",
                 base_url="https://api.groq.com/openai/v1",
-                operations=frozenset({"chat", "responses"}),
+                operations=frozenset({"chat", "responses"}) | _SOUND,
                 cap_member="max_completion_tokens",
                 limits=REQUESTS_PER_DAY,
                 free_cache=True,

@@ -51,6 +51,8 @@ class OpenAIUsage(msgspec.Struct, gc=False):
     prompt_tokens_details: InputDetails | None = None
     completion_tokens_details: OutputDetails | None = None
     input_tokens_details: InputDetails | None = None
+    input_token_details: InputDetails | None = None
+    """As transcriptions spell it."""
     output_tokens_details: OutputDetails | None = None
     prompt_cache_hit_tokens: int | None = None
     cost: msgspec.Raw = msgspec.Raw()
@@ -64,7 +66,7 @@ class OpenAIUsage(msgspec.Struct, gc=False):
         written = self.completion_tokens if self.completion_tokens is not None else self.output_tokens
         if read is None and written is None:
             return None
-        details = self.prompt_tokens_details or self.input_tokens_details
+        details = self.prompt_tokens_details or self.input_tokens_details or self.input_token_details
         parts = self.completion_tokens_details or self.output_tokens_details
         cached = (details.cached_tokens if details else None) or self.prompt_cache_hit_tokens or 0
         stored = (details.cache_write_tokens if details else None) or 0

@@ -60,6 +60,14 @@ ROUTES: dict[str, Route] = {
         _post("/v1/responses", "responses", OPENAI, "Responses, OpenAI's dialect"),
         _post("/v1/embeddings", "embedding", OPENAI, "Embeddings, OpenAI's dialect"),
         _post("/v1/completions", "completion", OPENAI, "Text completions, OpenAI's dialect"),
+        _post("/v1/images/generations", "image", OPENAI, "Make pictures"),
+        _post("/v1/images/edits", "image_edit", OPENAI, "Change pictures; a form with files"),
+        _post("/v1/images/variations", "image_variation", OPENAI, "Vary a picture; a form with a file"),
+        _post("/v1/audio/speech", "speech", OPENAI, "Say a text; the answer is sound"),
+        _post("/v1/audio/transcriptions", "transcription", OPENAI, "Write down what is said; a form with a file"),
+        _post("/v1/audio/translations", "translation", OPENAI, "The same in English; a form with a file"),
+        _post("/v1/moderations", "moderation", OPENAI, "Judge a text or picture"),
+        _post("/v1/rerank", "rerank", OPENAI, "Order documents by a query"),
     )
 }
 """Paths that are always the same."""
