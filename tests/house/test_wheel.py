@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -92,3 +93,10 @@ def test_the_installed_service_can_be_imported(installed: Path, tmp_path: Path) 
 
 def test_the_installed_command_knows_its_version(installed: Path, tmp_path: Path) -> None:
     assert __version__ in run(str(installed / "apikeyrouter"), "--version", cwd=tmp_path)
+
+
+def test_poetry_finds_the_packages_that_the_wheel_has() -> None:
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = {f"{each['from']}/{each['include']}" for each in told["tool"]["poetry"]["packages"]}
+    assert packages == set(told["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
+    assert "<4" in told["project"]["requires-python"], "poetry asks for a Python that all dependencies allow"
