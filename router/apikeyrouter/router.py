@@ -9,6 +9,7 @@ made of and told is below: `serving/life.py`, `serving/registration.py`, `servin
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any
 
 from apikeyrouter.domain.components.catalogue import ANY_CLIENT, Provider
@@ -23,7 +24,9 @@ from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from apikeyrouter.domain.models.state_summary import StateSummary
 from apikeyrouter.domain.models.system_error import (
+    ErrorCategory,
     LedgerUnavailableError,
+    NoEligibleKeysError,
     ProviderError,
     StaleConfigError,
 )
@@ -82,8 +85,9 @@ class ApiKeyRouter(RouterWaysIn):
             parsed = parsed_for(call)
             tried: Tried = {}
             failed: ProviderError | None = None
+            denied: NoEligibleKeysError | None = None
             while True:
-                pool, attempt = await self._admit(call, parsed, facts, tried, failed)
+                pool, attempt = await self._hold(call, parsed, facts, tried, failed, denied)
                 answer = await self._attempts.run(attempt)
                 if not isinstance(answer, Failure):
                     streaming = answer.chunks is not None
@@ -92,7 +96,8 @@ class ApiKeyRouter(RouterWaysIn):
                 self.failure_handler.learn(answer, attempt.admitted.option, pool.options, tried)
                 self._observer.refused(attempt.admitted.option, answer)
                 failed = provider_error(answer, facts)
-                if self._is_late(call) or _all_tried(pool, tried):
+                denied = self._patience.denial(call, answer, facts) if _all_tried(pool, tried) else None
+                if self._is_late(call) or (denied is None and _all_tried(pool, tried)):
                     raise failed
                 if not self.failure_handler.goes_on(answer, facts.attempts):
                     raise failed
@@ -103,6 +108,39 @@ class ApiKeyRouter(RouterWaysIn):
             if not streaming:
                 self._finished(call, facts)
             REQUEST_ID.reset(speaking)
+
+    async def _hold(
+        self,
+        call: Call,
+        parsed: ParsedFor,
+        facts: Facts,
+        tried: Tried,
+        failed: ProviderError | None = None,
+        denied: NoEligibleKeysError | None = None,
+    ) -> tuple[Pool, Attempt]:
+        """Hold an option, now or, where the call may wait, when there is room for one. `denied`: there is none now."""
+        queue = self._waiting
+        line = self._patience.line(call) if queue.length and not facts.attempts else None
+        if line is not None:
+            denied = queue.denial(line, call)
+        if denied is None:
+            try:
+                held = await self._admit(call, parsed, facts, tried, failed)
+                if line is not None:
+                    queue.passed(line, call)
+                return held
+            except NoEligibleKeysError as exc:
+                denied = exc
+        until = self._patience.until(call)
+        if until is None:
+            facts.denial = denied.binding
+            raise denied
+        if failed is not None and failed.category is ErrorCategory.RateLimitError:
+            tried.clear()  # what was limited is kept out by the ledger until then, and no longer
+        ask = partial(self._admit, call, parsed, facts, tried, failed)
+        held = await queue.stand(line or self._patience.line(call), call, facts, ask, denied, until)
+        facts.denial = facts.refusal = None
+        return held
 
     async def _admit(
         self,
@@ -222,13 +260,20 @@ class ApiKeyRouter(RouterWaysIn):
         policy: Policy | Mapping[str, Any] | None = None,
         *,
         timeout: float | None = None,
+        wait_max_ms: int | None = None,
+        priority: str = "interactive",
     ) -> SystemResponse:
         """Route one request and return its answer. Raises as `serve`; wrong input is a ValueError.
 
         `policy` applies to this request, above the configured ones: it may tighten what a hard one says, not loosen it.
-        `timeout`: seconds for the request with all its attempts (None: `router.timeouts.total`).
+        `timeout`: seconds for the request with all its attempts (None: `router.timeouts.total`). `wait_max_ms`: how
+        long it waits for room rather than be denied (None: `router.wait_max_ms`); `priority`: interactive or batch,
+        which of those that wait goes first.
         """
-        call = call_of(RequestIntent.parse(request_intent), objective, stream=False, timeout=timeout)
+        call = call_of(
+            RequestIntent.parse(request_intent), objective, stream=False, timeout=timeout, wait_max_ms=wait_max_ms,
+            priority=priority,
+        )  # fmt: skip
         if policy is not None:
             call.policy = await self._own_policy(policy)
         exchange = await self.serve(call)
@@ -241,12 +286,17 @@ class ApiKeyRouter(RouterWaysIn):
         policy: Policy | Mapping[str, Any] | None = None,
         *,
         timeout: float | None = None,
+        wait_max_ms: int | None = None,
+        priority: str = "interactive",
     ) -> AsyncIterator[StreamChunk]:
         """Yield the answer in pieces; printing a piece prints its text. The last one has usage, cost and key_used.
 
-        `policy`, `timeout`: as of `route`; a stream that is not at its end by then breaks.
+        `policy`, `timeout`, `wait_max_ms`, `priority`: as of `route`; a stream that is not at its end in time breaks.
         """
-        call = call_of(RequestIntent.parse(request_intent), objective, stream=True, timeout=timeout)
+        call = call_of(
+            RequestIntent.parse(request_intent), objective, stream=True, timeout=timeout, wait_max_ms=wait_max_ms,
+            priority=priority,
+        )  # fmt: skip
         if policy is not None:
             call.policy = await self._own_policy(policy)
         exchange = await self.serve(call)

@@ -35,6 +35,7 @@ from apikeyrouter.serving.learned import DOCUMENT_KINDS as LEARNED_KINDS
 from apikeyrouter.serving.learned import Learned
 from apikeyrouter.serving.observing import Observer
 from apikeyrouter.serving.spending import Spending
+from apikeyrouter.serving.waiting import WaitQueue
 
 CHORES_SECONDS = 2.0
 """Longest that somebody waits for what is written behind the requests' backs."""
@@ -67,6 +68,7 @@ class RouterBackground:
     _observer: Observer
     _spending: Spending
     _learned: Learned
+    _waiting: WaitQueue
 
     def __init__(self) -> None:
         self.in_flight = 0
@@ -121,6 +123,7 @@ class RouterBackground:
         if changed or version != self._admissions.config_version:
             self._admissions.config_version = version
             self.observability.emit("config.changed", version=version)
+        self._waiting.stir()
 
     async def _take_policies(self) -> bool:
         """Take over the policies of the file and of other processes; whether there was anything new."""
@@ -251,7 +254,7 @@ class RouterBackground:
     def _finished(self, call: Call, facts: Facts) -> None:
         self.in_flight -= 1
         facts.total_us = int((time.perf_counter() - call.started) * 1e6)
-        facts.overhead_us = max(0, facts.total_us - facts.upstream_us)
+        facts.overhead_us = max(0, facts.total_us - facts.upstream_us - facts.waited_us)
         if facts.cost_nanousd is None:
             self._spending.unpriced_requests += facts.outcome == "ok"
         else:

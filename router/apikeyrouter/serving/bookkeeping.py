@@ -76,6 +76,8 @@ class Bookkeeper:
         self._task: asyncio.Task[None] | None = None
         self.settled = 0
         self.unmatched = 0
+        self.on_booked: Callable[[], None] | None = None
+        """Called when ends were booked: what they held is free."""
 
     def start(self) -> None:
         """Begin flushing."""
@@ -176,6 +178,8 @@ class Bookkeeper:
                 _log.error("settlement.refused", rid=waiting.end.rid.hex(), error=str(answer))
             else:
                 self._note(waiting.end, answer)
+        if self.on_booked is not None:
+            self.on_booked()
         self._outbox.extendleft(reversed(failed))
         if failed:
             raise LedgerUnavailableError(f"{len(failed)} settlements wait for the ledger")

@@ -49,10 +49,12 @@ from apikeyrouter.serving.housekeeping import Housekeeper, cell_now_us
 from apikeyrouter.serving.learned import Learned
 from apikeyrouter.serving.observing import Observer
 from apikeyrouter.serving.outcomes import interpret
+from apikeyrouter.serving.patience import Patience
 from apikeyrouter.serving.policing import Policing
 from apikeyrouter.serving.quoting import Quotes
-from apikeyrouter.serving.requests import call_of
+from apikeyrouter.serving.requests import call_of, check_wait
 from apikeyrouter.serving.spending import Spending
+from apikeyrouter.serving.waiting import WaitQueue
 
 LEASE_US = 30_000_000
 ABORT_SECONDS_AT_CLOSE = 1.0
@@ -91,6 +93,8 @@ class RouterLife(RouterBelonging):
         self.decided = 0
         self.routing_engine = self._routing()
         self.books = Bookkeeper(self.ledger)
+        self._waiting = WaitQueue()
+        self.books.on_booked = self._waiting.stir
         self._configuration = Configuration(self.catalogue, self.ledger, self.state_store)
         self.key_manager = KeyManager(
             self.state_store, self.catalogue, self._open_vault, lanes=self._configuration, announce=self._announce,
@@ -119,6 +123,10 @@ class RouterLife(RouterBelonging):
             _open_transport, self.books, self.estimator, observe=self._observe, judge=self.failure_handler.judge,
             broken=self.failure_handler.learn_broken, finished=self._finished, timeouts=Timeouts(),
         )  # fmt: skip
+        self._patience = Patience(
+            self.catalogue, self._policing, deadline=self._attempts.deadline,
+            policies=lambda: self.policy_engine.active, wait_max_ms=self.settings.wait_max_ms,
+        )  # fmt: skip
         self._housekeeper = Housekeeper(
             self.ledger, self.books, self.snapshot, self._quotas_watched(), self._lane_ids, self._restore,
             self._periodic, emit=self.observability.emit,
@@ -133,6 +141,8 @@ class RouterLife(RouterBelonging):
         """Put settings into force. A vault with other master keys is opened when it is needed."""
         if settings.encryption_key != self.settings.encryption_key:
             self._vault = None
+        if settings.wait_max_ms != self.settings.wait_max_ms:
+            self._patience.wait_max_ms = settings.wait_max_ms
         self.settings = settings
         self.observability.take_level(level_of(settings.log_level))
         caps = getattr(self.state_store, "caps", None)
@@ -168,6 +178,15 @@ class RouterLife(RouterBelonging):
     @attempts_max.setter
     def attempts_max(self, attempts_max: int) -> None:
         self.failure_handler.attempts_max = attempts_max
+
+    @property
+    def wait_max_ms(self) -> int:
+        """How long requests wait for room before they are denied, in milliseconds, where they say nothing of it."""
+        return self._patience.wait_max_ms
+
+    @wait_max_ms.setter
+    def wait_max_ms(self, wait_max_ms: int) -> None:
+        self._patience.wait_max_ms = check_wait(wait_max_ms)
 
     def _quotas_watched(self) -> CapacityWatch:
         """What looks after quotas: who answers for them, who listens to providers, and who watches the lanes."""
@@ -208,6 +227,7 @@ class RouterLife(RouterBelonging):
 
     async def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         self._refresh_lock = asyncio.Lock()
+        self._waiting.begin_anew()
         self.key_manager.begin_anew()
         self.observability.attach(loop)
         await self.ledger.open()
@@ -237,6 +257,7 @@ class RouterLife(RouterBelonging):
         if self._loop is None or self._forked:
             return
         await self._started()
+        self._waiting.end()
         self.books.give_up(self.books.open, "the router was closed")
         await self._until_idle(ABORT_SECONDS_AT_CLOSE)
         await self.books.flush(seconds=FLUSH_SECONDS_AT_CLOSE)

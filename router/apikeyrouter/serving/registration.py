@@ -204,6 +204,9 @@ class RouterRegistration(RouterLife):
         self.attempts_max = config.routing.attempts_max
         self._admissions.lease_us = config.routing.lease_ms * 1000
         self._meet_failures(config.routing)
+        self._patience.wait_max_ms = config.routing.wait_max_ms or self.settings.wait_max_ms
+        self._patience.asked_max_ms = config.routing.wait_asked_max_ms
+        self._waiting.lines.length_max = config.routing.wait_queue_max
         for record in config.keys:
             await self._apply_key(record)
         for key_id in dropped:

@@ -10,6 +10,7 @@ import msgspec
 
 from apikeyrouter.domain.components.fitness import unable
 from apikeyrouter.domain.components.pool import Option, Pool
+from apikeyrouter.domain.components.wait_lines import PRIORITIES, read_priority
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
 from apikeyrouter.domain.models.accounting import UNPRICED
 from apikeyrouter.domain.models.call import Call
@@ -22,6 +23,7 @@ from apikeyrouter.serving.outcomes import cost_nanousd
 
 ESTIMATE_SECONDS_MAX = 5.0
 TIMEOUT_SECONDS_MAX = 30 * 86_400.0
+WAIT_MS_MAX = 600_000
 Tried = dict[tuple[str, str], str]
 """What one request does not try again, (key, model), and why not."""
 _NOTHING: Mapping[Option, str] = MappingProxyType({})
@@ -29,11 +31,12 @@ _CAPS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
 def call_of(
-    intent: RequestIntent, objective: RoutingObjective | str | None, *, stream: bool, timeout: float | None = None
-) -> Call:
+    intent: RequestIntent, objective: RoutingObjective | str | None, *, stream: bool, timeout: float | None = None,
+    wait_max_ms: int | None = None, priority: str = PRIORITIES[0],
+) -> Call:  # fmt: skip
     """A call for `serve`. Its principal is the client that the intent names; without one it is gated with nobody.
 
-    `timeout`: seconds for all of it. Raises InvalidRequestError.
+    `timeout`: seconds for all of it. `wait_max_ms`, `priority`: of waiting for room. Raises InvalidRequestError.
     """
     started = time.perf_counter()
     return Call(
@@ -41,7 +44,15 @@ def call_of(
         started=started, deadline=deadline_of(started, timeout), intent=intent, provider_id=intent.provider_id,
         team=intent.team, client=intent.client, principal=intent.client or "", session=intent.tags.get("session"),
         objective=None if objective is None else RoutingObjective.read(objective),
+        wait_ms=None if wait_max_ms is None else check_wait(wait_max_ms), priority=read_priority(priority),
     )  # fmt: skip
+
+
+def check_wait(wait_max_ms: int) -> int:
+    """Milliseconds that a call may wait. Raises InvalidRequestError."""
+    if isinstance(wait_max_ms, bool) or not isinstance(wait_max_ms, int) or not 0 <= wait_max_ms <= WAIT_MS_MAX:
+        raise InvalidRequestError(f"must be a whole number between 0 and {WAIT_MS_MAX}", field="wait_max_ms")
+    return wait_max_ms
 
 
 def deadline_of(started: float, timeout: float | None) -> float | None:

@@ -43,7 +43,7 @@ class _Stream(ABC):
         facts.first_token_us = int((now - attempt.call.started) * 1e6)
         counted = self._settled  # a short answer may be over by now, and its time is with the others'
         upstream_us = facts.upstream_us + (0 if counted else int((now - attempt.started) * 1e6))
-        facts.overhead_us = max(0, facts.first_token_us - upstream_us)
+        facts.overhead_us = max(0, facts.first_token_us - upstream_us - facts.waited_us)
 
     async def aclose(self) -> None:
         """Give up the rest: the provider is cut off, and what was received is charged. Idempotent."""

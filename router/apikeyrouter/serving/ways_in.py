@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from apikeyrouter.domain.components.catalogue import ANY_CLIENT
 from apikeyrouter.domain.components.pool import Pool
+from apikeyrouter.domain.components.wait_lines import read_priority
 from apikeyrouter.domain.interfaces.observability import EventCallback
 from apikeyrouter.domain.models.call import Call, Facts
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.routing_decision import Explanation, RoutingDecision, RoutingObjective
-from apikeyrouter.domain.models.system_error import InvalidRequestError, ProviderError
+from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.domain.models.system_response import SystemResponse
 from apikeyrouter.domain.models.trace import Trace
 from apikeyrouter.infrastructure.observability.manager import decision_trace
@@ -23,7 +24,7 @@ from apikeyrouter.serving.batches import Progress, run_batch
 from apikeyrouter.serving.endings import Attempt
 from apikeyrouter.serving.leases import Leasing, lease_call
 from apikeyrouter.serving.registration import RouterRegistration
-from apikeyrouter.serving.requests import call_of, parsed_for
+from apikeyrouter.serving.requests import call_of, check_wait, parsed_for
 
 if TYPE_CHECKING:
     from apikeyrouter.infrastructure.config.configuration_manager import ConfigurationManager
@@ -39,6 +40,7 @@ class RouterWaysIn(RouterRegistration):
     async def route(
         self, request_intent: Intent, objective: RoutingObjective | str | None = None,
         policy: Policy | Mapping[str, Any] | None = None, *, timeout: float | None = None,
+        wait_max_ms: int | None = None, priority: str = "interactive",
     ) -> SystemResponse:  # fmt: skip
         """Route one request and return its answer."""
 
@@ -47,39 +49,37 @@ class RouterWaysIn(RouterRegistration):
         """What is noted of a call."""
 
     @abstractmethod
-    async def _admit(
-        self,
-        call: Call,
-        parsed: ParsedFor,
-        facts: Facts,
-        tried: dict[tuple[str, str], str],
-        failed: ProviderError | None,
+    async def _hold(
+        self, call: Call, parsed: ParsedFor, facts: Facts, tried: dict[tuple[str, str], str]
     ) -> tuple[Pool, Attempt]:
-        """Hold an option that was not tried yet."""
+        """Hold an option, now or when there is room for one."""
 
     @overload
     async def route_batch(
         self, intents: Intents, objective: RoutingObjective | str | None = None, *, concurrency: int = ...,
         policy: Policy | Mapping[str, Any] | None = ..., timeout: float | None = ...,
-        on_progress: Progress | None = ..., return_exceptions: Literal[False] = ...,
+        wait_max_ms: int | None = ..., priority: str = ..., on_progress: Progress | None = ...,
+        return_exceptions: Literal[False] = ...,
     ) -> list[SystemResponse]: ...  # fmt: skip
     @overload
     async def route_batch(
         self, intents: Intents, objective: RoutingObjective | str | None = None, *, concurrency: int = ...,
         policy: Policy | Mapping[str, Any] | None = ..., timeout: float | None = ...,
-        on_progress: Progress | None = ..., return_exceptions: bool,
+        wait_max_ms: int | None = ..., priority: str = ..., on_progress: Progress | None = ..., return_exceptions: bool,
     ) -> list[SystemResponse | Exception]: ...  # fmt: skip
     async def route_batch(
         self, intents: Intents, objective: RoutingObjective | str | None = None, *, concurrency: int = 8,
         policy: Policy | Mapping[str, Any] | None = None, timeout: float | None = None,
-        on_progress: Progress | None = None, return_exceptions: bool = False,
+        wait_max_ms: int | None = None, priority: str = "batch", on_progress: Progress | None = None,
+        return_exceptions: bool = False,
     ) -> Any:  # fmt: skip
         """Route many requests, at most `concurrency` at a time; their answers in the order of `intents`.
 
         `intents` may be any iterable, async ones and endless producers included: it is read as places become free.
         `on_progress(done, total)` is called after each, plain or async. The first error cancels the rest and is raised;
         with `return_exceptions` errors stand among the answers instead. Wrong requests in a list are found before the
-        first one is sent. Cancelling it ends what is under way, and nothing stays held. `timeout` is each request's.
+        first one is sent. Cancelling it ends what is under way, and nothing stays held. `timeout` and
+        `wait_max_ms` are each request's; where requests wait for room, those of a batch come after others.
 
         Raises:
             InvalidRequestError: `concurrency` or a request is wrong.
@@ -88,8 +88,11 @@ class RouterWaysIn(RouterRegistration):
         if not return_exceptions and isinstance(intents, list | tuple):
             intents = [_checked(intent, place) for place, intent in enumerate(intents)]
         return await run_batch(
-            intents, lambda intent: self.route(intent, objective, policy, timeout=timeout), concurrency=concurrency,
-            on_progress=on_progress, return_exceptions=return_exceptions,
+            intents,
+            lambda intent: self.route(
+                intent, objective, policy, timeout=timeout, wait_max_ms=wait_max_ms, priority=priority
+            ),
+            concurrency=concurrency, on_progress=on_progress, return_exceptions=return_exceptions,
         )  # fmt: skip
 
     @cached_property
@@ -110,6 +113,7 @@ class RouterWaysIn(RouterRegistration):
         input_tokens: int | None = None, max_output_tokens: int | None = None,
         objective: RoutingObjective | Mapping[str, Any] | str | None = None, team: str | None = None,
         client: str | None = None, policy: Policy | Mapping[str, Any] | None = None, timeout: float | None = None,
+        wait_max_ms: int | None = None, priority: str = "interactive",
     ) -> Leasing:  # fmt: skip
         """Hold a key for a call of your own: `async with router.lease("gpt-4o-mini", estimated_tokens=1500) as lease`.
 
@@ -122,6 +126,7 @@ class RouterWaysIn(RouterRegistration):
 
         `timeout`: seconds from entry; when they are over and nothing was said, the block is cancelled, a ProviderError
         with category TimeoutError leaves it, and the estimate is charged. `lease.timeout` is what is left of them.
+        `wait_max_ms`, `priority`: of waiting for room at entry, as of `route`.
 
         Raises:
             InvalidRequestError: at once.
@@ -131,6 +136,7 @@ class RouterWaysIn(RouterRegistration):
             model, provider_id=provider_id, estimated_tokens=estimated_tokens, input_tokens=input_tokens,
             max_output_tokens=max_output_tokens, objective=objective, team=team, client=client, timeout=timeout,
         )  # fmt: skip
+        call.wait_ms, call.priority = None if wait_max_ms is None else check_wait(wait_max_ms), read_priority(priority)
         begin = partial(self._begin, policy)
         return Leasing(call, begin, self._attempts.ends, self.books, self.failure_handler, timeout)
 
@@ -143,7 +149,7 @@ class RouterWaysIn(RouterRegistration):
         facts = self._facts(call)
         self.in_flight += 1
         try:
-            return await self._admit(call, parsed_for(call), facts, {}, None)
+            return await self._hold(call, parsed_for(call), facts, {})
         except BaseException as exc:
             facts.outcome = outcome_of(exc)
             self._finished(call, facts)

@@ -250,6 +250,11 @@ class Catalogue:
             return self.pool(call.model, call.provider_id, "", call.team, constraints)
         return self.pool(call.model, call.provider_id, call.dialect, call.team, constraints, operation=call.operation)
 
+    def room_of(self, call: Call) -> tuple[str, str | None, str, str | None]:
+        """What calls for the same options have in common."""
+        team = None if call.team is None else self._known_team(call.team)
+        return call.model, call.provider_id, "" if call.intent is not None else call.dialect, team
+
     def _narrow(self, pool: Pool, constraints: Constraints) -> Pool:
         """The pool under constraints, made once."""
         known = self._narrowed.get((pool, constraints))

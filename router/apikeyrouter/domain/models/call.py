@@ -25,6 +25,8 @@ class Call(msgspec.Struct, kw_only=True):
     `started` and `deadline` are readings of `time.perf_counter()` in seconds; no attempt starts after the deadline.
     `told_costs`: by provider, what its own adapter expects the request to cost, and at most (UNPRICED: not told).
     `policy`: the request's own. `principal` shares fairly with others by `weight`; `lanes` are the client's own limits.
+    `wait_ms`: how long it waits for room before it is denied, from its start; None: as the router is told. `priority`:
+    its class among those that wait, 0 goes first.
     """
 
     request_id: str
@@ -47,6 +49,8 @@ class Call(msgspec.Struct, kw_only=True):
     path_query: str = ""
     session: str | None = None
     deadline: float | None = None
+    wait_ms: int | None = None
+    priority: int = 0
     told_costs: dict[str, tuple[int, int]] | None = None
 
 
@@ -99,6 +103,7 @@ class Facts(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     or a part is an estimate. `usage` is the last attempt's. `token_cap`: the cap that was
     injected because a hard budget applies. `overhead_us`: time spent here, not upstream (of a stream that still
     runs: until its first event). `at_us`: Unix microseconds.
+    `waited_us`: time in the wait queue, which is in no other figure but the total.
     `outcome`: pending, ok, or a failure's category. `pinned`: the provider that was asked for. `policies`: those that
     applied; `barred`: what they refused; `yielded`: soft ones that were passed over, because
     nothing else was left; `shadowed`: (policy, refused) of shadows that would have refused it, or sent it elsewhere.
@@ -121,6 +126,7 @@ class Facts(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     overhead_us: int = 0
     upstream_us: int = 0
     first_token_us: int = 0
+    waited_us: int = 0
     total_us: int = 0
     snapshot_age_us: int = 0
     pinned: str | None = None

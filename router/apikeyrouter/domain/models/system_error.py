@@ -150,7 +150,17 @@ class NoEligibleKeysError(ApiKeyRouterError):
         self.retry_after_us = retry_after_us
         self.never_fits = never_fits
         self.binding = binding
+        self.message = message
         super().__init__(message + _told(self.reasons, first_back_at))
+
+    def later(self, us: int) -> "NoEligibleKeysError":
+        """The same, so many microseconds after it was found."""
+        left_us = None if self.retry_after_us is None else max(0, self.retry_after_us - us)
+        return NoEligibleKeysError(
+            self.message, reasons=self.reasons, first_back_at=self.first_back_at,
+            retry_after=None if left_us is None else -(-left_us // 1_000_000), retry_after_us=left_us,
+            never_fits=self.never_fits, binding=self.binding,
+        )  # fmt: skip
 
     @property
     def details(self) -> dict[str, Any]:

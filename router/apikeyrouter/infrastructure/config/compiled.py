@@ -11,6 +11,7 @@ from typing import Any
 from apikeyrouter.domain.components.circuits import KEY_BREAKER, PROVIDER_BREAKER
 from apikeyrouter.domain.components.correlation_guard import Guard
 from apikeyrouter.domain.components.retry_budget import RETRIES_FLOOR, RETRY_SHARE
+from apikeyrouter.domain.components.wait_lines import LENGTH_MAX
 from apikeyrouter.domain.models.accounting import Breaker, LaneConfig, ScopeConfig
 from apikeyrouter.domain.models.budget import BudgetScope
 from apikeyrouter.domain.models.capabilities import ModelCapabilities
@@ -120,6 +121,8 @@ class RoutingRecord:
     quality: Mapping[str, float] = field(default_factory=dict)
     attempts_max: int = 3
     wait_max_ms: int = 0
+    wait_asked_max_ms: int = 60_000
+    wait_queue_max: int = LENGTH_MAX
     translate: bool = False
     lease_ms: int = 30_000
     timeouts: Mapping[str, float | None] | None = None

@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, Field, ValidationError, field_validator, mod
 
 from apikeyrouter.domain.components.circuits import KEY_BREAKER, PROVIDER_BREAKER
 from apikeyrouter.domain.components.limits import Count, Dollars, LimitRow, Timezone
+from apikeyrouter.domain.components.wait_lines import LENGTH_MAX
 from apikeyrouter.domain.models.accounting import AMOUNT_MAX
 from apikeyrouter.domain.models.budget import BudgetScope
 from apikeyrouter.domain.models.capabilities import ModelCapabilities
@@ -60,6 +61,7 @@ __all__ = [
 
 FILE_BYTES_MAX = 8 * 2**20
 ENTRIES_MAX = 100_000
+WAIT_MS_MAX = 600_000
 """Most keys, limits or clients in one file."""
 
 
@@ -238,13 +240,17 @@ class _Models(Entry):
 class RoutingEntry(Entry):
     """How requests are routed unless they say otherwise. Times in milliseconds.
 
+    `wait_max_ms`: how long a request waits for room before it is denied; `wait_asked_max_ms`: how long at most where it
+    asks for that itself; `wait_queue_max`: how many may wait in one process.
     `objective`: a name, or a mapping of `primary`, `secondary`, `weights` and `constraints`. `quality`: by model, 0…1.
     """
 
     objective: RoutingObjective = Field(default_factory=RoutingObjective)
     quality: dict[ModelName, Quality] = Field(default_factory=dict)
     attempts_max: int = Field(default=3, ge=1, le=10, strict=True)
-    wait_max_ms: int = Field(default=0, ge=0, le=600_000, strict=True)
+    wait_max_ms: int = Field(default=0, ge=0, le=WAIT_MS_MAX, strict=True)
+    wait_asked_max_ms: int = Field(default=60_000, ge=0, le=WAIT_MS_MAX, strict=True)
+    wait_queue_max: int = Field(default=LENGTH_MAX, ge=1, le=100_000, strict=True)
     translate: bool = Field(default=False, strict=True)
     lease_ms: int = Field(default=30_000, ge=1_000, le=3_600_000, strict=True)
     timeouts: TimeoutsEntry | None = None
@@ -256,7 +262,8 @@ class RoutingEntry(Entry):
         """The record of it."""
         return RoutingRecord(
             objective=self.objective, quality=self.quality, attempts_max=self.attempts_max,
-            wait_max_ms=self.wait_max_ms, translate=self.translate, lease_ms=self.lease_ms,
+            wait_max_ms=self.wait_max_ms, wait_asked_max_ms=self.wait_asked_max_ms,
+            wait_queue_max=self.wait_queue_max, translate=self.translate, lease_ms=self.lease_ms,
             timeouts=None if self.timeouts is None else self.timeouts.seconds(),
             retry_share=self.retry_budget.share, retry_floor=self.retry_budget.floor,
             guard=self.correlated_failures.guard(), key_breaker=self.breakers.key.over(KEY_BREAKER),

@@ -17,6 +17,7 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 RECORDS_MAX = 1_000_000
 COOLDOWN_SECONDS_MAX = 31_536_000
 WORKERS_MAX = 512
+WAIT_MS_MAX = 600_000
 
 _LIBRARY_ONLY = ("redis_url", "namespace")
 """Variables the library reads beside RouterSettings: where the store is, when none is given."""
@@ -66,6 +67,7 @@ class RouterSettings(_Settings):
 
     `max_decisions`, `max_transitions`: records kept per namespace. `default_cooldown_seconds`: of a throttled key;
     `quota_default_cooldown_seconds`: where the provider named no time. `log_level`: of our own logger only.
+    `wait_max_ms`: how long a request waits for room before it is denied, where no configuration file says it.
     `encryption_key`: one or more master keys (`KeyVault.parse`), read when the first key is registered.
     """
 
@@ -73,6 +75,7 @@ class RouterSettings(_Settings):
     max_transitions: int = Field(default=1000, ge=1, le=RECORDS_MAX)
     default_cooldown_seconds: int = Field(default=60, ge=1, le=COOLDOWN_SECONDS_MAX)
     quota_default_cooldown_seconds: int = Field(default=60, ge=1, le=COOLDOWN_SECONDS_MAX)
+    wait_max_ms: int = Field(default=0, ge=0, le=WAIT_MS_MAX)
     log_level: str = "INFO"
     encryption_key: str | None = Field(default=None, repr=False)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from apikeyrouter.domain.components.wait_lines import PRIORITIES, read_priority
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
 from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
@@ -25,6 +26,7 @@ Headers = Mapping[bytes, bytes]
 NAME_LENGTH_MAX = 256
 OBJECTIVES_REMEMBERED_MAX = 64
 TIMEOUT_MS_MAX = 24 * 3600 * 1000
+WAIT_MS_MAX = 600_000
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _PASSED_ON = tuple(
     (name.encode(), name)
@@ -122,6 +124,8 @@ def make_call(
         path_query=f"?{query.decode('latin-1')}" if query else "",
         session=session,
         deadline=_deadline(headers, started, stream=parsed.stream),
+        wait_ms=_wait_ms(headers[b"x-akr-wait-ms"]) if b"x-akr-wait-ms" in headers else None,
+        priority=_priority(headers.get(b"x-akr-priority"), caller),
     )
 
 
@@ -164,6 +168,18 @@ def _objective(value: bytes) -> RoutingObjective:
             _objectives.clear()
         _objectives[value] = known
     return known
+
+
+def _wait_ms(value: bytes) -> int:
+    if not value.isdigit() or len(value) > 9 or int(value) > WAIT_MS_MAX:
+        raise InvalidRequestError(f"must be a whole number between 0 and {WAIT_MS_MAX}", field="x-akr-wait-ms")
+    return int(value)
+
+
+def _priority(value: bytes | None, caller: Caller) -> int:
+    """The class that a request asks for, and never a better one than its client's."""
+    own = PRIORITIES.index(caller.priority)
+    return own if value is None else max(own, read_priority(value.decode("latin-1"), field="x-akr-priority"))
 
 
 def _deadline(headers: Headers, started: float, *, stream: bool) -> float | None:
