@@ -28,6 +28,8 @@ _REQUEST_HEADERS = {
     "x-akr-provider": "The id of the only provider that may serve this",
     "x-akr-team": "Whose budget it is, where the client's token names no team",
     "x-akr-timeout-ms": "How long the whole call may take",
+    "x-akr-wait-ms": "How long it may wait for room instead of being answered with 429",
+    "x-akr-priority": "interactive or batch: which of those that wait goes first; never better than the client's",
     "x-request-id": "Echoed where it is a plain token of at most 128 characters",
 }
 _MANAGEMENT_ERRORS: dict[str, dict[str, str]] = {

@@ -38,7 +38,7 @@ from apikeyrouter_proxy.options import ProxyOptions
 from apikeyrouter_proxy.prometheus import render
 from apikeyrouter_proxy.reloading import Reloads
 
-__all__ = ["Runtime", "without_effect"]
+__all__ = ["Runtime"]
 
 HEALTH_SECONDS = 1.0
 """How long an answer about the store's health is believed, and how long one may take."""
@@ -143,7 +143,7 @@ class Runtime:
         self.plane.translate = compiled.routing.translate
         self.config = compiled
         self._index_clients()
-        for warning in (*compiled.warnings, *without_effect(compiled)):
+        for warning in compiled.warnings:
             _log.warning("configuration.warned", warning=warning)
 
     def _index_clients(self) -> None:
@@ -239,16 +239,9 @@ class Runtime:
     def _gauges(self) -> dict[str, int]:
         return {
             metric_names.IN_FLIGHT.name: len(self.plane.open),
+            metric_names.WAITING.name: self.router.waiting,
             metric_names.UNSETTLED.name: self.router.books.waiting,
         }
-
-
-def without_effect(config: CompiledConfig) -> list[str]:
-    """What the file asks for and this version does not do yet: an operator must not rely on it."""
-    asked = {
-        "routing.wait_max_ms": config.routing.wait_max_ms > 0,
-    }
-    return [f"{path}: has no effect in this version" for path, is_asked in asked.items() if is_asked]
 
 
 def _compiled(settings: ServiceSettings, environ: Mapping[str, str]) -> CompiledConfig:

@@ -75,13 +75,11 @@ def test_a_server_that_evicts_is_refused_with_the_remedy(flavour: str, tmp_path:
     assert "CONFIG SET maxmemory-policy noeviction" in the_line(told, "allkeys-lru")
 
 
-def test_doctor_tells_what_the_file_asks_for_in_vain(tmp_path: Path) -> None:
+def test_doctor_finds_nothing_that_the_file_asks_for_in_vain(tmp_path: Path) -> None:
     policy = "policies:\n  - {name: eu, type: routing, rules: {allowed_regions: [eu]}}\n"
     (tmp_path / "router.yaml").write_text(policy + "routing: {translate: true, wait_max_ms: 5}\n")
     told = command("doctor", "--config", "router.yaml", "--data-dir", "data", cwd=tmp_path)
-    assert "routing.wait_max_ms: has no effect in this version" in told.stdout
-    assert "routing.translate" not in told.stdout
-    assert "policies: has no effect" not in told.stdout
+    assert "has no effect" not in told.stdout
 
 
 def test_doctor_names_a_wrong_variable(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class Waiters:
     async def add(self, name: str, **options: Any) -> asyncio.Task[None]:
         """Send one; it waits when this returns."""
         fields = {field: options.pop(field) for field in ("client",) if field in options}
-        before = self._made.router._waiting.length
+        before = self._made.router.waiting
 
         async def send() -> None:
             await self._made.router.route(intent(name, **fields), **{"wait_max_ms": LONG_MS, **options})
@@ -50,7 +50,7 @@ class Waiters:
 
         task = asyncio.create_task(send())
         self.tasks.append(task)
-        await until(lambda: task.done() or self._made.router._waiting.length > before)
+        await until(lambda: task.done() or self._made.router.waiting > before)
         return task
 
     async def all_served(self) -> list[str]:
@@ -68,7 +68,7 @@ async def test_all_are_served_one_at_a_time_and_nobody_polls(simulator: Simulato
         assert asked <= 10 + 5, "who is behind others does not ask"
         await vacate(taken)
         assert await waiters.all_served() == [f"r{number}" for number in range(10)]
-        assert made.router._waiting.length == 0
+        assert made.router.waiting == 0
         assert all(facts.waited_us > 0 and facts.denial is None for facts in made.finished if facts.operation == "chat")
         assert await made.at_rest() == await made.billed()
 
@@ -126,10 +126,10 @@ async def test_who_gives_up_leaves_nothing_and_the_others_go_on(simulator: Simul
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        assert made.router._waiting.length == 1
+        assert made.router.waiting == 1
         await vacate(taken)
         await waiters.tasks[2]
-        assert (waiters.served, made.router._waiting.length) == (["third"], 0)
+        assert (waiters.served, made.router.waiting) == (["third"], 0)
         await made.at_rest()
 
 
@@ -151,7 +151,7 @@ async def test_a_wait_ends_with_its_own_time_with_that_of_the_call_and_with_the_
         taken = await occupy(made)
         for options in ({"wait_max_ms": 150}, {"wait_max_ms": LONG_MS, "timeout": 0.15}):
             with pytest.raises(NoEligibleKeysError) as caught:
-                await made.router.route(intent(), **options)  # type: ignore[arg-type]
+                await made.router.route(intent(), **options)
             assert caught.value.retry_after is not None
             assert made.finished[-1].waited_us >= 100_000
         waiters = Waiters(made)
@@ -212,7 +212,7 @@ async def test_streams_leases_and_batches_wait_too(simulator: SimulatorProcess, 
                 return lease.key_id
 
         lent = asyncio.create_task(lend())
-        await until(lambda: made.router._waiting.length == 2)
+        await until(lambda: made.router.waiting == 2)
         await vacate(taken)
         assert (await stream)[-1].usage is not None
         assert await lent == "a1"

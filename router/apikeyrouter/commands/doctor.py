@@ -19,7 +19,6 @@ from apikeyrouter.infrastructure.embedded_valkey import default_data_dir, runnin
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.redis_connection import mapped_errors, open_client, redacted_url
 from apikeyrouter_proxy.options import ProxyOptions
-from apikeyrouter_proxy.runtime import without_effect
 
 __all__ = ["Finding", "Verdict", "run"]
 
@@ -89,7 +88,7 @@ def _warnings(around: Surroundings) -> list[Finding]:
     """What the file says that is of no use, or not yet."""
     if around.config is None:
         return []
-    warnings = (*around.config.warnings, *without_effect(around.config))
+    warnings = around.config.warnings
     return [
         _warning("configuration", warning, "correct the file, or do not rely on this part of it")
         for warning in warnings

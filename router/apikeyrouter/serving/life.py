@@ -93,8 +93,6 @@ class RouterLife(RouterBelonging):
         self.decided = 0
         self.routing_engine = self._routing()
         self.books = Bookkeeper(self.ledger)
-        self._waiting = WaitQueue()
-        self.books.on_booked = self._waiting.stir
         self._configuration = Configuration(self.catalogue, self.ledger, self.state_store)
         self.key_manager = KeyManager(
             self.state_store, self.catalogue, self._open_vault, lanes=self._configuration, announce=self._announce,
@@ -123,18 +121,14 @@ class RouterLife(RouterBelonging):
             _open_transport, self.books, self.estimator, observe=self._observe, judge=self.failure_handler.judge,
             broken=self.failure_handler.learn_broken, finished=self._finished, timeouts=Timeouts(),
         )  # fmt: skip
-        self._patience = Patience(
-            self.catalogue, self._policing, deadline=self._attempts.deadline,
-            policies=lambda: self.policy_engine.active, wait_max_ms=self.settings.wait_max_ms,
-        )  # fmt: skip
         self._housekeeper = Housekeeper(
             self.ledger, self.books, self.snapshot, self._quotas_watched(), self._lane_ids, self._restore,
             self._periodic, emit=self.observability.emit,
         )  # fmt: skip
+        self._queues()
         self._deferrals = Deferrals()
         self._vault: KeyVault | None = None
-        self._file_providers: frozenset[str] = frozenset()
-        self._timed_by_file = False
+        self._file_providers, self._timed_by_file = frozenset[str](), False
         self._take_settings(self.settings)
 
     def _take_settings(self, settings: RouterSettings) -> None:
@@ -151,6 +145,15 @@ class RouterLife(RouterBelonging):
         self._decisions.resize(settings.max_decisions)
         self.key_manager.cooldown_seconds = settings.default_cooldown_seconds
         self.failure_handler.cooldown_seconds = settings.quota_default_cooldown_seconds
+
+    def _queues(self) -> None:
+        """Where requests wait for room, and for how long."""
+        self._waiting = WaitQueue()
+        self.books.on_booked = self._waiting.stir
+        self._patience = Patience(
+            self.catalogue, self._policing, deadline=self._attempts.deadline,
+            policies=lambda: self.policy_engine.active, wait_max_ms=self.settings.wait_max_ms,
+        )  # fmt: skip
 
     def _judge_answers(self) -> None:
         """Somebody asks for quality: from now on answers are looked at."""
@@ -178,6 +181,11 @@ class RouterLife(RouterBelonging):
     @attempts_max.setter
     def attempts_max(self, attempts_max: int) -> None:
         self.failure_handler.attempts_max = attempts_max
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for room in this process."""
+        return self._waiting.length
 
     @property
     def wait_max_ms(self) -> int:

@@ -89,6 +89,9 @@ DENIALS = MetricName(
 IN_FLIGHT = MetricName(
     name="apikeyrouter_inflight", kind="gauge", help="Requests under way in the host's live workers."
 )
+WAITING = MetricName(
+    name="apikeyrouter_waiting", kind="gauge", help="Requests that wait for room, part of those under way."
+)
 SETTLEMENTS = MetricName(
     name="apikeyrouter_settlements_total", kind="counter", help="Reservations ended in the accounting, confirmed."
 )
@@ -141,6 +144,7 @@ METRICS: tuple[MetricName, ...] = (
     COST,
     DENIALS,
     IN_FLIGHT,
+    WAITING,
     SETTLEMENTS,
     UNSETTLED,
     KEY_STATE,
