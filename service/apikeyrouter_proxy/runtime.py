@@ -21,6 +21,7 @@ from apikeyrouter.infrastructure.embedded_valkey import EmbeddedServer, default_
 from apikeyrouter.infrastructure.observability import metric_names
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
+from apikeyrouter.infrastructure.state_store.mongo_store import MongoStateStore
 from apikeyrouter.infrastructure.state_store.records import records_for
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.router import ApiKeyRouter
@@ -268,6 +269,10 @@ def _store(redis_url: str | None, settings: ServiceSettings, router_settings: Ro
     kept = {"max_decisions": router_settings.max_decisions, "max_transitions": router_settings.max_transitions}
     if redis_url is None:
         return InMemoryStateStore(**kept)
+    if settings.mongodb_url:
+        return MongoStateStore(
+            settings.mongodb_url, settings.mongodb_database, settings.namespace, redis_url=redis_url, **kept
+        )
     return RedisStateStore(redis_url, settings.namespace, **kept)
 
 

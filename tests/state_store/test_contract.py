@@ -1,7 +1,8 @@
 """One body of tests over every entity store."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -16,17 +17,29 @@ from apikeyrouter.domain.models.ranking import Ranking, Standing
 from apikeyrouter.domain.models.routing_decision import CandidateVerdict, RoutingDecision, RoutingObjective
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
+from apikeyrouter.infrastructure.state_store.mongo_store import MongoStateStore
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
+from tests.mongo_servers import DATABASE, drop, mongo_running
 from tests.servers import flavours
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
-@pytest.fixture(params=["memory", *flavours()])
+@pytest.fixture(scope="module")
+def mongodb() -> Iterator[str]:
+    with mongo_running() as url:
+        yield url
+
+
+@pytest.fixture(params=["memory", "mongodb", *flavours()])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[StateStore]:
     made: StateStore
     if request.param == "memory":
         made = InMemoryStateStore(max_decisions=3, max_transitions=2)
+    elif request.param == "mongodb":
+        url = request.getfixturevalue("mongodb")
+        drop(url)
+        made = MongoStateStore(url, DATABASE, max_decisions=3, max_transitions=2)
     else:
         server = request.getfixturevalue("servers")[request.param]
         server.flush()
@@ -256,12 +269,12 @@ async def _until_heard(store: StateStore, heard: "asyncio.Queue[Change]") -> Non
     """Write until the watcher is known to listen, then let it fall silent."""
     for n in range(100):
         await store.save_document("probe", str(n), {})
-        try:
-            change = await asyncio.wait_for(heard.get(), 0.1)
-        except TimeoutError:
-            continue
-        if change.kind == "probe" and change.id == str(n):
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                while True:
+                    change = await heard.get()
+                    if change.kind == "probe" and change.id == str(n):
+                        return
     raise AssertionError("the watcher never heard anything")
 
 

@@ -36,6 +36,7 @@ from apikeyrouter.infrastructure.observability.events import EventLog, level_of
 from apikeyrouter.infrastructure.observability.manager import Observability
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
+from apikeyrouter.infrastructure.state_store.mongo_store import MongoStateStore
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.serving.admission import Admissions
 from apikeyrouter.serving.attempt import Attempts
@@ -334,7 +335,7 @@ def _default_store(settings: RouterSettings) -> StateStore:
 
 def _engine_for(store: StateStore) -> Engine:
     """The ledger follows the store: the same Redis, or in this process."""
-    if isinstance(store, RedisStateStore):
+    if isinstance(store, RedisStateStore | MongoStateStore) and store.redis_url is not None:
         return RedisEngine(store.redis_url, namespace=store.namespace)
     if not isinstance(store, InMemoryStateStore):
         _log.warning("ledger.in_process", store=type(store).__name__, reason="a custom store keeps entities only")

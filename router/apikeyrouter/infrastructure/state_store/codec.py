@@ -6,11 +6,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from apikeyrouter.domain.models.edge import EdgeModel
-from apikeyrouter.domain.models.system_error import InvalidRequestError, StateStoreError
+from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError, StateStoreError
 
 DOCUMENT_BYTES_MAX = 262_144
 """Largest document; what is larger is no small entity."""
 KIND_LENGTH_MAX = 64
+NAMESPACE_LENGTH_MAX = 64
 
 M = TypeVar("M", bound=EdgeModel)
 
@@ -54,3 +55,11 @@ def check_kind(kind: str) -> str:
     if not (plain.isascii() and plain.isalnum() and plain == plain.lower() and len(kind) <= KIND_LENGTH_MAX):
         raise InvalidRequestError("must be 1 to 64 lower-case letters, digits, _ or -", field="kind")
     return kind
+
+
+def check_namespace(namespace: str) -> str:
+    """What separates deployments. Errors: ConfigurationError."""
+    plain = namespace.replace("-", "").replace("_", "").replace(".", "").replace(":", "")
+    if not (plain.isascii() and plain.isalnum() and len(namespace) <= NAMESPACE_LENGTH_MAX):
+        raise ConfigurationError("a namespace has 1 to 64 ASCII letters, digits, '-', '_', '.' or ':'")
+    return namespace

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.system_error import StateStoreUnavailableError
 from apikeyrouter.infrastructure.state_store.codec import check_kind
+from apikeyrouter.infrastructure.state_store.mongo_store import MongoStateStore
 from apikeyrouter.infrastructure.state_store.redis_connection import RedisClients, mapped_errors, open_client
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 
@@ -75,7 +76,9 @@ class Records(Protocol):
 
 def records_for(store: StateStore) -> Records:
     """The records of whoever shares a store: in the same Redis, else of this process alone."""
-    return RedisRecords(store) if isinstance(store, RedisStateStore) else MemoryRecords()
+    if isinstance(store, RedisStateStore | MongoStateStore) and store.redis_url is not None:
+        return RedisRecords(store.redis_url, store.namespace)
+    return MemoryRecords()
 
 
 class MemoryRecords:
@@ -141,9 +144,9 @@ class MemoryRecords:
 class RedisRecords:
     """Records in the Redis of a store, under its namespace."""
 
-    def __init__(self, store: RedisStateStore) -> None:
-        self._url, self._prefix = store.redis_url, f"{store.namespace}:m:{{m}}:"
-        self._clients = RedisClients(lambda: open_client(store.redis_url))
+    def __init__(self, redis_url: str, namespace: str) -> None:
+        self._url, self._prefix = redis_url, f"{namespace}:m:{{m}}:"
+        self._clients = RedisClients(lambda: open_client(redis_url))
 
     @asynccontextmanager
     async def turn(self, name: str) -> AsyncIterator[None]:

@@ -1,7 +1,5 @@
-"""redis-py clients from a URL: pooled, one per event loop and process, without retries of their own."""
+"""redis-py clients from a URL: pooled, without retries of their own."""
 
-import asyncio
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -12,6 +10,7 @@ from apikeyrouter.domain.models.system_error import (
     StateStoreError,
     StateStoreUnavailableError,
 )
+from apikeyrouter.infrastructure.state_store.loop_clients import LoopClients
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -111,40 +110,11 @@ def _credentials(url: str) -> tuple[str | None, str | None]:
     return unquote(user) or None, unquote(password) or None
 
 
-_INHERITED: list[object] = []
-"""Clients of a parent process, kept alive on purpose: their end would take the parent's sockets out of its epoll."""
-
-
-class RedisClients:
-    """Gives each event loop of each process a client of its own, so that loops, threads and forks do not share one."""
+class RedisClients(LoopClients["Redis"]):
+    """A client of Redis for each event loop of each process."""
 
     def __init__(self, make: "Callable[[], Redis]") -> None:
-        self._make = make
-        self._clients: dict[int, tuple[asyncio.AbstractEventLoop, Redis]] = {}
-        self._pid = os.getpid()
-
-    def current(self) -> "Redis":
-        """The running loop's client."""
-        self._forget_what_is_gone()
-        loop = asyncio.get_running_loop()
-        if id(loop) not in self._clients:
-            self._clients[id(loop)] = (loop, self._make())
-        return self._clients[id(loop)][1]
-
-    async def aclose(self) -> None:
-        """Close the running loop's client. The others end with their loops."""
-        self._forget_what_is_gone()
-        _, client = self._clients.pop(id(asyncio.get_running_loop()), (None, None))
-        if client is not None:
-            await client.aclose()
-
-    def _forget_what_is_gone(self) -> None:
-        if os.getpid() != self._pid:
-            _INHERITED.append(self._clients)
-            self._clients, self._pid = {}, os.getpid()
-        for name, (loop, _) in list(self._clients.items()):
-            if loop.is_closed():
-                self._clients.pop(name, None)
+        super().__init__(make, lambda client: client.aclose())
 
 
 @contextmanager

@@ -15,10 +15,11 @@ from apikeyrouter.domain.models.edge import EdgeModel
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.quota_state import QuotaState, TimeWindow
 from apikeyrouter.domain.models.routing_decision import RoutingDecision
-from apikeyrouter.domain.models.system_error import ConfigurationError, StateStoreError
+from apikeyrouter.domain.models.system_error import StateStoreError
 from apikeyrouter.infrastructure.state_store.caps import Caps
 from apikeyrouter.infrastructure.state_store.codec import (
     check_kind,
+    check_namespace,
     decode,
     decode_document,
     encode,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["RedisStateStore"]
 
 NAMESPACE_DEFAULT = "apikeyrouter"
-NAMESPACE_LENGTH_MAX = 64
 DECISIONS_PER_BATCH_MAX = 500
 CHANGE_ROUNDS_MAX = 32
 """Tries to change a key that others keep changing."""
@@ -82,7 +82,7 @@ class RedisStateStore(StateStore):
         max_transitions: int | None = None,
     ) -> None:
         self.redis_url = check_redis_url(redis_url)
-        self.namespace = _check_namespace(namespace)
+        self.namespace = check_namespace(namespace)
         self.caps = Caps(max_decisions, max_transitions)
         self._prefix = f"{namespace}:e:{{e}}:"
         self._clients = RedisClients(lambda: open_client(redis_url))
@@ -367,10 +367,3 @@ def _quota_fields(key_id: str) -> list[str]:
 
 def _quota_field(key_id: str, window: TimeWindow | None) -> str:
     return f"{'minute' if window is None else window.value}:{key_id}"
-
-
-def _check_namespace(namespace: str) -> str:
-    plain = namespace.replace("-", "").replace("_", "").replace(".", "").replace(":", "")
-    if not (plain.isascii() and plain.isalnum() and len(namespace) <= NAMESPACE_LENGTH_MAX):
-        raise ConfigurationError("a namespace has 1 to 64 ASCII letters, digits, '-', '_', '.' or ':'")
-    return namespace
