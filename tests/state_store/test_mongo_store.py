@@ -19,7 +19,7 @@ from apikeyrouter.infrastructure.state_store.mongo_store import MongoStateStore
 from apikeyrouter.simulator import SimulatorProcess
 from tests.mongo_servers import DATABASE, drop, mongo_running
 from tests.servers import free_port
-from tests.service.running import MASTER_KEY, providers_of, running_service
+from tests.service.running import MASTER_KEY, providers_of, running_service, wait_until
 
 REQUEST = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]}
 OTHER_PROCESS = """
@@ -151,6 +151,11 @@ async def test_a_router_keeps_its_keys_there_and_counts_in_redis_with_others(url
                 await router.register_provider("openai", OpenAIAdapter(base_url=simulator.openai_url))
                 await router.cost_controller.create_budget("global", 1, "daily", "hard")
             made = await one.register_key("sk-sim-1", "openai")
+
+            async def heard() -> bool:
+                return made.id in two.catalogue.keys
+
+            await wait_until(heard)
             for router in (one, two):
                 assert (await router.route(REQUEST)).key_used == made.id
             spent = [(await router.cost_controller.list_budgets())[0].current_spending for router in (one, two)]
