@@ -59,7 +59,7 @@ class Sticking:
         """Keys of the groups that hold the cache, with their places in the order: those that are well."""
         found = []
         for group in session.warm:
-            for option in pool.in_group(group)[:KEYS_PER_GROUP_MAX]:
+            for option in pool.members.in_group(group, KEYS_PER_GROUP_MAX):
                 at = order.place_of(option)
                 if at is None or (skip and option in skip) or not option.key.state.eligible:
                     continue

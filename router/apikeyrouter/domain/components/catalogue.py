@@ -99,6 +99,11 @@ class Catalogue:
             self.prices.assume(provider.id, getattr(provider.wire, "family", ""))
         self.changed()
 
+    def state_changed(self, key_id: str) -> None:
+        """A key came or went by its state. Nothing is forgotten: each pool that has it puts itself right."""
+        for pool in (*self._pools.values(), *self._narrowed.values()):
+            pool.moved(key_id)
+
     def put_key(self, key: Key) -> None:
         """Add or replace a key."""
         self.keys[key.id] = key

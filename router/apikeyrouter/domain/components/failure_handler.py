@@ -245,13 +245,12 @@ class FailureHandler:
             if state is None or key is None or key.state is state or key.generation != failed.generation:
                 continue  # what is said of old material is no word on the new
             key.state, key.state_reason = state, failure.message
+            self._catalogue.state_changed(key.id)
             self._block(key_lane(key.id), BRIDGE_SECONDS)
             if state is KeyState.Invalid and failure.scope is FailureScope.KEY:
                 works.append(self.refusals.refuse(key, failure.message))
             else:
                 works.append(self._move(key, state, failure.message, found.seconds or None))
-        if works:
-            self._catalogue.changed()
         return works
 
     async def _move(self, key: Key, state: KeyState, reason: str, seconds: float | None) -> None:

@@ -116,7 +116,7 @@ class KeyRing:
         known = self._catalogue.keys.get(key.id)
         if known is not None:
             known.state, known.state_reason, known.state_until = key.state, key.state_reason, key.state_until
-            self._catalogue.changed()
+            self._catalogue.state_changed(key.id)
 
     async def mark(self) -> None:
         """Note in the store that it has keys, so that emptying it can be told from revoking them all."""

@@ -3,6 +3,7 @@
 Scoring ten thousand options takes longer than a request may wait, so an order can be built some options at a time.
 """
 
+import bisect
 import math
 import operator
 from collections.abc import Sequence
@@ -38,6 +39,10 @@ TURNS_ERROR_MAX = 0.02
 """How far the share of turns may be from the share of weight."""
 EXCLUSIONS_TOLD_MAX = 32
 _SPARING = (ObjectiveType.Fairness.value, ObjectiveType.Reliability.value)
+WORN_SHARE = 16
+"""An order is built anew when more than one in so many of its options is gone."""
+CAME_MAX = 32
+"""An order is built anew when more than so many options are not in it."""
 STANDINGS_AHEAD = 56
 """How many are made before they are asked for: the next request's turn is one further."""
 UNKNOWN_US = 1.0
@@ -51,10 +56,20 @@ class Order:
     microseconds, and the requests of other processes that are under way; only where the plan ranks by waits.
     """
 
-    __slots__ = ("_places", "_standings", "distinct", "excluded", "options", "rows", "turning", "version", "waits")
+    __slots__ = (
+        "_places", "_plan", "_standings", "came", "distinct", "excluded", "gone", "options", "rows", "turning",
+        "version", "waits", "worn",
+    )  # fmt: skip
 
-    def __init__(self, version: int) -> None:
+    def __init__(self, plan: Plan, version: int) -> None:
         self.version = version
+        self._plan = plan
+        self.gone: set[Option] = set()
+        """Options that are to be passed over, for their keys are out by now."""
+        self.came: dict[Option, None] = {}
+        """Options that are not in it yet, for their keys were out when it was built."""
+        self.worn = False
+        """Whether so much has come and gone that it should be built anew."""
         self.options: list[Option] = []
         self.waits: list[tuple[float, int]] = []
         self.excluded: list[Exclusion] = []
@@ -70,6 +85,49 @@ class Order:
         self.rows = head + rest
         self.options = [row.option for row in self.rows]
         self._standings = [None] * len(self.rows)
+
+    def moved(self, option: "Option") -> None:
+        """An option has come or gone."""
+        if not option.key.state.eligible:
+            if option in self.came:
+                del self.came[option]
+            else:
+                self.gone.add(option)
+        elif option in self.gone:
+            self.gone.remove(option)
+        else:
+            self.came[option] = None
+        if len(self.gone) > len(self.rows) // WORN_SHARE or len(self.came) > CAME_MAX:
+            self.worn = True
+
+    def join(self, others: "Order") -> None:
+        """Take in what has come, `others` being the order of it, where that changes nobody else's turns."""
+        for row in others.rows:
+            if row.option in self.came:
+                del self.came[row.option]
+                self.worn |= not self._insert(row)
+
+    def _insert(self, row: "Row") -> bool:
+        """Put one row into its place. False: whose turns there are, and how many, changes by that."""
+        rows, plan = self.rows, self._plan
+        if not rows:
+            return False
+        first, key = rows[0], _sorting(row)
+        if key < _sorting(first):
+            return False
+        if row.place == first.place and row.value <= plan.equal_to(first.value):
+            weight = first.option.key.weight
+            if not self.distinct or plan.ties or row.scarce != first.scarce or row.option.key.weight != weight:
+                return False
+            at = self.turning
+            self.turning += 1
+        else:
+            at = bisect.bisect_right(rows, key, lo=self.turning, key=_sorting)
+        rows.insert(at, row)
+        self.options.insert(at, row.option)
+        self._standings.insert(at, None)
+        self._places = None
+        return True
 
     def place_of(self, option: "Option") -> int | None:
         """Where an option stands first; None: it is excluded."""
@@ -123,6 +181,7 @@ class Building:
 
     def __init__(self, plan: Plan, options: Sequence["Option"], at: Conditions, *, version: int) -> None:
         self._plan, self._options, self._at = plan, options, at
+        self._moved: list[Option] = []
         self.version = version
         self._rows: list[Row] = []
 
@@ -143,8 +202,26 @@ class Building:
             rows.append(row)
         return self._finished() if len(rows) == len(self._options) else None
 
+    def moved(self, option: "Option") -> None:
+        """An option has come or gone meanwhile."""
+        self._moved.append(option)
+
+    def whole(self) -> Order:
+        """The order, at once."""
+        order = self.step(len(self._options))
+        assert order is not None
+        return order
+
     def _finished(self) -> Order:
-        order, plan = Order(self.version), self._plan
+        order = self._ordered()
+        kept = set(self._options) if self._moved else ()
+        for option in dict.fromkeys(self._moved):
+            if option.key.state.eligible is not (option in kept):
+                order.moved(option)
+        return order
+
+    def _ordered(self) -> Order:
+        order, plan = Order(self._plan, self.version), self._plan
         rows = self._kept(order)
         if not rows:
             return order
@@ -259,6 +336,11 @@ def _sorted(rows: list[Row]) -> list[Row]:
     for place in sorted(places):
         ordered += sorted(places[place], key=_value)
     return ordered
+
+
+def _sorting(row: Row) -> tuple[Place, float]:
+    """What rows are sorted by."""
+    return row.place, row.value
 
 
 _value, _at = operator.attrgetter("value"), operator.attrgetter("at")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from apikeyrouter.domain.components.capacity import Level
+from apikeyrouter.domain.components.members import Members
 from apikeyrouter.domain.components.objectives import Plan
 from apikeyrouter.domain.components.observations import Seen
 from apikeyrouter.domain.components.ordering import Building, Order, Row, settled
@@ -41,6 +42,7 @@ Which = tuple[Plan, bool, tuple[int, int]]
 """What an order is for: a plan, whether for streams, and the size of the request (bits of input and output; 0: any)."""
 
 
+ANY_SIZE = (0, 0)
 TURNS_APART = 1 << 20
 """How far apart the first turns of workers may be."""
 TURNS_KEPT_MAX = 64
@@ -177,23 +179,22 @@ class Turns:
 class Pool:
     """The options for one model, in an order per objective. Keys that are out by their state are never offered."""
 
-    def __init__(self, model: str, options: Sequence[Option], turns: "Turns | None" = None) -> None:
+    def __init__(
+        self, model: str, options: Sequence[Option], turns: "Turns | None" = None, *, always: bool = False
+    ) -> None:
+        """`always`: options whose keys are out are ranked like the others."""
         self.model = model
         self.turns = turns or Turns()
         self.options = list(options)
-        self.eligible = [option for option in self.options if option.key.state.eligible]
+        self.members = Members(self.options, always=always)
         self.samples = tuple({option.provider.id: option for option in self.options}.values())
         """One option of each provider."""
-        self.groups = len({option.key.quota_group for option in self.eligible})
-        """How many quota groups there are to choose from."""
-        self._by_group: dict[str, list[Option]] | None = None
         self.uneven = len({option.able for option in self.options}) > 1
         """Whether some of its models can do what others cannot, as far as that is known."""
-        prices = {id(option.price): option.price for option in self.eligible}
+        prices = {id(option.price): option.price for option in self.options}
         self.shaped = len({_shape(price) for price in prices.values() if price is not None} - {None}) > 1
         """Whether which option is cheapest may depend on the request."""
-        self.caches = self.groups > 1 and any(_saves(price) for price in prices.values() if price is not None)
-        """Whether it may matter which quota group holds the cache of a prompt."""
+        self._saves = any(_saves(price) for price in prices.values() if price is not None)
         self.constraints: Constraints | None = None
         """The policies that it was narrowed by."""
         self.barred: tuple[Barred, ...] = ()
@@ -212,13 +213,31 @@ class Pool:
         """The options whose keys are out by their state, whatever the limits say."""
         return [option for option in self.options if not option.key.state.eligible]
 
-    def in_group(self, group: str) -> list[Option]:
-        """The options of a quota group."""
-        if self._by_group is None:
-            self._by_group = {}
-            for option in self.eligible:
-                self._by_group.setdefault(option.key.quota_group, []).append(option)
-        return self._by_group.get(group, [])
+    @property
+    def eligible(self) -> Collection[Option]:
+        """The others."""
+        return self.members.eligible
+
+    @property
+    def caches(self) -> bool:
+        """Whether it may matter which quota group holds the cache of a prompt."""
+        return self._saves and self.members.groups > 1
+
+    def moved(self, key_id: str) -> None:
+        """The state of a key is another. Its options come or go; none of the others is looked at.
+
+        Orders of small pools are built anew when they are asked for. In those of large ones, what has gone is passed
+        over and what has come is put into its place.
+        """
+        found = self.members.moved(key_id)
+        if found and len(self.options) <= SCORED_AT_ONCE_MAX:
+            self._orders.clear()
+            self._building.clear()
+        for option in found:
+            for order in self._orders.values():
+                order.moved(option)
+            for building in self._building.values():
+                building.moved(option)
 
     @property
     def next_turn(self) -> int:
@@ -254,7 +273,7 @@ class Pool:
         if plan.waits >= 0:
             return self._waiting(plan, order, ranking, count, snapshot, now, skip, start)
         start %= order.turning
-        if not skip and not snapshot.blocked and order.distinct:
+        if not skip and not snapshot.blocked and order.distinct and not order.gone:
             turning, end, options = order.turning, start + count, order.options
             ranking.equals = min(turning, count)
             if end <= turning:
@@ -277,13 +296,13 @@ class Pool:
         start: int,
     ) -> Ranked:
         """The slow way: place by place, leaving out what was tried, putting last what is out."""
-        turning = order.turning
+        turning, gone = order.turning, order.gone
         chosen: list[Option] = []
         out: list[tuple[Option, Standing]] = []
-        for place in range(min(len(order.options), SCAN_MAX)):
+        for place in range(min(len(order.options), SCAN_MAX + len(gone))):
             at = place if place >= turning else (start + place) % turning
             option = order.options[at]
-            if option in chosen or (skip and (option in skip or not option.key.state.eligible)):
+            if option in chosen or option in gone or (skip and (option in skip or not option.key.state.eligible)):
                 continue
             if snapshot.blocked and snapshot.is_blocked(option, now):
                 if len(out) < count and all(option is not other for other, _ in out):
@@ -312,11 +331,11 @@ class Pool:
         start: int,
     ) -> Ranked:
         """Where waits decide: the leaders and some others, compared by what is under way now."""
-        expected, in_flight = plan.waits, plan.measures.index("in_flight")
+        expected, in_flight, gone = plan.waits, plan.measures.index("in_flight"), order.gone
         rows: list[Row] = []
         for at in _window(len(order.options), order.turning, start):
             option, known = order.options[at], order.rows[at]
-            if skip and (option in skip or not option.key.state.eligible):
+            if option in gone or (skip and (option in skip or not option.key.state.eligible)):
                 continue
             alone, others = order.waits[at]
             under_way = others + option.key.under_way
@@ -339,10 +358,14 @@ class Pool:
         """Every option that no round has tried yet, in order: a final denial has seen them all."""
         order = self.order(plan, snapshot, now)
         known = set(seen)
-        for at, option in enumerate(order.options):
-            if option not in known and option.key.state.eligible:
-                known.add(option)
-                yield option, order.standing(at)
+        parts = [order]
+        if order.came:
+            parts.append(_building((plan, False, ANY_SIZE), list(order.came), snapshot, now).whole())
+        for part in parts:
+            for at, option in enumerate(part.options):
+                if option not in known and option.key.state.eligible:
+                    known.add(option)
+                    yield option, part.standing(at)
 
     def order(
         self,
@@ -355,30 +378,25 @@ class Pool:
     ) -> Order:
         """The order under a plan: as of this snapshot, or, of a large pool, of an earlier one, until it is renewed."""
         shaped = plan.costs >= 0 and self.shaped
-        shape = (tokens[0].bit_length(), tokens[1].bit_length()) if shaped else (0, 0)
+        shape = (tokens[0].bit_length(), tokens[1].bit_length()) if shaped else ANY_SIZE
         which = (plan, stream and plan.waits >= 0, shape)
         known = self._orders.get(which)
         if known is not None:
-            if known.version == (snapshot.version if plan.moves else snapshot.out_version):
+            if known.came and not plan.moves:
+                known.join(_building(which, list(known.came), snapshot, now).whole())
+            if known.version == (snapshot.version if plan.moves else snapshot.out_version) and not known.worn:
                 return known
-            if len(self.eligible) > SCORED_AT_ONCE_MAX:
+            if len(self.options) > SCORED_AT_ONCE_MAX:
                 snapshot.wanted[self, which] = None
                 return known
-        self.renew(which, snapshot, now, len(self.eligible))
+        self.renew(which, snapshot, now, len(self.options))
         return self._orders[which]
 
     def renew(self, which: Which, snapshot: Snapshot, now: float, count: int) -> bool:
         """Score `count` more options for an order; whether it is up to date now."""
-        plan, stream, shape = which
         building = self._building.get(which)
         if building is None:
-            size = TYPICAL_TOKENS if shape == (0, 0) else (_typical(shape[0]), _typical(shape[1]))
-            conditions = Conditions(
-                lanes=snapshot.lanes, out=snapshot.out, capacity=snapshot.capacity, now=now,
-                now_us=snapshot.ledger_us(now), stream=stream, input_tokens=size[0], output_tokens=size[1],
-            )  # fmt: skip
-            version = snapshot.version if plan.moves else snapshot.out_version
-            building = Building(plan, self.eligible, conditions, version=version)
+            building = _building(which, list(self.eligible), snapshot, now)
         order = building.step(count)
         if order is None:
             self._building[which] = building
@@ -389,6 +407,17 @@ class Pool:
             self._building.clear()
         self._orders[which] = order
         return True
+
+
+def _building(which: Which, options: list[Option], snapshot: Snapshot, now: float) -> Building:
+    """An order of these options, as of this snapshot, to be built."""
+    plan, stream, shape = which
+    size = TYPICAL_TOKENS if shape == ANY_SIZE else (_typical(shape[0]), _typical(shape[1]))
+    conditions = Conditions(
+        lanes=snapshot.lanes, out=snapshot.out, capacity=snapshot.capacity, now=now, now_us=snapshot.ledger_us(now),
+        stream=stream, input_tokens=size[0], output_tokens=size[1],
+    )  # fmt: skip
+    return Building(plan, options, conditions, version=snapshot.version if plan.moves else snapshot.out_version)
 
 
 def _shape(price: ModelPrice) -> object:

@@ -139,8 +139,7 @@ class RoutingEngine:
         ids = [key if isinstance(key, str) else key.id for key in eligible_keys]
         plan = self.plan(None if objective is None else RoutingObjective.read(objective))
         options = [option for key_id in ids for option in self._catalogue.options_of(key_id, model)]
-        pool, now = Pool(model or "", options), time.perf_counter()
-        pool.eligible = options
+        pool, now = Pool(model or "", options, always=True), time.perf_counter()
         order = pool.order(plan, self._snapshot, now)
         standings = order.standings(0, len(order.options))
         ranking = Ranking(objective=plan.key, measures=plan.measures, ranked=plan.ranked, standings=standings)
