@@ -1,8 +1,8 @@
 """Back-test of the exhaustion forecasts: how often the truth fell inside the stated interval.
 
-Seeded arrivals (Poisson, bursts that switch on and off, a daily cycle, a ramp) of requests whose tokens are log-normal
-consume a daily quota. At a random moment the forecast is asked when a random rest of it will be used up; then time
-goes on and tells.
+Seeded arrivals (steady, bursts that switch on and off, a daily cycle, office hours, a step, a ramp) of requests whose
+tokens are log-normal consume a daily quota. At a random moment the forecast is asked when a random rest of it will be
+used up; then time goes on and tells.
 """
 
 import math
@@ -50,11 +50,25 @@ def _bursts(rng: random.Random, hold_seconds: float) -> Iterator[float]:
 
 
 def _daily(rng: random.Random) -> Iterator[float]:
-    return _thinned(rng, lambda at: RATE * (1 + 0.8 * math.sin(2 * math.pi * at / DAY)), RATE * 1.8)
+    begins = rng.uniform(0, DAY)
+    return _thinned(rng, lambda at: RATE * (1 + 0.8 * math.sin(2 * math.pi * (at - begins) / DAY)), RATE * 1.8)
 
 
 def _ramp(rng: random.Random) -> Iterator[float]:
     return _thinned(rng, lambda at: RATE * (0.5 + 1.5 * at / LENGTH), RATE * 2)
+
+
+def _office(rng: random.Random) -> Iterator[float]:
+    """Nineteen of twenty requests come in ten hours of the day."""
+    busy = 0.95 * DAY / 36_000
+    begins = rng.uniform(0, DAY)
+    return _thinned(rng, lambda at: RATE * (busy if (at - begins) % DAY < 36_000 else 0.05 / 0.583), RATE * busy)
+
+
+def _step(rng: random.Random) -> Iterator[float]:
+    """The rate changes threefold, once, at any moment."""
+    at, first, then = rng.uniform(0, LENGTH), *rng.choice([(0.5, 1.5), (1.5, 0.5)])
+    return _thinned(rng, lambda now: RATE * (first if now < at else then), RATE * 1.5)
 
 
 PROCESSES: dict[str, Arrivals] = {
@@ -62,6 +76,8 @@ PROCESSES: dict[str, Arrivals] = {
     "bursts of 2 minutes": lambda rng: _bursts(rng, 120),
     "bursts of 30 minutes": lambda rng: _bursts(rng, 1_800),
     "daily cycle": _daily,
+    "office hours": _office,
+    "a step": _step,
     "ramp": _ramp,
 }
 
@@ -92,8 +108,8 @@ def measure_forecast(*, quick: bool = False) -> Section:
         + " confidence, and the median width as a share of the time until the reset",
         f"{runs} seeded runs each: 3,000 requests a day of log-normal tokens; asked at a random moment when a random "
         "rest of a day's quota is used up, then checked against what came",
-        "within its first day the forecast has never seen the other half of a daily cycle, and states too narrow "
-        "intervals there; where more than the stated share was inside, they are wider than they had to be",
+        "until it has seen a day the forecast allows for a load that goes with the day: its intervals are wider there "
+        "than a steady load needs; a load that is all but off for half the day is still told too narrowly",
     ]
     return Section(title="Forecasts of exhaustion", figures=figures, notes=notes)
 

@@ -28,10 +28,12 @@ def measure_library(server: Server, *, quick: bool = False) -> Section:
             told = _run(upstream, url, rounds, requests)
             bare, own = Spread.of(told.bare_us), Spread.of(told.route_us)
             added = Spread.of([route - call for route, call in zip(told.route_us, told.bare_us, strict=True)])
+            policies = Spread.of([more - route for more, route in zip(told.policies_us, told.route_us, strict=True)])
             section.figures += [
                 Figure(name=f"{what}: route(), CPU", measured=own.text("µs")),
                 Figure(name=f"{what}: a bare aiohttp call, CPU", measured=bare.text("µs")),
                 Figure(name=f"{what}: route() less the call", measured=added.text("µs")),
+                Figure(name=f"{what}: added by 20 policies of other teams", measured=policies.text("µs")),
             ]
             section.notes.append(
                 f"proven {what}: {told.settled:,} nano-dollars settled = {told.requests:,} requests × price"

@@ -22,12 +22,24 @@ __all__ = ["Told", "main"]
 
 AT_ONCE = 32
 FLUSH_SECONDS_MAX = 10.0
+OTHERS: list[dict[str, object]] = [
+    {
+        "id": f"of-team-{number}",
+        "scope": "team",
+        "scope_id": f"team-{number}",
+        "rules": {"denied_providers": ["nobody"]},
+    }
+    for number in range(20)
+]
+"""Policies of other teams."""
 
 
 class Told(msgspec.Struct, kw_only=True):
     """Samples in µs of CPU per call, and what the books say at the end."""
 
     route_us: list[float]
+    policies_us: list[float]
+    """`route()` while there are policies, none of which applies."""
     bare_us: list[float]
     requests: int
     settled: int
@@ -50,7 +62,7 @@ def main() -> None:
 async def _measure(base_url: str, redis_url: str, rounds: int, requests: int) -> Told:
     store = RedisStateStore(redis_url, "library") if redis_url else InMemoryStateStore()
     key = base64.b64encode(secrets.token_bytes(32)).decode()
-    told = Told(route_us=[], bare_us=[], requests=0, settled=0)
+    told = Told(route_us=[], policies_us=[], bare_us=[], requests=0, settled=0)
     async with (
         ApiKeyRouter(state_store=store, config={"encryption_key": key}) as router,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
@@ -59,9 +71,15 @@ async def _measure(base_url: str, redis_url: str, rounds: int, requests: int) ->
         for number in range(rounds + 1):
             route = await _cpu_us(_router_call(router), requests)
             bare = await _cpu_us(_bare_call(session, base_url), requests)
-            told.requests += requests
+            for policy in OTHERS:
+                await router.configure_policy(policy)
+            under = await _cpu_us(_router_call(router), requests)
+            for policy in OTHERS:
+                await router.policy_engine.delete_policy(str(policy["id"]))
+            told.requests += 2 * requests
             if number:
                 told.route_us.append(route)
+                told.policies_us.append(under)
                 told.bare_us.append(bare)
         await router.books.flush(seconds=FLUSH_SECONDS_MAX)
         told.settled = (await router.ledger.scopes([BUDGETS[3]]))[0].settled

@@ -235,6 +235,9 @@ async def test_a_request_that_was_served_here_is_booked_already_and_only_the_res
         await settled(made)
         assert answer.cost is not None
         assert await desk.record_actual_cost(answer.request_id, answer.cost.amount) == 0
+        with pytest.raises(InvalidRequestError, match=f"less than the {answer.cost.amount} dollars"):
+            await desk.record_actual_cost(answer.request_id, answer.cost.amount / 2)
+        assert (await desk.get_budget_status(budget.id)).settled == answer.cost.amount
         assert await desk.record_actual_cost(answer.request_id, Decimal("0.1")) == Decimal("0.1") - answer.cost.amount
         assert (await desk.get_budget_status(budget.id)).settled == Decimal("0.1")
 

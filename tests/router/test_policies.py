@@ -1,22 +1,27 @@
 """Policies end to end: every rule seen in where requests go, what they are refused, and what is counted."""
 
+import sys
 from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from apikeyrouter.domain.components.cost_controller import BudgetExceededError
+from apikeyrouter.domain.components.policy_engine import PolicyEngine
 from apikeyrouter.domain.interfaces.state_store import StateStore
-from apikeyrouter.domain.models.policy import Policy, PolicyEnforcement, PolicyScope, PolicyType
+from apikeyrouter.domain.models.policy import Policy, PolicyCounts, PolicyEnforcement, PolicyScope, PolicyType
 from apikeyrouter.domain.models.system_error import (
     InvalidRequestError,
     NoEligibleKeysError,
     PolicyDeniedError,
     ProviderError,
 )
+from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
+from apikeyrouter.serving.policing import Policing
 from apikeyrouter.simulator import SimulatorProcess
 from tests.router.house import KEYS, House, house, intent, until
 
@@ -28,6 +33,13 @@ ALIAS = {
         {"provider": "other", "model": "gpt-4o-mini"},
     ]
 }
+ON_THE_WAY = {
+    name
+    for kind in (Policing, PolicyEngine)
+    for name in vars(kind)
+    if name not in ("refresh", "restore", "take_file", "_adopt", "__init__")
+}
+"""What a request may ask of policies; the rest is done behind requests."""
 FILE_KEYS = [
     {"id": "a1", **KEYS["a1"], "metadata": {"region": "eu", "tier": "free"}},
     {"id": "a2", **KEYS["a2"], "metadata": {"region": "us", "account_tier": "Enterprise"}},
@@ -329,6 +341,58 @@ async def test_a_shadow_policy_binds_nobody_and_counts_what_it_would_have_done(
         await made.route()
         for shadow in (dear, poor):
             assert (await made.router.policy_engine.get_counts(shadow.id)).would_have_denied == 1
+
+
+async def asked_of_policies(made: House, requests: int) -> Counter[str]:
+    """Which functions that know policies so many requests call, and how often. What goes on behind them is left out."""
+    frames: Counter[str] = Counter()
+
+    def see(frame: FrameType, event: str, _: object) -> None:
+        file, name = frame.f_code.co_filename.rpartition("/")[2], frame.f_code.co_name
+        if event == "call" and file.startswith("polic") and name in ON_THE_WAY:
+            frames[name] += 1
+
+    sys.setprofile(see)
+    try:
+        for _ in range(requests):
+            await made.route()
+    finally:
+        sys.setprofile(None)
+    return frames
+
+
+async def test_a_request_to_which_no_policy_applies_costs_at_most_one_look(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    async with house(simulator, store, ["a1"]) as made:
+        await made.route()
+        assert await asked_of_policies(made, 10) == {}
+        for number in range(10):
+            others = policy({"denied_keys": ["a1"]}, id=f"p{number}", scope="team", scope_id=f"t{number}")
+            await made.router.configure_policy(others)
+        await made.route()
+        assert await asked_of_policies(made, 10) == {"rules": 10, "constraints": 10}
+
+
+async def test_counts_of_policies_are_the_fleets_and_outlive_its_processes(
+    simulator: SimulatorProcess, redis_url: str
+) -> None:
+    tried = policy({"denied_keys": ["a1"]}, id="try", enforcement="shadow")
+    async with house(simulator, RedisStateStore(redis_url), ["a1"]) as made:
+        await made.router.configure_policy(tried)
+        async with house(simulator, RedisStateStore(redis_url), ["a1"]) as other:
+            await until(lambda: other.router.policy_engine.active)
+            await used(made, 3)
+            await used(other, 4)
+        assert (await made.router.policy_engine.get_counts("try")).would_have_denied == 7  # told when it was closed
+        await made.router.configure_policy(tried)
+    async with house(simulator, RedisStateStore(redis_url), ["a1"]) as made:
+        engine = made.router.policy_engine
+        impact = await engine.dry_run_policy(tried, {"model": "gpt-4o-mini"})
+        assert impact.counts == await engine.get_counts("try") == PolicyCounts(applied=7, would_have_denied=7)
+        await engine.delete_policy("try")
+        await made.router.configure_policy(tried)
+        assert await engine.get_counts("try") == PolicyCounts()
 
 
 async def test_the_documented_policies_take_effect(simulator: SimulatorProcess, store: StateStore) -> None:

@@ -32,7 +32,7 @@ def test_even_spending_is_foreseen() -> None:
         assert forecast is not None
         assert abs(float(forecast.burn_per_hour) - 2.0) < 0.1
         assert forecast.lasts is (expected is None)
-        assert forecast.confidence > 0.9
+        assert forecast.confidence > 0.8  # the rest of the day is not known yet
         if expected is not None:
             assert forecast.used_up_at is not None
             assert abs(forecast.used_up_at - expected) < timedelta(minutes=20)
@@ -42,12 +42,12 @@ def test_even_spending_is_foreseen() -> None:
 
 def test_what_is_uneven_is_uncertain() -> None:
     chance = random.Random(5)
-    even, uneven = spent_evenly(4, 2.0), SpendHistory(Period.DAILY)
+    even, uneven = spent_evenly(30, 2.0), SpendHistory(Period.DAILY)
     total = 0
-    for second in range(10, 4 * 3600, 10):
+    for second in range(10, 30 * 3600, 10):
         total += 8 * 10**9 * (chance.random() < 1 / 1440)  # a dear request now and then
         uneven.see(us(MIDNIGHT + timedelta(seconds=second)), total, start_us=us(MIDNIGHT))
-    now = MIDNIGHT + timedelta(hours=4)
+    now = MIDNIGHT + timedelta(hours=30)
     spans = []
     for history in (even, uneven):
         forecast = history.forecast(now, 12 * 10**9, None)

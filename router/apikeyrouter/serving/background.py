@@ -154,6 +154,7 @@ class RouterBackground:
             await self._refresh()
         await self.key_manager.flush_tally()
         await self._spending.flush()
+        await self.policy_engine.flush_counts()
         if self._keeping is None or self._keeping.done():  # a store that hangs holds up nothing else
             self._keeping = self._chore(self._flush_decisions())
         if time.perf_counter() >= self._learned_at:

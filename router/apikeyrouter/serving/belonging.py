@@ -92,6 +92,7 @@ class RouterBelonging(RouterBackground):
         self._spending.begin_anew()
         self._decisions.abandon()
         self.key_manager.abandon_tally()
+        self.policy_engine.abandon_counts()
 
     def _engine_anew(self, engine: Engine) -> Engine:
         """An engine for the new loop: in process it is the old one, state and all."""

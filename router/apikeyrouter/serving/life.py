@@ -275,6 +275,7 @@ class RouterLife(RouterBelonging):
             async with asyncio.timeout(FLUSH_SECONDS_AT_CLOSE):
                 await self.key_manager.flush_tally()
                 await self._spending.flush()
+                await self.policy_engine.flush_counts()
                 await self._decisions.flush()
         with contextlib.suppress(Exception):  # learned ratios are a convenience; losing them costs accuracy only
             await self._share_learned()

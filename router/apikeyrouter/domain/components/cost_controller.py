@@ -370,11 +370,12 @@ class CostController:
         """Book what a request really cost in every budget that applies to it; what was booked by this call.
 
         `request_id` is the idempotency key: a repeat within a day books nothing. A request that this router served is
-        booked already: of it only what it cost more than that is added (less is never given back), and whoever it
-        was for is known. Of any other request say whose it was.
+        booked already, and whoever it was for is known: only what it cost more than that is added. Of any other
+        request say whose it was.
 
         Raises:
-            InvalidRequestError: the amount is negative or no number.
+            InvalidRequestError: the amount is negative or no number, or less than what is booked for the request: the
+                books are sums of what was settled, and only grow. To give money back, raise the budget's limit.
         """
         await self._started()
         spent = nanousd(_money(actual_cost, "actual_cost"))
@@ -382,7 +383,13 @@ class CostController:
         if facts is not None and facts.attempts:
             team, client, provider_id, key_id = facts.team, facts.client, facts.provider_id, facts.key_id
             model = facts.model
-            spent = max(0, spent - (facts.cost_nanousd or 0))
+            spent -= facts.cost_nanousd or 0
+            if spent < 0:
+                raise InvalidRequestError(
+                    f"is less than the {dollars(facts.cost_nanousd or 0)} dollars that are booked for {request_id}; what"
+                    " is booked is never lowered, raise the limits of its budgets instead",
+                    field="actual_cost",
+                )
         rules = self._applying(team, client, provider_id, key_id, model or "")
         if spent == 0 or not rules:
             return Decimal(0)

@@ -5,6 +5,7 @@ its own forecasts over so long a time were off: what it says of the next hours r
 not on a belief about how requests arrive. What was never observed is taken from the next shorter time, made wider.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import copysign, exp, expm1, log, log1p, log2, sqrt
@@ -27,11 +28,24 @@ WIDENING = 2.2
 DOUBT = 2.0
 NOISE = 1.0
 """How much of what the memories disagree by, beyond so many times what chance explains, is added to the variance."""
+CYCLE_SECONDS = 86_400.0
+CYCLE_SPREAD = 0.9
+CYCLE_SHARE = 0.3
+"""Use mostly goes with the day. Until one was observed, the rate over this share of it, or more, may be off by a factor
+whose logarithm has this standard deviation; over less time, by less in proportion."""
+CYCLE_OBSERVATIONS = 2.0
+"""What is known of such a factor."""
 BISECTIONS = 30
 _RATES = (-2, 0, 2)
 """Memories that compete for a time: a quarter of it, as long, and four times as long; and a trend."""
 _WEIGHTS = tuple(1 - exp(-1 / (1 << number)) for number in range(LEVELS))
-_EXPERTS = len(_RATES) + 1
+_YESTERDAY = len(_RATES) + 1
+_EXPERTS = _YESTERDAY + 1
+"""And what the day before brought at the same time, once there was one."""
+DAY_SLOTS_MAX = 1024
+"""Where a slot is shorter than a day's so manieth part, the day before is not remembered."""
+RIVAL = 3.0
+"""A memory whose forecasts were off by so much more (squared) than the best one's casts no doubt on it."""
 _NORMAL = NormalDist()
 
 
@@ -79,15 +93,16 @@ def _student(score: float, degrees: float) -> float:
 class _Level:
     """Blocks of one length: the rate over about so long, and how wrong the forecasts over so long were."""
 
-    __slots__ = ("actual", "blocks", "errors", "expected", "forecasts", "rate", "slots", "total")
+    __slots__ = ("actual", "blocks", "counts", "errors", "expected", "forecasts", "rate", "slots", "total")
 
     def __init__(self) -> None:
         self.rate = 0.0
         self.slots = 0
         self.total = 0.0
-        self.forecasts: tuple[float, ...] = ()
+        self.forecasts: tuple[float | None, ...] = ()
         self.blocks = 0.0
-        self.actual = 0.0
+        self.counts = [0.0] * _EXPERTS
+        self.actual = [0.0] * _EXPERTS
         self.expected = [0.0] * _EXPERTS
         self.errors = [0.0] * _EXPERTS
 
@@ -102,6 +117,9 @@ class Burn:
         self._spread: list[tuple[float, float]] = []
         self._open = 0.0
         self._ends = 0.0
+        self._day = round(CYCLE_SECONDS / slot_seconds)
+        self._sums: deque[float] = deque([0.0], self._day + 1 if 1 < self._day <= DAY_SLOTS_MAX else 1)
+        """What was consumed until the end of each slot of the last day."""
 
     @classmethod
     def of_window(cls, seconds: float) -> "Burn":
@@ -120,6 +138,8 @@ class Burn:
             return
         if now - self._ends > IDLE_SLOTS_MAX * self.slot_seconds:
             self._levels.clear()
+            self._sums.clear()
+            self._sums.append(0.0)
             self._slots = 0
             self._open, self._ends = 0.0, now + self.slot_seconds
             return
@@ -145,6 +165,7 @@ class Burn:
         """A slot is over."""
         self._slots += 1
         self._spread = []
+        self._sums.append(self._sums[-1] + amount)
         if len(self._levels) < LEVELS and self._slots >= 2 ** len(self._levels):
             self._grow()
         least = 1.0 / self._slots
@@ -167,28 +188,44 @@ class Burn:
         if level.forecasts:
             keep = 1 - 1 / BLOCKS_REMEMBERED
             level.blocks = level.blocks * keep + 1
-            level.actual = level.actual * keep + level.total
             for place, forecast in enumerate(level.forecasts):
-                level.expected[place] = level.expected[place] * keep + forecast
-                level.errors[place] = level.errors[place] * keep + (level.total - forecast) ** 2
-        level.forecasts = tuple(self._mean(number, place) for place in range(_EXPERTS))
+                if forecast is not None:
+                    level.counts[place] = level.counts[place] * keep + 1
+                    level.actual[place] = level.actual[place] * keep + level.total
+                    level.expected[place] = level.expected[place] * keep + forecast
+                    level.errors[place] = level.errors[place] * keep + (level.total - forecast) ** 2
+        level.forecasts = tuple(
+            None if place == _YESTERDAY and not self._knows_yesterday else self._mean(number, place)
+            for place in range(_EXPERTS)
+        )
         level.total, level.slots = 0.0, 0
 
     def _mean(self, number: int, place: int) -> float:
         """The forecast of one memory for 2^number slots, put right by how it was off until now."""
         plain = self._plain(number, place)
         level = self._levels[number]
-        usual = level.expected[place] / level.blocks if level.blocks else 0.0
+        usual = level.expected[place] / level.counts[place] if level.counts[place] else 0.0
         prior = PRIOR_BLOCKS * usual
         if usual <= 0:
             return plain
-        return plain * (level.actual + prior) / (level.expected[place] + prior)
+        return plain * (level.actual[place] + prior) / (level.expected[place] + prior)
+
+    @property
+    def _knows_yesterday(self) -> bool:
+        return len(self._sums) > max(1, self._day)
+
+    def _yesterday(self, slots: int) -> float:
+        """What so many slots from now on consumed a day ago."""
+        days, rest = divmod(slots, self._day)
+        return days * (self._sums[-1] - self._sums[0]) + self._sums[rest] - self._sums[0]
 
     def _plain(self, number: int, place: int) -> float:
         levels = self._levels
         if place < len(_RATES):
             at = min(max(number + _RATES[place], 0), len(levels) - 1)
             return levels[at].rate * (1 << number)
+        if place == _YESTERDAY:
+            return self._yesterday(1 << number)
         near, far = max(0, min(number, len(levels) - 3)), len(levels) - 1
         if far - near < 2:
             return levels[near].rate * (1 << number)
@@ -198,9 +235,18 @@ class Burn:
 
     def _best(self, number: int) -> int:
         for level in reversed(self._levels[: number + 1]):
-            if level.blocks >= 2:
-                return level.errors.index(min(level.errors))
+            found = [place for place in range(_EXPERTS) if level.counts[place] >= 2]
+            if found:
+                return min(found, key=lambda place: level.errors[place] / level.counts[place])
         return 1
+
+    def _rivals(self, number: int) -> list[int]:
+        """The memories that may be right about 2^number slots: all that were not found to be clearly worse."""
+        level = self._levels[number]
+        known = range(_EXPERTS if self._knows_yesterday else _YESTERDAY)
+        errors = [level.errors[place] / level.counts[place] if level.counts[place] else None for place in known]
+        most = RIVAL * min((error for error in errors if error is not None), default=0.0)
+        return [place for place in known if (error := errors[place]) is None or error <= most or level.blocks < 2]
 
     @property
     def recent(self) -> float:
@@ -233,12 +279,24 @@ class Burn:
         per_unit *= (WIDENING / 2) ** beyond * 2**below
         observations = n_near * (1 - part) + n_far * part
         variance = per_unit * mean + DOUBT * self._doubt(high, slots, per_unit * mean)
-        return Demand(mean, variance, max(1.0, observations / (1 + beyond)))
+        return self._swung(Demand(mean, variance, max(1.0, observations / (1 + beyond))), seconds)
+
+    def _swung(self, demand: Demand, seconds: float) -> Demand:
+        """With the doubt that comes from the part of the day not seen: the median stays, the tails grow."""
+        unseen = 1 - self._slots * self.slot_seconds / CYCLE_SECONDS
+        if unseen <= 0 or demand.mean <= 0:
+            return demand
+        reach = min(1.0, seconds / (CYCLE_SHARE * CYCLE_SECONDS))
+        swing = unseen * (CYCLE_SPREAD * reach) ** 2
+        mean = demand.mean * exp(swing / 2)
+        variance = mean**2 * ((1 + demand.variance / demand.mean**2) * exp(swing) - 1)
+        trust = unseen * reach
+        return Demand(mean, variance, demand.observations * (1 - trust) + CYCLE_OBSERVATIONS * trust)
 
     def _doubt(self, number: int, slots: float, chance: float) -> float:
         """What the memories disagree by beyond what chance explains, squared, over so many slots. `chance`: variance
         of what so many slots consume at a rate that is known."""
-        told = [self._mean(number, place) / (1 << number) * slots for place in range(_EXPERTS)]
+        told = [self._mean(number, place) / (1 << number) * slots for place in self._rivals(number)]
         shortest = min(max(number + _RATES[0], 0), len(self._levels) - 1)
         return max(0.0, (max(told) - min(told)) ** 2 - NOISE * chance * slots / (1 << shortest))
 
@@ -251,9 +309,9 @@ class Burn:
         guess, widening = max(self._levels[0].rate, 1e-9), WIDENING / 2  # as if one use in two slots
         for number in range(last + 1):
             level, best = self._levels[number], self._best(number)
-            expected = max(level.expected[best], level.actual)
-            observed = level.errors[best] / expected if level.blocks and expected > 0 else guess
-            weight = level.blocks
+            weight = level.counts[best]
+            expected = max(level.expected[best], level.actual[best])
+            observed = level.errors[best] / expected if expected > 0 else guess
             blended = (observed * weight + guess * PRIOR_BLOCKS) / (weight + PRIOR_BLOCKS)
             found.append((max(blended, 1e-9), weight + PRIOR_BLOCKS))
             if weight and number:

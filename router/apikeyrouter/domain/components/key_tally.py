@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from apikeyrouter.domain.components.key_ring import Lanes
+from apikeyrouter.domain.components.shared_counts import SharedCounts
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.api_key import APIKey
 from apikeyrouter.domain.models.call import Facts
@@ -19,29 +20,14 @@ class KeyTally:
     """Uses are counted by the ledger; failures here, and told to the others a few times a second."""
 
     def __init__(self, store: StateStore, lanes: Lanes) -> None:
-        self._store, self._lanes = store, lanes
-        self._failed: dict[str, int] = {}
+        self._lanes, self._failures = lanes, SharedCounts(store, FAILURES)
+        self.flush, self.abandon = self._failures.flush, self._failures.abandon
 
     def count(self, facts: Facts) -> None:
         """Count the failed attempts of a request that has ended."""
         for attempt in facts.attempts:
             if attempt.failure not in NOT_THE_KEYS_FAULT:
-                self._failed[attempt.key_id] = self._failed.get(attempt.key_id, 0) + 1
-
-    def abandon(self) -> None:
-        """After a fork: what was counted is the parent's to tell."""
-        self._failed.clear()
-
-    async def flush(self) -> None:
-        """Add what was counted here to what the fleet counted; nothing is lost when the store cannot be reached."""
-        counted, self._failed = self._failed, {}
-        if counted:
-            try:
-                await self._store.add_counts(FAILURES, counted)
-            except BaseException:
-                for key_id, number in counted.items():
-                    self._failed[key_id] = self._failed.get(key_id, 0) + number
-                raise
+                self._failures.add(attempt.key_id)
 
     async def told(self, key: APIKey) -> APIKey:
         """A key with its counts."""
@@ -50,13 +36,13 @@ class KeyTally:
     async def all_told(self, keys: Sequence[APIKey]) -> list[APIKey]:
         """Keys with their counts."""
         ids = [key.id for key in keys]
-        uses, failures = await self._lanes.uses(ids), await self._store.get_counts(FAILURES, ids)
+        uses, failures = await self._lanes.uses(ids), await self._failures.totals(ids)
         return [
             key.model_copy(
                 update={
                     "usage_count": uses[key.id][0],
                     "last_used_at": uses[key.id][1],
-                    "failure_count": failures.get(key.id, 0) + self._failed.get(key.id, 0),
+                    "failure_count": failures[key.id],
                 }
             )
             for key in keys

@@ -15,6 +15,7 @@ from apikeyrouter.domain.components.policy_impact import Choose, impact_of
 from apikeyrouter.domain.components.policy_rules import read_policy
 from apikeyrouter.domain.components.policy_statements import OPTION_SCOPES, Statement, made_of
 from apikeyrouter.domain.components.policy_windows import NEVER
+from apikeyrouter.domain.components.shared_counts import SharedCounts
 from apikeyrouter.domain.interfaces.state_store import StateQuery, StateStore
 from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.domain.models.policy import (
@@ -32,6 +33,8 @@ from apikeyrouter.domain.models.system_error import InvalidRequestError
 __all__ = ["PolicyBudgets", "PolicyEngine"]
 
 KIND = "policy"
+COUNTS = "policy_counts"
+"""Counters: what a policy did, by its id, a colon and a field of `PolicyCounts`."""
 KNOWN_MAX = 4096
 """Kinds of requests whose constraints are remembered; beyond it the memory starts afresh."""
 OWN_MAX = 256
@@ -80,7 +83,9 @@ class PolicyEngine:
         self._own: dict[int, tuple[Policy, Any, tuple[Statement, ...]]] = {}
         self._texts: dict[str, Policy] = {}
         self._own_budgets: dict[str, BudgetRule] = {}
-        self._counts: dict[str, dict[str, int]] = {}
+        self._configured: frozenset[str] = frozenset()
+        self._counts = SharedCounts(store, COUNTS)
+        self.flush_counts, self.abandon_counts = self._counts.flush, self._counts.abandon
 
     # --- configuring ---------------------------------------------------------------------------------------------
 
@@ -123,6 +128,7 @@ class PolicyEngine:
             self._unsaved.discard(policy_id)
             if not await self._store.delete_policy(policy_id) and not known:
                 raise InvalidRequestError(f"no policy {policy_id!r}", field="policy_id")
+        await self._counts.forget(f"{policy_id}:{field}" for field in PolicyCounts.model_fields)
 
     async def take_file(self, policies: Iterable[Policy]) -> bool:
         """The policies of a configuration file, instead of those of before; whether that changed anything.
@@ -172,7 +178,7 @@ class PolicyEngine:
                 budgets.update((rule.scope.id, rule) for rule in policy_budgets(policy, rules))
         await self._budgets.take_policies([*({**self._own_budgets, **budgets}).values()])
         self._code = dict(code)
-        self._counts = {id_: counts for id_, counts in self._counts.items() if id_ in everything}
+        self._configured = frozenset(everything)
         self._statements = statements
         self._targets = {
             scope: frozenset(str(one.policy.scope_id) for one in statements if one.policy.scope is scope)
@@ -281,10 +287,11 @@ class PolicyEngine:
         return [] if found is None else found.held_in(provider_id=provider_id, key_id=key_id, model=model)
 
     def count(self, policy_ids: Iterable[str], what: str) -> None:
-        """Note that policies did something to a request; see `PolicyCounts`."""
+        """Note that policies did something to a request; see `PolicyCounts`. Those that requests bring along are not
+        counted: nobody could ask for them."""
         for policy_id in policy_ids:
-            counts = self._counts.setdefault(policy_id, dict.fromkeys(PolicyCounts.model_fields, 0))
-            counts[what] += 1
+            if policy_id in self._configured:
+                self._counts.add(f"{policy_id}:{what}")
 
     # --- asking --------------------------------------------------------------------------------------------------
 
@@ -300,8 +307,12 @@ class PolicyEngine:
         return next((policy for policy in await self.list_policies() if policy.id == policy_id), None)
 
     async def get_counts(self, policy_id: str) -> PolicyCounts:
-        """What a policy has done in this process since it was configured here, or would have done."""
-        return PolicyCounts(**self._counts.get(policy_id, {}))
+        """What a policy has done in the whole fleet since it was first configured, or would have done. What another
+        process has counted is told within a second."""
+        await self._started()
+        names = {field: f"{policy_id}:{field}" for field in PolicyCounts.model_fields}
+        totals = await self._counts.totals([*names.values()])
+        return PolicyCounts(**{field: totals[name] for field, name in names.items()})
 
     async def evaluate_policy(self, policy: Policy | Mapping[str, Any], context: Mapping[str, Any]) -> PolicyResult:
         """What one policy says to a context: team, client, provider_id, model, key_id, region, tier, cost (dollars),
@@ -362,7 +373,8 @@ class PolicyEngine:
         self, policy: Policy | Mapping[str, Any], context: Mapping[str, Any] | None = None
     ) -> PolicyImpact:
         """What a policy would change if it were configured (instead of what has its id now): for a request of the
-        context (model, provider_id, team, client), and for the recent requests of this process. Changes nothing.
+        context (model, provider_id, team, client), and for the recent requests of this process; and what has its id
+        now did until now, in the whole fleet. Changes nothing.
 
         Raises:
             InvalidRequestError: the policy is not valid, or the context names a model that nobody serves.
@@ -386,7 +398,8 @@ class PolicyEngine:
         def before(*, client: str | None, team: str | None, provider_id: str | None, model: str) -> Constraints | None:
             return self.constraints(client=client, team=team, provider_id=provider_id, model=model, own=None)
 
-        return impact_of(self._catalogue, self._choose, before, after, context or {}, self._recent())
+        impact = impact_of(self._catalogue, self._choose, before, after, context or {}, self._recent())
+        return impact.model_copy(update={"counts": await self.get_counts(made.id)})
 
 
 _NONE: tuple[Statement, ...] = ()

@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, ConfigDict, Field, PrivateAttr, ValidationEr
 from apikeyrouter.domain.models.accounting import SuspenseRule, UnpricedRule
 from apikeyrouter.domain.models.case_folding import CaseFolding
 from apikeyrouter.domain.models.edge import EdgeModel, invalid
+from apikeyrouter.domain.models.money import Dollars, Money
 from apikeyrouter.domain.models.request_intent import NAME_LENGTH_MAX
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.domain.models.time_window import TimeWindow
@@ -65,13 +66,13 @@ class Budget(EdgeModel):
     name: str = ""
     scope: BudgetScope = BudgetScope.Global
     scope_id: str | None = Field(default=None, min_length=1, max_length=NAME_LENGTH_MAX)
-    limit: Decimal = Field(gt=0, le=LIMIT_DOLLARS_MAX, allow_inf_nan=False)
+    limit: Money = Field(gt=0, le=LIMIT_DOLLARS_MAX, allow_inf_nan=False)
     period: TimeWindow = TimeWindow.Daily
     enforcement_mode: EnforcementMode = EnforcementMode.Hard
-    current_spending: Decimal = Decimal(0)
+    current_spending: Money = Decimal(0)
     timezone: str = "UTC"
     unpriced: UnpricedRule = UnpricedRule.DENY
-    flat: Decimal = Field(default=Decimal(0), ge=0, allow_inf_nan=False)
+    flat: Money = Field(default=Decimal(0), ge=0, allow_inf_nan=False)
     suspense: SuspenseRule = SuspenseRule.CHARGE
     suspense_after_seconds: int = Field(default=3600, ge=60, le=30 * 86_400)
     resets_at: AwareDatetime | None = None
@@ -103,7 +104,7 @@ class Budget(EdgeModel):
     @property
     def remaining(self) -> Decimal:
         """The limit minus what is spent; never below 0."""
-        return max(Decimal(0), self.limit - self.current_spending)
+        return Dollars(max(Decimal(0), self.limit - self.current_spending))
 
 
 class BudgetForecast(EdgeModel):
@@ -115,8 +116,8 @@ class BudgetForecast(EdgeModel):
     `confidence` 0 … 1 is the probability of what `lasts` says.
     """
 
-    burn_per_hour: Decimal
-    burn_error: Decimal
+    burn_per_hour: Money
+    burn_error: Money
     observed_seconds: float
     used_up_at: datetime | None = None
     earliest: datetime | None = None
@@ -136,13 +137,13 @@ class BudgetStatus(EdgeModel):
     budget_id: str
     scope: BudgetScope
     scope_id: str | None = None
-    limit: Decimal
-    settled: Decimal
-    held: Decimal
-    suspense: Decimal = Decimal(0)
-    unpriced: Decimal = Decimal(0)
+    limit: Money
+    settled: Money
+    held: Money
+    suspense: Money = Decimal(0)
+    unpriced: Money = Decimal(0)
     unpriced_requests: int = 0
-    late: Decimal = Decimal(0)
+    late: Money = Decimal(0)
     enforcement_mode: EnforcementMode
     period: TimeWindow
     resets_at: datetime | None = None
@@ -156,7 +157,7 @@ class BudgetStatus(EdgeModel):
     @property
     def remaining(self) -> Decimal:
         """What is still free."""
-        return max(Decimal(0), self.limit - self.settled - self.held - self.suspense)
+        return Dollars(max(Decimal(0), self.limit - self.settled - self.held - self.suspense))
 
     @property
     def free(self) -> Decimal:
@@ -173,8 +174,8 @@ class BudgetCheckResult(EdgeModel):
     """Advice, not a gate: whether a request of this cost would be admitted now, and which budgets would refuse."""
 
     allowed: bool
-    needed: Decimal | None = None
-    remaining: Decimal | None = None
+    needed: Money | None = None
+    remaining: Money | None = None
     violated: list[str] = Field(default_factory=list)
     soft_exceeded: list[str] = Field(default_factory=list)
     reason: str = ""

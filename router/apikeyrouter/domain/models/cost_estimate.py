@@ -5,6 +5,7 @@ from decimal import Decimal
 from pydantic import Field
 
 from apikeyrouter.domain.models.edge import EdgeModel
+from apikeyrouter.domain.models.money import Dollars, Money
 
 __all__ = ["CostEstimate"]
 
@@ -18,11 +19,11 @@ class CostEstimate(EdgeModel):
     `bound` is an upper bound where one exists. `confidence` is 1 for an amount computed from real usage.
     """
 
-    amount: Decimal = Field(ge=0, allow_inf_nan=False)
+    amount: Money = Field(ge=0, allow_inf_nan=False)
     currency: str = Field(default="USD", min_length=3, max_length=3)
     input_tokens: int = Field(default=0, ge=0)
     output_tokens: int = Field(default=0, ge=0)
-    bound: Decimal | None = Field(default=None, ge=0, allow_inf_nan=False)
+    bound: Money | None = Field(default=None, ge=0, allow_inf_nan=False)
     confidence: float = Field(default=1.0, ge=0, le=1, allow_inf_nan=False)
     method: str = ""
 
@@ -34,10 +35,10 @@ class CostEstimate(EdgeModel):
 
 
 def dollars(amount_nanousd: int) -> Decimal:
-    """Nano-dollars as Decimal dollars, exactly, whatever the decimal context."""
+    """Nano-dollars as Decimal dollars, exactly, whatever the decimal context; they print in full."""
     whole, fraction = divmod(abs(amount_nanousd), NANOUSD_PER_USD)
     sign = "-" if amount_nanousd < 0 else ""
-    return Decimal(f"{sign}{whole}.{fraction:09d}".rstrip("0").rstrip("."))
+    return Dollars(f"{sign}{whole}.{fraction:09d}".rstrip("0").rstrip("."))
 
 
 def nanousd(amount: Decimal) -> int:

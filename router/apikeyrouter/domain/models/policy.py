@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from apikeyrouter.domain.models.case_folding import CaseFolding
 from apikeyrouter.domain.models.edge import EdgeModel
+from apikeyrouter.domain.models.money import Dollars, Money
 from apikeyrouter.domain.models.request_intent import NAME_LENGTH_MAX
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 
@@ -164,7 +165,7 @@ class PolicyConflict(EdgeModel):
 
 
 class PolicyCounts(EdgeModel):
-    """What a policy has done in this process since it was configured, in requests.
+    """What a policy has done in the whole fleet since it was configured, in requests.
 
     `applied`: it was looked at. `denied`: it refused them, alone or with others. For a shadow policy
     `would_have_denied` and `would_have_moved` (to another key than the one that served); for a soft one `yielded`:
@@ -184,7 +185,8 @@ class PolicyImpact(EdgeModel):
     For the request of the context: the keys that were candidates, those that would be left, why the others go, and
     which one would be tried first. For the recent requests of this process (`requests` of them): how many would be
     refused, or served by another key, and what all of them did cost and would have cost, in dollars. Costs are of the
-    requests whose price is known before and after.
+    requests whose price is known before and after. `counts`: what the configured policy of the same id has done so far,
+    in the whole fleet.
     """
 
     keys_before: list[str] = Field(default_factory=list)
@@ -196,10 +198,11 @@ class PolicyImpact(EdgeModel):
     would_be_refused: int = 0
     would_be_moved: int = 0
     refused_requests: list[str] = Field(default_factory=list)
-    cost_before: Decimal = Decimal(0)
-    cost_after: Decimal = Decimal(0)
+    cost_before: Money = Decimal(0)
+    cost_after: Money = Decimal(0)
+    counts: PolicyCounts = Field(default_factory=PolicyCounts)
 
     @property
     def cost_difference(self) -> Decimal:
         """What the recent requests would have cost more (less, when negative)."""
-        return self.cost_after - self.cost_before
+        return Dollars(self.cost_after - self.cost_before)

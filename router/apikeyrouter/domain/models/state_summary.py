@@ -5,6 +5,7 @@ from decimal import Decimal
 from pydantic import AwareDatetime, Field
 
 from apikeyrouter.domain.models.edge import EdgeModel
+from apikeyrouter.domain.models.money import Money
 
 __all__ = ["CostSummary", "KeySummary", "QuotaSummary", "StateSummary"]
 
@@ -36,9 +37,9 @@ class CostSummary(EdgeModel):
     `held` and `suspense` as budgets see them. `unpriced_requests` are those whose price is unknown: in no sum.
     """
 
-    total_spent: Decimal = Decimal(0)
-    held: Decimal = Decimal(0)
-    suspense: Decimal = Decimal(0)
+    total_spent: Money = Decimal(0)
+    held: Money = Decimal(0)
+    suspense: Money = Decimal(0)
     unpriced_requests: int = 0
 
 

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 
 from pydantic import Field, computed_field, model_validator
 
 from apikeyrouter.domain.models.cost_estimate import CostEstimate
 from apikeyrouter.domain.models.edge import EdgeModel
+from apikeyrouter.domain.models.money import Money
 from apikeyrouter.domain.models.usage import Usage
 
 __all__ = ["ResponseMetadata", "StreamChunk", "SystemResponse", "TokenUsage"]
@@ -75,8 +75,8 @@ class ResponseMetadata(EdgeModel):
     correlation_id: str | None = None
     additional_metadata: dict[str, Any] = Field(default_factory=dict)
     key_used: str | None = None
-    cost: Decimal | None = None
-    cost_actual: Decimal | None = None
+    cost: Money | None = None
+    cost_actual: Money | None = None
 
     @property
     def token_usage(self) -> TokenUsage:
