@@ -386,8 +386,8 @@ class CostController:
             spent -= facts.cost_nanousd or 0
             if spent < 0:
                 raise InvalidRequestError(
-                    f"is less than the {dollars(facts.cost_nanousd or 0)} dollars that are booked for {request_id}; what"
-                    " is booked is never lowered, raise the limits of its budgets instead",
+                    f"is less than the {dollars(facts.cost_nanousd or 0)} dollars that are booked for {request_id};"
+                    " what is booked is never lowered, raise the limits of its budgets instead",
                     field="actual_cost",
                 )
         rules = self._applying(team, client, provider_id, key_id, model or "")
