@@ -16,7 +16,7 @@ from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.api_key import KeyState, StateTransition
 from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.routing_decision import RoutingDecision
-from apikeyrouter.domain.models.system_error import ConfigurationError, NoEligibleKeysError
+from apikeyrouter.domain.models.system_error import ConfigurationError, ErrorCategory, NoEligibleKeysError, SystemError
 from apikeyrouter.domain.models.trace import Trace
 from apikeyrouter.infrastructure.observability.metric_names import METRICS
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
@@ -220,6 +220,40 @@ class Talkative(ProviderAdapter):
         if intent.model == "broken":
             raise ValueError("no such thing")
         return "an answer"
+
+
+class TalksWhileItStreams(ProviderAdapter):
+    """An adapter that logs between its pieces, and breaks."""
+
+    async def execute_request(self, intent: RequestIntent, key: str) -> Any:
+        raise NotImplementedError
+
+    async def execute_stream(self, intent: RequestIntent, key: str) -> Any:
+        for piece in ("one ", "two "):
+            yield piece
+            structlog.get_logger("of.the.application").info("adapter.streamed")
+        raise SystemError("no more", category=ErrorCategory.QuotaExceededError)
+
+
+async def test_a_stream_that_breaks_is_told_with_its_id_and_stands_in_its_trace(lines: io.StringIO) -> None:
+    events: list[Any] = []
+    async with ApiKeyRouter(InMemoryStateStore(), config={"encryption_key": MASTER_KEY}) as router:
+        await router.register_provider("mine", TalksWhileItStreams())
+        await router.register_key("a-key-of-my-own", "mine")
+        router.subscribe_to_events("*", events.append)
+        with pytest.raises(ProviderError):
+            async for _ in router.route_stream(intent(model="any")):
+                structlog.get_logger("of.the.application").info("piece.shown")
+        request_id = router.decisions[-1].request_id
+        await until(lambda: "key.state_changed" in [event["event"] for event in events])
+        trace = await router.get_trace(request_id)
+    about = {event["event"]: event["request_id"] for event in events}
+    assert about["attempt.failed"] == about["key.state_changed"] == about["request.failed"] == request_id
+    assert trace is not None
+    assert {"attempt.failed", "key.state_changed"} <= {step.name for step in trace.events}
+    told = [(line["event"], line.get("request_id")) for line in read_lines(lines)]
+    assert ("adapter.streamed", request_id) in told
+    assert ("piece.shown", None) in told, "between the pieces the task is the application's own"
 
 
 async def test_every_line_of_a_request_carries_its_id_and_no_other_line_does(lines: io.StringIO) -> None:

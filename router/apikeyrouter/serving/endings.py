@@ -14,6 +14,7 @@ from apikeyrouter.domain.models.call import AttemptFacts, Call, Facts
 from apikeyrouter.domain.models.failure import Failure, FailureScope
 from apikeyrouter.domain.models.usage import Usage
 from apikeyrouter.infrastructure.adapters.transport import Timeouts
+from apikeyrouter.infrastructure.observability.events import working_for
 from apikeyrouter.serving.admission import FREE_OPERATIONS, Admitted
 from apikeyrouter.serving.answer_watch import AnswerWatch
 from apikeyrouter.serving.bookkeeping import Bookkeeper, OpenHold, Release
@@ -158,7 +159,8 @@ class Endings:
     def broke(self, attempt: Attempt, failure: Failure) -> None:
         """An answer that had begun broke: what that says of key, group and provider is acted on."""
         attempt.own.failure, attempt.own.meaning = failure.category.value, failure.meaning
-        self._broken(failure, attempt.admitted.option)
+        with working_for(attempt.call.request_id):
+            self._broken(failure, attempt.admitted.option)
 
     def failed(self, attempt: Attempt, failure: Failure) -> None:
         """Nothing reached the caller. What may have been billed is charged as expected."""

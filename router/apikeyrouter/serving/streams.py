@@ -15,6 +15,7 @@ from apikeyrouter.domain.models.system_error import ErrorCategory, ProviderError
 from apikeyrouter.domain.models.system_response import StreamChunk, TokenUsage
 from apikeyrouter.domain.models.usage import Usage
 from apikeyrouter.infrastructure.adapters.transport import Response, Timeouts, TransportError, UpstreamTimeout
+from apikeyrouter.infrastructure.observability.events import working_for
 from apikeyrouter.serving.endings import Attempt, Endings
 from apikeyrouter.serving.outcomes import adapter_failure, cost_nanousd, given_up, transport_failure, unless_late
 
@@ -237,8 +238,9 @@ class AdapterStream(_Stream):
             left = max(0.0, self._deadline - time.perf_counter())
             seconds = left if seconds is None else min(seconds, left)
         try:
-            async with asyncio.timeout(seconds):
-                piece = await self._source.__anext__()
+            with working_for(self._attempt.call.request_id):
+                async with asyncio.timeout(seconds):
+                    piece = await self._source.__anext__()
         except StopAsyncIteration:
             self._over = True
             self._settle("ok")

@@ -1,5 +1,6 @@
 """The adapter port: how a request reaches one provider. One required method; everything else has a working default."""
 
+import os.path
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
@@ -109,7 +110,7 @@ class ProviderAdapter(ABC):
             return _from_status(status, provider_error)
         category = _category_of(provider_error)
         retryable = category in (ErrorCategory.TimeoutError, ErrorCategory.NetworkError)
-        return SystemError(type(provider_error).__name__, category=category, retryable=retryable)
+        return SystemError(_raised(provider_error), category=category, retryable=retryable)
 
     def check_intent(self, intent: RequestIntent) -> None:  # noqa: B027  (optional)
         """Raise InvalidRequestError for what this provider cannot serve. Asked before anything is held.
@@ -155,6 +156,16 @@ def http_status(error: BaseException) -> int | None:
             if isinstance(value, int) and not isinstance(value, bool) and 100 <= value <= 599:
                 return value
     return None
+
+
+def _raised(error: Exception) -> str:
+    """What was raised where. Not what it said: that may repeat a key, or a prompt."""
+    trace = error.__traceback__
+    if trace is None:
+        return type(error).__name__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{type(error).__name__} at {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
 
 
 def _from_status(status: int, error: Exception) -> SystemError:

@@ -4,15 +4,17 @@ Lines carry the id of the request that they belong to, and no secrets: what a pr
 Where the application has not configured structlog, they go to standard error.
 """
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from apikeyrouter.infrastructure.security.redaction import redact
 
-__all__ = ["REQUEST_ID", "EventLog", "ask_for_level", "level_of"]
+__all__ = ["REQUEST_ID", "EventLog", "ask_for_level", "level_of", "working_for"]
 
 REQUEST_ID: ContextVar[str] = ContextVar("structlog_request_id", default="")
 """The request that this task works for. By its name structlog puts it into the application's own lines as well."""
@@ -77,6 +79,16 @@ _METHODS = {
 def _plain(structlog: Any) -> Any:
     """Where nobody configured anything: standard error, so that a program's own output stays its own."""
     return structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
+
+
+@contextlib.contextmanager
+def working_for(request_id: str) -> Iterator[None]:
+    """Until its end, what this task does is done for that request."""
+    speaking = REQUEST_ID.set(request_id)
+    try:
+        yield
+    finally:
+        REQUEST_ID.reset(speaking)
 
 
 def ask_for_level(owner: object, level: int) -> None:
