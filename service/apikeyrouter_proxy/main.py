@@ -74,6 +74,11 @@ class Service(FastAPI):
                 self.runtime = await Runtime.open(self._environ)
             return self.runtime
 
+    def connection_refused(self, reason: str) -> None:
+        """Count a connection that was ended before or beside a request, by its reason."""
+        if self.runtime is not None:
+            self.runtime.connection_refused(reason)
+
     async def closed(self) -> None:
         """Close the runtime, if there is one."""
         if self.runtime is not None:

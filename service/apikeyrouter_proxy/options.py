@@ -13,6 +13,9 @@ BODY_BYTES_LIMIT = 2**30
 DRAIN_SECONDS_DEFAULT = 60.0
 DRAIN_SECONDS_LIMIT = 3600.0
 DRAIN_NOTICE_SECONDS_LIMIT = 300.0
+SECONDS_LIMIT = 86_400.0
+HEADER_BYTES_LIMIT = 2**20
+CONNECTIONS_LIMIT = 1_000_000
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
@@ -23,12 +26,18 @@ class ProxyOptions:
 
     `body_bytes_max`: a longer request body is answered with 413. `drain_seconds`: how long a stopping process waits
     for the requests under way; `drain_notice_seconds`: how long it says so, and still takes requests, before that.
-    `access_log_file` "" means standard output.
+    `connections_max` per process; `header_bytes_max`, `header_seconds`, `body_seconds`: what a client may take to send
+    a request; `write_seconds`: how long it may take nothing of its answer. `access_log_file` "" is standard output.
     """
 
     body_bytes_max: int = BODY_BYTES_DEFAULT
     drain_seconds: float = DRAIN_SECONDS_DEFAULT
     drain_notice_seconds: float = 0.0
+    connections_max: int = 10_000
+    header_bytes_max: int = 64 * 1024
+    header_seconds: float = 10.0
+    body_seconds: float = 300.0
+    write_seconds: float = 120.0
     access_log: bool = True
     access_log_file: str = ""
 
@@ -45,6 +54,13 @@ class ProxyOptions:
             drain_notice_seconds=_number(
                 environ, "PROXY_DRAIN_NOTICE_SECONDS", 0.0, least=0, most=DRAIN_NOTICE_SECONDS_LIMIT
             ),
+            connections_max=int(_number(environ, "PROXY_CONNECTIONS_MAX", 10_000, least=1, most=CONNECTIONS_LIMIT)),
+            header_bytes_max=int(
+                _number(environ, "PROXY_HEADER_BYTES_MAX", 64 * 1024, least=1024, most=HEADER_BYTES_LIMIT)
+            ),
+            header_seconds=_number(environ, "PROXY_HEADER_SECONDS", 10, least=1, most=SECONDS_LIMIT),
+            body_seconds=_number(environ, "PROXY_BODY_SECONDS", 300, least=1, most=SECONDS_LIMIT),
+            write_seconds=_number(environ, "PROXY_WRITE_SECONDS", 120, least=1, most=SECONDS_LIMIT),
             access_log=_flag(environ, "PROXY_ACCESS_LOG", default=True),
             access_log_file=_told(environ, "PROXY_ACCESS_LOG_FILE")[1],
         )

@@ -228,6 +228,10 @@ class Runtime:
         gauges |= await fleet_gauges(self.router, healthy=await self.is_healthy())
         return render(host.counters, gauges)
 
+    def connection_refused(self, reason: str) -> None:
+        """Count a connection that was ended, by its reason, among the denials."""
+        self._metrics.denied(reason)
+
     def _counters(self) -> Counters:
         return self._metrics.counters(
             {

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import uvicorn
 
-from apikeyrouter_proxy.http_protocol import ServiceProtocol
-from apikeyrouter_proxy.options import DRAIN_SECONDS_DEFAULT
+from apikeyrouter.infrastructure.config.environment import environment
+from apikeyrouter_proxy.connection_guard import GuardedProtocol, watch_connections
+from apikeyrouter_proxy.options import DRAIN_SECONDS_DEFAULT, ProxyOptions
 
 __all__ = ["READY", "bound_socket", "main"]
 
@@ -22,13 +23,14 @@ CUT_SECONDS = 2
 """What the app may take, after the drain, to tell open requests that they are cut off; then the server does it."""
 
 
-def main(argv: Sequence[str] | None = None, *, http: type[asyncio.Protocol] = ServiceProtocol) -> int:
+def main(argv: Sequence[str] | None = None, *, http: type[asyncio.Protocol] = GuardedProtocol) -> int:
     """Serve until SIGTERM, SIGINT, or the end of standard input (the supervisor is gone). Returns the exit code.
 
     `http`: how HTTP is spoken; a protocol class as uvicorn makes them.
     """
     options = _parse(argv)
     _take_signals_calmly()
+    GuardedProtocol.limits = ProxyOptions.read(environment())
     listener = socket.socket(fileno=options.fd) if options.fd >= 0 else bound_socket(options.host, options.port)
     config = uvicorn.Config(
         options.app,
@@ -72,11 +74,13 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, *, ready_fd: int) -> None:
         super().__init__(config)
         self._ready_fd = ready_fd
+        self._watching: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if not self.started:
             return
+        self._watching = asyncio.create_task(watch_connections(self.server_state.connections))
         if self._ready_fd >= 0:
             os.write(self._ready_fd, READY)
             os.close(self._ready_fd)

@@ -1,0 +1,142 @@
+"""Slow, greedy and numerous clients of a real worker, over raw sockets."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import yaml
+
+from tests.cli.processes import wait_until
+from tests.servers import free_port, running
+from tests.service.running import environ_for
+
+LIMITS = {
+    "PROXY_CONNECTIONS_MAX": "20", "PROXY_HEADER_BYTES_MAX": "2048", "PROXY_HEADER_SECONDS": "1",
+    "PROXY_BODY_SECONDS": "2", "PROXY_WRITE_SECONDS": "1",
+}  # fmt: skip
+ANSWER_SECONDS_MAX = 20
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One worker with narrow limits; no supervisor."""
+    folder, port = tmp_path_factory.mktemp("guard"), free_port()
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({"keys": []}))
+    with running() as server:
+        environ = environ_for(server.url, path, folder / "access.log") | LIMITS
+        command = [sys.executable, "-m", "apikeyrouter_proxy.worker", "--app", "apikeyrouter_proxy.main:app"]
+        inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+        process = subprocess.Popen([*command, "--port", str(port)], env={**inherited, **environ}, cwd=folder)
+        base = f"http://127.0.0.1:{port}"
+
+        def ready() -> bool:
+            assert process.poll() is None, "the worker did not start"
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(f"{base}/health/ready").status_code == 200
+            return False
+
+        wait_until(ready)
+        yield base
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+@contextlib.contextmanager
+def connected(url: str) -> Iterator[socket.socket]:
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS_MAX) as connection:
+        yield connection
+
+
+def rest_of(connection: socket.socket) -> str:
+    """Everything until the server closes."""
+    parts = []
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts).decode()
+
+
+def counted(url: str, reason: str) -> int:
+    text = httpx.get(f"{url}/metrics").text
+    found = [line for line in text.splitlines() if line.startswith(f'apikeyrouter_denials_total{{reason="{reason}"}}')]
+    return int(found[0].rpartition(" ")[2]) if found else 0
+
+
+def test_a_client_that_drips_its_headers_is_told_and_closed(url: str) -> None:
+    before = counted(url, "header_timeout")
+    with connected(url) as connection:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n")
+        told = rest_of(connection)
+    assert told.startswith("HTTP/1.1 408 ")
+    assert '"code": "header_timeout"' in told
+    assert counted(url, "header_timeout") == before + 1
+
+
+def test_a_client_that_says_nothing_at_all_is_closed(url: str) -> None:
+    with connected(url) as connection:
+        assert rest_of(connection).startswith("HTTP/1.1 408 ")
+
+
+def test_headers_without_end_are_refused(url: str) -> None:
+    with connected(url) as connection, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        connection.sendall(b"GET /health HTTP/1.1\r\n")
+        for number in range(64):
+            connection.sendall(b"x-%d: %b\r\n" % (number, b"y" * 256))
+            time.sleep(0.001)  # its own packets: what comes in one piece is one piece
+    with connected(url) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nx: " + b"y" * 3000)
+        assert rest_of(connection).startswith("HTTP/1.1 431 ")
+    assert counted(url, "headers_too_large") == 2
+
+
+def test_a_client_that_drips_its_body_is_closed_and_holds_nothing(url: str) -> None:
+    with connected(url) as connection:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{")
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(30):
+                connection.sendall(b" ")
+                time.sleep(0.2)
+        assert rest_of(connection).startswith("HTTP/1.1 408 ")
+    assert counted(url, "body_timeout") == 1
+
+
+def test_an_idle_connection_that_was_used_is_not_a_slow_one(url: str) -> None:
+    before = counted(url, "header_timeout")
+    with httpx.Client(base_url=url) as client:
+        first = client.get("/health/live")
+        time.sleep(2.5)
+        second = client.get("/health/live")
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert counted(url, "header_timeout") == before
+
+
+def test_a_client_that_takes_nothing_of_its_answers_is_cut_off(url: str) -> None:
+    with connected(url) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        # more than the buffers between take, one after the other on one connection
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 400)
+        wait_until(lambda: counted(url, "write_timeout") == 1)
+    assert httpx.get(f"{url}/health/live").status_code == 200
+
+
+def test_more_connections_than_allowed_are_told_so_and_the_others_go_on(url: str) -> None:
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(connected(url)) for _ in range(30)]
+        told = []
+        for connection in held[20:]:
+            connection.settimeout(0.5)
+            with contextlib.suppress(TimeoutError):
+                told.append(connection.recv(65536).decode())
+        assert any(answer.startswith("HTTP/1.1 503 ") for answer in told)
+        held[0].sendall(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert held[0].recv(65536).startswith(b"HTTP/1.1 200 ")
+    assert counted(url, "too_many_connections") >= 10
