@@ -28,6 +28,7 @@ from apikeyrouter.infrastructure.surface.answers import (
     stream_headers,
     whole_headers,
 )
+from apikeyrouter.infrastructure.surface.made_before import MadeBefore, Origin, pin
 from apikeyrouter.infrastructure.surface.model_list import list_body
 from apikeyrouter.infrastructure.surface.problems import Problem, refuse
 from apikeyrouter.infrastructure.surface.requests import Caller, Headers, check_provider, make_call, request_id_of
@@ -66,6 +67,7 @@ class DataPlane:
         self.translate = False
         self.open = OpenRequests()
         self._router = router
+        self._made = MadeBefore(router.state_store, router.catalogue)
         self._metrics = metrics
         self._access_log = access_log
         self._body_bytes_max = body_bytes_max
@@ -93,14 +95,21 @@ class DataPlane:
             body = await read_body(receive, headers, self._body_bytes_max, short)
             parsed = route.wire.parse(body, operation=route.operation, model=route.name)
             query = scope["query_string"]
+            origin: Origin | None = None
+            if route.stateful:
+                parsed, origin = await self._made.origin(parsed, caller.name, query)
             check_provider(headers, self._router.catalogue.providers)
             call = make_call(route, headers, caller, parsed, query=query, request_id=request_id, started=started)
+            if origin is not None:
+                pin(call, origin)
             if self.translate:
                 widen(call, self._router.catalogue)
             opened = self.open.enter(receive, started)
             exchange = await self._router.serve(call)
             if call.intent is not None:
                 exchange = in_own_dialect(exchange, call)
+            if route.stateful and not parsed.resource:
+                exchange = await self._made.note(exchange, call)
             if exchange.chunks is None:
                 self.open.leave(opened)
                 await _send_whole(exchange, route.wire.dialect, send, short)

@@ -53,7 +53,7 @@ class Service(FastAPI):
                 runtime = await self.opened()
             route = ROUTES.get(path)
             if route is None and path.startswith(PREFIXES):
-                route = find_route(path, scope["query_string"], dict(scope["headers"]))
+                route = find_route(path, scope["query_string"], dict(scope["headers"]), scope["method"])
             if route is not None:
                 await runtime.plane.serve(route, scope, receive, send)
                 return

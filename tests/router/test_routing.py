@@ -347,7 +347,7 @@ async def test_answers_are_looked_at_only_once_somebody_asks_for_quality(simulat
         assert made.finished[-1].attempts[-1].fault == "refused"
         await simulator.control(clear_failures=True)
         wanted = {"type": "json_schema", "json_schema": {"name": "p", "schema": {"type": "object"}}}
-        await made.route(parameters={"response_format": wanted})
+        await made.route("[[tokens:9]] hello", parameters={"response_format": wanted})
         assert made.finished[-1].attempts[-1].fault == "schema"
         await made.route(parameters={"max_tokens": 3})
         assert made.finished[-1].attempts[-1].fault == ""

@@ -302,3 +302,17 @@ async def test_facts_become_decisions_when_they_are_asked_for(store: StateStore)
     assert (told.selected_key_id, told.objective.primary) == ("k1", "cost")
     assert [(verdict.key_id, verdict.score) for verdict in told.candidates] == [("k1", 1.0), ("k2", 0.25)]
     assert [each.id for each in await store.query_state(StateQuery("RoutingDecision", key_id="k2"))] == []
+
+
+async def test_notes_go_by_themselves_and_nobody_is_told(store: StateStore) -> None:
+    before = await store.version()
+    await store.save_note("made", "resp_1", {"model": "m"}, seconds=60)
+    await store.save_note("made", "resp_2", {"model": "m"}, seconds=1)
+    await store.save_note("made", "resp_1", {"model": "n"}, seconds=60)
+    assert await store.get_note("made", "resp_1") == {"model": "n"}
+    assert await store.get_note("other", "resp_1") is None
+    assert await store.version() == before
+    async with asyncio.timeout(20):
+        while await store.get_note("made", "resp_2") is not None:
+            await asyncio.sleep(0.05)
+    assert await store.get_note("made", "resp_1") == {"model": "n"}

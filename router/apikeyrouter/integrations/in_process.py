@@ -24,6 +24,7 @@ from apikeyrouter.infrastructure.surface.answers import (
     stream_headers,
     whole_headers,
 )
+from apikeyrouter.infrastructure.surface.made_before import MadeBefore, pin
 from apikeyrouter.infrastructure.surface.model_list import list_body
 from apikeyrouter.infrastructure.surface.problems import refuse
 from apikeyrouter.infrastructure.surface.requests import Caller, Headers, check_provider, make_call, request_id_of
@@ -74,6 +75,7 @@ class InProcess:
         provider_id: str | None = None,
     ) -> None:
         self.router = router
+        self._made = MadeBefore(router.state_store, router.catalogue)
         self._caller = Caller(name=client, team=team)
         self._objective = None if objective is None else RoutingObjective.read(objective)
         self._provider_id = provider_id
@@ -91,7 +93,7 @@ class InProcess:
         """
         started = time.perf_counter()
         request_id = request_id_of(headers)
-        route = find_route(in_any_base(path), query, headers)
+        route = find_route(in_any_base(path), query, headers, method)
         try:
             await self.router.start()
             if route.operation == "unknown":
@@ -100,8 +102,10 @@ class InProcess:
                 raise refuse(405, "invalid_request_error", "method_not_allowed", f"use {route.method} {route.path}")
             if route.operation == "models":
                 return self._models(route, request_id)
-            call = self._call(route, headers, body, query, request_id, started, read_seconds)
+            call = await self._call(route, headers, body, query, request_id, started, read_seconds)
             exchange = in_own_dialect(await self._begun(call, read_seconds), call)
+            if route.stateful and call.operation == "responses":
+                exchange = await self._made.note(exchange, call)
         except (ConfigurationError, TooSlow):
             raise
         except Exception as exc:
@@ -110,16 +114,21 @@ class InProcess:
             return _error(_problem(exc, route), route, request_id)
         return _whole(exchange, route) if exchange.chunks is None else _streamed(exchange, call, route, read_seconds)
 
-    def _call(
+    async def _call(
         self, route: Route, headers: Headers, body: bytes, query: bytes, request_id: str, started: float,
         read_seconds: float | None,
     ) -> Call:  # fmt: skip
         parsed = route.wire.parse(body, operation=route.operation, model=route.name)
+        origin = None
+        if route.stateful:
+            parsed, origin = await self._made.origin(parsed, self._caller.name, query)
         check_provider(headers, self.router.catalogue.providers)
         call = make_call(route, headers, self._caller, parsed, query=query, request_id=request_id, started=started)
         call.lanes, call.weight = self.router.catalogue.clients.get(call.client or "", ANY_CLIENT)
         call.objective = call.objective or self._objective
         call.provider_id = call.provider_id or self._provider_id
+        if origin is not None:
+            pin(call, origin)
         widen(call, self.router.catalogue)
         if read_seconds is not None and not call.stream:
             call.deadline = min(call.deadline or float("inf"), started + read_seconds)

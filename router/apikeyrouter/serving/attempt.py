@@ -15,8 +15,9 @@ from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.interfaces.wire import Wire
 from apikeyrouter.domain.models.call import Call, Exchange, Facts
-from apikeyrouter.domain.models.failure import Failure
+from apikeyrouter.domain.models.failure import Failure, FailureAction, FailureScope
 from apikeyrouter.domain.models.request_intent import RequestIntent
+from apikeyrouter.domain.models.system_error import ErrorCategory
 from apikeyrouter.domain.models.system_response import SystemResponse
 from apikeyrouter.infrastructure.adapters.stream_failures import unreadable
 from apikeyrouter.infrastructure.adapters.transport import Response, Timeouts, Transport, TransportError
@@ -35,6 +36,7 @@ from apikeyrouter.serving.outcomes import (
 from apikeyrouter.serving.streams import AdapterStream, HttpStream, told_usage
 
 ERROR_BODY_BYTES_MAX = 256 * 1024
+HTTP_NOT_FOUND = 404
 Observe = Callable[[Admitted, Response], None]
 
 
@@ -152,7 +154,11 @@ class Attempts:
         except TransportError:
             await response.close()
             body = b""
-        return attempt.wire.classify(response.status, response.headers, body, known_secrets=(_secret(attempt),))
+        failure = attempt.wire.classify(response.status, response.headers, body, known_secrets=(_secret(attempt),))
+        parsed = attempt.admitted.parsed
+        if parsed is not None and parsed.resource and response.status == HTTP_NOT_FOUND:
+            return _gone(failure)
+        return failure
 
     def _answer(self, attempt: Attempt, response: Response, body: bytes) -> Exchange | Failure:
         assert attempt.wire is not None
@@ -240,6 +246,14 @@ def _capped(attempt: Attempt) -> RequestIntent:
         return intent
     parameters = intent.parameters if cap is None else {**intent.parameters, "max_tokens": cap}
     return intent.model_copy(update={"model": model, "parameters": parameters})
+
+
+def _gone(failure: Failure) -> Failure:
+    """What was asked about is not there any more: that says nothing about the model, nor about the key."""
+    return replace(
+        failure, category=ErrorCategory.ValidationError, scope=FailureScope.REQUEST, action=FailureAction.REJECT,
+        retry_elsewhere=False, code=failure.code or "not_found",
+    )  # fmt: skip
 
 
 def _may_be_anything(attempt: Attempt, response: Response) -> bool:

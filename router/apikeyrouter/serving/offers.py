@@ -16,7 +16,7 @@ from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.ranking import Exclusion
 from apikeyrouter.domain.models.usage import Usage
 
-FREE_OPERATIONS = frozenset({"count_tokens"})
+FREE_OPERATIONS = frozenset({"count_tokens", "response", "delete_response", "cancel_response", "input_items"})
 """What providers neither bill nor count as tokens; it still is a request."""
 INJECTED_TOKEN_CAP = 4096
 """Most output tokens per choice where a hard budget or a cost limit applies and the client gave no cap."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from apikeyrouter.simulator import openai_responses
 from apikeyrouter.simulator.anthropic_dialect import AnthropicDialect
 from apikeyrouter.simulator.anthropic_errors import ANTHROPIC_FAILURES
 from apikeyrouter.simulator.calls import Call, Context, Dialect, InvalidRequest, Reply, make_id
@@ -39,6 +40,7 @@ _DIALECTS: tuple[Dialect, ...] = (
     _OPENAI, _ANTHROPIC, _GEMINI, _AZURE, GroqDialect(), MistralDialect(), DeepSeekDialect(), OpenRouterDialect(),
 )  # fmt: skip
 _BY_PATH: dict[str, Dialect] = {path: dialect for dialect in _DIALECTS for path in dialect.paths}
+_OPENAI_PREFIX = "/v1"
 _BY_PATTERN = (_GEMINI, _AZURE)
 """Dialects with names in their paths."""
 _BY_MODELS_PATH: dict[str, Dialect] = {dialect.models_path: dialect for dialect in reversed(_DIALECTS)}
@@ -98,6 +100,7 @@ class SimulatedProviders:
         """Answer one request on a provider's path."""
         found = _BY_PATH.get(request.path)
         listing = None
+        stored = openai_responses.STORED.fullmatch(request.path.removeprefix(_OPENAI_PREFIX)) if found is None else None
         if found is None:
             found = next((dialect for dialect in _BY_PATTERN if dialect.serves(request.path)), None)
         if found is None:
@@ -105,7 +108,7 @@ class SimulatedProviders:
         dialect = found or (listing[0] if listing is not None else _OPENAI)
         context = self._context(dialect)
         expected = "GET" if listing is not None else "POST"
-        if request.method != expected or (found is None and listing is None):
+        if stored is None and (request.method != expected or (found is None and listing is None)):
             reply = dialect.invalid(f"Unknown request URL: {request.method} {request.path}.", context)
             self._respond(connection, dialect, context, reply._replace(status=404))
             return
@@ -116,6 +119,10 @@ class SimulatedProviders:
             self._refuse_key(connection, dialect, context, key)
             return
         context.key, context.organisation = key, key.organisation
+        if stored is not None:
+            seen = openai_responses.view(request.method, stored[1], stored[2], key.organisation)
+            self._respond(connection, dialect, context, seen or dialect.invalid("No such request.", context))
+            return
         if listing is not None:
             self._respond(connection, dialect, context, dialect.models(key.organisation, listing[1], context))
             return
@@ -130,6 +137,11 @@ class SimulatedProviders:
             self._respond(connection, dialect, context, dialect.invalid(str(error), context))
             return
         context.model = call.model
+        if call.previous and call.previous not in key.organisation.responses:
+            key.tally.arrived += 1
+            key.tally.reject("invalid")
+            self._respond(connection, dialect, context, openai_responses.unknown(call.previous, status=400))
+            return
         if call.endpoint == "count_tokens":
             self._respond(connection, dialect, context, Reply(200, dialect.body(call, context)))
             return

@@ -76,7 +76,8 @@ class Call:
 
     ``thoughts`` are output tokens that nobody sees, ``style`` a dialect's own variety of the answer. ``cap`` is the
     caller's limit of output tokens per choice; ``prefix`` identifies the cacheable start of the prompt; ``form`` is the
-    text of an answer whose structure was demanded.
+    text of an answer whose structure was demanded (``[[tokens:N]]`` in the prompt breaks it). ``previous``: the response that this one goes on from; ``stored``:
+    whether this one can be gone on from.
     """
 
     endpoint: str
@@ -96,6 +97,8 @@ class Call:
     stop: str = "end"
     thoughts: int = 0
     answer_type: str = "application/json"
+    previous: str = ""
+    stored: bool = False
     style: Literal["", "sse", "array", "batch"] = ""
     usage: Usage = field(default=Usage(0))
 
@@ -109,7 +112,7 @@ class Call:
         if self.endpoint in WITHOUT_OUTPUT:
             return
         wanted = self.markers.tokens or natural_tokens
-        fixed = self.form if self.tool is None else self.tool.arguments
+        fixed = ("" if self.markers.tokens else self.form) if self.tool is None else self.tool.arguments
         if fixed:
             wanted = max(1, tokens_of_bytes(len(fixed)))
         wanted = min(wanted, OUTPUT_TOKENS_MAX)

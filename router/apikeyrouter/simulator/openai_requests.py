@@ -75,6 +75,8 @@ class _Response(Struct):
     instructions: str | None = None
     stream: bool | None = False
     max_output_tokens: Cap | None = None
+    previous_response_id: str | None = None
+    store: bool | None = True
     tools: Raw = Raw()
     tool_choice: Raw = Raw()
     text: Raw = Raw()
@@ -151,6 +153,8 @@ def parse_response(body: bytes) -> Call:
         include_usage=True,
         tool=_forced_tool(response.tools, response.tool_choice, markers),
         form=demanded_form(response.text, "format", "schema"),
+        previous=response.previous_response_id or "",
+        stored=response.store is not False,
         prefix=(response.model, _prefix(messages)),
     )
 

@@ -2,19 +2,61 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from apikeyrouter.simulator.calls import Call, Context, Frame, encode, make_id
+from apikeyrouter.simulator import openai_errors
+from apikeyrouter.simulator.calls import Call, Context, Frame, Reply, encode, make_id
 from apikeyrouter.simulator.clock import NS_PER_SECOND
+from apikeyrouter.simulator.organisations import Organisation
 from apikeyrouter.simulator.tokens import slices
 
-__all__ = ["body", "error_event", "frames"]
+__all__ = ["STORED", "body", "error_event", "frames", "unknown", "view"]
+
+STORED = re.compile(r"/responses/([^/]+)((?:/cancel|/input_items)?)$")
+"""Paths of responses that were made before."""
+STORED_MAX = 10_000
+_VIEWS = frozenset({("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items")})
 
 
 def body(call: Call, context: Context) -> bytes:
     """The whole response object."""
-    return encode(_response(call, context, status=_final_status(call), output=[_item(call, context, done=True)]))
+    made = _response(call, context, status=_final_status(call), output=[_item(call, context, done=True)])
+    _keep(call, context, made)
+    return encode(made)
+
+
+def view(method: str, response_id: str, part: str, organisation: Organisation) -> Reply | None:
+    """What an organisation sees of a response that it had made; None: there is no such request."""
+    if (method, part) not in _VIEWS:
+        return None
+    made = organisation.responses.get(response_id)
+    if made is None:
+        return unknown(response_id, status=404)
+    if method == "DELETE":
+        del organisation.responses[response_id]
+        return Reply(200, encode({"id": response_id, "object": "response", "deleted": True}))
+    if part == "/input_items":
+        return Reply(200, encode({"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}))
+    return Reply(200, encode(made))
+
+
+def unknown(response_id: str, *, status: int) -> Reply:
+    """The error about a response that this organisation never had made."""
+    if status == 404:
+        message = f"Response with id '{response_id}' not found."
+        return openai_errors.error_reply(404, type_="invalid_request_error", message=message)
+    message = f"Previous response with id '{response_id}' not found."
+    code = "previous_response_not_found"
+    return openai_errors.error_reply(status, type_="invalid_request_error", message=message, code=code)
+
+
+def _keep(call: Call, context: Context, made: dict[str, Any]) -> None:
+    if call.stored and context.organisation is not None:
+        context.organisation.responses[made["id"]] = made
+        if len(context.organisation.responses) > STORED_MAX:
+            context.organisation.responses.popitem(last=False)
 
 
 def frames(call: Call, context: Context, *, tokens_per_chunk: int) -> Iterator[Frame]:
@@ -48,7 +90,9 @@ def frames(call: Call, context: Context, *, tokens_per_chunk: int) -> Iterator[F
         yield event(f"{stem}.done", {**at, "name": call.tool.name, "arguments": call.text}, produced)
     yield event("response.output_item.done", {"output_index": 0, "item": item}, produced)
     status = _final_status(call)
-    yield event(f"response.{status}", {"response": _response(call, context, status=status, output=[item])}, produced)
+    made = _response(call, context, status=status, output=[item])
+    _keep(call, context, made)
+    yield event(f"response.{status}", {"response": made}, produced)
 
 
 def error_event(number: int = 0) -> bytes:
@@ -100,6 +144,7 @@ def _response(call: Call, context: Context, *, status: str, output: list[dict[st
         "metadata": {},
         "model": call.model,
         "output": output,
+        "previous_response_id": call.previous or None,
         "parallel_tool_calls": True,
         "temperature": 1.0,
         "tool_choice": "auto",

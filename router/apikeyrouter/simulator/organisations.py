@@ -157,6 +157,7 @@ class Organisation:
         }
         self._random = random.Random(f"{seed}/{config.id}")  # noqa: S311  (a simulation, not a secret)
         self._prefixes: OrderedDict[int, None] = OrderedDict()
+        self.responses: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self.meters, self.concurrency = self._build(config, now_ns)
         self.keys = [Key(key, self, now_ns=now_ns) for key in full_keys(config)]
 

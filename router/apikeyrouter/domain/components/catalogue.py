@@ -51,6 +51,10 @@ OPTIONS_MAX = 200_000
 """Options remembered over all pools: anybody may ask for models that nobody has heard of."""
 
 
+_Place = tuple[str, str | None, str, str, str, str | None]
+"""Model, provider, dialect, operation, quota group, team: what a pool is for."""
+
+
 class Catalogue:
     """Indexes of everything configured. Not thread-safe; one event loop owns it."""
 
@@ -70,8 +74,8 @@ class Catalogue:
         self._model_pools: dict[str, list[ModelPool]] = {}
         self._budgets: dict[tuple[str, str], list[ScopeConfig]] = {}
         self._budget_rules: dict[str, BudgetRule] = {}
-        self._pools: dict[tuple[str, str | None, str, str, str | None], Pool] = {}
-        self._turns: dict[tuple[str, str | None, str, str, str | None], Turns] = {}
+        self._pools: dict[_Place, Pool] = {}
+        self._turns: dict[_Place, Turns] = {}
         self._teams: frozenset[str] | None = None
         self._narrowed: dict[tuple[Pool, Constraints], Pool] = {}
         self._shared: dict[tuple[str | None, str | None, Constraints | None], SharedScopes] = {}
@@ -213,9 +217,10 @@ class Catalogue:
         constraints: Constraints | None = None,
         *,
         operation: str = "",
+        group: str = "",
     ) -> Pool:
         """Every way to serve a model. `dialect` "" : any adapter will do; else only wires that speak it, and have the
-        `operation` ("": whichever).
+        `operation` ("": whichever). `group`: the only quota group that may ("": any).
 
         `team`: whose request it is. Its own keys come first, then those that are nobody's; another team's never.
         `constraints`: the policies that apply; what they refuse is left out, and may be everything.
@@ -227,19 +232,19 @@ class Catalogue:
         """
         if team is not None:
             team = self._known_team(team)
-        pool = self._pools.get((model, provider_id, dialect, operation, team))
+        place = model, provider_id, dialect, operation, group, team
+        pool = self._pools.get(place)
         if pool is None:
             if provider_id is not None and provider_id not in self.providers:
                 raise InvalidRequestError(
                     f"provider {provider_id!r} is not registered; call register_provider first", field="provider_id"
                 )
-            options = list(self._options(model, provider_id, dialect, operation, team))
+            options = list(self._options(model, provider_id, dialect, operation, group, team))
             if not options:
-                if dialect and any(True for _ in self._options(model, provider_id, "", "", team)):
+                if dialect and any(True for _ in self._options(model, provider_id, "", "", group, team)):
                     raise UnsupportedEndpointError(model, operation, dialect)
                 raise ModelNotFoundError(model, provider_id, tuple(name for name, _ in self.models()))
             self._make_room(len(options))
-            place = model, provider_id, dialect, operation, team
             if len(self._turns) >= POOLS_MAX:
                 self._turns.clear()
             pool = self._pools[place] = Pool(model, options, self._turns.setdefault(place, Turns()))
@@ -253,7 +258,10 @@ class Catalogue:
         """
         if call.intent is not None:
             return self.pool(call.model, call.provider_id, "", call.team, constraints)
-        return self.pool(call.model, call.provider_id, call.dialect, call.team, constraints, operation=call.operation)
+        return self.pool(
+            call.model, call.provider_id, call.dialect, call.team, constraints, operation=call.operation,
+            group=call.group,
+        )  # fmt: skip
 
     def room_of(self, call: Call) -> tuple[str, str | None, str, str | None]:
         """What calls for the same options have in common."""
@@ -287,7 +295,7 @@ class Catalogue:
         return team if team in self._teams else "" if self._teams else None
 
     def _options(
-        self, model: str, provider_id: str | None, dialect: str, operation: str, team: str | None
+        self, model: str, provider_id: str | None, dialect: str, operation: str, group: str, team: str | None
     ) -> Iterable[Option]:
         targets = self._targets(model, provider_id)
         for key in self.keys.values():
@@ -296,7 +304,7 @@ class Catalogue:
             provider = self.providers.get(key.provider_id)
             if provider is None or (provider_id is not None and key.provider_id != provider_id):
                 continue
-            if dialect and not provider.speaks(dialect, operation):
+            if (dialect and not provider.speaks(dialect, operation)) or (group and key.quota_group != group):
                 continue
             for rank, upstream in self._upstream_models(model, targets, key):
                 if self._serves(provider, key, upstream, pinned=provider_id is not None or targets is not None):

@@ -245,6 +245,14 @@ class StateStore(ABC):
         """Forget a document; whether there was one. Default: False."""
         return False
 
+    async def save_note(self, kind: str, note_id: str, note: Mapping[str, Any], *, seconds: int) -> None:
+        """Save a small JSON document that goes by itself after so many seconds; nobody is told. Default: refused."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no notes")
+
+    async def get_note(self, kind: str, note_id: str) -> dict[str, Any] | None:
+        """A note, or None. Default: None."""
+        return None
+
     async def add_counts(self, kind: str, counts: Mapping[str, int]) -> None:  # noqa: B027 (a default)
         """Add to counters of a kind, e.g. failures by key id. Default: not kept."""
 

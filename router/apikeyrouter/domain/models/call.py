@@ -51,6 +51,8 @@ class Call(msgspec.Struct, kw_only=True):
     deadline: float | None = None
     wait_ms: int | None = None
     priority: int = 0
+    group: str = ""
+    """The only quota group that may serve it; "" : any."""
     told_costs: dict[str, tuple[int, int]] | None = None
 
 

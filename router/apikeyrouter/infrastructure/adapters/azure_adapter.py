@@ -70,7 +70,9 @@ class AzureWire(OpenAIWire):
 
     def _url(self, parsed: ParsedRequest, operation: str, model: str) -> str:
         if self._newer:
-            return self._urls[operation]
+            return super()._url(parsed, operation, model)
+        if parsed.resource:
+            return super()._url(parsed, operation, model) + self._version
         known = self._places.get((operation, model))
         if known is None:
             if len(self._places) >= PLACES_MAX:

@@ -4,12 +4,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import ClassVar
+from urllib.parse import quote
 
 import msgspec
 
 from apikeyrouter.domain.interfaces.wire import Answer, DeltaReader, ParsedRequest, StreamReader
-from apikeyrouter.domain.models.system_error import ConfigurationError
+from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError
 from apikeyrouter.domain.models.usage import Usage
 from apikeyrouter.infrastructure.adapters import openai_answer, openai_content
 from apikeyrouter.infrastructure.adapters.base_wire import BaseWire, parsed_request
@@ -29,6 +31,17 @@ BASE_URL = OPENAI.base_url
 """Includes `/v1`, as the SDK's OPENAI_BASE_URL does."""
 
 
+STORED_PATHS: Mapping[str, str] = MappingProxyType(
+    {
+        "response": "/responses/{id}",
+        "delete_response": "/responses/{id}",
+        "cancel_response": "/responses/{id}/cancel",
+        "input_items": "/responses/{id}/input_items",
+    }
+)
+"""What can be asked about a response that was made before. All of it is free."""
+_RESPONSES = ("responses", "response")
+"""Operations whose streams are those of the Responses API."""
 NEW_CAP = re.compile(r"^(?:o\d|gpt-[5-9])", re.IGNORECASE)
 """Models that refuse `max_tokens` for `max_completion_tokens` (API reference; K)."""
 
@@ -64,7 +77,11 @@ class OpenAIWire(BaseWire):
         "embedding": "/embeddings",
         "responses": "/responses",
         **PASSED_PATHS,
+        **STORED_PATHS,
     }
+    methods: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"response": "GET", "input_items": "GET", "delete_response": "DELETE"}
+    )
     caches_unasked = True
     """Long prompts are cached without being asked to (`providers.md` §2.3)."""
 
@@ -86,6 +103,8 @@ class OpenAIWire(BaseWire):
             raise ConfigurationError(f"the profile {self.profile.name!r} needs a base_url")
         super().__init__(address, self.profile.name, now=now)
         self.operations = self.profile.operations
+        if "responses" in self.operations:
+            self.operations |= STORED_PATHS.keys()
         self.limits = self.profile.limits
         self.meters_output_cap = self.profile.meters_output_cap
         self.cache_reads_are_free = self.profile.free_cache
@@ -97,6 +116,8 @@ class OpenAIWire(BaseWire):
         """Read a client's body once. Raises InvalidRequestError that names the field."""
         if operation in PASSED_PATHS:
             return parse_passed(body, operation=operation)
+        if operation in STORED_PATHS:
+            return _about(model)
         fields = self._members(body, operation)
         model = read_text(fields, "model")
         stream = read_flag(fields, "stream")
@@ -122,7 +143,13 @@ class OpenAIWire(BaseWire):
         """`Authorization: Bearer`."""
         return (("authorization", "Bearer " + key),)
 
+    def _url(self, parsed: ParsedRequest, operation: str, model: str) -> str:
+        url = self._urls[operation]
+        return url if not parsed.resource else url.replace("{id}", quote(parsed.resource, safe=""))
+
     def _body(self, parsed: ParsedRequest, operation: str, model: str, token_cap: int | None) -> bytes:
+        if parsed.resource:
+            return b""
         if not parsed.content_type:
             return super()._body(parsed, operation, model, token_cap)
         return parsed.body if model == parsed.model else with_value(parsed.body, "model", model)
@@ -177,7 +204,7 @@ class OpenAIWire(BaseWire):
 
     def stream(self, *, hide_usage: bool, operation: str = "chat") -> StreamReader:
         """A reader for one stream."""
-        if operation == "responses":
+        if operation in _RESPONSES:
             return ResponsesReader(self.classify)
         if operation in PASSED_PATHS:
             return PassedReader(self.classify)
@@ -185,7 +212,7 @@ class OpenAIWire(BaseWire):
 
     def deltas(self, *, operation: str = "chat") -> DeltaReader:
         """What the events of one stream add to the answer."""
-        return Deltas(response_delta if operation == "responses" else chat_delta)
+        return Deltas(response_delta if operation in _RESPONSES else chat_delta)
 
     def organization(self, headers: Mapping[str, str]) -> str | None:
         """The organisation, with the project when the answer names one: together they are the quota group."""
@@ -210,11 +237,21 @@ class OpenAIWire(BaseWire):
         status: int = 500,
     ) -> bytes:
         """An error inside a stream: `data: {"error":…}`; for responses `event: error` (§3.1)."""
-        if operation == "responses":
+        if operation in _RESPONSES:
             event = {"type": "error", "code": code or type, "message": message, "param": None, "sequence_number": 0}
             return b"event: error\ndata: " + msgspec.json.encode(event) + b"\n\n"
         body = self.error_body(status=status, type=type, code=code, message=message, request_id=request_id)
         return b"data: " + body + b"\n\n"
+
+
+def _about(made_id: str) -> ParsedRequest:
+    """A request about what was made before; whoever knows where fills in its model."""
+    if not made_id:
+        raise InvalidRequestError("is required", field="response_id")
+    return ParsedRequest(
+        model="", stream=False, choices=1, max_output_tokens=0, input_bytes=0, messages=0, extra_tokens=0,
+        unbounded=False, include_usage=True, fields={}, opaque=True, resource=made_id,
+    )  # fmt: skip
 
 
 def _measure_other(fields: dict[str, bytes], operation: str) -> tuple[openai_content.Measure, int]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from apikeyrouter.infrastructure.state_store.codec import check_kind, decode_doc
 
 __all__ = ["InMemoryStateStore"]
 
+NOTES_MAX = 100_000
+"""How many notes are kept; beyond it the oldest go before their time."""
 NOTICES_MAX = 10_000
 """How many notices wait for a slow watcher; beyond it the oldest are dropped and it is told "anything changed"."""
 
@@ -33,6 +36,7 @@ class InMemoryStateStore(StateStore):
         self._decisions: deque[RoutingDecision | Facts] = deque()
         self._transitions: deque[StateTransition] = deque()
         self._documents: dict[str, dict[str, str]] = {}
+        self._notes: dict[tuple[str, str], tuple[float, str]] = {}
         self._counts: dict[str, Counter[str]] = {}
         self._version = 0
         self._watchers: set[_Watcher] = set()
@@ -131,6 +135,21 @@ class InMemoryStateStore(StateStore):
                 return False
             self._changed(kind, document_id)
             return True
+
+    async def save_note(self, kind: str, note_id: str, note: Mapping[str, Any], *, seconds: int) -> None:
+        """Save a small JSON document for a while; the oldest go when there are too many."""
+        text = encode_document(note)
+        with self._lock:
+            self._notes.pop((check_kind(kind), note_id), None)
+            self._notes[kind, note_id] = (time.monotonic() + seconds, text)
+            if len(self._notes) > NOTES_MAX:
+                del self._notes[next(iter(self._notes))]
+
+    async def get_note(self, kind: str, note_id: str) -> dict[str, Any] | None:
+        """A note, or None."""
+        with self._lock:
+            until, text = self._notes.get((check_kind(kind), note_id), (0.0, ""))
+        return decode_document(text, where=f"{kind} {note_id}") if time.monotonic() < until else None
 
     async def add_counts(self, kind: str, counts: Mapping[str, int]) -> None:
         """Add to counters of a kind."""

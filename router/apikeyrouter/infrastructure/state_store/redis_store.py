@@ -205,6 +205,19 @@ class RedisStateStore(StateStore):
         """Forget a document, and tell the other processes; whether there was one."""
         return await self._drop(f"docs:{check_kind(kind)}", kind, document_id)
 
+    async def save_note(self, kind: str, note_id: str, note: Mapping[str, Any], *, seconds: int) -> None:
+        """Save a small JSON document with a time to live; nobody is told."""
+        name = self._at(f"note:{check_kind(kind)}:{note_id}")
+        with self._errors():
+            await self._redis.set(name, encode_document(note), ex=seconds)
+
+    async def get_note(self, kind: str, note_id: str) -> dict[str, Any] | None:
+        """A note, or None."""
+        name = self._at(f"note:{check_kind(kind)}:{note_id}")
+        with self._errors():
+            text = await self._redis.get(name)
+        return None if text is None else decode_document(text, where=name)
+
     async def add_counts(self, kind: str, counts: Mapping[str, int]) -> None:
         """Add to counters of a kind."""
         name = self._at(f"counts:{check_kind(kind)}")

@@ -36,7 +36,8 @@ GEMINI: Wire = GeminiWire("http://gemini")
 class Route:
     """One path. `operation` "models" lists models, "unknown" is no path at all; every other one is a call to be routed.
 
-    `name`: what the path names, a model or what was made before.
+    `name`: what the path names, a model or what was made before. `stateful`: what was made before is asked about, or
+    what is made can be asked about later.
     """
 
     path: str
@@ -45,6 +46,7 @@ class Route:
     summary: str
     method: str = "POST"
     name: str = ""
+    stateful: bool = False
 
 
 def _post(path: str, operation: str, wire: Wire, summary: str) -> Route:
@@ -57,7 +59,7 @@ ROUTES: dict[str, Route] = {
         _post("/v1/chat/completions", "chat", OPENAI, "Chat, OpenAI's dialect"),
         _post("/v1/messages", "messages", ANTHROPIC, "Messages, Anthropic's dialect"),
         _post("/v1/messages/count_tokens", "count_tokens", ANTHROPIC, "Count the tokens of a message"),
-        _post("/v1/responses", "responses", OPENAI, "Responses, OpenAI's dialect"),
+        replace(_post("/v1/responses", "responses", OPENAI, "Responses, OpenAI's dialect"), stateful=True),
         _post("/v1/embeddings", "embedding", OPENAI, "Embeddings, OpenAI's dialect"),
         _post("/v1/completions", "completion", OPENAI, "Text completions, OpenAI's dialect"),
         _post("/v1/images/generations", "image", OPENAI, "Make pictures"),
@@ -72,7 +74,12 @@ ROUTES: dict[str, Route] = {
 }
 """Paths that are always the same."""
 MODELS = Route(path="/v1/models", operation="models", wire=OPENAI, summary="Models that can be asked for", method="GET")
+_MADE = Route(path="/v1/responses/{response_id}", operation="response", wire=OPENAI, summary="", stateful=True)
 ROUTES_WITH_NAMES: tuple[Route, ...] = (
+    replace(_MADE, method="GET", summary="A response that was made before"),
+    replace(_MADE, method="DELETE", operation="delete_response", summary="Have a response forgotten"),
+    replace(_MADE, path=_MADE.path + "/cancel", operation="cancel_response", summary="Stop making a response"),
+    replace(_MADE, method="GET", path=_MADE.path + "/input_items", operation="input_items", summary="What was put in"),
     MODELS,
     replace(MODELS, path="/v1/models/{model}", summary="One model"),
     _post("/v1beta/models/{model}:generateContent", "generate", GEMINI, "Content, Gemini's dialect"),
@@ -87,16 +94,28 @@ _METHODS = {
     route.path.partition("{model}:")[2]: route for route in ROUTES_WITH_NAMES if "{model}:" in route.path
 }  # fmt: skip
 _GENERATES = re.compile(r"/v1(?:beta)?/((?:models|tunedModels)/[^:?]+):(\w+)$")
+_STORED = re.compile(r"/v1/responses/([^/]+)((?:/cancel|/input_items)?)$")
+_OF_STORED: dict[str, dict[str, Route]] = {}
+for _route in ROUTES_WITH_NAMES:
+    if _route.path.startswith(_MADE.path):
+        _OF_STORED.setdefault(_route.path.removeprefix(_MADE.path), {})[_route.method] = _route
 _LISTS = re.compile(r"/v1(?:beta)?/models(?:/(.+))?$")
 _SPOKEN = ((b"anthropic-version", ANTHROPIC), (b"x-goog-api-key", GEMINI))
 """Where paths are alike, a header tells who asks."""
 
 
-def find_route(path: str, query: bytes, headers: Mapping[bytes, bytes]) -> Route:
-    """The route of a path, in the dialect that the caller speaks; operation "unknown" where there is none."""
+def find_route(path: str, query: bytes, headers: Mapping[bytes, bytes], method: str) -> Route:
+    """The route of a path, for the method where it has several, in the dialect that the caller speaks.
+
+    Where there is none, its operation is "unknown".
+    """
     known = ROUTES.get(path)
     if known is not None:
         return known
+    stored = _STORED.match(path)
+    if stored is not None:
+        routes = _OF_STORED[stored[2]]
+        return replace(routes.get(method) or next(iter(routes.values())), name=unquote(stored[1]))
     generates = _GENERATES.match(path)
     if generates is not None and generates[2] in _METHODS:
         return _generating(_METHODS[generates[2]], unquote(generates[1]), query)

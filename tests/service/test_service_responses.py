@@ -1,0 +1,157 @@
+"""Responses that providers keep: gone on from, looked at and forgotten where they were made, by whom they were made."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import openai
+import pytest
+import pytest_asyncio
+from openai import AsyncOpenAI
+
+from apikeyrouter.simulator import SimulatorProcess
+from tests.servers import Server
+from tests.service.running import Running, running_service
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+MODEL = "gpt-4o-mini"
+TOKENS = {"first": "token-of-the-first-one", "other": "token-of-the-other-one"}
+
+
+def config_of(simulator: SimulatorProcess, **parts: Any) -> dict[str, Any]:
+    """Two organisations that know nothing of each other, under one name."""
+    return {
+        "providers": {"openai": {"adapter": "openai", "base_url": simulator.openai_url}},
+        "keys": [
+            {"id": "k1", "provider": "openai", "key": "sk-sim-service-1", "quota_group": "alpha"},
+            {"id": "b1", "provider": "openai", "key": "sk-sim-brief", "quota_group": "brief"},
+        ],
+        "models": {"fast": [{"provider": "openai", "model": MODEL}]},
+        **parts,
+    }
+
+
+@pytest_asyncio.fixture(loop_scope="package")
+async def running(service_valkey: Server, simulator: SimulatorProcess) -> AsyncIterator[Running]:
+    """A service over both."""
+    async with running_service(service_valkey.url, config_of(simulator)) as started:
+        yield started
+
+
+async def chain(client: AsyncOpenAI, *, model: str, stream: bool) -> list[str]:
+    """Four responses, each going on from the one before; the keys that made them."""
+    previous: str | None = None
+    keys = []
+    for _ in range(4):
+        options: dict[str, Any] = {"model": model, "input": "hi", "max_output_tokens": 3}
+        if previous is not None:
+            options["previous_response_id"] = previous
+        if stream:
+            raw: Any = await client.responses.with_raw_response.create(**options, stream=True)
+            events = [event async for event in raw.parse()]
+            previous = events[-1].response.id
+        else:
+            raw = await client.responses.with_raw_response.create(**options)
+            previous = raw.parse().id
+        keys.append(raw.headers["x-akr-key-id"])
+    return keys
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("model", [MODEL, "fast"])
+async def test_what_goes_on_stays_where_it_began(running: Running, model: str, stream: bool) -> None:
+    async with running.openai() as client:
+        chains = [await chain(client, model=model, stream=stream) for _ in range(4)]
+    assert all(len(set(keys)) == 1 for keys in chains)
+    assert {keys[0] for keys in chains} == {"k1", "b1"}, "those that go on from nothing go where there is room"
+
+
+async def test_a_response_is_looked_at_stopped_and_forgotten_where_it_was_made_for_nothing(running: Running) -> None:
+    async with running.openai() as client:
+        made = [await client.responses.create(model="fast", input="hi", max_output_tokens=3) for _ in range(4)]
+        for response in made:
+            seen = await client.responses.retrieve(response.id)
+            assert (seen.id, seen.output_text) == (response.id, response.output_text)
+            assert [item async for item in client.responses.input_items.list(response.id)] == []
+            raw = await client.responses.with_raw_response.cancel(response.id)
+            assert float(raw.headers["x-akr-cost-usd"]) == 0
+            await client.responses.delete(response.id)
+            with pytest.raises(openai.NotFoundError) as gone:
+                await client.responses.retrieve(response.id)
+            assert gone.value.code != "model_not_found"
+        facts = [each for each in running.runtime.router.decisions if each.operation != "responses"]
+        assert {each.outcome for each in facts if each.operation == "delete_response"} == {"ok"}
+        assert not any(each.cost_nanousd for each in facts)
+        again = await client.responses.create(model="fast", input="hi", max_output_tokens=3)
+    assert again.id
+
+
+async def test_a_client_sees_only_what_was_made_for_it(service_valkey: Server, simulator: SimulatorProcess) -> None:
+    clients = [{"name": name, "token": token} for name, token in TOKENS.items()]
+    async with running_service(service_valkey.url, config_of(simulator, clients=clients)) as service:
+        first, other = service.openai(TOKENS["first"]), service.openai(TOKENS["other"])
+        made = await first.responses.create(model=MODEL, input="hi", max_output_tokens=3)
+        assert (await first.responses.retrieve(made.id)).id == made.id
+        with pytest.raises(openai.NotFoundError):
+            await other.responses.retrieve(made.id)
+        with pytest.raises(openai.NotFoundError):
+            await other.responses.delete(made.id)
+        with pytest.raises(openai.BadRequestError) as refused:
+            await other.responses.create(model=MODEL, input="hi", previous_response_id=made.id)
+        assert refused.value.code == "previous_response_not_found"
+        assert (await first.responses.retrieve(made.id)).id == made.id
+
+
+async def test_every_worker_knows_where_a_response_was_made(
+    service_valkey: Server, simulator: SimulatorProcess
+) -> None:
+    config, shared = config_of(simulator), {"APIKEYROUTER_NAMESPACE": "two-workers-one-store"}
+    async with (
+        running_service(service_valkey.url, config, environ=shared) as one,
+        running_service(service_valkey.url, config, environ=shared) as two,
+        one.openai() as here,
+        two.openai() as there,
+    ):
+        for _ in range(3):
+            made = await here.responses.with_raw_response.create(model=MODEL, input="hi", max_output_tokens=3)
+            response = made.parse()
+            on = await there.responses.with_raw_response.create(
+                model=MODEL, input="hi", max_output_tokens=3, previous_response_id=response.id
+            )
+            assert on.headers["x-akr-key-id"] == made.headers["x-akr-key-id"]
+            assert (await there.responses.retrieve(response.id)).id == response.id
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        ({"previous_response_id": "resp_of_nobody"}, "previous_response_not_found"),
+        ({"conversation": "conv_of_nobody"}, "conversation_not_found"),
+        ({"conversation": {"id": "conv_of_nobody"}}, "conversation_not_found"),
+        ({"conversation": 3}, "invalid_request"),
+        ({"previous_response_id": 3}, "invalid_request"),
+    ],
+)
+async def test_what_was_made_elsewhere_is_refused_before_anything_is_held(
+    running: Running, simulator: SimulatorProcess, more: dict[str, Any], code: str
+) -> None:
+    async with running.http() as client:
+        answer = await client.post("/v1/responses", json={"model": MODEL, "input": "hi", **more})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+    assert (await simulator.report())["total"]["arrived"] == 0
+
+
+async def test_what_is_not_to_be_stored_is_not_remembered(running: Running) -> None:
+    async with running.openai() as client:
+        made = await client.responses.create(model=MODEL, input="hi", max_output_tokens=3, store=False)
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(made.id)
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("PUT", "", 405), ("GET", "/cancel", 405), ("GET", "/x", 404)])
+async def test_other_requests_about_a_response_are_refused(
+    running: Running, method: str, path: str, status: int
+) -> None:
+    async with running.http() as client:
+        answer = await client.request(method, f"/v1/responses/resp_1{path}")
+    assert answer.status_code == status
