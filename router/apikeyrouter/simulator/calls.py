@@ -76,8 +76,8 @@ class Call:
 
     ``thoughts`` are output tokens that nobody sees, ``style`` a dialect's own variety of the answer. ``cap`` is the
     caller's limit of output tokens per choice; ``prefix`` identifies the cacheable start of the prompt; ``form`` is the
-    text of an answer whose structure was demanded (``[[tokens:N]]`` in the prompt breaks it). ``previous``: the response that this one goes on from; ``stored``:
-    whether this one can be gone on from.
+    text of an answer whose structure was demanded (``[[tokens:N]]`` in the prompt breaks it).
+    ``previous``: the response that this one goes on from; ``stored``: whether this one can be gone on from.
     """
 
     endpoint: str

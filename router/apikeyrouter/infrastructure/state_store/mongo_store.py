@@ -1,5 +1,6 @@
 """Entities and history in MongoDB. No accounting: that needs scripts, which MongoDB has not; see docs/mongodb.md."""
 
+import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -45,6 +46,8 @@ DATABASE_DEFAULT = NAMESPACE_DEFAULT = "apikeyrouter"
 CHANGE_ROUNDS_MAX = 32
 """Tries to change a key that others keep changing."""
 BATCH_MAX = 500
+NOTES_PER_CLEARING = 256
+"""After how many notes of a process those that are over are cleared away."""
 _GONE = ""
 """The text of a key that was deleted, while its audit trail is on its way."""
 COLLECTION_EXISTS = 48
@@ -78,6 +81,7 @@ class MongoStateStore(StateStore):
         self._clients = LoopClients(lambda: open_mongo_client(mongodb_url), lambda client: client.close())
         self._noted: deque[Facts] = deque()
         self._tells = False
+        self._notes = 0
 
     # --- keys
 
@@ -264,6 +268,24 @@ class MongoStateStore(StateStore):
             if gone.deleted_count:
                 await self._tell(kind, document_id)
         return bool(gone.deleted_count)
+
+    async def save_note(self, kind: str, note_id: str, note: Mapping[str, Any], *, seconds: int) -> None:
+        """Save a small JSON document for a while; nobody is told. Those that are over go now and then."""
+        name, text, now = _document_id(kind, note_id), encode_document(note), time.time()
+        self._notes += 1
+        with self._errors():
+            await self._at("notes").update_one(
+                {"_id": name}, {"$set": {"e": text, "until": now + seconds}}, upsert=True
+            )
+            if self._notes % NOTES_PER_CLEARING == 0:
+                await self._at("notes").delete_many({"until": {"$lt": now}})
+
+    async def get_note(self, kind: str, note_id: str) -> dict[str, Any] | None:
+        """A note, or None."""
+        name = _document_id(kind, note_id)
+        with self._errors():
+            found = await self._at("notes").find_one({"_id": name})
+        return None if found is None or found["until"] <= time.time() else decode_document(found["e"], where=name)
 
     async def add_counts(self, kind: str, counts: Mapping[str, int]) -> None:
         """Add to counters of a kind."""
