@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 CODE   := router/apikeyrouter service/apikeyrouter_proxy tests benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: go-tools helm-check help setup run demo docs test lint format types imports lua-lint laws bench ci constraints clean
+.PHONY: audit go-tools helm-check help setup run demo docs test lint format types imports lua-lint laws bench ci constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ go-tools: $(READY) ## build helm and promtool into build/tools, where there is G
 helm-check: go-tools ## the chart: lint, render, schemas, its containers run; the alert rules' unit tests
 	$(BIN)/python -m pytest -q tests/deploy/test_helm.py tests/deploy/test_monitoring.py
 
+audit: $(READY) ## known vulnerabilities of the pinned dependencies, where there is a service to ask
+	@$(BIN)/python -m tools.audit
+
 lua-lint: $(READY) ## luacheck over the scripts as they are built
 	$(BIN)/python -m tools.lua_lint
 
@@ -60,7 +63,7 @@ laws: $(READY) ## break each accounting law with a patch and see a test turn red
 bench: $(READY) ## CPU per request against the reference pass-through
 	$(BIN)/python -m benchmarks.run
 
-ci: lint types imports lua-lint go-tools test laws ## every check: what .ci/run runs
+ci: lint types imports lua-lint audit go-tools test laws ## every check: what .ci/run runs
 
 constraints: ## resolve every dependency anew and pin it in constraints.txt
 	rm -rf $(VENV).new
