@@ -22,7 +22,7 @@ from apikeyrouter.infrastructure.ledger.arguments import reserve_args, settle_ar
 from apikeyrouter.infrastructure.ledger.engine import cell_keys, encoded
 from apikeyrouter.infrastructure.ledger.scripts import load_library
 from benchmarks.round_trips import commands_of_scripts
-from benchmarks.scripts import Cell, make_cell, next_request, reserved, settlement_of
+from benchmarks.scripts import Cell, next_request, open_cell, reserved, settlement_of
 
 __all__ = ["main"]
 
@@ -61,16 +61,14 @@ def main() -> None:
 
 
 async def _profile(server: Server, name: str, inside: Sequence[str], page: int, least: float) -> None:
-    cell = await make_cell(server, 100, 2)
-    times: dict[str, float] = {}
-    async with Redis.from_url(server.unix_url) as client:
+    async with open_cell(server, 100, 2) as cell:
+        times: dict[str, float] = {}
         for _ in range(ROUNDS):
             for cut in _cuts(name, inside):
-                us = await _time(client, cell, name, cut, page)
+                us = await _time(cell.client, cell, name, cut, page)
                 times[cut.line] = min(us, times.get(cut.line, us))
-    _print(name, times, least)
-    await _print_commands(server, cell, name)
-    await cell.ledger.close()
+        _print(name, times, least)
+        await _print_commands(server, cell, name)
 
 
 async def _time(client: "Redis", cell: Cell, name: str, cut: _Cut, page: int) -> float:
@@ -115,12 +113,11 @@ def _cuts(name: str, inside: Sequence[str]) -> list[_Cut]:
 def _statements(lines: Sequence[str], function: str) -> list[int]:
     """The lines of a function where a statement may begin."""
     start = next(at for at, line in enumerate(lines) if line.startswith(f"local function {function}("))
-    ends = (
+    is_script = function.startswith("script_")  # its last statement stands at the margin, as its file has it
+    end = next(
         at for at in range(start + 1, len(lines))
-        if lines[at] == "end" and lines[at + 1].startswith(("local ", "redis.register"))
+        if lines[at] == "end" and (lines[at - 1].startswith("return ") if is_script else True)
     )  # fmt: skip
-    is_script = function.startswith("script_")
-    end = next(at for at in ends if not is_script or lines[at + 1].startswith(("local function script_", "redis.")))
     return [at for at in range(start + 1, end) if not _NOT_A_STATEMENT.match(lines[at])]
 
 

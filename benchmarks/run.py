@@ -69,7 +69,7 @@ def _measured(options: argparse.Namespace) -> Iterator[Section]:
             if "scripts" in options.only:
                 rounds = _SCRIPT_ROUNDS_QUICK if options.quick else _SCRIPT_ROUNDS
                 requests = _SCRIPT_REQUESTS_QUICK if options.quick else _SCRIPT_REQUESTS
-                yield measure_scripts(server, rounds=rounds, requests=requests)
+                yield measure_scripts(flavour, rounds=rounds, requests=requests)
             if place:
                 continue
             if "library" in options.only:

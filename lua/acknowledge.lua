@@ -14,9 +14,8 @@
 if #ARGV < 1 or #ARGV > 128 then
   return reply_stamp(BAD_ARGUMENT)
 end
-local code
-cell, code = cell_begin()
-if not cell then
+local begun, code = cell_begin()
+if not begun then
   return reply_stamp(code)
 end
 local times = {}

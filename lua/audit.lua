@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- PURPOSE  Read one page of the reservations that still count, so that counters can be recomputed from them.
--- KEYS     L R D S
+-- KEYS     L D S
 -- ARGV     which (1: open, 2: suspended) · rank of the first · count, at most 256
 -- RETURNS  OK: stamp, how many there are in all, then rid and packed record for each · NO_CELL · BAD_SCHEMA
 --          BAD_ARGUMENT
@@ -11,15 +11,13 @@
 -- @include cell_begin
 -- @include codes
 -- @include reply_stamp
--- @include working
 
 local from, count = argument_amount(ARGV[2]), argument_amount(ARGV[3])
 if not (from and count) or count < 1 or count > 256 then
   return reply_stamp(BAD_ARGUMENT)
 end
-local code
-cell, code = cell_begin()
-if not cell then
+local begun, code = cell_begin()
+if not begun then
   return reply_stamp(code)
 end
 local index = ARGV[1] == '2' and S or D
@@ -27,10 +25,10 @@ local reply = reply_stamp(OK)
 reply[6] = redis.call('ZCARD', index)
 local rids = redis.call('ZRANGE', index, from, from + count - 1)
 if #rids > 0 then
-  local records = redis.call('HMGET', R, unpack(rids))
+  local found = redis.call('HMGET', L, unpack(rids))
   for i = 1, #rids do
     reply[#reply + 1] = rids[i]
-    reply[#reply + 1] = records[i] or ''
+    reply[#reply + 1] = found[i] or ''
   end
 end
 return reply

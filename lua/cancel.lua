@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- PURPOSE  End an ambiguous reserve. Leaves a tombstone even for an unknown rid, so that a delayed reserve does nothing.
--- KEYS     C0 C1 L B R D S G
+-- KEYS     C0 C1 L D S G
 -- ARGV     rid
 -- RETURNS  OK: stamp, CANCELLED · REPLAYED: it was cancelled before · CONFLICT: stamp, state: it ended otherwise
 --          NO_CELL · BAD_SCHEMA
@@ -20,12 +20,11 @@
 -- @include states
 -- @include working
 
-local code
-cell, code = cell_begin()
-if not cell then
+local found, code = cell_begin(ARGV[1])
+if not found then
   return reply_stamp(code)
 end
-local reservations, ids_of = reservations_load({ ARGV[1] })
+local reservations, ids_of = reservations_load(found, 2)
 local numbers, ids = reservations[1], ids_of[1]
 if missing_calendar then
   return reply_transition(CALENDAR_NEEDED, missing_calendar)

@@ -36,9 +36,8 @@ end
 if not token or #entries > 128 then
   return reply_stamp(BAD_ARGUMENT)
 end
-local code
-cell, code = cell_begin()
-if not cell then
+local begun, code = cell_begin()
+if not begun then
   return reply_stamp(code)
 end
 local other = cell.slot == 0 and C1 or C0

@@ -18,8 +18,7 @@ local epoch = argument_amount(ARGV[1])
 if not epoch then
   return reply_stamp(BAD_ARGUMENT)
 end
-local code
-cell, code = cell_begin()
+local _, code = cell_begin()
 if code == NO_CELL and redis.call('HLEN', L) > redis.call('HEXISTS', L, '\nvirtual_now') then
   code = BAD_SCHEMA -- lanes without a cell: an older version's, which kept it elsewhere
 end

@@ -1,49 +1,43 @@
 #!lua
 -- PURPOSE  Book an open reservation again after the store forgot it. Checks no limit: it was admitted once.
--- KEYS     C0 C1 L B R D
--- ARGV     rid · lease (us) · index that was admitted · count of shared scopes, scopes · one charge · one
---          candidate (see include/candidate_read.lua)
+-- KEYS     C0 C1 L D
+-- ARGV     rid · (nothing) · the request, of one candidate (see include/request_read.lua; the index that was admitted in
+--          place of the weight)
 -- RETURNS  OK: stamp, OPEN · REPLAYED: stamp, OPEN: the cell knows it · CONFLICT: stamp, state: it has ended
---          UNKNOWN_SCOPE: stamp, id · CALENDAR_NEEDED: stamp, number of the calendar · NO_CELL · BAD_SCHEMA
+--          UNKNOWN_SCOPE: stamp, field · CALENDAR_NEEDED: stamp, number of the calendar · NO_CELL · BAD_SCHEMA
 --          BAD_ARGUMENT
 -- IDEMPOTENT by rid.
--- COST     one read of lanes and scopes.
+-- COST     one read.
 
--- @include argument_amount
--- @include candidate_read
 -- @include cell_begin
 -- @include codes
 -- @include commit
--- @include lanes_load
 -- @include layout_reservation
+-- @include layout_scope
+-- @include records_load
 -- @include reply_stamp
 -- @include reply_transition
+-- @include request_read
 -- @include reservation_open
 -- @include reservation_record
--- @include scope_hold
--- @include scopes_load
+-- @include scope_unpriced
 -- @include states
 -- @include working
 
-local lease, index = argument_amount(ARGV[2]), argument_amount(ARGV[3])
-local shared_count = argument_amount(ARGV[4])
-local charges = shared_count and 4 + shared_count + 1
-local candidate = charges and charges + 5 <= #ARGV and candidate_read(charges + 5, 4, charges)
-if not (lease and index and candidate) then
+local numbers, candidate, others_at = request_read()
+if not numbers then
   return reply_stamp(BAD_ARGUMENT)
 end
-local code
-cell, code = cell_begin()
-if not cell then
+local found, code = cell_begin(ARGV[1], unpack(ARGV, 4, others_at - 1))
+if not found then
   return reply_stamp(code)
 end
-local known = redis.call('HGET', R, ARGV[1])
-if known then
-  local state = reservation_read(known)[R_STATE]
+if found[2] then
+  local state = reservation_read(found[2])[R_STATE]
   return reply_transition(state == OPEN and REPLAYED or CONFLICT, state)
 end
-lanes_load(candidate.lanes)
-local unknown = scopes_load(candidate.scopes)
+records_take(candidate.lanes, found, 3)
+local unknown = records_take(candidate.scopes, found, 3 + #candidate.lanes)
 if unknown then
   return reply_transition(UNKNOWN_SCOPE, unknown)
 end
@@ -52,9 +46,13 @@ if missing_calendar then
 end
 local holds, modes = {}, {}
 for i = 1, #candidate.scopes do
-  local hold, mode = scope_hold(scopes[candidate.scopes[i]], candidate.amounts)
+  local scope = records[candidate.scopes[i]]
+  local hold, mode = scope[S_HARD] == 1 and candidate.amounts.bound or candidate.amounts.expected, PRICED
+  if hold < 0 then
+    hold, mode = scope_unpriced(scope)
+  end
   holds[i], modes[i] = hold or 0, mode or METERED
 end
-reservation_open(ARGV[1], candidate, index, holds, modes, lease)
+reservation_open(ARGV[1], candidate, numbers[Q_WEIGHT], holds, modes, numbers[Q_LEASE])
 commit()
 return reply_transition(OK, OPEN)

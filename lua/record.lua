@@ -1,7 +1,7 @@
 #!lua
 -- PURPOSE  Take in what a provider said about a lane: re-sync its limits, learn new ones, cool it.
--- KEYS     C0 C1 L B R D S G
--- ARGV     lane · cool for (us, 0: not) · observations: name, metric, kind, capacity, scale, drain, tick, used
+-- KEYS     C0 C1 L D S G
+-- ARGV     field of the lane · cool for (us, 0: not) · observations: name, metric, kind, capacity, scale, drain, tick, used
 --          (-1: not told), full again in (us, 0: not told) for each
 -- RETURNS  OK: stamp · NO_CELL · BAD_SCHEMA · BAD_ARGUMENT · CALENDAR_NEEDED: stamp, number of the calendar
 -- IDEMPOTENT by nature: usage is only ever raised to what was seen, cooling only ever lengthened.
@@ -12,8 +12,8 @@
 -- @include codes
 -- @include commit
 -- @include lane_observe
--- @include lanes_load
 -- @include layout_lane
+-- @include records_load
 -- @include reply_stamp
 -- @include reply_transition
 -- @include working
@@ -34,16 +34,15 @@ end
 if not cool or #observations > 8 then
   return reply_stamp(BAD_ARGUMENT)
 end
-local code
-cell, code = cell_begin()
-if not cell then
+local begun, code = cell_begin()
+if not begun then
   return reply_stamp(code)
 end
-lanes_load({ id })
+records_load({ id })
 if missing_calendar then
   return reply_transition(CALENDAR_NEEDED, missing_calendar)
 end
-local lane = lanes[id]
+local lane = records[id]
 if cool > 0 then
   lane[L_BLOCKED] = math.max(lane[L_BLOCKED], cell.now + cool)
 end

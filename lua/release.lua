@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- PURPOSE  Give back what a reservation held, when it was certainly not billed.
--- KEYS     C0 C1 L B R D S G
+-- KEYS     C0 C1 L D S G
 -- ARGV     rid · sent (1: the provider may have counted request and tokens, they stay) · failed lanes (bits) ·
 --          latency (us)
 -- RETURNS  OK: stamp, RELEASED · REPLAYED: it was released before · CONFLICT: stamp, state: it ended otherwise
@@ -25,12 +25,11 @@ local sent, failed_lanes, latency = ARGV[2] == '1', argument_amount(ARGV[3]), ar
 if not (failed_lanes and latency) then
   return reply_stamp(BAD_ARGUMENT)
 end
-local code
-cell, code = cell_begin()
-if not cell then
+local found, code = cell_begin(ARGV[1])
+if not found then
   return reply_stamp(code)
 end
-local reservations, ids_of = reservations_load({ ARGV[1] })
+local reservations, ids_of = reservations_load(found, 2)
 local numbers, ids = reservations[1], ids_of[1]
 if missing_calendar then
   return reply_transition(CALENDAR_NEEDED, missing_calendar)

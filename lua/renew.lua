@@ -17,9 +17,8 @@ local lease = argument_amount(ARGV[1])
 if not lease or #ARGV < 2 or #ARGV > 129 then
   return reply_stamp(BAD_ARGUMENT)
 end
-local code
-cell, code = cell_begin()
-if not cell then
+local begun, code = cell_begin()
+if not begun then
   return reply_stamp(code)
 end
 local deadlines = redis.call('ZMSCORE', D, unpack(ARGV, 2))

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- PURPOSE  Book what reservations really used, in the windows that were charged. More than was held is debt.
--- KEYS     C0 C1 L B R D S G U
--- ARGV     for each of at most 32 settlements: rid · input tokens · output tokens · cost (nano-dollars, -1: unknown) ·
---          outcome · failed lanes (bits) · latency (us)
+-- KEYS     C0 C1 L D S G U
+-- ARGV     for each of at most 32 settlements: rid · integers as packed: input tokens, output tokens, cost (nano-dollars,
+--          -1: unknown), outcome, failed lanes (bits), latency (us)
 -- RETURNS  OK: stamp, then code and state for each: OK, SETTLED · REPLAYED, SETTLED: it was settled before · CONFLICT,
 --          state: it was released or cancelled · UNMATCHED, 0: the rid is unknown; listed, not added
 --          CALENDAR_NEEDED: stamp, number of the calendar · NO_CELL · BAD_SCHEMA · BAD_ARGUMENT
@@ -10,7 +10,6 @@
 -- COST     each reservation once, each lane and scope once for all; at most 4 tombstones removed for each. Runs when
 --          memory is full: it repays.
 
--- @include argument_amount
 -- @include cell_begin
 -- @include codes
 -- @include commit
@@ -26,26 +25,21 @@
 -- @include sweep_graves
 -- @include working
 
-local SETTLEMENT_SIZE = 7
-
 local settlements, rids = {}, {}
-for at = 1, #ARGV, SETTLEMENT_SIZE do
-  local input, output = argument_amount(ARGV[at + 1] or ''), argument_amount(ARGV[at + 2] or '')
-  local cost = ARGV[at + 3] == '-1' and -1 or argument_amount(ARGV[at + 3] or '')
-  local outcome, failed = argument_amount(ARGV[at + 4] or ''), argument_amount(ARGV[at + 5] or '')
-  local latency = argument_amount(ARGV[at + 6] or '')
-  if not (input and output and cost and outcome and failed and latency) then
+for at = 1, #ARGV, 2 do
+  local numbers = integers_unpack(ARGV[at + 1] or '')
+  local input, output, _, outcome, failed, latency = unpack(numbers or {})
+  if not latency or #numbers > 6 or math.min(input, output, outcome, failed, latency) < 0 then
     return reply_stamp(BAD_ARGUMENT)
   end
   rids[#rids + 1] = ARGV[at]
-  settlements[#rids] = { input, output, cost, outcome, failed, latency }
+  settlements[#rids] = numbers
 end
 if #rids == 0 or #rids > 32 then
   return reply_stamp(BAD_ARGUMENT)
 end
-local code
-cell, code = cell_begin()
-if not cell then
+local found, code = cell_begin(unpack(rids))
+if not found then
   return reply_stamp(code)
 end
 
@@ -70,16 +64,16 @@ local function settle(rid, numbers, ids, input, output, cost, outcome, failed, l
   local at = reservation_lanes_end(numbers, ids, actuals, true, outcome, failed, latency)
   reservation_scopes_end(numbers, ids, at, cost, true)
   if state == OPEN then
-    reservations_gone[#reservations_gone + 1] = rid
+    lease_end(rid)
   elseif state == SUSPENDED then
-    suspense_gone[#suspense_gone + 1] = rid
+    suspense_end(rid)
   end
   reservation_bury(rid, tombstone_write(SETTLED))
   ended[rid] = true
   return OK, SETTLED
 end
 
-local reservations, ids_of = reservations_load(rids)
+local reservations, ids_of = reservations_load(found, 2)
 local results = {}
 for i = 1, #rids do
   local result, state = settle(rids[i], reservations[i], ids_of[i], unpack(settlements[i]))

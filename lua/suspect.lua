@@ -12,9 +12,8 @@
 -- @include reply_stamp
 -- @include working
 
-local code
-cell, code = cell_begin()
-if not cell then
+local begun, code = cell_begin()
+if not begun then
   return reply_stamp(code)
 end
 cell.suspect = ARGV[1] == '1' and 1 or 0

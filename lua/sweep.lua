@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- PURPOSE  Let time do its work: expire leases, resolve suspense, remove tombstones that are due.
--- KEYS     C0 C1 L B R D S G
+-- KEYS     C0 C1 L D S G
 -- ARGV     (none)
 -- RETURNS  OK: stamp, count of expired leases, of resolved suspense, of removed tombstones · NO_CELL · BAD_SCHEMA
 --          CALENDAR_NEEDED: stamp, number of the calendar
@@ -17,9 +17,8 @@
 -- @include sweep_suspense
 -- @include working
 
-local code
-cell, code = cell_begin()
-if not cell then
+local begun, code = cell_begin()
+if not begun then
   return reply_stamp(code)
 end
 local expired = sweep_due(8)

@@ -1,21 +1,24 @@
--- The cell's own state, one packed field, with a `now` that never runs backwards; nil and a code when the cell is absent
--- or foreign. No lease ends before `due`.
+-- Reads the cell's own state, one packed field, and with it what else is named: begins every call. Returns what was found
+-- (those fields stand after the first), or nil and a code when the cell is absent or foreign. `now` never runs backwards.
+-- No lease ends before `due`.
 -- @include clock_now
 -- @include codes
 -- @include numbers
+-- @include working
 
-local function cell_begin()
-  local packed = redis.call('HGET', L, '')
-  if not packed then
+local function cell_begin(...)
+  local found = redis.call('HMGET', L, '', ...)
+  if not found[1] then
     return nil, NO_CELL
   end
-  local schema, epoch, seq, last_now, config, slot, suspect, due = struct.unpack('<dddddddd', packed)
+  local schema, epoch, seq, last_now, config, slot, suspect, due = struct.unpack('<dddddddd', found[1])
   if schema ~= SCHEMA then
     return nil, BAD_SCHEMA
   end
   local now = clock_now()
-  return {
+  cell = {
     epoch = epoch, seq = seq, now = now < last_now and last_now or now, config = config, slot = slot, suspect = suspect,
     due = due,
   }
+  return found
 end

@@ -1,57 +1,54 @@
--- Writes the working set: one command per structure. The last write is the new seq. A key of another type must fail
--- before the first write: what may not have been read yet is looked at first, but for D, which is written first. Records
--- are packed before that, so that one that cannot be packed leaves nothing behind.
+-- Writes the working set: what is kept in sorted sets, then all fields with one command, the new seq among them. A key of
+-- another type must fail before the first write: what may not have been read yet is looked at first, but for D, which is
+-- written first. Records are packed before that, so that one that cannot be packed leaves nothing behind.
 -- @include cell_write
 -- @include layout_lane
--- @include layout_scope
 -- @include record
 -- @include working
 
-local function records_changed(records, seq)
-  local changed, count = { nil, nil, nil, nil, nil, nil, nil, nil }, 0
-  for id, record in pairs(records) do
-    if record and record[seq] == cell.seq + 1 then
-      changed[count + 1], changed[count + 2] = id, record_write(record)
+-- Puts what changed behind the reservations that did. Lanes and scopes have their seq in the same place.
+local function fields_changed()
+  local fields, count, seq = reservations_set, #reservations_set, cell.seq + 1
+  for field, record in pairs(records) do
+    if record[L_SEQ] == seq then
+      fields[count + 1], fields[count + 2] = field, record_write(record)
       count = count + 2
     end
   end
-  return changed
+  fields[count + 1], fields[count + 2] = '', cell_pack()
+  return fields
 end
 
 local function commit()
-  if #graves_set > 0 and not graves_read then
-    redis.call('ZCARD', G)
+  local fields = fields_changed()
+  if ends then
+    if #ends.graves_set > 0 and not ends.graves_read then
+      redis.call('ZCARD', G)
+    end
+    if #ends.suspense_set + #ends.suspense_gone > 0 then
+      redis.call('ZCARD', S)
+    end
   end
-  if #suspense_set + #suspense_gone > 0 then
-    redis.call('ZCARD', S)
+  if lease_set then
+    redis.call('ZADD', D, unpack(lease_set))
   end
-  local lane_records, scope_records = records_changed(lanes, L_SEQ), records_changed(scopes, S_SEQ)
-  if #leases_set > 0 then
-    redis.call('ZADD', D, unpack(leases_set))
+  if ends then
+    if #ends.leases_gone > 0 then
+      redis.call('ZREM', D, unpack(ends.leases_gone))
+    end
+    if #ends.graves_gone > 0 then -- first, for one that ended again just now has a new tombstone
+      redis.call('ZREM', G, unpack(ends.graves_gone))
+      redis.call('HDEL', L, unpack(ends.graves_gone))
+    end
+    if #ends.graves_set > 0 then
+      redis.call('ZADD', G, unpack(ends.graves_set))
+    end
+    if #ends.suspense_set > 0 then
+      redis.call('ZADD', S, unpack(ends.suspense_set))
+    end
+    if #ends.suspense_gone > 0 then
+      redis.call('ZREM', S, unpack(ends.suspense_gone))
+    end
   end
-  if #reservations_gone > 0 then
-    redis.call('ZREM', D, unpack(reservations_gone))
-  end
-  if #scope_records > 0 then
-    redis.call('HSET', B, unpack(scope_records))
-  end
-  if #graves_gone > 0 then -- first, for one that ended again just now has a new tombstone
-    redis.call('ZREM', G, unpack(graves_gone))
-    redis.call('HDEL', R, unpack(graves_gone))
-  end
-  if #reservations_set > 0 then
-    redis.call('HSET', R, unpack(reservations_set))
-  end
-  if #graves_set > 0 then
-    redis.call('ZADD', G, unpack(graves_set))
-  end
-  if #suspense_set > 0 then
-    redis.call('ZADD', S, unpack(suspense_set))
-  end
-  if #suspense_gone > 0 then
-    redis.call('ZREM', S, unpack(suspense_gone))
-  end
-  local at = #lane_records
-  lane_records[at + 1], lane_records[at + 2] = '', cell_pack()
-  redis.call('HSET', L, unpack(lane_records))
+  redis.call('HSET', L, unpack(fields))
 end

@@ -45,15 +45,25 @@ local function fair_write(state, principal, charge)
   end
 end
 
--- Whether a candidate would use what a fair lane keeps, whether it counts for fairness, and the principal's charge.
+-- Whether a candidate would use what a fair lane keeps, and, when it counts for fairness, the principal's charge.
 local function fair_charge(candidate, weight)
-  local scarce, counts, share = false, false, 0
-  for i = 1, #candidate.lanes do
-    local lane = lanes[candidate.lanes[i]]
+  local scarce, counts, amounts, named = false, false, candidate.amounts, candidate.lanes
+  for i = 1, #named do
+    local lane = records[named[i]]
     if lane[L_FAIR] == 1 then
-      local is_scarce, lane_counts, lane_share = lane_scarce(lane, candidate.amounts)
-      scarce, counts, share = scarce or is_scarce, counts or lane_counts, math.max(share, lane_share)
+      local is_scarce, lane_counts = lane_scarce(lane, amounts)
+      scarce, counts = scarce or is_scarce, counts or lane_counts
     end
   end
-  return scarce, counts, math.max(1, math.ceil(share / weight))
+  if not counts then
+    return scarce, nil
+  end
+  local share = 0
+  for i = 1, #named do
+    local lane = records[named[i]]
+    if lane[L_FAIR] == 1 then
+      share = math.max(share, lane_share(lane, amounts))
+    end
+  end
+  return scarce, math.max(1, math.ceil(share / weight))
 end

@@ -36,7 +36,7 @@ end
 
 local function lane_configure(id, lane, now)
   lane[L_CONFIG] = cell.config
-  local packed = redis.call('HGET', cell_catalogue(), 'l:' .. id)
+  local packed = redis.call('HGET', cell_catalogue(), id)
   if not packed then
     return
   end

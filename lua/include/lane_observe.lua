@@ -11,7 +11,7 @@ local O_NAME, O_CAPACITY, O_TICK, O_USED, O_FULL_IN = 1, 4, 7, 8, 9
 
 -- What the configuration says about the limit that was seen; nil: nothing.
 local function limit_configured(id, seen)
-  local packed = redis.call('HGET', cell_catalogue(), 'l:' .. id)
+  local packed = redis.call('HGET', cell_catalogue(), id)
   local config = packed and numbers_unpack(packed) or {}
   for from = 5, #config - 1, LIMIT_CONFIG_SIZE do
     if config[from + D_NAME] == seen[O_NAME] then

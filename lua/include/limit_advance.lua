@@ -9,7 +9,8 @@ local function limit_advance(lane, at, now)
     local tick = lane[at + D_TICK]
     elapsed = elapsed - elapsed % tick
     if elapsed > 0 then
-      lane[at + D_S1] = math.max(0, lane[at + D_S1] - elapsed / tick * lane[at + D_DRAIN])
+      local level = lane[at + D_S1] - elapsed / tick * lane[at + D_DRAIN]
+      lane[at + D_S1] = level > 0 and level or 0
       lane[at + D_S2] = lane[at + D_S2] + elapsed
     end
   elseif kind == FIXED then

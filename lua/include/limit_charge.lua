@@ -6,8 +6,10 @@
 local function limit_charge(lane, at, amount)
   local kind = lane[at + D_KIND]
   if kind == BUCKET then
-    lane[at + D_S1] = math.min(AMOUNT_MAX, lane[at + D_S1] + amount * lane[at + D_SCALE])
-    return lane[at + D_S1], lane[at + D_S3]
+    local level = lane[at + D_S1] + amount * lane[at + D_SCALE]
+    level = level < AMOUNT_MAX and level or AMOUNT_MAX
+    lane[at + D_S1] = level
+    return level, lane[at + D_S3]
   elseif kind == SLIDING then
     lane[at + D_N] = lane[at + D_N] + amount
     return lane[at + D_S1], 0

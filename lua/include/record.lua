@@ -4,6 +4,7 @@
 -- @include numbers
 
 local REST = 1
+local LANE_PREFIX = 108 -- the field of a lane is `l:` and its id, that of a scope `s:` and its id
 
 local function record_read(packed, count)
   local record = { string.sub(packed, count * 8 + 1), struct.unpack(formats[count], packed) }

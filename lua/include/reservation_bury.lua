@@ -8,8 +8,9 @@ local TOMBSTONE_KEEP = 86400000000
 local function reservation_bury(rid, record)
   local at = #reservations_set
   reservations_set[at + 1], reservations_set[at + 2] = rid, record
-  at = #graves_set
-  graves_set[at + 1], graves_set[at + 2] = cell.now + TOMBSTONE_KEEP, rid
+  local graves = ends_begin().graves_set
+  at = #graves
+  graves[at + 1], graves[at + 2] = cell.now + TOMBSTONE_KEEP, rid
 end
 
 local function tombstone_write(state)

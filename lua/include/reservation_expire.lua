@@ -8,6 +8,7 @@
 -- @include reservation_bury
 -- @include reservation_lanes_end
 -- @include reservation_record
+-- @include reservation_suspend
 -- @include scope_book
 -- @include states
 -- @include working
@@ -19,7 +20,7 @@ local function reservation_expire(rid, numbers, ids)
   local at = reservation_lanes_end(numbers, ids, KEEP, true, probes > 0 and FAILURE or NEUTRAL, probes, 0)
   local due = AMOUNT_MAX
   for i = 1, numbers[R_SCOPES] do
-    local scope = scopes[ids[numbers[R_LANES] + i]]
+    local scope = records[ids[numbers[R_LANES] + i]]
     local rest = record_rest(scope)
     local amount = numbers[at + A_AMOUNT]
     scope_book(scope, numbers[at + A_START], 0, -amount, amount, 0)
@@ -29,15 +30,12 @@ local function reservation_expire(rid, numbers, ids)
     due = math.min(due, numbers[at + A_DUE])
     at = at + SCOPE_PART
   end
-  reservations_gone[#reservations_gone + 1] = rid
+  lease_end(rid)
   if numbers[R_SCOPES] == 0 then
     numbers[R_STATE] = EXPIRED
     reservation_bury(rid, reservation_write(numbers, ids))
     return
   end
   numbers[R_STATE] = SUSPENDED
-  reservations_set[#reservations_set + 1] = rid
-  reservations_set[#reservations_set + 1] = reservation_write(numbers, ids)
-  suspense_set[#suspense_set + 1] = due
-  suspense_set[#suspense_set + 1] = rid
+  reservation_suspend(rid, reservation_write(numbers, ids), due)
 end

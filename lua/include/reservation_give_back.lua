@@ -12,6 +12,6 @@ local function reservation_give_back(rid, numbers, ids, sent, failed_lanes, late
   local outcome = failed_lanes > 0 and FAILURE or NEUTRAL
   local at = reservation_lanes_end(numbers, ids, sent and NO_SPEND or NOTHING, sent, outcome, failed_lanes, latency)
   reservation_scopes_end(numbers, ids, at, 0, false)
-  reservations_gone[#reservations_gone + 1] = rid
+  lease_end(rid)
   reservation_bury(rid, tombstone_write(state))
 end

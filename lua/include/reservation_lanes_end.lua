@@ -12,7 +12,7 @@
 local function reservation_lanes_end(numbers, ids, actuals, arrived, outcome, failed_lanes, latency)
   local at = R_HEAD
   for i = 1, numbers[R_LANES] do
-    local lane = lanes[ids[i]]
+    local lane = records[ids[i]]
     local probe, marks = numbers[at + 1] == 1, numbers[at + 2]
     at = at + 2
     for _ = 1, marks do

@@ -1,4 +1,4 @@
--- The ids of a reservation's lanes and scopes, in the order of its numbers.
+-- A reservation's numbers, and the fields of its lanes and scopes in the order of its numbers.
 -- @include layout_reservation
 -- @include numbers
 

@@ -9,28 +9,26 @@
 -- @include working
 
 local function reservation_scopes_end(numbers, ids, at, cost, billed)
-  for i = 1, numbers[R_SCOPES] do
-    local id = ids[numbers[R_LANES] + i]
-    local scope = scopes[id]
-    local amount, mode = numbers[at + A_AMOUNT], numbers[at + A_MODE]
-    local held, suspense, settled, unpriced = 0, 0, -numbers[at + A_CHARGED], 0
-    if numbers[R_STATE] == OPEN then
-      held = -amount
-    elseif numbers[R_STATE] == SUSPENDED and numbers[at + A_DUE] > 0 then
-      suspense = -amount
-    end
-    if mode == PRICED then
-      settled = settled + (cost < 0 and amount or cost)
-    elseif billed then
-      settled = settled + amount
-      unpriced = math.max(0, cost - amount)
-      if numbers[at + A_START] == scope[S_START] then
-        local rest = record_rest(scope)
-        rest[P_UNPRICED_COUNT] = rest[P_UNPRICED_COUNT] + 1
+  local state, before, seq = numbers[R_STATE], numbers[R_LANES], cell.seq + 1
+  for i = before + 1, before + numbers[R_SCOPES] do
+    local scope, amount, start = records[ids[i]], numbers[at + A_AMOUNT], numbers[at + A_START]
+    local settled, unpriced = cost < 0 and amount or cost, 0
+    if numbers[at + A_MODE] ~= PRICED then
+      settled = 0
+      if billed then
+        settled, unpriced = amount, math.max(0, cost - amount)
+        if start == scope[S_START] then
+          local rest = record_rest(scope)
+          rest[P_UNPRICED_COUNT] = rest[P_UNPRICED_COUNT] + 1
+        end
       end
     end
-    scope_book(scope, numbers[at + A_START], settled, held, suspense, unpriced)
-    scope[S_SEQ] = cell.seq + 1
-    at = at + SCOPE_PART
+    if state == OPEN then
+      scope_book(scope, start, settled, -amount, 0, unpriced)
+    else
+      local waits = state == SUSPENDED and numbers[at + A_DUE] > 0
+      scope_book(scope, start, settled - numbers[at + A_CHARGED], 0, waits and -amount or 0, unpriced)
+    end
+    scope[S_SEQ], at = seq, at + SCOPE_PART
   end
 end

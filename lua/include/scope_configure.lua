@@ -7,7 +7,7 @@
 -- @include working
 
 local function scope_configure(id, scope)
-  local packed = redis.call('HGET', cell_catalogue(), 's:' .. id)
+  local packed = redis.call('HGET', cell_catalogue(), id)
   if not packed then
     return scope
   end

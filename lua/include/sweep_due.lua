@@ -9,7 +9,7 @@ local function sweep_due(most)
   local following = #rids < most and redis.call('ZRANGE', D, #rids, #rids, 'WITHSCORES') or { '', cell.now }
   cell.due = tonumber(following[2] or AMOUNT_MAX)
   if #rids > 0 then
-    local reservations, ids = reservations_load(rids)
+    local reservations, ids = reservations_load(redis.call('HMGET', L, unpack(rids)), 1)
     for i = 1, #rids do
       reservation_expire(rids[i], reservations[i], ids[i])
     end

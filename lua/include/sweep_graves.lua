@@ -2,7 +2,8 @@
 -- @include working
 
 local function sweep_graves(most)
-  graves_gone = redis.call('ZRANGEBYSCORE', G, '-inf', cell.now, 'LIMIT', 0, most)
-  graves_read = true
-  return #graves_gone
+  local gone = redis.call('ZRANGEBYSCORE', G, '-inf', cell.now, 'LIMIT', 0, most)
+  ends_begin()
+  ends.graves_gone, ends.graves_read = gone, true
+  return #gone
 end

@@ -5,6 +5,7 @@
 -- @include record
 -- @include reservation_bury
 -- @include reservation_record
+-- @include reservation_suspend
 -- @include reservations_load
 -- @include scope_book
 -- @include states
@@ -18,7 +19,7 @@ local function suspense_resolve(rid, numbers, ids)
   local due, waiting = AMOUNT_MAX, false
   for i = 1, numbers[R_SCOPES] do
     local id = ids[numbers[R_LANES] + i]
-    local scope = scopes[id]
+    local scope = records[id]
     local rule = record_rest(scope)[P_SUSPENSE_RULE]
     local is_due = numbers[at + A_DUE] > 0 and numbers[at + A_DUE] <= cell.now
     if is_due and rule == SUSPENSE_HOLD then
@@ -36,13 +37,10 @@ local function suspense_resolve(rid, numbers, ids)
     at = at + SCOPE_PART
   end
   if waiting then
-    reservations_set[#reservations_set + 1] = rid
-    reservations_set[#reservations_set + 1] = reservation_write(numbers, ids)
-    suspense_set[#suspense_set + 1] = due
-    suspense_set[#suspense_set + 1] = rid
+    reservation_suspend(rid, reservation_write(numbers, ids), due)
   else
     numbers[R_STATE] = EXPIRED
-    suspense_gone[#suspense_gone + 1] = rid
+    suspense_end(rid)
     reservation_bury(rid, reservation_write(numbers, ids))
   end
 end
@@ -50,7 +48,7 @@ end
 local function sweep_suspense(most)
   local rids = redis.call('ZRANGEBYSCORE', S, '-inf', cell.now, 'LIMIT', 0, most)
   if #rids > 0 then
-    local reservations, ids = reservations_load(rids)
+    local reservations, ids = reservations_load(redis.call('HMGET', L, unpack(rids)), 1)
     for i = 1, #rids do
       suspense_resolve(rids[i], reservations[i], ids[i])
     end

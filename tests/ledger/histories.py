@@ -1,6 +1,7 @@
 """Random histories of one cell: every transition, good and bad arguments, seeded so that a failure can be repeated."""
 
 import random
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -28,6 +29,7 @@ from apikeyrouter.infrastructure.ledger.engine import Argument
 SECOND_US, MINUTE_US, HOUR_US, DAY_US = 1_000_000, 60_000_000, 3_600_000_000, 86_400_000_000
 LANES = ("org/a", "org/b", "key/1", "key/2", "day/1", "free", "unseen")
 SCOPES = ("global", "team/x", "key/1", "soft", "total", "flat")
+FIELDS = (*(f"l:{name}" for name in LANES), *(f"s:{name}" for name in SCOPES))
 CALENDARS = (
     (Period.HOURLY, "UTC"), (Period.DAILY, "America/Los_Angeles"), (Period.DAILY, "UTC"),
     (Period.MONTHLY, "Europe/Berlin"), (Period.WEEKLY, "UTC"), (Period.TOTAL, "UTC"),
@@ -42,6 +44,60 @@ class Call:
     name: str
     args: list[Argument]
     pool: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A candidate: lanes, scopes of its own, and the number of its charge."""
+
+    lanes: tuple[str, ...] = ("free",)
+    own: tuple[str, ...] = ()
+    charge: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a caller asks to have held, good or bad, and the words that say so."""
+
+    rid: bytes = b"r:wrong"
+    version: int = 0
+    lease_us: float = 1
+    principal: str = ""
+    weight: float = 1
+    pool: str = ""
+    shared: tuple[str, ...] = ()
+    charges: tuple[tuple[float, ...], ...] = ((1, 1, 1, 1, 1),)
+    offers: tuple[Offer, ...] = (Offer(),)
+
+    def reserve(self) -> Call:
+        """Hold it."""
+        return Call("reserve", self._words(self.weight, self.principal), self.pool)
+
+    def reassert(self, index: float = 0) -> Call:
+        """Book it again."""
+        return Call("reassert", self._words(index, ""))
+
+    def _words(self, weight: float, principal: str) -> list[Argument]:
+        first, *others = self.offers
+        counts = (len(first.lanes), len(self.shared), len(first.own))
+        numbers = (self.version, self.lease_us, weight, *counts, *(n for charge in self.charges for n in charge))
+        fields = [f"l:{name}" for name in first.lanes] + [f"s:{name}" for name in (*self.shared, *first.own)]
+        words: list[Argument] = [self.rid, principal, doubles(*numbers), *fields]
+        rest = "".join(
+            "".join(f"{word}\n" for word in (o.charge, *(f"l:{n}" for n in o.lanes), *(f"s:{n}" for n in o.own), ""))
+            for o in others
+        )
+        return [*words, rest] if others else words
+
+
+def used_words(rid: bytes, *numbers: float) -> list[Argument]:
+    """One settlement: input, output, cost, outcome, failed lanes, latency."""
+    return [rid, doubles(*numbers)]
+
+
+def doubles(*numbers: float) -> bytes:
+    """Numbers as the scripts read them."""
+    return struct.pack(f"<{len(numbers)}d", *numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,33 +222,26 @@ class History:
     def _reserve(self) -> Iterator[Event]:
         pick = self.random.choice
         new = self.random.random() < 0.9
-        principal = pick(["", "", "p1", "p2", "p3"])
-        args: list[Argument] = [
-            self.new_rid() if new else self.rid(), pick([0] * 9 + [self.version, 10**6]),
-            pick([0, 5 * SECOND_US, 30 * SECOND_US, HOUR_US]), principal, pick([1, 1, 2]), pick(["", "pool"]),
-            *self.names(SCOPES, 2),
-        ]  # fmt: skip
-        charges = self.random.randint(1, 2)
-        args += [charges, *(word for _ in range(charges) for word in self.charge())]
-        count = pick([1, 1, 2, 3, 5])
-        args += [
-            count,
-            *(word for _ in range(count) for word in (*self.candidate(args), self.random.randint(1, charges))),
-        ]
-        yield Call("reserve", args, str(args[5]))
+        shared, charges = self.names(SCOPES, 2), [self.charge() for _ in range(self.random.randint(1, 2))]
+        wish = Wish(
+            rid=self.new_rid() if new else self.rid(), version=pick([0] * 9 + [self.version, 10**6]),
+            lease_us=pick([0, 5 * SECOND_US, 30 * SECOND_US, HOUR_US]), principal=pick(["", "", "p1", "p2", "p3"]),
+            weight=pick([1, 1, 2]), pool=pick(["", "pool"]), shared=shared, charges=tuple(charges),
+            offers=tuple(self.offer(shared, len(charges)) for _ in range(pick([1, 1, 2, 3, 5]))),
+        )  # fmt: skip
+        yield wish.reserve()
 
-    def candidate(self, args: list[Argument]) -> list[Argument]:
-        shared = args[7 : 7 + int(str(args[6]))]
+    def offer(self, shared: tuple[str, ...], charges: int) -> Offer:
         lanes = self.random.sample(LANES, self.random.choice([1, 1, 2, 3]))
         scopes = [name for name in SCOPES if name not in shared and self.random.random() < 0.1]
         if self.random.random() < 0.01:
             scopes = ["nobody"]
-        return [len(lanes), *lanes, len(scopes), *scopes]
+        return Offer(tuple(lanes), tuple(scopes), self.random.randint(1, charges))
 
-    def charge(self) -> list[Argument]:
+    def charge(self) -> tuple[int, ...]:
         pick = self.random.choice
         tokens_in, tokens_out = pick([0, 1, 5, 20, 90]), pick([0, 5, 30])
-        return [tokens_in, tokens_out, tokens_in + tokens_out, pick([-1, 0, 10, 50]), pick([-1, 0, 20, 60, 60, 500])]
+        return tokens_in, tokens_out, tokens_in + tokens_out, pick([-1, 0, 10, 50]), pick([-1, 0, 20, 60, 60, 500])
 
     def _settle(self) -> Iterator[Event]:
         args: list[Argument] = []
@@ -203,15 +252,9 @@ class History:
     def settlement(self) -> list[Argument]:
         pick = self.random.choice
         cost, outcome = pick([-1, 0, 10, 45, 80]), pick([0, 1, 1, 2])
-        return [
-            self.rid(),
-            pick([0, 3, 20]),
-            pick([0, 4, 30, 60]),
-            cost,
-            outcome,
-            pick([0, 1, 3]),
-            pick([0, 900, 10**6]),
-        ]
+        return used_words(
+            self.rid(), pick([0, 3, 20]), pick([0, 4, 30, 60]), cost, outcome, pick([0, 1, 3]), pick([0, 900, 10**6])
+        )
 
     def _release(self) -> Iterator[Event]:
         yield Call("release", [self.rid(), self.random.randint(0, 1), self.random.choice([0, 0, 1, 2]), 1000])
@@ -222,9 +265,10 @@ class History:
     def _reassert(self) -> Iterator[Event]:
         shared = self.names(SCOPES, 2)
         rid = self.new_rid() if self.random.random() < 0.5 else self.rid()
-        head: list[Argument] = [rid, 0, 0, "", 1, "", *shared]
-        again = Call("reassert", [rid, 10 * SECOND_US, 0, *shared, *self.charge(), *self.candidate(head), 1])
-        yield from [again] * self.random.choice([1, 1, 2])
+        again = Wish(
+            rid=rid, lease_us=10 * SECOND_US, shared=shared, charges=(self.charge(),), offers=(self.offer(shared, 1),)
+        )
+        yield from [again.reassert()] * self.random.choice([1, 1, 2])
 
     def _renew(self) -> Iterator[Event]:
         rids = [self.rid() for _ in range(self.random.randint(1, 4))]
@@ -238,7 +282,7 @@ class History:
 
     def _record(self) -> Iterator[Event]:
         pick = self.random.choice
-        args: list[Argument] = [pick(LANES), pick([0] * 8 + [SECOND_US, 10 * SECOND_US])]
+        args: list[Argument] = ["l:" + pick(LANES), pick([0] * 8 + [SECOND_US, 10 * SECOND_US])]
         for name in self.random.sample(["rpm", "tpm", "otpm", "itpm", "concurrency"], self.random.randint(0, 2)):
             args += self.observation(name)
         yield Call("record", args)
@@ -263,7 +307,7 @@ class History:
 
     def _snapshot(self) -> Iterator[Event]:
         since = self.random.choice([0, 0, self.made, 10**6])
-        yield Call("snapshot", [since, len(LANES), *LANES, len(SCOPES), *SCOPES])
+        yield Call("snapshot", [since, *FIELDS])
 
     def _audit(self) -> Iterator[Event]:
         yield Call(
@@ -343,20 +387,19 @@ class History:
 
     def new_rid(self) -> bytes:
         self.made += 1
-        rid = b"%d\x00\n\xff" % self.made
+        rid = b"r:%d\x00\n\xff" % self.made
         self.rids.append(rid)
         return rid
 
     def rid(self) -> bytes:
         """One of those made lately, seldom one that nobody made."""
         if not self.rids or self.random.random() < 0.02:
-            return b"nobody's %d" % self.random.randint(0, 5)
+            return b"r:nobody's %d" % self.random.randint(0, 5)
         recent = self.random.random() < 0.9
         return self.random.choice(self.rids[-25:] if recent else self.rids[-400:])
 
-    def names(self, among: tuple[str, ...], most: int) -> list[Argument]:
-        chosen = self.random.sample(among, self.random.randint(0, most))
-        return [len(chosen), *chosen]
+    def names(self, among: tuple[str, ...], most: int) -> tuple[str, ...]:
+        return tuple(self.random.sample(among, self.random.randint(0, most)))
 
 
 _WEIGHTS = {
@@ -365,26 +408,40 @@ _WEIGHTS = {
     "replace": 4, "wrong": 3, "wind": 200, "leap": 12, "forget_scripts": 1, "forget": 1, "foreign": 1,
 }  # fmt: skip
 
+_WRONG = b"r:wrong"
+_TIGHT = Offer(("key/1",))
+"""A lane that is often full, so that others are read."""
 WRONG_CALLS = (
     Call("open", [-1]), Call("open", ["x"]), Call("configure", ["put", 0, "l:x", 2, 5]),
     Call("configure", ["put", 0, "l:x", 0]), Call("configure", ["put", "-", "l:x", 1, 5]),
-    Call("configure", ["stage", 1, "l:x", 1, 2**53]), Call("reserve", [b"wrong", 0, 1, "", 0, "", 0, 0, 1]),
-    Call("reserve", [b"wrong", 0, 1, "", 1, "", 0, 1, 1, 1, 1, 1, 1, 0]),
-    Call("reserve", [b"wrong", 0, 1, "", 1, "", 0, 1, 1, 1, 1, 1, 1, 65]),
-    Call("reserve", [b"wrong", 0, 1, "", 1, "", 9, *"abcdefghi", 1, 1, 1, 1, 1, 1, 1, 1, "free", 0, 1]),
-    Call("reserve", [b"wrong", 0, 1, "", 1, "", 0, 1, 1, 1, 1, 1, 1, 1, 5, *"abcde", 0, 1]),
-    Call("reserve", [b"wrong", 0, 1, "", 1, "", 0, 1, 1, 1, 1, 1, 1, 1, 1, "free", 5, *"abcde", 1]),
-    Call("reserve", [b"wrong", 0, 1, "", 1, "", 0, 1, 1, 1, 1, -2, 1, 1, 1, "free", 0, 1]),
-    Call("reserve", [b"wrong", 0, -1, "", 1, "", 0, 1, 1, 1, 1, 1, 1, 1, 1, "free", 0, 1]),
-    Call("settle", [b"wrong", 1, 1, -2, 0, 0, 0]), Call("settle", [b"wrong", 1, 1, 1, 0, 0]), Call("settle", []),
-    Call("settle", [b"wrong", 2**53, 1, 1, 0, 0, 0]), Call("release", [b"wrong", 0, -1, 0]),
-    Call("release", [b"wrong", 0, 0, 1.5]),  # type: ignore[list-item]
-    Call("reassert", [b"wrong", 1, 0, 0, 1, 1, 1, 1, "x", 1, "free", 0, 1]), Call("renew", [1]),
-    Call("renew", [-1, b"wrong"]), Call("renew", [1, *(b"%d" % n for n in range(129))]), Call("acknowledge", []),
-    Call("acknowledge", [b"%d" % n for n in range(129)]), Call("record", ["free", -1]),
-    Call("record", ["free", 0, 1, 1, 1]), Call("record", ["free", 0, *([1] * 9 * 9)]), Call("snapshot", [-1, 0, 0]),
-    Call("snapshot", [0, 2, "free", 0]), Call("snapshot", [0, 0, 5]), Call("audit", [1, 0, 257]),
-    Call("audit", [1, -1, 5]),
+    Call("configure", ["stage", 1, "l:x", 1, 2**53]), Call("reserve", [_WRONG]), Call("reserve", [_WRONG, "", ""]),
+    Call("reserve", [_WRONG, "", doubles(0, 1, 1, 1, 0, 0), "l:free"]), Call("reserve", [_WRONG, "", b"123456789"]),
+    Call("reserve", [_WRONG, "", doubles(0, 1, 1, 2, 0, 0, 1, 1, 1, 1, 1), "l:free"]),
+    Wish(weight=0).reserve(), Wish(lease_us=-1).reserve(), Wish(lease_us=1.5).reserve(),
+    Wish(lease_us=float("nan")).reserve(), Wish(lease_us=float("inf")).reserve(), Wish(weight=2**53).reserve(),
+    Wish(shared=tuple("abcdefghi")).reserve(), Wish(offers=(Offer(tuple("abcdefg")),)).reserve(),
+    Wish(offers=(Offer(own=tuple("abcde")),)).reserve(), Wish(offers=(Offer(()),)).reserve(),
+    Wish(charges=((1, 1, 1, -2, 1),)).reserve(), Wish(charges=((1, -1, 1, 1, 1),)).reserve(),
+    Wish(charges=((1, 1, 0.5, 1, 1),)).reserve(), Wish(charges=()).reserve(),
+    *(
+        Wish(offers=(_TIGHT, wrong)).reserve()
+        for wrong in (
+            Offer(tuple("abcdefg")), Offer(own=tuple("abcde")), Offer(()), Offer(charge=0), Offer(charge=2),
+            Offer(charge=-1), Offer(charge=2**60),
+        )
+    ),
+    Wish(offers=(_TIGHT,) * 65).reserve(), Call("reserve", [*Wish(offers=(_TIGHT,)).reserve().args, "no text"]),
+    Call("reserve", [*Wish(offers=(_TIGHT,)).reserve().args, "1\nl:free\n\n1"]),
+    Call("settle", used_words(_WRONG, 1, 1, -2, 0, 0, 0)), Call("settle", used_words(_WRONG, 1, 1, 1, 0, 0)),
+    Call("settle", []), Call("settle", [_WRONG]), Call("settle", used_words(_WRONG, 1, 1, 1, 0, 0, 0, 0)),
+    Call("settle", used_words(_WRONG, 2**53, 1, 1, 0, 0, 0)), Call("settle", used_words(_WRONG, 1, 1, 1, 0, -1, 0)),
+    Call("settle", used_words(_WRONG, 1, 1, 1, 0, 0, 0) * 33),
+    Call("release", [_WRONG, 0, -1, 0]), Call("release", [_WRONG, 0, 0, 1.5]),  # type: ignore[list-item]
+    Wish(charges=((1, 1, 1, 1, 0.5),)).reassert(), Wish().reassert(-1), Call("reassert", [_WRONG]), Call("renew", [1]),
+    Call("renew", [-1, _WRONG]), Call("renew", [1, *(b"r:%d" % n for n in range(129))]), Call("acknowledge", []),
+    Call("acknowledge", [b"r:%d" % n for n in range(129)]), Call("record", ["l:free", -1]),
+    Call("record", ["l:free", 0, 1, 1, 1]), Call("record", ["l:free", 0, *([1] * 9 * 9)]), Call("snapshot", [-1]),
+    Call("snapshot", [0, *("l:free",) * 257]), Call("audit", [1, 0, 257]), Call("audit", [1, -1, 5]),
 )  # fmt: skip
 """Calls that the typed ledger would not make."""
 

@@ -6,6 +6,7 @@ rolled. `Oracle.run` takes what an engine takes, and the time; it answers what t
 carries a packed record, the answer has the record as the ledger would read it.
 """
 
+import struct
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -37,7 +38,7 @@ MINUTE_US = 60_000_000
 DAY_US = 86_400_000_000
 FAIR_IDLE_US, FAIR_LEAD, FAIR_LEAVERS_MAX = 10_000_000, 125_000, 8
 LIMITS_MAX = 8
-SWEPT_LEASES_MAX = 8
+SWEPT_LEASES_MAX, RESERVE_SWEEPS_MAX = 8, 4
 NO_PERIOD = -1
 CHARGE_RULE, REFUND_RULE, HOLD_RULE = 1, 2, 3
 DENY_UNPRICED, FLAT_UNPRICED, METER_UNPRICED = 1, 2, 3
@@ -330,7 +331,7 @@ class Oracle:
         halvings = min(60, max(0, now - lane.decayed_at) // MINUTE_US)
         in_flight = self.in_flight(name)
         return LaneState(
-            id=name.decode(), seq=lane.seq, in_flight=in_flight, blocked_until_us=lane.blocked_until,
+            id=_id(name), seq=lane.seq, in_flight=in_flight, blocked_until_us=lane.blocked_until,
             breaker="closed" if not lane.open else "open" if now < lane.open_until else "half_open",
             breaker_until_us=lane.open_until, successes=lane.successes_lately >> halvings,
             failures=lane.failures_lately >> halvings, latency_us=lane.latency, requests_total=lane.ended,
@@ -343,7 +344,7 @@ class Oracle:
         scope = self.scopes[name]
         book = scope.now_book
         return ScopeState(
-            id=name.decode(), seq=scope.seq, limit=scope.limit, hard=scope.hard, settled=book.settled,
+            id=_id(name), seq=scope.seq, limit=scope.limit, hard=scope.hard, settled=book.settled,
             held=self.held(name, book.start), suspense=self.in_suspense(name, book.start), unpriced=book.unpriced,
             unpriced_requests=book.unpriced_requests, late=scope.late, starts_at_us=book.start, resets_at_us=scope.end,
         )  # fmt: skip
@@ -353,10 +354,10 @@ class Oracle:
         found = self.reservations[rid]
         return ReservationRecord(
             rid=rid, state=found.state, created_us=found.created, deadline_us=found.deadline, index=found.index,
-            lanes=tuple(place.lane.decode() for place in found.places),
-            scopes=tuple((h.scope.decode(), h.amount, h.start, h.waits_until, h.charged) for h in found.holds),
+            lanes=tuple(_id(place.lane) for place in found.places),
+            scopes=tuple((_id(h.scope), h.amount, h.start, h.waits_until, h.charged) for h in found.holds),
             charges=tuple(
-                (place.lane.decode(), LIMIT_NAMES[charge.rule.name - 1], charge.amount)
+                (_id(place.lane), LIMIT_NAMES[charge.rule.name - 1], charge.amount)
                 for place in found.places for charge in place.charges
             ),
         )  # fmt: skip
@@ -466,7 +467,7 @@ class Turn:
         """Take the active configuration over: counters whose clockwork is the same go on, others start with what was
         used. What was learned and is not configured stays."""
         lane.version = self.oracle.version
-        numbers = self.oracle.config.get(b"l:" + name)
+        numbers = self.oracle.config.get(name)
         if numbers is None:
             return
         lane.fair, lane.breaker = bool(numbers[0]), (numbers[1], numbers[2], numbers[3], numbers[4])
@@ -555,7 +556,7 @@ class Turn:
         return self.read_scopes[name]
 
     def scope_configured(self, name: bytes, scope: Scope | None) -> Scope | None:
-        numbers = self.oracle.config.get(b"s:" + name)
+        numbers = self.oracle.config.get(name)
         if numbers is None or (scope is not None and scope.version == self.oracle.version):
             return scope
         limit, hard, unpriced, flat, calendar, suspense, after = numbers
@@ -731,9 +732,9 @@ class Turn:
         self.leases[rid] = self.now + lease
         return any(place.probe for place in places)
 
-    def expire_due(self) -> int:
-        """End at most eight leases: concurrency comes back, counts stay, a probe failed, money waits in suspense."""
-        due = _due(self.oracle.leases, self.now, SWEPT_LEASES_MAX)
+    def expire_due(self, most: int) -> int:
+        """End some leases: concurrency comes back, counts stay, a probe failed, money waits in suspense."""
+        due = _due(self.oracle.leases, self.now, most)
         for rid in due:
             found = self.oracle.reservations[rid]
             self.load(found)
@@ -980,14 +981,10 @@ def _configure(turn: Turn, words: list[bytes]) -> Answer:
 
 
 def _reserve(turn: Turn, words: list[bytes]) -> Answer:
-    rid, wanted, lease, principal, weight = words[0], _amount(words[1]), _amount(words[2]), words[3], _amount(words[4])
-    shared, at = _names(words, 6, 8)
-    charges_at, charges = at + 1, _amount_at(words, at)
-    at = charges_at + 5 * charges
-    count = _amount_at(words, at)
-    if weight < 1 or not 1 <= count <= 64 or charges > 64:
+    rid, principal, asked = words[0], words[1], _request(words)
+    wanted, lease, weight = asked.numbers
+    if weight < 1:
         raise BadArgumentError
-    at += 1
     turn.begin()
     known = turn.reservation(rid)
     if known is not None:
@@ -997,17 +994,13 @@ def _reserve(turn: Turn, words: list[bytes]) -> Answer:
         return [*turn.stamp(Code.REPLAYED), known.index, known.deadline, int(probe), 0, 0]
     if wanted and wanted != turn.oracle.version:
         return turn.stamp(Code.STALE_CONFIG)
-    swept = turn.expire_due()
+    swept = turn.expire_due(RESERVE_SWEEPS_MAX)
     losses: list[Refusal] = []
-    offers: list[Offer] = []
-    for number in range(count):
-        if number < 2:
-            for _ in range(1 if number == 0 else count - 1):
-                offer, at = _offer(words, at, shared, charges_at)
-                offers.append(offer)
-            unknown = _load_offers(turn, offers)
-            if unknown:
-                return [*turn.stamp(Code.UNKNOWN_SCOPE), AnyOf(frozenset(unknown))]
+    offers, number = [asked.first], 0
+    while number < len(offers):
+        unknown = _load_offers(turn, offers)
+        if unknown:
+            return [*turn.stamp(Code.UNKNOWN_SCOPE), AnyOf(frozenset(unknown))]
         against, charge = turn.against(offers[number]), 0
         if against is None and principal:
             scarce, counts, charge = turn.fair_charge(offers[number], weight)
@@ -1019,6 +1012,8 @@ def _reserve(turn: Turn, words: list[bytes]) -> Answer:
         if against is None:
             return _admit(turn, rid, offers[number], number, lease, principal, charge, losses)
         losses.append(against)
+        offers += asked.others() if number == 0 else []
+        number += 1
     if turn.missing:
         raise CalendarMissingError(turn.missing)
     if swept:
@@ -1053,9 +1048,9 @@ def _told(losses: list[Refusal]) -> Answer:
 
 
 def _settle(turn: Turn, words: list[bytes]) -> Answer:
-    if not words or len(words) % 7 or len(words) > 7 * 32:
+    if not words or len(words) > 2 * 32:
         raise BadArgumentError
-    rows = [(words[at], _used_numbers(words[at + 1 : at + 7])) for at in range(0, len(words), 7)]
+    rows = [(words[at], _used_numbers(words[at + 1])) for at in range(0, len(words), 2)]
     turn.begin()
     results: Answer = []
     unmatched: dict[bytes, tuple[int, ...]] = {}
@@ -1133,9 +1128,8 @@ def _end(turn: Turn, rid: bytes, state: State, *, sent: bool, failed: int, laten
 
 
 def _reassert(turn: Turn, words: list[bytes]) -> Answer:
-    rid, lease, index = words[0], _amount(words[1]), _amount(words[2])
-    shared, at = _names(words, 3, 8)
-    offer, _ = _offer(words, at + 5, shared, at, bad_before_the_cell=True)
+    rid, asked = words[0], _request(words)
+    (_, lease, index), offer = asked.numbers, asked.first
     turn.begin()
     known = turn.reservation(rid)
     if known is not None:
@@ -1185,7 +1179,7 @@ def _acknowledge(turn: Turn, words: list[bytes]) -> Answer:
 def _sweep(turn: Turn, words: list[bytes]) -> Answer:
     del words
     turn.begin()
-    expired = turn.expire_due()
+    expired = turn.expire_due(SWEPT_LEASES_MAX)
     resolved = 0 if expired else turn.resolve_suspense()
     if turn.missing:
         raise CalendarMissingError(turn.missing)
@@ -1239,7 +1233,7 @@ def _observe(turn: Turn, name: bytes, lane: Lane, numbers: list[int]) -> None:
 
 
 def _ruling(turn: Turn, name: bytes, counter: Counter | None, said: Rule) -> Rule:
-    numbers = turn.oracle.config.get(b"l:" + name, ())
+    numbers = turn.oracle.config.get(name, ())
     configured = next((rule for rule in _rules(numbers) if rule.name == said.name), None)
     said = replace(said, refund=counter.rule.refund if counter else True)
     if configured is None or said.capacity < configured.capacity:
@@ -1273,23 +1267,16 @@ def _suspect(turn: Turn, words: list[bytes]) -> Answer:
 
 
 def _snapshot(turn: Turn, words: list[bytes]) -> Answer:
-    if len(words) > 259:
+    if len(words) > 257:
         raise BadArgumentError
     since, cell = _amount(words[0]), turn.oracle
     turn.begin()
-    try:
-        lanes, at = _names(words, 1, 256)
-        scopes, _ = _names(words, at, 256)
-    except BadArgumentError:
-        raise BadArgumentError(cell_was_read=True) from None
-    lane_rows = [(n, name) for n, name in enumerate(lanes) if name in cell.lanes and cell.lanes[name].seq > since]
-    scope_rows = [(n, name) for n, name in enumerate(scopes) if name in cell.scopes and cell.scopes[name].seq > since]
-    answer = [*turn.stamp(Code.OK), len(lane_rows)]
-    for number, name in lane_rows:
-        answer += [number, cell.lane_state(name, turn.now)]
-    answer.append(len(scope_rows))
-    for number, name in scope_rows:
-        answer += [number, cell.scope_state(name)]
+    answer = turn.stamp(Code.OK)
+    for number, name in enumerate(words[1:]):
+        if name in cell.lanes and cell.lanes[name].seq > since:
+            answer += [number, cell.lane_state(name, turn.now)]
+        elif name in cell.scopes and cell.scopes[name].seq > since:
+            answer += [number, cell.scope_state(name)]
     return answer
 
 
@@ -1324,33 +1311,89 @@ def _cost(word: bytes) -> int:
     return UNKNOWN if word == b"-1" else _amount(word)
 
 
-def _used_numbers(words: list[bytes]) -> tuple[int, int, int, int, int, int]:
-    tokens_in, tokens_out, cost, outcome, failed, latency = words
-    amounts = _amount(tokens_in), _amount(tokens_out), _cost(cost)
-    return (*amounts, _amount(outcome), _amount(failed), _amount(latency))
+def _id(field: bytes) -> str:
+    """The id of a lane or scope; its field says before it which of both it is."""
+    return field.decode()[2:]
 
 
-def _names(words: list[bytes], at: int, most: int) -> tuple[tuple[bytes, ...], int]:
-    count = _amount_at(words, at)
-    if count > most or at + count >= len(words):
+def _integers(word: bytes) -> tuple[int, ...]:
+    """Packed integers; -1 says that something is not known."""
+    if len(word) % 8:
         raise BadArgumentError
-    return tuple(words[at + 1 : at + 1 + count]), at + 1 + count
+    numbers = struct.unpack(f"<{len(word) // 8}d", word)
+    if not all(-1 <= number <= AMOUNT_MAX and number == int(number) for number in numbers):
+        raise BadArgumentError
+    return tuple(map(int, numbers))
+
+
+def _known(numbers: Sequence[int]) -> Sequence[int]:
+    if min(numbers, default=0) < 0:
+        raise BadArgumentError
+    return numbers
+
+
+def _used_numbers(word: bytes) -> tuple[int, ...]:
+    numbers = _integers(word)
+    if len(numbers) != 6:
+        raise BadArgumentError
+    _known(numbers[:2] + numbers[3:])
+    return numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request: its configuration version, lease and weight, its first offer, and what it says of others."""
+
+    numbers: tuple[int, int, int]
+    charges: tuple[int, ...]
+    shared: tuple[bytes, ...]
+    first: Offer
+    rest: bytes
+
+    def others(self) -> list[Offer]:
+        """All offers but the first."""
+        try:
+            offers, lines = [], self.rest.split(b"\n")
+            if lines.pop() != b"":
+                raise BadArgumentError
+            while lines:
+                end = lines.index(b"")
+                number, *names = lines[:end]
+                del lines[: end + 1]
+                lanes = tuple(name for name in names if name.startswith(b"l"))
+                own = tuple(name for name in names if not name.startswith(b"l"))
+                offers.append(_offer(self.charges, _amount(number), lanes, self.shared, own))
+            if len(offers) > 63:
+                raise BadArgumentError
+        except (BadArgumentError, ValueError):
+            raise BadArgumentError(cell_was_read=True) from None
+        return offers
+
+
+def _request(words: list[bytes]) -> Asked:
+    numbers = _integers(words[2])
+    if len(numbers) < 11:
+        raise BadArgumentError
+    version, lease, weight, *counts = _known(numbers[:6])
+    lane_count, shared_count, _ = counts
+    fields = tuple(words[3 : 3 + sum(counts)])
+    if len(fields) < sum(counts) or shared_count > 8:
+        raise BadArgumentError
+    lanes, shared = fields[:lane_count], fields[lane_count : lane_count + shared_count]
+    own = fields[lane_count + shared_count :]
+    first = _offer(numbers[6:], 1, lanes, shared, own)
+    rest = words[3 + sum(counts)] if len(words) > 3 + sum(counts) else b""
+    return Asked((version, lease, weight), numbers[6:], shared, first, rest)
 
 
 def _offer(
-    words: list[bytes], at: int, shared: tuple[bytes, ...], charges_at: int, *, bad_before_the_cell: bool = False
-) -> tuple[Offer, int]:
-    try:
-        lanes, at = _names(words, at, 6)
-        own, at = _names(words, at, 4)
-        number = _amount_at(words, at)
-        charge = words[charges_at + 5 * (number - 1) :][:5]
-        if number < 1 or len(charge) < 5:
-            raise BadArgumentError
-        amounts = (*map(_amount, charge[:3]), *map(_cost, charge[3:]))
-        return Offer(lanes, (*shared, *own), *amounts), at + 1
-    except BadArgumentError:
-        raise BadArgumentError(cell_was_read=not bad_before_the_cell) from None
+    charges: tuple[int, ...], number: int, lanes: tuple[bytes, ...], shared: tuple[bytes, ...], own: tuple[bytes, ...]
+) -> Offer:
+    charge = charges[5 * (number - 1) :][:5] if number else ()
+    if not 1 <= len(lanes) <= 6 or len(own) > 4 or len(charge) < 5:
+        raise BadArgumentError
+    _known(charge[:3])
+    return Offer(lanes, (*shared, *own), *charge)
 
 
 def _config_entries(words: list[bytes]) -> list[tuple[bytes, tuple[int, ...]]]:

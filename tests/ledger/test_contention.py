@@ -10,10 +10,10 @@ from apikeyrouter.domain.models.accounting import LaneConfig, Period, Reason, Re
 from apikeyrouter.infrastructure.ledger.calendars import boundaries, calendar_number
 from apikeyrouter.infrastructure.ledger.codes import Code
 from apikeyrouter.infrastructure.ledger.encoding import lane_entry, scope_entry
-from apikeyrouter.infrastructure.ledger.engine import Argument, Reply
+from apikeyrouter.infrastructure.ledger.engine import Reply
 from tests.ledger.cells import VirtualRedis, local_engine, require_same
 from tests.ledger.crew import Crew, Job
-from tests.ledger.histories import Call
+from tests.ledger.histories import Call, Offer, Wish
 from tests.ledger.oracle import Oracle
 from tests.ledger.support import (
     CELL,
@@ -118,8 +118,10 @@ def jobs(server: Server, scarce: Scarce, members: int) -> list[Job]:
 
 
 def reserve(rid: bytes, scarce: Scarce) -> Call:
-    shared: list[Argument] = [len(scarce.scopes), *scarce.scopes]
-    return Call("reserve", [rid, 0, 30 * SECOND, "", 1, "", *shared, 1, 1, 1, 2, COST, COST, 1, 1, "lane", 0, 1])
+    charge = (1, 1, 2, COST, COST)
+    return Wish(
+        rid=rid, lease_us=30 * SECOND, shared=tuple(scarce.scopes), charges=(charge,), offers=(Offer(("lane",)),)
+    ).reserve()
 
 
 def image_after(calls: Sequence[Call]) -> Image:

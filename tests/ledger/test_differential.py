@@ -18,7 +18,7 @@ from apikeyrouter.infrastructure.ledger.engine import Reply
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from apikeyrouter.infrastructure.ledger.scripts import SCRIPT_NAMES
 from tests.ledger.cells import VirtualRedis, local_engine, require_same
-from tests.ledger.histories import Call, Event, Flush, History, Schema, Wind
+from tests.ledger.histories import Call, Event, Flush, History, Offer, Schema, Wind, Wish, used_words
 from tests.ledger.oracle import Oracle
 from tests.ledger.support import HOUR, SECOND, Clock, cell_key, window
 from tests.servers import Server
@@ -116,7 +116,7 @@ class Pair:
         self.oracle.schema_is_ours = ours
         key = cell_key("L")
         peek = self.local._lua.globals()[b"peek"]
-        marked = struct.pack("<d", 2 if ours else 3) + bytes(peek(key.encode())[b""])[8:]
+        marked = struct.pack("<d", 3 if ours else 2) + bytes(peek(key.encode())[b""])[8:]
         for engine in (self.local, self.plain):
             engine._lua.globals()[b"poke"](key.encode(), b"", marked)
         self.server.client.hset(key, "", marked)
@@ -144,7 +144,7 @@ def what_chance_may_miss(history: History) -> Iterator[Event]:
     yield put(LaneConfig(id="frail", breaker=Breaker(failures=1, open_us=SECOND)))
     first, probe = history.new_rid(), history.new_rid()
     yield ask("frail", first)
-    yield Call("settle", [first, 1, 1, 1, int(Outcome.FAILURE), 1, 0])
+    yield Call("settle", used_words(first, 1, 1, 1, int(Outcome.FAILURE), 1, 0))
     yield ask("frail", history.new_rid())
     yield history.wind(history.now_us + SECOND)
     yield ask("frail", probe)
@@ -153,7 +153,7 @@ def what_chance_may_miss(history: History) -> Iterator[Event]:
     again = history.new_rid()
     for call in (
         Call("release", [probe, 1, 0, 0]),
-        Call("reassert", [again, HOUR, 0, 0, *CHARGE, 1, "frail", 0, 1]),
+        Wish(rid=again, lease_us=HOUR, charges=(CHARGE,), offers=(Offer(("frail",)),)).reassert(),
         Call("cancel", [again]),
     ):
         yield call
@@ -166,8 +166,8 @@ def put(lane: LaneConfig) -> Call:
 
 
 def ask(lane: str, rid: bytes, principal: str = "") -> Call:
-    words = (rid, 0, HOUR, principal, 1, "crowd", 0, 1, *CHARGE, 1, 1, lane, 0, 1)
-    return Call("reserve", list(words), "crowd")
+    offers = (Offer((lane,)),)
+    return Wish(rid=rid, lease_us=HOUR, principal=principal, pool="crowd", charges=(CHARGE,), offers=offers).reserve()
 
 
 async def run_history(server: Server, seed: int, events: int, seen: Seen) -> None:

@@ -25,10 +25,10 @@ from apikeyrouter.domain.models.accounting import (
 from apikeyrouter.domain.models.system_error import LedgerConfigError
 from apikeyrouter.infrastructure.ledger.codes import Code
 from apikeyrouter.infrastructure.ledger.encoding import lane_entry, observation_numbers
-from apikeyrouter.infrastructure.ledger.engine import Argument
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from tests.ledger import support
+from tests.ledger.histories import Offer, Wish
 from tests.ledger.support import DAY, HOUR, MINUTE, SECOND, Clock, bucket, in_flight, lane, window
 
 
@@ -209,15 +209,16 @@ async def test_a_request_without_a_price_is_counted_in_the_period_that_it_was_ch
 
 def test_a_script_refuses_more_work_than_its_header_allows(engine: LocalEngine) -> None:
     engine.run_now("open", [1])
-    charge: list[Argument] = [1, 1, 1, 1, 1, 1]
-    many: list[Argument] = [1, "free", 0, 1]
-    calls: list[list[Argument]] = [
-        [b"r", 0, 1, "", 1, "", 0, *charge, 65, *(many * 65)],
-        [b"r", 0, 1, "", 1, "", 9, *"abcdefghi", *charge, 1, *many],
-        [b"r", 0, 1, "", 1, "", 0, *charge, 1, 7, *"abcdefg", 0, 1],
-        [b"r", 0, 1, "", 1, "", 0, *charge, 1, 1, "free", 5, *"abcde", 1],
-    ]
-    assert [engine.run_now("reserve", call)[0] for call in calls] == [Code.BAD_ARGUMENT] * 4
+    engine.run_now("record", ["l:cools", MINUTE])
+    cools = Offer(("cools",))
+    too_many = [
+        Wish(offers=(cools,) * 65), Wish(shared=tuple("abcdefghi")), Wish(offers=(Offer(tuple("abcdefg")),)),
+        Wish(offers=(Offer(own=tuple("abcde")),)), Wish(offers=(cools, Offer(tuple("abcdefg")))),
+        Wish(offers=(cools, Offer(own=tuple("abcde")))),
+    ]  # fmt: skip
+    assert [engine.run_now("reserve", wish.reserve().args)[0] for wish in too_many] == [Code.BAD_ARGUMENT] * 6
+    as_many = Wish(offers=(cools,) * 63 + (Offer(tuple("abcdef")),)).reserve()
+    assert engine.run_now("reserve", as_many.args)[0] == Code.ADMITTED
 
 
 async def test_staging_nothing_is_refused_and_is_no_failure(engine: LocalEngine) -> None:

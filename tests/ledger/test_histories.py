@@ -14,7 +14,7 @@ import pytest
 from apikeyrouter.infrastructure.ledger.codes import Code
 from tests.ledger.cells import require_same
 from tests.ledger.crew import Crew, Job, Told
-from tests.ledger.histories import LANES, SCOPES, Call, History
+from tests.ledger.histories import FIELDS, Call, History
 from tests.ledger.oracle import Oracle
 from tests.ledger.support import CELL, NAMESPACE
 from tests.servers import Server
@@ -25,7 +25,7 @@ WIDTH = 6
 FIRST_SEED = 70
 EPOCH = 77
 LOOKS = (
-    Call("snapshot", [0, len(LANES), *LANES, len(SCOPES), *SCOPES]),
+    Call("snapshot", [0, *FIELDS]),
     Call("audit", [1, 0, 256]),
     Call("audit", [2, 0, 256]),
 )

@@ -161,7 +161,7 @@ async def test_a_settlement_whose_reservation_nobody_knows_is_listed_and_not_add
     answers = [await cell.settle(used(rid, cost=123)) for _ in range(2)]
     assert [answer.result for answer in answers] == [Result.UNMATCHED] * 2
     assert await cell.scopes(["budget"]) == before
-    assert list(cell.image()["U"]) == [rid]
+    assert list(cell.image()["U"]) == [b"r:" + rid]
 
 
 async def test_a_period_that_ends_loses_no_concurrent_spend() -> None:
@@ -189,7 +189,7 @@ async def test_a_settlement_older_than_the_previous_period_is_shown_as_late() ->
 
 
 def previous_settled(cell: LocalCell) -> int:
-    return unpack_numbers(cell.image()["B"][b"day"])[17]
+    return unpack_numbers(cell.image()["L"][b"s:day"])[17]
 
 
 async def test_a_call_that_is_cancelled_leaves_no_key_that_never_goes() -> None:
@@ -202,7 +202,8 @@ async def test_a_call_that_is_cancelled_leaves_no_key_that_never_goes() -> None:
     cell.time.advance(DAY + HOUR)
     await cell.sweep()
     image = cell.image()
-    assert [image[name] for name in ("R", "D", "S", "G", "U")] == [{}, {}, {}, {}, {}]
+    assert [image[name] for name in ("D", "S", "G", "U")] == [{}, {}, {}, {}]
+    assert image["L"].keys() == {b"", b"l:lane", b"s:budget"}
 
 
 async def test_a_reserve_that_arrives_after_its_cancel_holds_nothing() -> None:

@@ -29,6 +29,7 @@ from apikeyrouter.domain.models.system_error import (
     LedgerProtocolError,
     LedgerUnavailableError,
 )
+from apikeyrouter.infrastructure.ledger.arguments import rid_field
 from apikeyrouter.infrastructure.ledger.codes import Code
 from apikeyrouter.infrastructure.ledger.encoding import check_amount
 from apikeyrouter.infrastructure.ledger.engine import Argument, Reply
@@ -208,7 +209,7 @@ async def test_a_settlement_of_an_unknown_reservation_is_listed_and_not_added() 
     cell = await local_cell(lane(), budget())
     answer = await cell.settle(used(b"stranger", cost=4))
     assert (answer.result, answer.state) == (Result.UNMATCHED, None)
-    assert list(cell.image()["U"]) == [b"stranger"]
+    assert list(cell.image()["U"]) == [b"r:stranger"]
     assert await cell.scopes(["budget"]) == []
 
 
@@ -375,13 +376,13 @@ async def test_what_has_no_price_is_denied_flat_or_metered_as_the_budget_says() 
 # --- 8: bounded work -------------------------------------------------------------------------------------------------
 
 
-async def test_a_reserve_ends_at_most_eight_leases() -> None:
+async def test_a_reserve_ends_at_most_four_leases() -> None:
     cell = await local_cell(lane())
     for _ in range(20):
         await cell.admit(wish(lease_us=SECOND))
     cell.time.advance(SECOND)
     await cell.admit(wish())
-    assert await in_flight_of(cell) == 20 + 1 - 8
+    assert await in_flight_of(cell) == 20 + 1 - 4
 
 
 @pytest.mark.parametrize(
@@ -472,7 +473,7 @@ async def test_when_the_store_is_unreachable_nothing_is_admitted_and_the_doubt_i
         await ledger.reserve(request)
     await ledger.close()
     assert engine.asked.count("cancel") == 1
-    assert (await engine.inner.run("cancel", [request.rid]))[0] == Code.REPLAYED
+    assert (await engine.inner.run("cancel", [rid_field(request.rid)]))[0] == Code.REPLAYED
 
 
 async def test_a_caller_that_leaves_while_reserving_leaves_nothing_held() -> None:

@@ -1,6 +1,7 @@
 """The ledger where it refuses, waits, forgets and changes: arguments, foreign bytes, flushes, configuration, rules."""
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import msgspec
 import pytest
 import pytest_asyncio
-import redis
 
 from apikeyrouter.domain.models.accounting import (
     Admission,
@@ -26,7 +26,7 @@ from apikeyrouter.domain.models.system_error import (
     LedgerUnavailableError,
     StaleConfigError,
 )
-from apikeyrouter.infrastructure.ledger.arguments import reserve_args
+from apikeyrouter.infrastructure.ledger.arguments import reserve_args, rid_field
 from apikeyrouter.infrastructure.ledger.calendars import calendar_number
 from apikeyrouter.infrastructure.ledger.codes import Code
 from apikeyrouter.infrastructure.ledger.engine import Argument
@@ -49,6 +49,7 @@ from tests.ledger.support import (
     local_cell,
     new_rid,
     used,
+    whole_image,
     window,
     wish,
 )
@@ -105,18 +106,23 @@ async def test_a_reserve_that_cannot_be_counted_is_refused_and_writes_nothing(
     assert cell.image() == before
 
 
-@pytest.mark.parametrize("amount", ["1.5", "-2", "nan", "inf", "1e300", "9007199254740992", "", "ten", "0x"])
+@pytest.mark.parametrize("amount", [1.5, -2.0, float("nan"), float("inf"), 1e300, 2.0**53])
 @pytest.mark.parametrize("engine", ["local", "server"])
 async def test_a_script_refuses_itself_what_no_counter_holds_exactly(
-    amount: str, engine: str, real: ScriptLedger
+    amount: float, engine: str, real: ScriptLedger
 ) -> None:
     ledger = await local_cell() if engine == "local" else real
     await configure(ledger, lane("lane", bucket(10, name="tpm")), budget())
-    for position in range(9, 14):
-        args = list(reserve_args(wish(scopes=("budget",))))
-        args[position] = amount
+    args = reserve_args(wish(scopes=("budget",)))
+    numbers = args[2]
+    assert isinstance(numbers, bytes)
+    for position in range(0, len(numbers), 8):
+        args[2] = numbers[:position] + struct.pack("<d", amount) + numbers[position + 8 :]
         reply = await ledger.engine.run("reserve", args)
         assert reply[0] == Code.BAD_ARGUMENT
+    for wrong in (b"", numbers[:-1], numbers[:-8], numbers + b"\0"):
+        args[2] = wrong
+        assert (await ledger.engine.run("reserve", args))[0] == Code.BAD_ARGUMENT
     assert await ledger.reservations() == []
 
 
@@ -142,7 +148,7 @@ async def test_pages_of_every_size_arrive_whole() -> None:
 # --- foreign bytes, undeclared keys -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("structure", ["C0", "L", "B", "R", "D", "G"])
+@pytest.mark.parametrize("structure", ["C0", "L", "D", "G"])
 async def test_a_key_of_another_type_is_an_error_and_nothing_is_written(
     structure: str, real: ScriptLedger, valkey_server: Server
 ) -> None:
@@ -152,43 +158,38 @@ async def test_a_key_of_another_type_is_an_error_and_nothing_is_written(
     with valkey_server.client() as client:
         client.delete(cell_key(structure))
         client.set(cell_key(structure), "a string")
-        before = whole(client)
+        before = whole_image(client)
         with pytest.raises((LedgerProtocolError, LedgerConfigError)):
             if structure == "G":
                 await real.settle(used(admission.rid))
             else:
                 await real.reserve(wish("fresh", scopes=("budget",), charge=cost(1)))
-        assert whole(client) == before
+        assert whole_image(client) == before
 
 
-@pytest.mark.parametrize(("structure", "field"), [("L", ""), ("L", "lane"), ("B", "budget"), ("R", None)])
+@pytest.mark.parametrize("field", ["", "l:lane", "s:budget", None])
 async def test_garbage_in_a_record_is_an_error_and_nothing_is_written(
-    structure: str, field: str | None, real: ScriptLedger, valkey_server: Server
+    field: str | None, real: ScriptLedger, valkey_server: Server
 ) -> None:
     await configure(real, lane("lane", bucket(10)), budget())
     admission = await real.reserve(wish(scopes=("budget",), charge=cost(1)))
     assert isinstance(admission, Admission)
     with valkey_server.client() as client:
-        client.hset(cell_key(structure), admission.rid if field is None else field, b"garbage")
-        before = whole(client)
+        client.hset(cell_key("L"), b"r:" + admission.rid if field is None else field, b"garbage")
+        before = whole_image(client)
         with pytest.raises(LedgerProtocolError):
-            if structure == "R":
+            if field is None:
                 await real.settle(used(admission.rid))
             else:
                 await real.reserve(wish(scopes=("budget",), charge=cost(1)))
-        assert whole(client) == before
-
-
-def whole(client: "redis.Redis") -> dict[bytes, Any]:
-    """Everything on the server, as it would be dumped."""
-    return {key: client.dump(key) for key in client.scan_iter()}
+        assert whole_image(client) == before
 
 
 async def test_a_cell_of_another_schema_is_refused(real: ScriptLedger, valkey_server: Server) -> None:
     with valkey_server.client() as client:
         packed = client.hget(cell_key("L"), "")
         assert isinstance(packed, bytes)
-        client.hset(cell_key("L"), "", b"\0" * 6 + b"\x08@" + packed[8:])
+        client.hset(cell_key("L"), "", struct.pack("<d", 2) + packed[8:])
     with pytest.raises(LedgerProtocolError, match="another version"):
         await real.reserve(wish())
 
@@ -333,16 +334,16 @@ async def test_a_calendar_of_any_number_is_found_again_by_its_cell(zone: str) ->
     assert max(calendar_number(Period.DAILY, name) for name in ("UTC", zone)) < 2**48
 
 
-async def test_a_reserve_ends_at_most_eight_leases_and_the_next_one_the_rest() -> None:
+async def test_a_reserve_ends_at_most_four_leases_and_the_next_one_the_rest() -> None:
     cell = await local_cell(lane("lane", in_flight(100)))
-    for _ in range(20):
+    for _ in range(10):
         await cell.admit(wish(lease_us=SECOND))
     cell.time.advance(2 * SECOND)
     left = []
     for _ in range(3):
         await cell.admit(wish(lease_us=HOUR))
         left.append(len([record for record in await cell.reservations() if record.deadline_us <= cell.time.now_us]))
-    assert left == [12, 4, 0]
+    assert left == [6, 2, 0]
 
 
 async def test_the_tombstone_of_a_settlement_answers_for_a_day_unless_it_was_acknowledged() -> None:
@@ -396,7 +397,7 @@ async def capacities(run: Any) -> set[int]:
         rids = [new_rid() for _ in range(3)]
         replies = [await run("reserve", reserve_args(wish(f"lane {number}", rid=rid))) for rid in rids]
         for rid in rids:
-            await run("cancel", [rid])
+            await run("cancel", [rid_field(rid)])
         found.add(sum(reply[0] == Code.ADMITTED for reply in replies))
     return found
 
@@ -448,12 +449,12 @@ async def test_a_budget_that_is_lowered_below_what_is_spent_admits_nothing_and_f
 async def test_lanes_without_a_cell_are_an_older_versions_and_are_left_alone(valkey_server: Server) -> None:
     valkey_server.flush()
     with valkey_server.client() as client:
-        client.hset(cell_key("L"), "lane", b"\0" * 448)
-        before = whole(client)
+        client.hset(cell_key("L"), "l:lane", b"\0" * 448)
+        before = whole_image(client)
         ledger = ledger_over(valkey_server)
         with pytest.raises(LedgerProtocolError, match="another version"):
             await ledger.open()
-        assert whole(client) == before
+        assert whole_image(client) == before
         await ledger.close()
 
 

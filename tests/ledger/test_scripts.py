@@ -18,7 +18,7 @@ from apikeyrouter.domain.models.accounting import (
 )
 from apikeyrouter.domain.models.system_error import LedgerProtocolError
 from apikeyrouter.infrastructure.ledger import records
-from apikeyrouter.infrastructure.ledger.arguments import reserve_args, settle_args
+from apikeyrouter.infrastructure.ledger.arguments import request_args, reserve_args, rid_field, settle_args
 from apikeyrouter.infrastructure.ledger.engine import Argument
 from apikeyrouter.infrastructure.ledger.scripts import SCRIPT_NAMES, load_library, lua_root
 from tests.ledger.support import (
@@ -149,20 +149,19 @@ async def busy_cell() -> tuple[LocalCell, dict[str, bytes]]:
 def arguments(name: str, rids: dict[str, bytes]) -> Sequence[Argument]:
     """A call of the script that writes all it can."""
     fresh = wish("lane", "other", scopes=("budget",), charge=cost(10, tokens=10), principal="tenant", pool=POOL)
-    place: list[Argument] = [1, "budget", 10, 0, 10, 10, 10, 2, "lane", "other", 0, 1]
     calls: dict[str, Sequence[Argument]] = {
-        "acknowledge": [rids["settled"]],
+        "acknowledge": [rid_field(rids["settled"])],
         "audit": [1, 0, 10],
-        "cancel": [rids["open"]],
+        "cancel": [rid_field(rids["open"])],
         "configure": ["put", 0, "l:new", 5, 0, 0, 0, 0, 0],
         "open": [1],
-        "reassert": [new_rid(), SECOND, 0, *place],
-        "record": ["lane", SECOND],
-        "release": [rids["open"], 0, 0, 0],
-        "renew": [SECOND, rids["open"]],
+        "reassert": request_args(fresh, fresh.candidates, 0, ""),
+        "record": ["l:lane", SECOND],
+        "release": [rid_field(rids["open"]), 0, 0, 0],
+        "renew": [SECOND, rid_field(rids["open"])],
         "reserve": reserve_args(fresh),
         "settle": [*settle_args(used(rids["suspended"], tokens=1, cost=1)), *settle_args(used(new_rid()))],
-        "snapshot": [0, 1, "lane", 1, "budget"],
+        "snapshot": [0, "l:lane", "s:budget"],
         "suspect": [1],
         "sweep": [],
     }

@@ -151,11 +151,13 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     bound_nanousd: int = 0
 
 
-class Words(tuple[str | int, ...]):
-    """Words that a script is given again and again. Who sends them may keep them here as they are sent."""
+class Words(msgspec.Struct, frozen=True):
+    """Where a candidate is counted, as the scripts read it (`place_words`): the fields of lanes and scopes."""
 
-    packed: bytes | None = None
-    encoded: tuple[bytes, ...] | None = None
+    lanes: tuple[bytes, ...]
+    scopes: tuple[bytes, ...]
+    text: bytes
+    """All of them, each with an end of line, as they stand when the candidate is not the first."""
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -168,9 +170,12 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     charge: Charge = msgspec.field(default_factory=Charge)
 
 
-def place_words(lanes: tuple[str, ...], scopes: tuple[str, ...], charge: int = 1) -> Words:
-    """A candidate as the scripts read it: count of lanes, lanes, count of scopes, scopes, number of its charge."""
-    return Words((len(lanes), *lanes, len(scopes), *scopes, charge))
+def place_words(lanes: tuple[str, ...], scopes: tuple[str, ...]) -> Words:
+    """A candidate's lanes and scopes as the scripts read them."""
+    words = Words(
+        lanes=tuple(f"l:{id}".encode() for id in lanes), scopes=tuple(f"s:{id}".encode() for id in scopes), text=b""
+    )
+    return msgspec.structs.replace(words, text=b"".join(b"%b\n" % field for field in (*words.lanes, *words.scopes)))
 
 
 class ReserveRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -1,7 +1,8 @@
 """What the scripts of one request are called with: checked here, in the order that their headers tell."""
 
+import struct
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from apikeyrouter.domain.models.accounting import (
     CANDIDATES_MAX,
@@ -16,11 +17,23 @@ from apikeyrouter.domain.models.accounting import (
     place_words,
 )
 from apikeyrouter.domain.models.system_error import LedgerConfigError
-from apikeyrouter.infrastructure.ledger.encoding import check_id
+from apikeyrouter.infrastructure.ledger.encoding import check_id, scope_field
 from apikeyrouter.infrastructure.ledger.engine import Argument
 
 SETTLED_TOKENS_MAX = 2**31
+_RID = b"r:"
 _SHARED_KEPT = 1024
+_SETTLEMENT = struct.Struct("<6d")
+
+
+def rid_field(rid: bytes) -> bytes:
+    """The field that keeps a reservation."""
+    return _RID + rid
+
+
+def rid_of(field: bytes) -> bytes:
+    """The id of the reservation that is kept in this field."""
+    return field[len(_RID) :]
 
 
 def reserve_args(request: ReserveRequest) -> list[Argument]:
@@ -28,29 +41,48 @@ def reserve_args(request: ReserveRequest) -> list[Argument]:
     candidates = request.candidates
     if not 1 <= len(candidates) <= CANDIDATES_MAX:
         raise LedgerConfigError(f"a reserve takes 1 to {CANDIDATES_MAX} candidates, got {len(candidates)}")
-    if len(request.scopes) > SHARED_SCOPES_MAX:
-        raise LedgerConfigError(f"at most {SHARED_SCOPES_MAX} shared scopes, got {len(request.scopes)}")
-    charges: dict[int, int] = {}
-    words: list[Argument] = []
-    offers: list[Argument] = [len(candidates)]
-    for candidate in candidates:
-        number = charges.get(id(candidate.charge))
-        if number is None:
-            number = charges[id(candidate.charge)] = len(charges) + 1
-            words.extend(charge_words(candidate.charge))
-        placed = candidate.words or candidate_words(candidate)
-        offers.append(placed if number == 1 else Words((*placed[:-1], number)))
-    scopes = request.scopes
+    return request_args(request, candidates, request.weight, request.principal)
+
+
+def request_args(
+    request: ReserveRequest, candidates: Sequence[Candidate], weight: int, principal: str
+) -> list[Argument]:
+    """What `reserve` and `reassert` are called with. Errors: LedgerConfigError."""
+    scopes, first = request.scopes, candidates[0]
     if scopes:
-        _check_shared(scopes, candidates)
-    return [
-        request.rid, request.config_version, request.lease_us, request.principal, request.weight, request.pool,
-        len(scopes), *scopes, len(charges), *words, *offers,
-    ]  # fmt: skip
+        shared_names, shared = _shared_scopes(scopes)
+        for candidate in candidates:
+            if candidate.scopes and not shared_names.isdisjoint(candidate.scopes):
+                raise LedgerConfigError(f"a scope is named twice: {', '.join((*scopes, *candidate.scopes))}")
+    else:
+        shared = ()
+    words = first.words or candidate_words(first)
+    numbers = [request.config_version, request.lease_us, weight, len(words.lanes), len(shared), len(words.scopes)]
+    numbers += charge_numbers(first.charge)
+    args: list[Argument] = [rid_field(request.rid), principal, b"", *words.lanes, *shared, *words.scopes]
+    if len(candidates) > 1:
+        args.append(_others(candidates, numbers))
+    args[2] = _packed(numbers)
+    return args
+
+
+def _others(candidates: Sequence[Candidate], numbers: list[int]) -> bytes:
+    """All but the first, as a text; charges that the first does not have are put behind `numbers`."""
+    charges = {id(candidates[0].charge): b"1\n"}
+    parts: list[bytes] = []
+    for candidate in candidates[1:]:
+        charge = candidate.charge
+        number = charges.get(id(charge))
+        if number is None:
+            numbers += charge_numbers(charge)
+            number = charges[id(charge)] = b"%d\n" % (len(charges) + 1)
+        words = candidate.words or candidate_words(candidate)
+        parts += (number, words.text, b"\n")
+    return b"".join(parts)
 
 
 def candidate_words(candidate: Candidate) -> Words:
-    """Where a candidate is counted, under the first charge. Errors: LedgerConfigError."""
+    """Where a candidate is counted. Errors: LedgerConfigError."""
     if candidate.words is not None:
         return candidate.words
     lanes, scopes = candidate.lanes, candidate.scopes
@@ -63,18 +95,13 @@ def candidate_words(candidate: Candidate) -> Words:
     return place_words(lanes, scopes)
 
 
-def _check_shared(scopes: Sequence[str], candidates: Sequence[Candidate]) -> None:
-    shared = _shared_scopes(scopes)
-    for candidate in candidates:
-        if candidate.scopes and not shared.isdisjoint(candidate.scopes):
-            raise LedgerConfigError(f"a scope is named twice: {', '.join((*scopes, *candidate.scopes))}")
-
-
 @lru_cache(_SHARED_KEPT)
-def _shared_scopes(scopes: tuple[str, ...]) -> frozenset[str]:
-    """The scopes that all candidates share, checked once for as long as requests come in with the same."""
+def _shared_scopes(scopes: tuple[str, ...]) -> tuple[frozenset[str], tuple[bytes, ...]]:
+    """The scopes that all candidates share, and their fields: made once for as long as requests come with the same."""
+    if len(scopes) > SHARED_SCOPES_MAX:
+        raise LedgerConfigError(f"at most {SHARED_SCOPES_MAX} shared scopes, got {len(scopes)}")
     _check_names(scopes, what="scope")
-    return frozenset(scopes)
+    return frozenset(scopes), tuple(scope_field(scope).encode() for scope in scopes)
 
 
 def _check_names(names: Sequence[str], *, what: str) -> None:
@@ -85,7 +112,7 @@ def _check_names(names: Sequence[str], *, what: str) -> None:
         raise LedgerConfigError(f"a {what} is named twice: {', '.join(names)}")
 
 
-def charge_words(charge: Charge) -> tuple[Argument, ...]:
+def charge_numbers(charge: Charge) -> tuple[int, int, int, int, int]:
     """What a request takes, as the scripts read it."""
     metered = charge.metered_tokens
     if metered is None:
@@ -93,12 +120,28 @@ def charge_words(charge: Charge) -> tuple[Argument, ...]:
     return charge.input_tokens, charge.output_tokens, metered, charge.expected_nanousd, charge.bound_nanousd
 
 
-def settle_args(settlement: Settlement) -> list[Argument]:
+def settle_args(settlement: Settlement) -> tuple[bytes, bytes]:
     """One settlement of a page. Errors: LedgerConfigError: a count of tokens that no provider tells."""
     tokens = (settlement.input_tokens, settlement.output_tokens)
     if min(tokens) < 0 or max(tokens) > SETTLED_TOKENS_MAX:
         raise LedgerConfigError(f"settlement of {settlement.rid.hex()}: token counts must be between 0 and 2^31")
-    return [
-        settlement.rid, settlement.input_tokens, settlement.output_tokens, settlement.cost_nanousd,
-        int(settlement.outcome), settlement.failed_lanes, max(0, settlement.latency_us),
-    ]  # fmt: skip
+    try:
+        numbers = _SETTLEMENT.pack(
+            *tokens, settlement.cost_nanousd, settlement.outcome, settlement.failed_lanes, max(0, settlement.latency_us)
+        )
+    except (OverflowError, struct.error) as exc:
+        raise LedgerConfigError(f"settlement of {settlement.rid.hex()}: {exc}") from None
+    return rid_field(settlement.rid), numbers
+
+
+@cache
+def _doubles(count: int) -> struct.Struct:
+    return struct.Struct(f"<{count}d")
+
+
+def _packed(numbers: Sequence[int]) -> bytes:
+    """Integers as the scripts read them; those that a double does not hold exactly are refused there."""
+    try:
+        return _doubles(len(numbers)).pack(*numbers)
+    except (OverflowError, struct.error) as exc:
+        raise LedgerConfigError(f"a request of {numbers}: {exc}") from None

@@ -38,6 +38,21 @@ def check_amount(value: int, *, what: str) -> int:
     return value
 
 
+def lane_field(id: str) -> str:
+    """The field that keeps a lane, and its configuration."""
+    return f"l:{id}"
+
+
+def scope_field(id: str) -> str:
+    """The field that keeps a scope, and its configuration."""
+    return f"s:{id}"
+
+
+def id_of(field: str) -> str:
+    """The id of the lane or scope that is kept in this field; an empty one has none."""
+    return field[2:]
+
+
 def check_id(value: str, *, what: str) -> str:
     """`value` if it can name a lane or a scope."""
     if not value or "\n" in value or len(value.encode()) > ID_BYTES_MAX:
@@ -118,14 +133,14 @@ def lane_entry(lane: LaneConfig) -> tuple[str, list[int]]:
             numbers.extend(limit_numbers(limit))
     except LedgerConfigError as exc:
         raise LedgerConfigError(f"lane {lane.id}: {exc}") from None
-    return f"l:{lane.id}", numbers
+    return lane_field(lane.id), numbers
 
 
 def scope_entry(scope: ScopeConfig) -> tuple[str, list[int]]:
     """The configuration field of a scope and its numbers."""
     check_id(scope.id, what="scope")
     what = f"scope {scope.id}"
-    return f"s:{scope.id}", [
+    return scope_field(scope.id), [
         check_amount(scope.limit_nanousd, what=f"{what}: limit"),
         int(scope.hard),
         UNPRICED_CODES[scope.unpriced],

@@ -3,26 +3,13 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from apikeyrouter.domain.models.accounting import Words
-
-Argument = str | bytes | int | Words
-"""One word, or several that were put together in advance."""
+Argument = str | bytes | int
 Reply = list[object]
 
 
 def encoded(args: Sequence[Argument]) -> list[bytes]:
     """Every word of a call, as the scripts see it."""
-    words: list[bytes] = []
-    for arg in args:
-        if isinstance(arg, bytes):
-            words.append(arg)
-        elif isinstance(arg, Words):
-            if arg.encoded is None:
-                arg.encoded = tuple(str(word).encode() for word in arg)
-            words += arg.encoded
-        else:
-            words.append(str(arg).encode())
-    return words
+    return [arg if isinstance(arg, bytes) else str(arg).encode() for arg in args]
 
 
 class Engine(Protocol):

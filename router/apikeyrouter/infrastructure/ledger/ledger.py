@@ -33,15 +33,18 @@ from apikeyrouter.domain.models.system_error import (
     LedgerUnavailableError,
     StaleConfigError,
 )
-from apikeyrouter.infrastructure.ledger.arguments import candidate_words, charge_words, reserve_args, settle_args
+from apikeyrouter.infrastructure.ledger.arguments import request_args, reserve_args, rid_field, rid_of, settle_args
 from apikeyrouter.infrastructure.ledger.calendars import boundaries
 from apikeyrouter.infrastructure.ledger.codes import Code
 from apikeyrouter.infrastructure.ledger.encoding import (
     check_amount,
     check_id,
+    id_of,
     lane_entry,
+    lane_field,
     observation_numbers,
     scope_entry,
+    scope_field,
 )
 from apikeyrouter.infrastructure.ledger.engine import Argument, Engine, Reply
 from apikeyrouter.infrastructure.ledger.records import ReservationRecord, read_lane, read_reservation, read_scope
@@ -132,35 +135,32 @@ class ScriptLedger:
 
     async def release(self, rid: bytes, *, sent: bool, failed_lanes: int = 0, latency_us: int = 0) -> Transition:
         """Give back what was certainly not billed."""
-        reply = await self._run("release", [rid, int(sent), failed_lanes, max(0, latency_us)])
+        reply = await self._run("release", [rid_field(rid), int(sent), failed_lanes, max(0, latency_us)])
         return self._transition(reply)
 
     async def cancel(self, rid: bytes) -> Transition:
         """End an ambiguous reserve."""
-        return self._transition(await self._run("cancel", [rid]))
+        return self._transition(await self._run("cancel", [rid_field(rid)]))
 
     async def reassert(self, request: ReserveRequest, *, index: int) -> Transition:
         """Book an open reservation again after the store forgot it."""
         candidate = request.candidates[index]
-        args = [
-            request.rid, request.lease_us, index, *_names(request.scopes), *charge_words(candidate.charge),
-            candidate_words(candidate),
-        ]  # fmt: skip
+        args = request_args(request, (candidate,), index, "")
         return self._transition(await self._run("reassert", args))
 
     async def renew(self, rids: Sequence[bytes], *, lease_us: int) -> list[bytes]:
         """Extend leases, a page at a time; returns what is no longer open."""
         lost: list[bytes] = []
         for page in _pages(rids, PAGE_RIDS):
-            reply = await self._run("renew", [lease_us, *page])
+            reply = await self._run("renew", [lease_us, *map(rid_field, page)])
             self._stamp(reply)
-            lost.extend(_bytes(rid) for rid in reply[6:])
+            lost.extend(rid_of(_bytes(field)) for field in reply[6:])
         return lost
 
     async def acknowledge(self, rids: Sequence[bytes]) -> None:
         """Let tombstones of settlements that were seen go soon."""
         for page in _pages(rids, PAGE_RIDS):
-            await self._run("acknowledge", page)
+            await self._run("acknowledge", list(map(rid_field, page)))
 
     # --- time and providers --------------------------------------------------------------------------------------
 
@@ -172,7 +172,10 @@ class ScriptLedger:
 
     async def record(self, lane: str, *, observations: Sequence[Observation] = (), blocked_for_us: int = 0) -> Stamp:
         """Re-sync a lane with what its provider said; what makes no sense is left out."""
-        args: list[Argument] = [check_id(lane, what="lane"), check_amount(blocked_for_us, what="cooling time")]
+        args: list[Argument] = [
+            lane_field(check_id(lane, what="lane")),
+            check_amount(blocked_for_us, what="cooling time"),
+        ]
         for seen in observations:
             args.extend(observation_numbers(seen) or ())
         return self._stamp(await self._run("record", args))
@@ -217,9 +220,9 @@ class ScriptLedger:
         """State of those lanes that changed after `since_seq`."""
         found: list[LaneState] = []
         for page in _pages(ids, PAGE_SNAPSHOT):
-            reply = await self._run("snapshot", [since_seq, *_names(page), 0])
+            reply = await self._run("snapshot", [since_seq, *map(lane_field, page)])
             now = _int(reply[3])
-            for at in range(6, 6 + 2 * _int(reply[5]), 2):
+            for at in range(5, len(reply), 2):
                 found.append(read_lane(page[_int(reply[at])], _bytes(reply[at + 1]), now_us=now))
         return found
 
@@ -227,8 +230,8 @@ class ScriptLedger:
         """State of those scopes that changed after `since_seq`."""
         found: list[ScopeState] = []
         for page in _pages(ids, PAGE_SNAPSHOT):
-            reply = await self._run("snapshot", [since_seq, 0, *_names(page)])
-            for at in range(7, 7 + 2 * _int(reply[6]), 2):
+            reply = await self._run("snapshot", [since_seq, *map(scope_field, page)])
+            for at in range(5, len(reply), 2):
                 found.append(read_scope(page[_int(reply[at])], _bytes(reply[at + 1])))
         return found
 
@@ -245,7 +248,7 @@ class ScriptLedger:
             seqs.add(_int(reply[2]))
             rows = reply[6:]
             pairs = zip(rows[::2], rows[1::2], strict=True)
-            found.extend(read_reservation(_bytes(rid), _bytes(raw)) for rid, raw in pairs if raw)
+            found.extend(read_reservation(rid_of(_bytes(field)), _bytes(raw)) for field, raw in pairs if raw)
             start += PAGE_AUDIT
             if start >= _int(reply[5]):
                 return seqs, found
@@ -260,7 +263,7 @@ class ScriptLedger:
             seqs, open_ones = await self._reservations(suspended=False)
             more, suspended = await self._reservations(suspended=True)
             lane_states, scope_states = await self.lanes(lanes), await self.scopes(scopes)
-            end = await self._run("snapshot", [0, 0, 0])
+            end = await self._run("snapshot", [0])
             if seqs | more == {_int(end[2])}:
                 return _drifts(open_ones, suspended, lane_states, scope_states)
         raise LedgerUnavailableError("audit: the cell changed during every try; audit when traffic is low")
@@ -303,7 +306,7 @@ class ScriptLedger:
 
     def _transition(self, reply: Reply) -> Transition:
         if reply[0] == Code.UNKNOWN_SCOPE:
-            raise LedgerConfigError(f"scope {_text(reply[5])} is not configured")
+            raise LedgerConfigError(f"scope {id_of(_text(reply[5]))} is not configured")
         return _transition(self._stamp(reply), reply[0], reply[5])
 
     def _reserve_reply(self, request: ReserveRequest, reply: Reply) -> Admission | Denial:
@@ -316,14 +319,14 @@ class ScriptLedger:
             soft_count = _int(reply[8])
             return Admission(
                 stamp=stamp, rid=request.rid, index=_int(reply[5]), deadline_us=_int(reply[6]), probe=reply[7] == 1,
-                soft_exceeded=tuple(_text(scope) for scope in reply[9 : 9 + soft_count]) if soft_count else (),
+                soft_exceeded=tuple(id_of(_text(scope)) for scope in reply[9 : 9 + soft_count]) if soft_count else (),
                 losses=_losses(reply, 9 + soft_count) if reply[9 + soft_count] else (),
                 replayed=code == Code.REPLAYED,
             )  # fmt: skip
         if code == Code.STALE_CONFIG:
             raise StaleConfigError(stamp.config_version)
         if code == Code.UNKNOWN_SCOPE:
-            raise LedgerConfigError(f"scope {_text(reply[5])} is not configured")
+            raise LedgerConfigError(f"scope {id_of(_text(reply[5]))} is not configured")
         raise LedgerProtocolError(f"reservation {request.rid.hex()} has ended: {State(_int(reply[5])).name.lower()}")
 
     def _chore(self, work: Coroutine[object, object, Transition]) -> None:
@@ -338,10 +341,6 @@ class ScriptLedger:
 
 def _transition(stamp: Stamp, code: object, state: object) -> Transition:
     return Transition(stamp=stamp, result=_RESULTS[Code(_int(code))], state=State(_int(state)) if state else None)
-
-
-def _names(names: Sequence[str]) -> list[Argument]:
-    return [len(names), *names]
 
 
 def _entries(lanes: Sequence[LaneConfig], scopes: Sequence[ScopeConfig]) -> list[tuple[str, list[int]]]:
@@ -363,7 +362,7 @@ def _losses(reply: Reply, at: int) -> tuple[Loss, ...]:
     rows = range(at + 1, at + 1 + 5 * _int(reply[at]), 5)
     return tuple(
         Loss(
-            index=number, reason=Reason(_int(reply[row])), where=_text(reply[row + 1]),
+            index=number, reason=Reason(_int(reply[row])), where=id_of(_text(reply[row + 1])),
             limit=_LIMIT_NAMES[_int(reply[row + 2])], retry_at_us=_int(reply[row + 3]),
             retry_kind=RetryKind(_int(reply[row + 4])),
         )

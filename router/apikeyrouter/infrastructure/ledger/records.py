@@ -15,6 +15,7 @@ from apikeyrouter.domain.models.accounting import (
     ScopeState,
     State,
 )
+from apikeyrouter.infrastructure.ledger.encoding import id_of
 
 LANE_SIZE, HEALTH_SIZE = 8, 14
 LIMIT_SIZE = 13
@@ -114,7 +115,8 @@ def read_reservation(rid: bytes, packed: bytes) -> ReservationRecord:
     """One reservation with the lanes and scopes it holds."""
     count = int(struct.unpack_from("<d", packed)[0])
     n = unpack_numbers(packed[: count * 8])
-    ids = packed[count * 8 :].decode().split("\n") if len(packed) > count * 8 else []
+    fields = packed[count * 8 :].decode().split("\n") if len(packed) > count * 8 else []
+    ids = list(map(id_of, fields))
     lane_count, scope_count = n[6], n[7]
     charges: list[tuple[str, str, int]] = []
     at = RESERVATION_HEAD

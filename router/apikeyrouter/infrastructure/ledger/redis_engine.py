@@ -15,7 +15,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
 
-from apikeyrouter.domain.models.accounting import Words
 from apikeyrouter.domain.models.system_error import LedgerConfigError, LedgerProtocolError, LedgerUnavailableError
 from apikeyrouter.infrastructure.ledger.engine import Argument, Reply, cell_keys
 from apikeyrouter.infrastructure.ledger.scripts import load_library
@@ -208,16 +207,8 @@ class RedisEngine:
         if connection is None or connection.closed:
             connection = await self._connected()
         head, count = self._heads.get((name, pool)) or self._head(name, pool)
-        end = len(args)
-        parts = []
-        while end and isinstance(several := args[end - 1], Words):
-            end -= 1
-            count += len(several)
-            parts.append(several.packed or _pack_words(several))
-        parts.reverse()
-        if end:
-            parts.insert(0, _words_of(tuple(args[:end])))  # type: ignore[arg-type]
-        return await connection.send(b"*%d\r\n%b%b" % (count + end, head, b"".join(parts)))
+        words = _words_of(tuple(args)) if args else b""
+        return await connection.send(b"*%d\r\n%b%b" % (count + len(args), head, words))
 
     def _head(self, name: str, pool: str) -> tuple[bytes, int]:
         """What every call of a script begins with, packed once (FCALL, function, keys), and how many words that is."""
@@ -310,11 +301,6 @@ def _words_of(words: tuple[str | bytes | int, ...]) -> bytes:
     """Words as they stand in a command, without the count before them."""
     packed = _packed(words)
     return packed[packed.index(b"\n") + 1 :]
-
-
-def _pack_words(words: Words) -> bytes:
-    words.packed = _words_of(words)
-    return words.packed
 
 
 def _refusal(reply: hiredis.ReplyError, address: RedisAddress) -> LedgerUnavailableError | LedgerConfigError:

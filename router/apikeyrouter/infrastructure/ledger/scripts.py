@@ -20,7 +20,7 @@ SCRIPT_NAMES = (
     "acknowledge", "audit", "cancel", "configure", "open", "reassert", "record", "release", "renew", "reserve",
     "settle", "snapshot", "suspect", "sweep",
 )  # fmt: skip
-STRUCTURES = ("C0", "C1", "L", "B", "R", "D", "S", "G", "U", "F")
+STRUCTURES = ("C0", "C1", "L", "D", "S", "G", "U", "F")
 """The keys of a cell, by the names that the scripts give them."""
 _UNNAMED = "LIBRARY"
 """The library's name until its digest is known."""
