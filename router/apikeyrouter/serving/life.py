@@ -26,6 +26,7 @@ from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.routing_decision import RoutingDecision, RoutingObjective
+from apikeyrouter.domain.models.system_error import ConfigurationError
 from apikeyrouter.infrastructure.adapters.transport import Timeouts, Transport
 from apikeyrouter.infrastructure.config.settings import RouterSettings
 from apikeyrouter.infrastructure.ledger.engine import Engine
@@ -80,7 +81,7 @@ class RouterLife(RouterBelonging):
         super().__init__()
         self.settings = RouterSettings.read(config)
         self._settings_given = config
-        self.state_store = state_store or _default_store(self.settings)
+        self.state_store = _default_store(self.settings) if state_store is None else _checked_store(state_store)
         self.ledger = ScriptLedger(_engine_for(self.state_store))
         self.catalogue = Catalogue(PriceBook.load())
         self.estimator = TokenEstimator()
@@ -325,6 +326,13 @@ class RouterLife(RouterBelonging):
             private = isinstance(self.state_store, InMemoryStateStore)
             self._vault = KeyVault.open(self.settings.encryption_key, private_store=private)
         return self._vault
+
+
+def _checked_store(store: StateStore) -> StateStore:
+    if isinstance(store, type) or not callable(getattr(store, "save_key", None)):
+        told = store.__name__ if isinstance(store, type) else type(store).__name__
+        raise ConfigurationError(f"state_store must be an instance of a StateStore, not {told}")
+    return store
 
 
 def _default_store(settings: RouterSettings) -> StateStore:

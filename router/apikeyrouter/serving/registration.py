@@ -37,6 +37,8 @@ class RouterRegistration(RouterLife):
         id_ = getattr(provider_id, "id", provider_id)
         if not isinstance(id_, str) or not id_:
             raise ConfigurationError(f"provider_id must be a non-empty str, not {provider_id!r}")
+        if isinstance(adapter, type):
+            raise ConfigurationError(f"the adapter of provider {id_!r}: pass an instance of {adapter.__name__}")
         if not callable(getattr(adapter, "execute_request", None)):
             raise ConfigurationError(f"the adapter of provider {id_!r} has no execute_request")
         known = self.catalogue.providers.get(id_)

@@ -130,6 +130,8 @@ class FailureHandler:
     def should_retry(self, failure: FailureInterpretation, attempt: int) -> bool:
         """Whether another try is worth it after `attempt` of them: elsewhere it may go better, attempts are left, and
         the retry budget has room."""
+        if not isinstance(failure, FailureInterpretation):
+            raise InvalidRequestError("must be what interpret_failure gave", field="failure")
         if not failure.retry_elsewhere or attempt >= self.attempts_max:
             return False
         allowed = self.budget.allows(self._first_attempts(), time.perf_counter())

@@ -425,7 +425,7 @@ def _if_known(key_id: str, change: Callable[[APIKey], KeyChange | None]) -> KeyD
 
 
 def _state(told: KeyState | str) -> KeyState:
-    state = told if isinstance(told, KeyState) else KeyState.lookup(told)
+    state = told if isinstance(told, KeyState) else KeyState.lookup(told) if isinstance(told, str) else None
     if state is None:
         raise InvalidRequestError(f"must be one of {', '.join(KeyState)}", field="state")
     return state
@@ -435,7 +435,8 @@ def _check_metadata(metadata: dict[str, Any] | None) -> None:
     try:
         KeyRouting.parse(metadata or {})
     except InvalidRequestError as exc:
-        raise KeyRegistrationError(f"metadata.{exc.field}: {exc.reason}") from exc
+        where = f"metadata.{exc.field}" if exc.field else "metadata"
+        raise KeyRegistrationError(f"{where}: {exc.reason}") from exc
 
 
 def _edited(key: APIKey, news: dict[str, Any]) -> APIKey:

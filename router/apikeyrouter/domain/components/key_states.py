@@ -92,8 +92,8 @@ def _next(way: tuple[KeyState, ...], start: KeyState) -> list[KeyState]:
 def _until(to: KeyState, now: datetime, for_seconds: float | None) -> datetime | None:
     if for_seconds is None or to not in _RETURNS_TO:
         return None
-    if not 0 < for_seconds <= COOLDOWN_SECONDS_MAX:
-        raise InvalidRequestError(f"must be above 0 and at most {COOLDOWN_SECONDS_MAX}", field="for_seconds")
+    if not isinstance(for_seconds, int | float) or not 0 < for_seconds <= COOLDOWN_SECONDS_MAX:
+        raise InvalidRequestError(f"must be a number above 0 and at most {COOLDOWN_SECONDS_MAX}", field="for_seconds")
     return now + timedelta(seconds=for_seconds)
 
 

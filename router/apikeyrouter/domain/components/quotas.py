@@ -36,8 +36,8 @@ def quota_of(
     """
     if reset_at is None:
         return Quota(time_window=window, unit=unit, total_capacity=total_capacity)
-    if reset_at.tzinfo is None:
-        raise InvalidRequestError("must have a time zone", field="reset_at")
+    if not isinstance(reset_at, datetime) or reset_at.tzinfo is None:
+        raise InvalidRequestError("must be a datetime with a time zone", field="reset_at")
     if window is TimeWindow.Total:
         raise InvalidRequestError("a total never begins anew; leave reset_at out", field="reset_at")
     if not now < reset_at <= _later(now, window) + timedelta(days=1):

@@ -1,5 +1,6 @@
 """The base of the public models: pydantic, whose complaints leave as `InvalidRequestError` naming the field."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -36,10 +37,16 @@ _WORDS = {
 }
 
 
+_QUOTED = re.compile(r"'[^']*'")
+_KINDS = frozenset({"str", "int", "float", "bool", "Decimal"})
+
+
 def field_path(location: tuple[int | str, ...]) -> str:
     """`("messages", 0, "role")` as people write it: `messages[0].role`."""
     path = ""
     for part in location:
+        if isinstance(part, str) and (part in _KINDS or "[" in part):
+            continue  # pydantic's own name for one of the types that a field may have
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     return path
 
@@ -63,6 +70,8 @@ def _complaint(detail: dict[str, Any], prefix: str) -> tuple[str, str]:
     if isinstance(inner, InvalidRequestError):
         return _joined(path, inner.field), inner.reason
     words = _WORDS.get(detail["type"])
+    if "expected" in context:  # names that mean the same are told once
+        context["expected"] = ", ".join(dict.fromkeys(_QUOTED.findall(str(context["expected"])))) or context["expected"]
     return path, words.format(**context) if words else detail["msg"].removeprefix("Value error, ")
 
 
@@ -96,7 +105,6 @@ class EdgeModel(BaseModel):
         if isinstance(value, cls):
             return value
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-            raise InvalidRequestError(
-                f"must be a {cls.__name__} or a mapping with its fields, not {type(value).__name__}"
-            )
+            kind = "" if cls.__name__.startswith("_") else f"a {cls.__name__} or "
+            raise InvalidRequestError(f"must be {kind}a mapping with its fields, not {type(value).__name__}")
         return cls(**value)

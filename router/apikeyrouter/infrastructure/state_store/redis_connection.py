@@ -26,7 +26,7 @@ WAIT_FOR_CONNECTION_SECONDS_MAX = 5.0
 
 def check_redis_url(url: str) -> str:
     """The URL itself. Errors: ConfigurationError that says which schemes there are, never showing a password."""
-    scheme, separator, rest = url.partition("://")
+    scheme, separator, rest = url.partition("://") if isinstance(url, str) else ("", "", "")
     if not separator or scheme not in SCHEMES or not rest:
         raise ConfigurationError(f"a Redis URL starts with one of {', '.join(f'{s}://' for s in SCHEMES)}")
     if scheme == "redis+sentinel" and not urlsplit(url).path.strip("/"):
