@@ -10,7 +10,7 @@ from typing import Any
 
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.cost_controller import CostController
-from apikeyrouter.domain.components.failure_handler import FailureHandler
+from apikeyrouter.domain.components.failure_handler import TOLD_KINDS, FailureHandler
 from apikeyrouter.domain.components.key_manager import KeyManager
 from apikeyrouter.domain.components.policy_engine import PolicyEngine
 from apikeyrouter.domain.components.pool import Option, Pool, Snapshot
@@ -92,11 +92,16 @@ class RouterBackground:
                 async for change in self.state_store.watch():
                     if change.kind == "key":
                         await self.key_manager.refresh_key(change.id)
+                        await self.failure_handler.hear(change.kind, change.id)
+                    elif change.kind in TOLD_KINDS:
+                        await self.failure_handler.hear(change.kind, change.id)
                     elif change.kind in LEARNED_KINDS:
                         continue
                     elif change.version > seen or not change.kind:
                         seen = await self.state_store.version()
                         await self._refresh()
+                        if not change.kind:
+                            await self.failure_handler.avoidance.look()
                 return
             except Exception as exc:
                 _log.warning("watch.failed", error=str(exc))
@@ -182,6 +187,7 @@ class RouterBackground:
         """What was learned: take the others', leave ours."""
         self._learned_at = time.perf_counter() + LEARNED_EVERY_SECONDS
         await self._learned.share()
+        await self.failure_handler.avoidance.look()
 
     def _lane_ids(self) -> list[str]:
         version, known = self._lanes_known

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
+from apikeyrouter.domain.components.avoidance import AVOIDED, Avoidance
 from apikeyrouter.domain.components.catalogue import Catalogue, Key, key_lane, provider_lane
 from apikeyrouter.domain.components.circuits import circuit_of
 from apikeyrouter.domain.components.consequences import PUTS_OUT, Consequences, consequences, put_out, stated_seconds
 from apikeyrouter.domain.components.failure_taxonomy import MEANINGS, TOO_LARGE_HERE
+from apikeyrouter.domain.components.good_answers import ANSWERED
 from apikeyrouter.domain.components.pool import Option, Snapshot
 from apikeyrouter.domain.components.refusals import ACTOR, Refusals
 from apikeyrouter.domain.components.retry_budget import RetryBudget
@@ -21,7 +23,10 @@ from apikeyrouter.domain.models.call import AttemptFacts
 from apikeyrouter.domain.models.failure import CircuitState, Failure, FailureAction, FailureInterpretation, FailureScope
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError, InvalidRequestError
 
-__all__ = ["FailureHandler", "KeyStates"]
+__all__ = ["TOLD_KINDS", "FailureHandler", "KeyStates"]
+
+TOLD_KINDS = frozenset({AVOIDED, ANSWERED})
+"""Documents in which processes tell each other of failures."""
 
 ATTEMPTS_MAX = 3
 REDUCED_SECONDS = 5.0
@@ -64,8 +69,8 @@ class KeyStates(Protocol):
 class FailureHandler:
     """Acts on failures, at the scope each speaks for.
 
-    What concerns keys and lanes is the whole fleet's: key states through the store, cooled lanes and circuit breakers
-    through the ledger. The retry budget and what merely comes last are this process's own.
+    What concerns keys and lanes is the whole fleet's: key states, and what merely comes last, through the store, cooled
+    lanes and circuit breakers through the ledger. The retry budget is this process's own.
 
     Errors of methods that take a `key_id`: InvalidRequestError when there is no such key.
     """
@@ -90,6 +95,7 @@ class FailureHandler:
         self._first_attempts, self.cooldown_seconds = first_attempts, cooldown_seconds
         self.refusals = Refusals(catalogue, snapshot, store, move=self._move, cool=self._cool)
         self.judge = self.refusals.judge
+        self.avoidance = Avoidance(snapshot, store)
         self._reduced: dict[str, tuple[float, float]] = {}
         """Per provider: since when its load is reduced, and for how many seconds the last time."""
         self._monitored: dict[str, asyncio.Task[None]] = {}
@@ -201,8 +207,11 @@ class FailureHandler:
         )  # fmt: skip
         for lane in found.cool:
             self._chore(self._cool(lane, found.seconds, failure.message))
-        for place in (*found.cool, *found.avoid):
+        for place in found.cool:
             self._block(place, found.seconds)
+        for place in found.avoid:
+            if self.avoidance.avoid(place, found.seconds):
+                self._chore(self.avoidance.tell(place, found.seconds))
         for work in self._put_out(found, failure):
             self._chore(work)
 
@@ -230,6 +239,19 @@ class FailureHandler:
     def note_time(self) -> None:
         """To be called a few times a second."""
         self.budget.note(self._first_attempts(), time.perf_counter())
+        for provider_id in self.refusals.answers.due():
+            self._chore(self.refusals.answers.tell(provider_id))
+
+    async def hear(self, kind: str, changed_id: str) -> None:
+        """Take over what another process told of failures. Errors: StateStoreUnavailableError."""
+        if kind == AVOIDED:
+            await self.avoidance.hear(changed_id)
+        elif kind == ANSWERED:
+            await self.refusals.answers.hear(changed_id)
+        elif kind == "key":
+            key = self._catalogue.keys.get(changed_id)
+            if key is not None and self.refusals.heard(key):
+                await self.refusals.answers.tell(key.provider_id)
 
     # --- keys ----------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Refused keys, and when their provider is to blame instead: the guard against correlated failures, at work.
 
-Refusals are shared by the fleet through the audit trail, the suspicion through the provider's lane in the ledger. Good
-answers are not: a process knows its own.
+Refusals are shared by the fleet through the audit trail, the suspicion through the provider's lane in the ledger, good
+answers by `good_answers.py`.
 """
 
 import time
@@ -16,6 +16,7 @@ from apikeyrouter.domain.components.correlation_guard import (
     alike,
 )
 from apikeyrouter.domain.components.failure_taxonomy import ALIKE
+from apikeyrouter.domain.components.good_answers import GoodAnswers
 from apikeyrouter.domain.components.pool import Option, Snapshot
 from apikeyrouter.domain.interfaces.state_store import StateQuery, StateStore
 from apikeyrouter.domain.models.api_key import KeyState, StateTransition
@@ -34,6 +35,7 @@ class Refusals:
         self._catalogue, self._snapshot, self._store = catalogue, snapshot, store
         self._move, self._cool = move, cool
         self._suspects = Suspects()
+        self.answers = GoodAnswers(catalogue, snapshot, store)
         self.guard = Guard()
 
     def judge(self, failure: Failure, option: Option) -> Failure:
@@ -48,10 +50,19 @@ class Refusals:
             signature=failure.signature,
         )  # fmt: skip
 
+    def heard(self, key: Key) -> bool:
+        """Whether a key is out as refused, by whatever process: then this one's good answers matter to the others."""
+        if key.state is not KeyState.Invalid:
+            return False
+        self.answers.matters(key.provider_id, self.guard.within_seconds + self.guard.suspect_seconds)
+        return True
+
     async def refuse(self, key: Key, reason: str) -> None:
         """Write, then look: whoever is the last of several refused alike sees them all, in whichever process."""
         await self._move(key, KeyState.Invalid, reason, None)
         provider_id = key.provider_id
+        self.heard(key)
+        await self.answers.hear(provider_id)
         provider = self._catalogue.providers.get(provider_id)
         spared = alike(
             await self._recent(provider_id), self._groups(provider_id), self.guard, now=time.perf_counter(),
