@@ -55,7 +55,7 @@ class Service(FastAPI):
             if route is None and path.startswith(PREFIXES):
                 route = find_route(path, scope["query_string"], dict(scope["headers"]), scope["method"])
             if route is not None:
-                await runtime.plane.serve(route, scope, receive, send)
+                await runtime.serve(route, scope, receive, send)
                 return
         await super().__call__(scope, receive, send)
 

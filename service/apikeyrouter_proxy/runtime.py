@@ -38,6 +38,7 @@ from apikeyrouter_proxy.metrics_sharing import SharedMetrics
 from apikeyrouter_proxy.options import ProxyOptions
 from apikeyrouter_proxy.prometheus import render
 from apikeyrouter_proxy.reloading import Reloads
+from apikeyrouter_proxy.tracing import Serve, open_tracing
 
 __all__ = ["Runtime"]
 
@@ -76,6 +77,8 @@ class Runtime:
         self.plane = DataPlane(
             router, Clients(), self._metrics, self._access_log, body_bytes_max=options.body_bytes_max
         )
+        self.tracing = open_tracing(environ, router)
+        self.serve: Serve = self.plane.serve if self.tracing is None else self.tracing.around(self.plane.serve)
         self._shared = SharedMetrics(
             redis_url if settings.metrics_enabled else None,
             namespace=settings.namespace,
@@ -202,6 +205,8 @@ class Runtime:
         if not await self.router.drain(self.options.drain_seconds):
             _log.error("settlements.unconfirmed", count=self.router.books.waiting)
         await self.router.close()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
         await self._access_log.close()
         await self._shared.close()
         await self.records.close()

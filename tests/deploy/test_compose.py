@@ -30,7 +30,9 @@ IN_USE = {"APIKEYROUTER_ENCRYPTION_KEY": MASTER_KEY}
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with stack_up(tmp_path_factory.mktemp("stack"), {"ROUTER_CONFIG": "./deploy/simulated.yaml"}) as up:
+    with stack_up(
+        tmp_path_factory.mktemp("stack"), {"ROUTER_CONFIG": "./deploy/simulated.yaml", "ROUTER_WORKERS": "2"}
+    ) as up:
         yield up
 
 

