@@ -289,6 +289,39 @@ async def test_a_reconciled_estimate_brings_the_next_one_closer(simulator: Simul
             await desk.reconcile_estimate("nobody's", estimate, 1)
 
 
+async def test_every_field_of_a_status_is_what_other_books_say(simulator: SimulatorProcess, redis_url: str) -> None:
+    zone = ZoneInfo("Asia/Kolkata")
+    async with (
+        house(simulator, RedisStateStore(redis_url), ["a1"]) as made,
+        ApiKeyRouter(state_store=RedisStateStore(redis_url), config={"encryption_key": MASTER_KEY}) as other,
+    ):
+        made_here = await made.router.cost_controller.create_budget(
+            "team", 5, "daily", "soft", "blue", timezone=zone.key, unpriced="meter"
+        )
+        costs = [(await made.route(team="blue")).cost for _ in range(4)]
+        await made.route(team="blue", model="a-model-without-price")
+        async with made.router.lease("gpt-4o-mini", team="blue", estimated_tokens=1000) as lease:
+            await settled(made)
+            status = await other.cost_controller.get_budget_status("team", "blue")
+            bound = (await other.ledger.scopes([made_here.id]))[0].held
+            assert bound > 0
+            assert status.held == Decimal(bound).scaleb(-9)
+            await lease.settle(input_tokens=1, output_tokens=0)
+        midnight = datetime.now(zone).replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+        assert status.resets_at == midnight
+        billed = [cost.amount for cost in costs if cost is not None]
+        assert len(billed) == 4
+        assert status.settled == status.current_spending == sum(billed)  # what the callers were told
+        assert (status.suspense, status.late, status.unpriced, status.unpriced_requests) == (0, 0, 0, 1)
+        assert status.remaining == status.free == status.limit - status.settled - status.held
+        assert (status.budget_id, status.scope, status.scope_id) == (made_here.id, BudgetScope.Team, "blue")
+        assert (status.limit, status.period, status.enforcement_mode) == (5, TimeWindow.Daily, EnforcementMode.Soft)
+        assert not status.exceeded
+        assert status.forecast is not None
+        assert status.forecast.burn_per_hour > 0
+        assert status.forecast.lasts == (status.forecast.used_up_at is None or status.forecast.used_up_at > midnight)
+
+
 async def test_a_forecast_says_when_it_will_be_used_up(simulator: SimulatorProcess, store: StateStore) -> None:
     async with house(simulator, store, ["a1"]) as made:
         desk = made.router.cost_controller

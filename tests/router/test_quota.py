@@ -60,6 +60,18 @@ async def test_a_quota_in_requests_admits_exactly_so_many(simulator: SimulatorPr
         assert (await simulator.report())["total"]["admitted"] == 5
 
 
+@pytest.mark.parametrize("kind", ["fixed", "bucket"])
+async def test_a_small_declared_limit_admits_all_that_it_says(
+    simulator: SimulatorProcess, store: StateStore, kind: str
+) -> None:
+    async with plain(simulator, store) as router:
+        for number in range(1, 21):
+            limits = {"rpd": number, "kind": kind}
+            await router.register_key(A1, "openai", {"quota_group": f"group-{number}", "limits": limits})
+            answers = await served(router, number + 2)
+            assert answers.count("denied") == 2, (number, answers)
+
+
 async def test_a_quota_is_one_over_all_processes(simulator: SimulatorProcess, redis_url: str) -> None:
     async with (
         plain(simulator, RedisStateStore(redis_url)) as one,

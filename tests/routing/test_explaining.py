@@ -100,6 +100,7 @@ def test_every_loser_is_told_why_with_numbers() -> None:
     for words in (decision.explanation, explained(decision)):
         assert all(name in words for name in by_key)
         assert "limit rpm of g:org:m is full" in words
+    assert [line.count("scores") for line in explained(decision).splitlines()[1:]] == [1, 1, 1, 1, 0]
 
 
 def test_an_explanation_names_the_objective_with_all_that_belongs_to_it() -> None:

@@ -1,6 +1,8 @@
 """Declared limits as the ledger counts them."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from apikeyrouter.domain.components.limits import (
     DAY_US,
@@ -141,3 +143,19 @@ def test_the_ledger_takes_what_every_profile_makes(adapter: str) -> None:
     row = LimitRow.parse({**rates, "concurrency": 9, "spend_usd": 5})
     for limit in compile_limits(row, profile_for(adapter)):
         limit_numbers(limit)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "sliding", "bucket", None])
+@pytest.mark.parametrize("profile", [LimitProfile(), SAFE_PROFILE])
+def test_headroom_takes_no_whole_request_off_a_small_limit(kind: str | None, profile: LimitProfile) -> None:
+    for amount in range(1, 50):
+        (plain,) = compile_limits(LimitRow.parse({"rpm": amount, "kind": kind, "headroom": 0}), profile)
+        (usual,) = compile_limits(LimitRow.parse({"rpm": amount, "kind": kind}), profile)
+        assert limit_numbers(usual) == limit_numbers(plain)
+
+
+@given(st.integers(1, 10**9), st.floats(0, 0.5))
+def test_headroom_is_never_more_than_was_declared(amount: int, headroom: float) -> None:
+    row = {"rpm": amount, "kind": "fixed", "headroom": headroom}
+    capacity = limit_numbers(compile_limits(LimitRow.parse(row), LimitProfile())[0])[3]
+    assert amount - capacity <= amount * headroom + 1e-6 < amount - capacity + 1 + 1e-5

@@ -20,6 +20,7 @@ from apikeyrouter.domain.models.call import AttemptFacts, Facts
 from apikeyrouter.domain.models.ranking import Exclusion, Ranking, Standing
 from apikeyrouter.domain.models.routing_decision import CandidateVerdict, RoutingDecision
 
+SCORES = "scores"
 AGE_HALF_SECONDS = 10.0
 """A snapshot of this age is worth half the confidence of a fresh one."""
 _WHY = {
@@ -125,7 +126,8 @@ def explained(decision: RoutingDecision) -> str:
     ]
     for verdict in decision.candidates:
         who = f"{verdict.key_id} ({verdict.model} at {verdict.provider_id})"
-        score = "" if verdict.score is None else f" scores {verdict.score:.3g}"
+        told_why = verdict.reason.startswith(SCORES)
+        score = "" if verdict.score is None or told_why else f" {SCORES} {verdict.score:.3g}"
         turn = "" if verdict.turn is None else f", turn {verdict.turn}"
         numbers = ", ".join(f"{name} {value:.6g}" for name, value in verdict.parts.items())
         lines.append(f"  {verdict.outcome}: {who}{score}{turn}" + (f" [{numbers}]" if numbers else ""))
@@ -197,7 +199,7 @@ def _verdict(ranking: Ranking, at: int, score: float, chosen_at: int, loss: Loss
     elif at < ranking.equals:
         reason = "it is another's turn"
     else:
-        reason = f"scores {score:.3g}"
+        reason = f"{SCORES} {score:.3g}"
         reason += f"; its quota is {Level(standing.scarce).state.value}" if standing.scarce else ""
     if standing.scarce:
         parts["quota_level"] = float(standing.scarce)

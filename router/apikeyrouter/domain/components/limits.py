@@ -6,6 +6,7 @@ A row says amounts; a profile says how whoever meters them refills; a row's own 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from math import nextafter
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -22,6 +23,7 @@ MINUTE_US = 60_000_000
 DAY_US = 86_400_000_000
 HEADROOM_DEFAULT = 0.02
 HEADROOM_MAX = 0.5
+ROUNDING = 1e-9
 DOLLARS_MAX = Decimal(9_007_199)
 """2^53 nano-dollars in whole dollars: the largest amount that is counted exactly."""
 
@@ -115,8 +117,8 @@ class LimitRow(EdgeModel):
     """Amounts, as a person declares them. Requests and tokens per minute or UTC day, requests in flight, dollars.
 
     `kind` (bucket, fixed, sliding, calendar) applies to every rate of the row; `burst` is how many of the row's one
-    rate may come at once; `headroom` (0 … 0.5) is taken off what may come at once; `timezone` is where a calendar day
-    or a spend period begins; `spend_period` goes with `spend_usd` (default monthly).
+    rate may come at once; `headroom` (0 … 0.5; in whole units, rounded down) is taken off what may come at once; `timezone` is
+    where a calendar day or a spend period begins; `spend_period` goes with `spend_usd` (default monthly).
     """
 
     rpm: Count | None = None
@@ -199,6 +201,7 @@ def _rate(name: str, row: LimitRow, profile: LimitProfile) -> Limit:
     if kind is LimitKind.BUCKET and burst is None:
         amount, burst, period_us = _bucket(amount, period_us, dimension.metric, row, profile)
     by_calendar = kind is LimitKind.CALENDAR
+    headroom = row.headroom if row.headroom is not None else (0.0 if by_calendar else HEADROOM_DEFAULT)
     return Limit(
         name=dimension.name,
         metric=profile.tokens if dimension.metric is Metric.TOKENS else dimension.metric,
@@ -206,11 +209,18 @@ def _rate(name: str, row: LimitRow, profile: LimitProfile) -> Limit:
         amount=amount,
         period_us=period_us,
         burst=burst,
-        headroom=row.headroom if row.headroom is not None else (0.0 if by_calendar else HEADROOM_DEFAULT),
+        headroom=_whole(headroom, amount if burst is None else burst),
         calendar=Period.DAILY,
         timezone=(row.timezone or profile.timezone) if by_calendar else "UTC",
         refund=profile.refund,
     )
+
+
+def _whole(headroom: float, full: int) -> float:
+    """The headroom in whole units, rounded down: a small limit is never a whole request smaller than it says."""
+    units = int(full * headroom + ROUNDING)
+    exact = units / full
+    return exact if full - full * exact >= full - units else nextafter(exact, 0.0)
 
 
 def _bucket(
