@@ -117,8 +117,8 @@ class LimitRow(EdgeModel):
     """Amounts, as a person declares them. Requests and tokens per minute or UTC day, requests in flight, dollars.
 
     `kind` (bucket, fixed, sliding, calendar) applies to every rate of the row; `burst` is how many of the row's one
-    rate may come at once; `headroom` (0 … 0.5; in whole units, rounded down) is taken off what may come at once; `timezone` is
-    where a calendar day or a spend period begins; `spend_period` goes with `spend_usd` (default monthly).
+    rate may come at once; `headroom` (0 … 0.5; in whole units, rounded down) is taken off what may come at once;
+    `timezone` is where a calendar day or a spend period begins; `spend_period` goes with `spend_usd` (default monthly).
     """
 
     rpm: Count | None = None
