@@ -312,10 +312,12 @@ async def test_every_field_of_a_status_is_what_other_books_say(simulator: Simula
         billed = [cost.amount for cost in costs if cost is not None]
         assert len(billed) == 4
         assert status.settled == status.current_spending == sum(billed)  # what the callers were told
-        assert (status.suspense, status.late, status.unpriced, status.unpriced_requests) == (0, 0, 0, 1)
+        assert (status.suspense, status.late, status.unpriced) == (NOTHING, NOTHING, NOTHING)
+        assert status.unpriced_requests == 1
         assert status.remaining == status.free == status.limit - status.settled - status.held
         assert (status.budget_id, status.scope, status.scope_id) == (made_here.id, BudgetScope.Team, "blue")
-        assert (status.limit, status.period, status.enforcement_mode) == (5, TimeWindow.Daily, EnforcementMode.Soft)
+        assert (status.limit, status.period) == (Decimal(5), TimeWindow.Daily)
+        assert status.enforcement_mode is EnforcementMode.Soft
         assert not status.exceeded
         assert status.forecast is not None
         assert status.forecast.burn_per_hour > 0

@@ -11,12 +11,13 @@ from apikeyrouter import ApiKeyRouter
 from apikeyrouter.domain.components.routing_engine import NoEligibleKeysError
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.accounting import LaneState, LimitKind, LimitState, Metric, Observation
-from apikeyrouter.domain.models.system_error import InvalidRequestError
+from apikeyrouter.domain.models.system_error import InvalidRequestError, ProviderError
 from apikeyrouter.infrastructure.adapters.openai_adapter import OpenAIAdapter
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.serving.observing import complete
 from apikeyrouter.simulator import SimulatorProcess
 from tests.router.house import MASTER_KEY, intent, until
+from tests.router.in_process import local_simulator
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 A1, A2, B1 = "sk-sim-house-a-number-1", "sk-sim-house-a-number-2", "sk-sim-house-b-number-1"
@@ -96,6 +97,45 @@ async def test_declared_groups_are_left_alone_and_the_contradiction_is_told(
         assert set(heard[0]["key_ids"]) == {first.id, second.id}
         groups = [router.catalogue.keys[key.id].quota_group for key in (first, second)]
         assert groups == ["one", "two"]
+
+
+async def test_counters_that_fall_together_are_told_and_one_word_of_the_operator_makes_them_one(
+    store: StateStore,
+) -> None:
+    """Nothing in these answers names an organisation; of a day's requests they tell what is left."""
+    limit, heard = 400, []
+    organisation = {"id": "org-g", "dialect": "groq", "keys": [A1, A2], "limits": [{"rpd": limit, "kind": "fixed"}]}
+    async with (
+        local_simulator({"organisations": [organisation]}) as groq,
+        ApiKeyRouter(state_store=store, config={"encryption_key": MASTER_KEY}) as router,
+    ):
+        router.register_provider("groq", OpenAIAdapter(groq.base_url("groq"), profile="groq"))
+        router.subscribe_to_events("quota_group.suspected", heard.append)
+        keys = [await router.register_key(material, "groq", {"models": ["llama"]}) for material in (A1, A2)]
+        lanes, asked = [f"k:{key.id}" for key in keys], 0
+
+        def counted() -> bool:
+            seen = [router.snapshot.lanes[lane].requests_total for lane in lanes if lane in router.snapshot.lanes]
+            return sum(seen) == asked
+
+        while not heard:
+            for _ in range(8):
+                await router.route(intent(model="llama"))
+            asked += 8
+            assert asked < limit // 2
+            await until(counted)
+        assert {heard[0]["key_id"], heard[0]["other_key_id"]} == {key.id for key in keys}
+        groups = {router.catalogue.keys[key.id].quota_group for key in keys}
+        assert groups == {key.id for key in keys}, "a suspicion changes nothing"
+        for material in (A1, A2):
+            await router.register_key(material, "groq", {"models": ["llama"], "quota_group": "org-g"})
+        with pytest.raises((NoEligibleKeysError, ProviderError)):  # one may be sent before the last header is counted
+            for _ in range(limit):
+                await router.route(intent(model="llama"))
+        with pytest.raises(NoEligibleKeysError) as caught:
+            await router.route(intent(model="llama"))
+        assert set(caught.value.details["reasons"]) == {key.id for key in keys}, "both are out at once"
+        assert len(groq.billed("org-g")) <= limit + 1, "of the second key it was not tried again"
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------
