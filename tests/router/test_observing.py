@@ -103,7 +103,8 @@ async def test_counters_that_fall_together_are_told_and_one_word_of_the_operator
     store: StateStore,
 ) -> None:
     """Nothing in these answers names an organisation; of a day's requests they tell what is left."""
-    limit, heard = 400, []
+    limit = 400
+    heard: list[Mapping[str, Any]] = []
     organisation = {"id": "org-g", "dialect": "groq", "keys": [A1, A2], "limits": [{"rpd": limit, "kind": "fixed"}]}
     async with (
         local_simulator({"organisations": [organisation]}) as groq,
