@@ -5,7 +5,7 @@ identify → read → parse → route → answer
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 import structlog
@@ -36,6 +36,7 @@ from apikeyrouter.infrastructure.surface.routes import Route, known_paths
 from apikeyrouter.infrastructure.surface.translating import in_own_dialect, widen
 from apikeyrouter.router import ApiKeyRouter
 from apikeyrouter_proxy.access_log import AccessLog
+from apikeyrouter_proxy.client_limits import ClientLimits, Header
 from apikeyrouter_proxy.clients import Clients
 from apikeyrouter_proxy.http_protocol import Exchanging, exchanging
 from apikeyrouter_proxy.metrics import Metrics
@@ -66,6 +67,7 @@ class DataPlane:
         self.clients = clients
         self.translate = False
         self.open = OpenRequests()
+        self.client_limits = ClientLimits(router)
         self._router = router
         self._made = MadeBefore(router.state_store, router.catalogue)
         self._metrics = metrics
@@ -82,6 +84,7 @@ class DataPlane:
         exchange: Exchange | None = None
         caller: Caller | None = None
         call: Call | None = None
+        told: Sequence[Header] = ()
         short = exchanging(scope)
         try:
             caller = self.clients.identify(headers, scope)
@@ -105,6 +108,8 @@ class DataPlane:
             if self.translate:
                 widen(call, self._router.catalogue)
             opened = self.open.enter(receive, started)
+            if caller.lanes:
+                told = await self.client_limits.headers(caller)
             exchange = await self._router.serve(call)
             if call.intent is not None:
                 exchange = in_own_dialect(exchange, call)
@@ -112,9 +117,9 @@ class DataPlane:
                 exchange = await self._made.note(exchange, call)
             if exchange.chunks is None:
                 self.open.leave(opened)
-                await _send_whole(exchange, route.wire.dialect, send, short)
+                await _send_whole(exchange, route.wire.dialect, send, short, told)
             else:
-                await self._send_stream(exchange, call, route.wire, started, opened, send)
+                await self._send_stream(exchange, call, route.wire, told, opened, send)
         except ClientGone:
             self._note_refusal(route, request_id, caller, GONE, "", started)
         except asyncio.CancelledError:
@@ -125,7 +130,7 @@ class DataPlane:
             problem = self._problem(exc, route.wire.dialect)
             if call is None or opened is None:
                 self._note_refusal(route, request_id, caller, problem.status, problem.code, started)
-            await self._send_problem(problem, route, request_id, send)
+            await self._send_problem(problem, route, request_id, send, told)
         finally:
             if opened is not None:
                 self.open.leave(opened)
@@ -160,11 +165,13 @@ class DataPlane:
         return tuple(sorted({option.provider.id for option in pool.options}))
 
     async def _send_stream(
-        self, exchange: Exchange, call: Call, wire: Wire, started: float, opened: OpenRequest, send: Send
+        self, exchange: Exchange, call: Call, wire: Wire, told: Sequence[Header], opened: OpenRequest, send: Send
     ) -> None:
         chunks = exchange.chunks
         assert chunks is not None
         head = stream_headers(exchange, dialect=wire.dialect)
+        if told:
+            head += told
         try:
             await send({"type": "http.response.start", "status": exchange.status, "headers": head})
             async for chunk in chunks:
@@ -205,13 +212,16 @@ class DataPlane:
             )
             await send({"type": "http.response.body", "body": event, "more_body": False})
 
-    async def _send_problem(self, problem: Problem, route: Route, request_id: str, send: Send) -> None:
+    async def _send_problem(
+        self, problem: Problem, route: Route, request_id: str, send: Send, told: Sequence[Header] = ()
+    ) -> None:
         body = problems.problem_body(problem, route.wire, request_id)
         head = [
             _JSON,
             (b"content-length", b"%d" % len(body)),
             *identity_headers(request_id, route.wire.dialect),
             *problems.problem_headers(problem),
+            *told,
         ]
         if problem.status == 405:
             head.append((b"allow", route.method.encode()))
@@ -257,11 +267,15 @@ def _outcome_of(status: int) -> str:
     return "invalid_request" if status < 500 else "internal_error"
 
 
-async def _send_whole(exchange: Exchange, dialect: str, send: Send, short: Exchanging | None) -> None:
+async def _send_whole(
+    exchange: Exchange, dialect: str, send: Send, short: Exchanging | None, told: Sequence[Header]
+) -> None:
     body = exchange.body or b""
     if exchange.content_type.startswith("application/json"):
         body = splice_metadata(body, metadata_member(exchange.facts))
     headers = whole_headers(exchange, len(body), dialect=dialect)
+    if told:
+        headers += told
     if short is None or not short.send_now(exchange.status, headers, body):
         await _send(send, exchange.status, headers, body)
 

@@ -39,6 +39,7 @@ from apikeyrouter_proxy.options import ProxyOptions
 from apikeyrouter_proxy.prometheus import render
 from apikeyrouter_proxy.reloading import Reloads
 from apikeyrouter_proxy.tracing import Serve, open_tracing
+from apikeyrouter_proxy.usage import UsageCounts
 
 __all__ = ["Runtime"]
 
@@ -87,6 +88,7 @@ class Runtime:
         )
         self._healthy = (0.0, False)
         self.records = records_for(router.state_store)
+        self.usage = UsageCounts(self.records)
         self.admin_keys = AdminKeys(router.state_store, settings.management_api_key)
         self.config = CompiledConfig()
         """The configuration file as it is in force here."""
@@ -136,7 +138,8 @@ class Runtime:
         await self._take_over(compiled)
         self._reloads.took(compiled, self.settings.config)
         await self._register_found_keys({(key.provider_id, key.material) for key in compiled.keys})
-        self.router.on_finished.append(self.plane.finished)
+        self.router.on_finished += [self.plane.finished, self.usage.add]
+        self.usage.start()
         self._shared.start()
         await self._follower.start()
         self._reloads.start()
@@ -200,6 +203,7 @@ class Runtime:
         """Drain, then flush settlements, access lines and counts, in this order. Idempotent."""
         await self.drain()
         await self.plane.open.close()
+        await self.plane.client_limits.close()
         await self._reloads.close()
         await self._follower.close()
         if not await self.router.drain(self.options.drain_seconds):
@@ -207,6 +211,7 @@ class Runtime:
         await self.router.close()
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
+        await self.usage.close()
         await self._access_log.close()
         await self._shared.close()
         await self.records.close()

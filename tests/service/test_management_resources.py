@@ -46,7 +46,7 @@ async def test_pages_hold_everything_once(service: Running) -> None:
     assert [[one["name"] for one in page] for page in pages] == [
         ["client-0", "client-1", "client-2"], ["client-3", "client-4", "client-5"], ["client-6"],
     ]  # fmt: skip
-    assert [one["id"] for page in keys for one in page] == ["a1", "k1", "k2"]
+    assert [one["id"] for page in keys for one in page] == ["k1", "k2", "a1"]
     assert [one["id"] for page in audit for one in page] == [f"client-{number}" for number in range(6, -1, -1)]
     assert [answer.status_code for answer in wrong] == [400] * 5
 

@@ -1,6 +1,6 @@
 """Commands that look at a running service: its state, its decisions, its books, its audit log."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ def add_to(app: typer.Typer) -> None:
     _add_state(app)
     _add_audit(app)
     _add_lists(app)
+    _add_suspense(app)
 
 
 def _add_state(app: typer.Typer) -> None:
@@ -72,6 +73,27 @@ def _add_lists(app: typer.Typer) -> None:
         columns = ("id", "adapter", "keys", "breaker", "in_flight", "requests_total", "failures_total", "base_url")
         service.table(service.pages("/providers", "providers"), columns, name="providers")
 
+    @command(app, "usage")
+    def usage(
+        service: Service,
+        by: Annotated[
+            str, typer.Option("--by", help="Of client, team, key, provider, model, day; comma-separated.")
+        ] = "day",
+        since: Annotated[str | None, typer.Option("--since", help="First day, e.g. 2030-01-31; 30 days back.")] = None,
+        until: Annotated[str | None, typer.Option("--until", help="Last day; today.")] = None,
+        client: Annotated[str | None, typer.Option("--client", help="Only this client's.")] = None,
+        team: Annotated[str | None, typer.Option("--team", help="Only this team's.")] = None,
+        csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    ) -> None:
+        """Requests, tokens and dollars of the whole fleet."""
+        asked: dict[str, Any] = {"by": by, "since": since, "until": until, "client": client, "team": team}
+        if csv:
+            typer.echo(service.get("/usage", format="csv", **asked), nl=False)
+            return
+        columns = ("requests", "served", "denied", "failed", "input_tokens", "output_tokens", "cost_usd")
+        rows = service.pages("/usage", "usage", **asked)
+        service.table(rows, (*(name.strip() for name in by.split(",")), *columns), name="usage")
+
     @command(app, "decisions")
     def decisions(service: Service, limit: Limit = 20) -> None:
         """The latest decisions of all workers, newest first."""
@@ -85,6 +107,8 @@ def _add_lists(app: typer.Typer) -> None:
         found = service.pages("/reservations", "reservations", limit=limit)
         service.table(found, ("id", "created_at", "deadline", "held_usd", "lanes"), name="reservations")
 
+
+def _add_suspense(app: typer.Typer) -> None:
     suspense = typer.Typer(help="Money of requests whose end was never told.", no_args_is_help=True)
     app.add_typer(suspense, name="suspense")
 

@@ -41,6 +41,11 @@ class DeclaredClients:
         self._file = terms
         self._index()
 
+    def lane(self, lane_id: str) -> LaneConfig | None:
+        """The lane of one that was made while running; None where it is nobody's."""
+        client = self._made.get(lane_id.removeprefix(CLIENT)) if lane_id.startswith(CLIENT) else None
+        return None if client is None else _lane(client)
+
     def policies(self) -> list[Policy]:
         """Those that keep clients to their providers."""
         found = sorted(self._made.items())

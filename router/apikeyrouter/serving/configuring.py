@@ -249,7 +249,7 @@ class Configuration:
         """A lane as it is declared; without limits where nothing is."""
         if lane_id.startswith("k:"):
             return self._own_lane(lane_id[2:])
-        found = self._file_lanes.get(lane_id)
+        found = self._file_lanes.get(lane_id) or self.clients.lane(lane_id)
         merged = (lane for group in self._groups() for lane in self._merged(group) if lane.id == lane_id)
         return found or next(merged, LaneConfig(id=lane_id))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from apikeyrouter.domain.components.catalogue import Provider
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
+from apikeyrouter.domain.models.accounting import LaneConfig
 from apikeyrouter.domain.models.api_key import APIKey
 from apikeyrouter.domain.models.client import Client
 from apikeyrouter.domain.models.policy import Policy
@@ -136,6 +137,10 @@ class RouterRegistration(RouterLife):
                     )
         for name, targets in read.items():
             await self._configuration.models.declare(name, targets)
+
+    def lane_config(self, lane_id: str) -> LaneConfig:
+        """A lane as it is declared; without limits where nothing is."""
+        return self._configuration.lane_config(lane_id)
 
     @property
     def clients(self) -> Mapping[str, Client]:

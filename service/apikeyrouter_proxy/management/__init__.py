@@ -16,12 +16,14 @@ from apikeyrouter_proxy.management import (
     providers,
     reservations,
     state,
+    usage,
 )
 
 __all__ = ["aliases", "management"]
 
 _RESOURCES = (
-    keys, clients, budgets, policies, providers, decisions, reservations, state, audit, admin_keys, configuration,
+    keys, clients, budgets, policies, providers, decisions, reservations, usage, state, audit, admin_keys,
+    configuration,
 )  # fmt: skip
 _ANY_ROLE = [Depends(require(Role.READ))]
 

@@ -9,7 +9,7 @@ from pydantic import AwareDatetime
 from apikeyrouter.domain.models.client import ClientName
 from apikeyrouter_proxy.access import Refused
 from apikeyrouter_proxy.admin_keys import FIRST, AdminKey, RoleName, new_token, token_sha256
-from apikeyrouter_proxy.management.desk import AdminDesk, Desk, Input, Made, Page, Resource, page_of
+from apikeyrouter_proxy.management.desk import AdminDesk, Desk, Input, Made, Page, Resource, by_name, page_of
 
 __all__ = ["routes"]
 
@@ -58,7 +58,7 @@ async def create_admin_key(desk: AdminDesk, new: NewAdminKey) -> Response:
 async def list_admin_keys(desk: AdminDesk, page: Page) -> dict[str, Any]:
     """Every named admin key. Never the keys themselves; MANAGEMENT_API_KEY is not among them."""
     await desk.runtime.admin_keys.refresh()
-    return page_of("admin_keys", (key.public() for key in desk.runtime.admin_keys.named.values()), page, by="name")
+    return page_of("admin_keys", (key.public() for key in desk.runtime.admin_keys.named.values()), page, by=by_name)
 
 
 @routes.get("/admin-keys/{name}")

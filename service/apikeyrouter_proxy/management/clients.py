@@ -13,7 +13,7 @@ from apikeyrouter.infrastructure.config.compiled import ClientRecord
 from apikeyrouter_proxy.access import Refused
 from apikeyrouter_proxy.admin_keys import new_token, token_sha256
 from apikeyrouter_proxy.management.budgets import ClientBudget, remove_budgets, replace_budgets
-from apikeyrouter_proxy.management.desk import AdminDesk, Desk, Input, Made, Page, ReadDesk, Resource, page_of
+from apikeyrouter_proxy.management.desk import AdminDesk, Desk, Input, Made, Page, ReadDesk, Resource, by_name, page_of
 
 __all__ = ["routes"]
 
@@ -90,7 +90,7 @@ async def list_clients(desk: ReadDesk, page: Page, team: str | None = None) -> d
     """Every client, of the configuration file and made here, or those of a team. Never their tokens."""
     everybody = await _everybody(desk)
     found = (shown for shown in everybody.values() if team in (None, shown["team"]))
-    return page_of("clients", found, page, by="name")
+    return page_of("clients", found, page, by=by_name)
 
 
 @routes.get("/clients/{name}")

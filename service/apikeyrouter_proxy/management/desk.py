@@ -24,7 +24,9 @@ from apikeyrouter_proxy.access import CurrentRuntime, Refused, require
 from apikeyrouter_proxy.admin_keys import Operator, Role
 from apikeyrouter_proxy.runtime import Runtime
 
-__all__ = ["AdminDesk", "Desk", "Input", "Made", "OperateDesk", "Page", "Paging", "ReadDesk", "Resource", "page_of"]
+__all__ = [
+    "AdminDesk", "Desk", "Input", "Made", "OperateDesk", "Page", "Paging", "ReadDesk", "Resource", "by_name", "page_of",
+]  # fmt: skip
 
 AUDIT, AUDIT_KEPT = "audit", 100_000
 """The journal of changes, and how many of them are kept."""
@@ -102,14 +104,21 @@ class Paging:
             raise Refused(400, "invalid_request", "cursor: is none that this service gave", param="cursor") from exc
 
 
-def page_of(name: str, items: Iterable[Shown], paging: Paging, *, by: str = "id") -> Shown:
-    """One page of items, sorted by a field that is unique: `{<name>: […], total, next_cursor}`."""
-    everything = sorted(items, key=lambda item: str(item[by]))
+def page_of(
+    name: str, items: Iterable[Shown], paging: Paging, *, by: Callable[[Shown], str] = lambda item: str(item["id"])
+) -> Shown:
+    """One page of items, sorted by what is unique to each: `{<name>: […], total, next_cursor}`."""
+    everything = sorted(items, key=by)
     after = paging.after
-    rest = [item for item in everything if str(item[by]) > after] if after else everything
+    rest = [item for item in everything if by(item) > after] if after else everything
     shown = rest[: paging.limit]
     more = len(rest) > len(shown)
-    return {name: shown, "total": len(everything), "next_cursor": cursor_at(str(shown[-1][by])) if more else None}
+    return {name: shown, "total": len(everything), "next_cursor": cursor_at(by(shown[-1])) if more else None}
+
+
+def by_name(item: Shown) -> str:
+    """What things with a name are sorted by."""
+    return str(item["name"])
 
 
 def cursor_at(place: str) -> str:

@@ -77,9 +77,9 @@ async def register_key(desk: AdminDesk, new: NewKey) -> Response:
 async def list_keys(
     desk: ReadDesk, page: Page, provider_id: str | None = None, state: str | None = None
 ) -> dict[str, Any]:
-    """Every key, or those of a provider, or in a state."""
+    """Every key, or those of a provider, or in a state; oldest first."""
     keys = await desk.router.key_manager.list_keys(provider_id)
-    return page_of("keys", (key.public() for key in keys if state in (None, key.state.value)), page)
+    return page_of("keys", (key.public() for key in keys if state in (None, key.state.value)), page, by=_age)
 
 
 @routes.get("/keys/{key_id}")
@@ -146,6 +146,10 @@ async def probe_key(desk: OperateDesk, key_id: KeyId) -> dict[str, Any]:
     await desk.note("key", key_id, "probed", {"works": probe.works})
     told = asdict(probe)
     return {**told, "state": probe.state.value, "checked_at": probe.checked_at.isoformat()}
+
+
+def _age(shown: dict[str, Any]) -> str:
+    return f"{shown['created_at']} {shown['id']}"
 
 
 async def _put_metadata(desk: Desk, key_id: str, metadata: dict[str, Any]) -> None:
