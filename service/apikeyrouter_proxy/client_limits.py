@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import structlog
 
-from apikeyrouter.domain.models.accounting import LaneConfig, LimitState
+from apikeyrouter.domain.models.accounting import LimitState
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError
 from apikeyrouter.infrastructure.surface.requests import Caller
 from apikeyrouter.router import ApiKeyRouter
+from apikeyrouter_proxy.lanes import unused_limits
 
 __all__ = ["ClientLimits", "Header"]
 
@@ -82,7 +83,7 @@ class ClientLimits:
         found = {lane.id: lane for lane in await self._ledger.lanes(lane_ids)} if lane_ids else {}
         for lane_id in lane_ids:
             before = self._seen.get(lane_id)
-            limits = found[lane_id].limits if lane_id in found else _unused(self._config_of(lane_id))
+            limits = found[lane_id].limits if lane_id in found else unused_limits(self._config_of(lane_id))
             self._seen[lane_id] = made = _Seen(limits, self._ledger.stamp.now_us)
             made.asked_at = made.asked_at if before is None else before.asked_at
 
@@ -99,17 +100,6 @@ def _headers(seen: _Seen) -> list[Header]:
         if limit.reset_at_us:
             found.append((b"x-ratelimit-reset-" + name, _duration(limit.reset_at_us - seen.now_us)))
     return found
-
-
-def _unused(lane: LaneConfig) -> tuple[LimitState, ...]:
-    """A lane that nobody was held in yet."""
-    return tuple(
-        LimitState(
-            name=limit.name, metric=limit.metric, kind=limit.kind, capacity=limit.burst or limit.amount, used=0,
-            reset_at_us=0, learned=False,
-        )
-        for limit in lane.limits
-    )  # fmt: skip
 
 
 def _duration(us: int) -> bytes:

@@ -28,6 +28,7 @@ class ProxyOptions:
     for the requests under way; `drain_notice_seconds`: how long it says so, and still takes requests, before that.
     `connections_max` per process; `header_bytes_max`, `header_seconds`, `body_seconds`: what a client may take to send
     a request; `write_seconds`: how long it may take nothing of its answer. `access_log_file` "" is standard output.
+    `private_urls`: webhooks may go to private addresses.
     """
 
     body_bytes_max: int = BODY_BYTES_DEFAULT
@@ -40,6 +41,7 @@ class ProxyOptions:
     write_seconds: float = 120.0
     access_log: bool = True
     access_log_file: str = ""
+    private_urls: bool = False
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "ProxyOptions":
@@ -63,6 +65,7 @@ class ProxyOptions:
             write_seconds=_number(environ, "PROXY_WRITE_SECONDS", 120, least=1, most=SECONDS_LIMIT),
             access_log=_flag(environ, "PROXY_ACCESS_LOG", default=True),
             access_log_file=_told(environ, "PROXY_ACCESS_LOG_FILE")[1],
+            private_urls=_flag(environ, "PROXY_PRIVATE_URLS", default=False),
         )
 
 

@@ -25,7 +25,7 @@ from apikeyrouter.infrastructure.state_store.mongo_store import MongoStateStore
 from apikeyrouter.infrastructure.state_store.records import records_for
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.router import ApiKeyRouter
-from apikeyrouter_proxy import admin_keys, reloading
+from apikeyrouter_proxy import admin_keys, reloading, webhooks
 from apikeyrouter_proxy.access_log import AccessLog
 from apikeyrouter_proxy.admin_keys import AdminKeys
 from apikeyrouter_proxy.clients import Clients
@@ -36,10 +36,12 @@ from apikeyrouter_proxy.logs import configure_logs
 from apikeyrouter_proxy.metrics import Counters, Metrics
 from apikeyrouter_proxy.metrics_sharing import SharedMetrics
 from apikeyrouter_proxy.options import ProxyOptions
+from apikeyrouter_proxy.outbound import Outbound
 from apikeyrouter_proxy.prometheus import render
 from apikeyrouter_proxy.reloading import Reloads
 from apikeyrouter_proxy.tracing import Serve, open_tracing
 from apikeyrouter_proxy.usage import UsageCounts
+from apikeyrouter_proxy.webhooks import Webhooks
 
 __all__ = ["Runtime"]
 
@@ -92,10 +94,17 @@ class Runtime:
         self.admin_keys = AdminKeys(router.state_store, settings.management_api_key)
         self.config = CompiledConfig()
         """The configuration file as it is in force here."""
+        self.webhooks = Webhooks(
+            router, router.state_store, self.records, router.vault, Outbound(private=options.private_urls)
+        )
         self._reloads = Reloads(router.state_store, self._read_again)
         self._follower = Follower(
             router.state_store,
-            {admin_keys.KIND: self.admin_keys.refresh, reloading.KIND: self._reloads.follow},
+            {
+                admin_keys.KIND: self.admin_keys.refresh,
+                reloading.KIND: self._reloads.follow,
+                webhooks.KIND: self.webhooks.refresh,
+            },
         )
 
     @classmethod
@@ -143,6 +152,7 @@ class Runtime:
         self._shared.start()
         await self._follower.start()
         self._reloads.start()
+        await self.webhooks.start()
         _settle_garbage_collector()
 
     async def _take_over(self, compiled: CompiledConfig) -> None:
@@ -204,6 +214,7 @@ class Runtime:
         await self.drain()
         await self.plane.open.close()
         await self.plane.client_limits.close()
+        await self.webhooks.close()
         await self._reloads.close()
         await self._follower.close()
         if not await self.router.drain(self.options.drain_seconds):

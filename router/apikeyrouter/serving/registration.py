@@ -16,6 +16,7 @@ from apikeyrouter.domain.models.quota_state import QuotaState, QuotaUnit, TimeWi
 from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError
 from apikeyrouter.infrastructure.adapters.transport import Timeouts
 from apikeyrouter.infrastructure.config.compiled import CompiledConfig, KeyRecord, ProviderRecord, RoutingRecord
+from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.serving.configuring import metadata_of
 from apikeyrouter.serving.life import RouterLife
 
@@ -137,6 +138,10 @@ class RouterRegistration(RouterLife):
                     )
         for name, targets in read.items():
             await self._configuration.models.declare(name, targets)
+
+    def vault(self) -> KeyVault:
+        """What seals secrets that are kept in the store. Errors: EncryptionError for master keys that are none."""
+        return self._open_vault()
 
     def lane_config(self, lane_id: str) -> LaneConfig:
         """A lane as it is declared; without limits where nothing is."""

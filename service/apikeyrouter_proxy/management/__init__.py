@@ -12,18 +12,20 @@ from apikeyrouter_proxy.management import (
     configuration,
     decisions,
     keys,
+    limits,
     policies,
     providers,
     reservations,
     state,
     usage,
+    webhooks,
 )
 
 __all__ = ["aliases", "management"]
 
 _RESOURCES = (
-    keys, clients, budgets, policies, providers, decisions, reservations, usage, state, audit, admin_keys,
-    configuration,
+    keys, clients, budgets, limits, policies, providers, decisions, reservations, usage, state, audit, admin_keys,
+    configuration, webhooks,
 )  # fmt: skip
 _ANY_ROLE = [Depends(require(Role.READ))]
 

@@ -1,0 +1,250 @@
+"""Webhooks: what an operator wants to be told of, sent signed, tried again, and never to a private address unasked.
+
+Signed as Standard Webhooks says (standardwebhooks.com, read 2026-11): `webhook-id`, `webhook-timestamp`, and in
+`webhook-signature` `v1,` and the base64 HMAC-SHA256 of `<id>.<timestamp>.<body>`.
+"""
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import structlog
+from pydantic import AwareDatetime, Field
+
+from apikeyrouter.domain.interfaces.state_store import StateStore
+from apikeyrouter.domain.models.client import ClientName
+from apikeyrouter.domain.models.edge import EdgeModel
+from apikeyrouter.domain.models.system_error import ApiKeyRouterError, InvalidRequestError, LedgerUnavailableError
+from apikeyrouter.infrastructure.security.key_vault import KeyVault
+from apikeyrouter.infrastructure.state_store.records import Records
+from apikeyrouter.router import ApiKeyRouter
+from apikeyrouter_proxy.outbound import Outbound
+
+__all__ = ["EVENTS", "KIND", "Webhook", "WebhookEvent", "Webhooks", "secret_bytes"]
+
+KIND = "webhook"
+WebhookEvent = Literal[
+    "budget.threshold", "key.out", "provider.opened", "provider.closed", "ledger.drift", "webhook.test"
+]
+EVENTS: tuple[WebhookEvent, ...] = ("budget.threshold", "key.out", "provider.opened", "provider.closed", "ledger.drift")
+TRY_AFTER_SECONDS = (0.0, 1.0, 5.0, 30.0, 120.0, 600.0)
+WAITING_MAX = 1000
+SENDING_MAX = 8
+CLAIM_SECONDS = 86_400
+AUDIT_EVERY_SECONDS = 600.0
+STATUS_SECONDS = 30 * 86_400
+SECRET_PREFIX = "whsec_"  # noqa: S105 (what secrets begin with)
+OUT = frozenset({"exhausted", "invalid", "disabled"})
+_log = structlog.get_logger("apikeyrouter")
+
+
+class Webhook(EdgeModel):
+    """Where to send which events. `sealed_secret`: what deliveries are signed with, encrypted like keys."""
+
+    name: ClientName
+    url: str
+    events: list[WebhookEvent] = Field(min_length=1)
+    enabled: bool = True
+    created_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    sealed_secret: str = Field(repr=False)
+
+    def public(self) -> dict[str, Any]:
+        """What may be shown: everything but the secret, in JSON types."""
+        return self.model_dump(mode="json", exclude={"sealed_secret"})
+
+
+class Webhooks:
+    """The webhooks in force in this process, and what is on its way. Of all workers, one sends an event."""
+
+    def __init__(
+        self,
+        router: ApiKeyRouter,
+        store: StateStore,
+        records: Records,
+        vault: Callable[[], KeyVault],
+        outbound: Outbound,
+    ) -> None:
+        self._router, self._store, self._records, self._vault = router, store, records, vault
+        self.outbound = outbound
+        self._named: dict[str, Webhook] = {}
+        self._sending = asyncio.Semaphore(SENDING_MAX)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._auditing: asyncio.Task[None] | None = None
+        self._subscriptions: list[Any] = []
+
+    @property
+    def named(self) -> Mapping[str, Webhook]:
+        """Those of the store, by name."""
+        return self._named
+
+    async def refresh(self) -> None:
+        """Take over the store's."""
+        told = await self._store.list_documents(KIND)
+        self._named = {name: Webhook.parse(document) for name, document in sorted(told.items())}
+
+    async def put(self, webhook: Webhook) -> None:
+        """Add or change one; elsewhere it is in force within a second."""
+        await self._store.save_document(KIND, webhook.name, webhook.model_dump(mode="json"))
+        self._named = dict(sorted({**self._named, webhook.name: webhook}.items()))
+
+    async def drop(self, name: str) -> None:
+        """Forget one."""
+        await self._store.delete_document(KIND, name)
+        self._named = {other: one for other, one in self._named.items() if other != name}
+
+    def seal(self, name: str, secret: str) -> str:
+        """A secret as it is kept. Raises KeyRegistrationError without a master key."""
+        return self._vault().encrypt(secret, key_id=f"{KIND}:{name}")
+
+    async def start(self) -> None:
+        """Begin to listen."""
+        listened = (
+            ("budget.threshold", self._budget), ("key.state_changed", self._key), ("circuit.opened", self._opened),
+            ("circuit.closed", self._closed),
+        )  # fmt: skip
+        self._subscriptions = [self._router.subscribe_to_events(name, callback) for name, callback in listened]
+        self._auditing = asyncio.get_running_loop().create_task(self._audit(), name="apikeyrouter.webhooks.audit")
+
+    async def close(self) -> None:
+        """Stop; what was not delivered yet is given up."""
+        for subscription in self._subscriptions:
+            subscription.cancel()
+        pending = {task for task in (self._auditing, *self._tasks) if task is not None}
+        for task in pending:
+            task.cancel()
+        if pending:
+            await asyncio.wait(pending)
+        await self.outbound.close()
+
+    async def status(self, name: str) -> dict[str, Any] | None:
+        """How the last delivery went, whichever worker made it."""
+        return await self._records.recall(f"webhook:{name}")
+
+    async def tell(
+        self, event: WebhookEvent, identity: str, data: Mapping[str, Any], *, only: str | None = None
+    ) -> str:
+        """Send an event to whoever wants it, unless another worker did; its id. `identity` tells events apart."""
+        digest = hashlib.blake2b(f"{event}\n{identity}".encode(), digest_size=12).hexdigest()
+        id_ = f"evt_{digest}"
+        wanting = [
+            webhook
+            for webhook in self._named.values()
+            if (webhook.enabled and event in webhook.events if only is None else webhook.name == only)
+        ]
+        if not wanting or not await self._records.claim(id_, seconds=CLAIM_SECONDS):
+            return id_
+        body = json.dumps({"id": id_, "type": event, "at": datetime.now(UTC).isoformat(), "data": dict(data)}).encode()
+        for webhook in wanting:
+            if len(self._tasks) >= WAITING_MAX:
+                _log.error("webhook.dropped", name=webhook.name, event_type=event)
+                continue
+            task = asyncio.get_running_loop().create_task(self._deliver(webhook.name, id_, body))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return id_
+
+    # --- what is listened to -------------------------------------------------------------------------------------
+
+    async def _budget(self, told: Mapping[str, Any]) -> None:
+        data = {
+            "budget_id": told["scope"], "percent": told["percent"], "limit_usd": told["limit_nanousd"] / 1e9,
+            "spent_usd": told["spent_nanousd"] / 1e9, "resets_at": _time(told["resets_at_us"]),
+        }  # fmt: skip
+        await self.tell("budget.threshold", f"{told['scope']} {told['percent']} {told['resets_at_us']}", data)
+
+    async def _key(self, told: Mapping[str, Any]) -> None:
+        if told["to_state"] in OUT and told["from_state"] != told["to_state"]:
+            data = {
+                "key_id": told["key_id"], "state": told["to_state"], "reason": told["reason"], "actor": told["actor"],
+                "until": _time(told["until_us"]),
+            }  # fmt: skip
+            await self.tell("key.out", f"{told['key_id']} {told['to_state']} {told['at_us']}", data)
+
+    async def _opened(self, told: Mapping[str, Any]) -> None:
+        if told["lane"].startswith("p:"):
+            data = {"provider_id": told["lane"][2:], "until": _time(told["until_us"])}
+            await self.tell("provider.opened", f"{told['lane']} {told['until_us']}", data)
+
+    async def _closed(self, told: Mapping[str, Any]) -> None:
+        if told["lane"].startswith("p:"):
+            minute = told["at_us"] // 60_000_000
+            await self.tell("provider.closed", f"{told['lane']} {minute}", {"provider_id": told["lane"][2:]})
+
+    async def _audit(self) -> None:
+        """Now and then, one worker looks whether the books agree with what is held."""
+        while True:
+            await asyncio.sleep(AUDIT_EVERY_SECONDS)
+            with contextlib.suppress(ApiKeyRouterError):
+                await self.look_for_drift()
+
+    async def look_for_drift(self) -> None:
+        """Tell of counters that differ from what reservations add up to, unless somebody looked just now."""
+        wanted = any("ledger.drift" in webhook.events for webhook in self._named.values())
+        if not wanted or not await self._records.claim("ledger.audit", seconds=int(AUDIT_EVERY_SECONDS) - 1):
+            return
+        catalogue = self._router.catalogue
+        try:
+            drifts = await self._router.ledger.audit(lanes=catalogue.lane_ids(), scopes=list(catalogue.budget_rules()))
+        except LedgerUnavailableError:
+            return  # too much traffic to tell; the next look may
+        if drifts:
+            found = [{"where": one.where, "counter": one.counter, "counted": one.counted, "recomputed": one.recomputed}
+                     for one in drifts[:100]]  # fmt: skip
+            await self.tell("ledger.drift", json.dumps(found), {"count": len(drifts), "drift": found})
+
+    # --- delivery ------------------------------------------------------------------------------------------------
+
+    async def _deliver(self, name: str, id: str, body: bytes) -> None:
+        for attempt, seconds in enumerate(TRY_AFTER_SECONDS, start=1):
+            await asyncio.sleep(seconds)
+            webhook = self._named.get(name)
+            if webhook is None:
+                return
+            async with self._sending:
+                status, error = await self._send(webhook, id, body)
+            delivered = 200 <= status < 300
+            told = {
+                "event_id": id, "delivered": delivered, "status": status or None, "error": error or None,
+                "attempt": attempt, "at": datetime.now(UTC).isoformat(),
+            }  # fmt: skip
+            with contextlib.suppress(ApiKeyRouterError):
+                await self._records.remember(f"webhook:{name}", told, seconds=STATUS_SECONDS)
+            if delivered:
+                return
+        _log.error("webhook.undelivered", name=name, event_id=id)
+
+    async def _send(self, webhook: Webhook, id: str, body: bytes) -> tuple[int, str]:
+        try:
+            secret = secret_bytes(self._vault().decrypt(webhook.sealed_secret, key_id=f"{KIND}:{webhook.name}"))
+        except ApiKeyRouterError as exc:
+            return 0, str(exc)
+        at = str(int(time.time()))
+        signed = hmac.new(secret, f"{id}.{at}.".encode() + body, hashlib.sha256).digest()
+        headers = {
+            "content-type": "application/json", "user-agent": "apikeyrouter-webhooks", "webhook-id": id,
+            "webhook-timestamp": at, "webhook-signature": f"v1,{base64.b64encode(signed).decode()}",
+        }  # fmt: skip
+        return await self.outbound.post(webhook.url, body, headers)
+
+
+def secret_bytes(secret: str) -> bytes:
+    """The key of the signature: `whsec_` and base64. Raises InvalidRequestError."""
+    try:
+        made = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise InvalidRequestError("must be whsec_ and base64", field="secret") from exc
+    if not secret.startswith(SECRET_PREFIX) or not 24 <= len(made) <= 64:
+        raise InvalidRequestError("must be whsec_ and 24 to 64 bytes in base64", field="secret")
+    return made
+
+
+def _time(us: int | None) -> str | None:
+    return None if not us else datetime.fromtimestamp(us / 1e6, UTC).isoformat()
