@@ -8,6 +8,7 @@ import pytest
 from apikeyrouter import NoEligibleKeysError
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.system_error import InvalidRequestError
+from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.serving.leases import Lease, Leasing
 from apikeyrouter.simulator import SimulatorProcess
 from tests.router.faulty import faults_in
@@ -217,6 +218,27 @@ async def test_streams_leases_and_batches_wait_too(simulator: SimulatorProcess, 
         assert (await stream)[-1].usage is not None
         assert await lent == "a1"
         assert await made.at_rest() == await made.billed()
+
+
+async def test_those_who_wait_in_two_processes_are_all_served_within_one_limit(
+    simulator: SimulatorProcess, redis_url: str
+) -> None:
+    async with (
+        house(simulator, RedisStateStore(redis_url), ["a1"], limits=ONE_AT_A_TIME) as one,
+        house(simulator, RedisStateStore(redis_url), ["a1"], limits=ONE_AT_A_TIME) as other,
+    ):
+        most, answers = 0, []
+
+        async def send(made: House, number: int) -> None:
+            nonlocal most
+            answers.append(await made.router.route(intent(f"r{number}"), wait_max_ms=LONG_MS))
+            most = max(most, len(one.router.books.open) + len(other.router.books.open))
+
+        await asyncio.gather(*(send(made, number) for made in (one, other) for number in range(10)))
+        assert len(answers) == 20
+        assert most <= 1
+        await one.at_rest()
+        assert await other.at_rest() == await one.billed()
 
 
 @pytest.mark.parametrize(

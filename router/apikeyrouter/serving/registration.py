@@ -2,9 +2,10 @@
 
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from apikeyrouter.domain.components.catalogue import Provider
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
@@ -257,7 +258,7 @@ class RouterRegistration(RouterLife):
         """The time limits of providers that have some of their own."""
         for provider in self.catalogue.providers.values():
             told = provider.timeouts_told
-            provider.timeouts = replace(self.timeouts, **told) if told else None
+            provider.timeouts = msgspec.structs.replace(self.timeouts, **told) if told else None
 
 
 def _provider(provider_id: str, adapter: ProviderAdapter) -> Provider:

@@ -1,12 +1,11 @@
 """How long the phases of an exchange with a provider may take."""
 
-from dataclasses import dataclass, replace
+import msgspec
 
 __all__ = ["Timeouts"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeouts:
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds per phase; None: no limit.
 
     `first_byte`: until the answer's head. `first_token`: of a stream, until the first event that says something of the
@@ -22,8 +21,8 @@ class Timeouts:
 
     def within(self, left: float) -> "Timeouts":
         """The same, none longer than `left` seconds."""
-        return replace(
-            self, connect=_least(self.connect, left), first_byte=_least(self.first_byte, left),
+        return Timeouts(
+            connect=_least(self.connect, left), first_byte=_least(self.first_byte, left), first_token=self.first_token,
             idle=_least(self.idle, left), total=_least(self.total, left),
         )  # fmt: skip
 

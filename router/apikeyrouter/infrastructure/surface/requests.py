@@ -105,6 +105,7 @@ def make_call(
         objective = _objective(headers[b"x-akr-objective"])
     if b"x-akr-session" in headers:
         session = _text(headers, b"x-akr-session")
+    plain = b"x-akr-priority" not in headers and caller.priority == PRIORITIES[0]
     return Call(
         request_id=request_id,
         operation=route.operation,
@@ -125,7 +126,7 @@ def make_call(
         session=session,
         deadline=_deadline(headers, started, stream=parsed.stream),
         wait_ms=_wait_ms(headers[b"x-akr-wait-ms"]) if b"x-akr-wait-ms" in headers else None,
-        priority=_priority(headers.get(b"x-akr-priority"), caller),
+        priority=0 if plain else _priority(headers.get(b"x-akr-priority"), caller),
     )
 
 
