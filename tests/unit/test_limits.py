@@ -93,8 +93,13 @@ def test_a_kind_that_was_declared_is_believed_of_an_unknown_provider_too() -> No
 
 
 def test_requests_at_azure_come_in_slices_of_seconds() -> None:
-    assert one(profile_for("azure"), rpm=60).burst == 10
-    assert one(profile_for("azure"), tpm=60_000).burst is None
+    azure = profile_for("azure")
+    sliced = one(azure, rpm=65)
+    assert (sliced.kind, sliced.amount, sliced.period_us) == (LimitKind.SLIDING, 10, 10_500_000)
+    rare = one(azure, rpm=5)
+    assert (rare.amount, rare.period_us) == (1, 12_500_000)
+    assert one(azure, rpm=60, kind="fixed").amount == one(azure, rpm=60, burst=5).amount == 60
+    assert one(azure, tpm=60_000).kind is LimitKind.BUCKET
 
 
 def test_tokens_come_back_where_the_provider_counts_real_use() -> None:

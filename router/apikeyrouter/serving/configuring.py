@@ -38,7 +38,7 @@ from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.quota_state import Quota
 from apikeyrouter.domain.models.system_error import InvalidRequestError, StateStoreError
 from apikeyrouter.infrastructure.config.compiled import BudgetRecord, CompiledConfig, PriceRecord, Target, pool_name
-from apikeyrouter.infrastructure.config.limit_profiles import profile_for
+from apikeyrouter.infrastructure.config.limit_profiles import KNOWN_PROFILES, profile_for
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.budgets import DeclaredBudgets
@@ -274,7 +274,9 @@ class Configuration:
         self, key: Key, routing: KeyRouting
     ) -> tuple[tuple[LaneConfig, ...], dict[str, frozenset[str] | None]]:
         provider = self._catalogue.providers.get(key.provider_id)
-        profile = profile_for(provider.wire.dialect if provider is not None and provider.wire is not None else "")
+        wire = None if provider is None else provider.wire
+        named = "" if wire is None else wire.family if wire.family in KNOWN_PROFILES else wire.dialect
+        profile = profile_for(named)
         lanes: dict[str, LaneConfig] = {}
         models: dict[str, frozenset[str] | None] = {}
         for row in routing.limits:

@@ -21,6 +21,8 @@ __all__ = ["SAFE_PROFILE", "LimitProfile", "LimitRow", "compile_limits", "known_
 
 MINUTE_US = 60_000_000
 DAY_US = 86_400_000_000
+JITTER_US = 500_000
+"""How much later than another a request may arrive that was sent at the same time."""
 HEADROOM_DEFAULT = 0.02
 HEADROOM_MAX = 0.5
 ROUNDING = 1e-9
@@ -33,15 +35,16 @@ class LimitProfile:
     """How somebody's limits refill when nothing else is declared.
 
     `minute`, `day`: the kinds of per-minute and per-day limits, `timezone` of a calendar day. `safe`: the kind is not
-    known, and only the reading burst + rate × window ≤ limit is sure. `request_burst`: the part of a bucket of requests
-    that may come at once. `tokens`: what `tpm` and `tpd` count. `refund`: tokens held but not used come back.
+    known, and only the reading burst + rate × window ≤ limit is sure. `slice_us`: requests a minute are checked in
+    slices of that length (0: they are not). `tokens`: what `tpm` and `tpd` count. `refund`: tokens held but not used
+    come back.
     """
 
     minute: LimitKind = LimitKind.BUCKET
     day: LimitKind = LimitKind.BUCKET
     timezone: str = "UTC"
     safe: bool = False
-    request_burst: float = 1.0
+    slice_us: int = 0
     tokens: Metric = Metric.TOKENS
     refund: bool = True
 
@@ -195,11 +198,13 @@ def limits_from(declared: Mapping[str, Any], profile: LimitProfile) -> tuple[Lim
 
 def _rate(name: str, row: LimitRow, profile: LimitProfile) -> Limit:
     dimension, amount = _RATES[name], int(getattr(row, name))
+    if name == "rpm" and profile.slice_us and row.kind is None and row.burst is None:
+        return _sliced(amount, row, profile)
     daily = dimension.period_us == DAY_US
     kind = LimitKind(row.kind) if row.kind is not None else (profile.day if daily else profile.minute)
     amount, burst, period_us = amount, row.burst, dimension.period_us
     if kind is LimitKind.BUCKET and burst is None:
-        amount, burst, period_us = _bucket(amount, period_us, dimension.metric, row, profile)
+        amount, burst, period_us = _bucket(amount, period_us, row, profile)
     by_calendar = kind is LimitKind.CALENDAR
     headroom = row.headroom if row.headroom is not None else (0.0 if by_calendar else HEADROOM_DEFAULT)
     return Limit(
@@ -223,14 +228,25 @@ def _whole(headroom: float, full: int) -> float:
     return exact if full - full * exact >= full - units else nextafter(exact, 0.0)
 
 
-def _bucket(
-    amount: int, period_us: int, metric: Metric, row: LimitRow, profile: LimitProfile
-) -> tuple[int, int | None, int]:
+def _sliced(per_minute: int, row: LimitRow, profile: LimitProfile) -> Limit:
+    """Requests a minute where they are checked in slices, wherever these begin: so many in any stretch of that length.
+
+    The stretch is JITTER_US longer, as what was sent earlier may arrive later. Where a slice has room for less than
+    one request, the stretch is as long as one takes.
+    """
+    per_slice = per_minute * profile.slice_us // MINUTE_US
+    period_us = profile.slice_us if per_slice else -(-MINUTE_US // per_minute)
+    amount = max(1, per_slice)
+    return Limit(
+        name="rpm", metric=Metric.REQUESTS, kind=LimitKind.SLIDING, amount=amount, period_us=period_us + JITTER_US,
+        headroom=_whole(row.headroom or 0.0, amount), refund=profile.refund,
+    )  # fmt: skip
+
+
+def _bucket(amount: int, period_us: int, row: LimitRow, profile: LimitProfile) -> tuple[int, int | None, int]:
     """(amount, burst, period) of a bucket whose burst was not declared."""
     if profile.safe and row.kind is None:
         return _safe_bucket(amount, period_us)
-    if metric is Metric.REQUESTS and profile.request_burst < 1 and row.kind is None:
-        return amount, max(1, int(amount * profile.request_burst)), period_us
     return amount, None, period_us
 
 

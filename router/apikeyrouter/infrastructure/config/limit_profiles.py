@@ -14,8 +14,8 @@ KNOWN_PROFILES: Mapping[str, LimitProfile] = MappingProxyType(
         "openai": LimitProfile(refund=False),
         # A documented token bucket; input as counted, output as produced.
         "anthropic": LimitProfile(),
-        # As OpenAI, but requests are checked in slices of one to ten seconds.
-        "azure": LimitProfile(refund=False, request_burst=1 / 6),
+        # As OpenAI, but requests are checked in slices, of ten seconds as a rule.
+        "azure": LimitProfile(refund=False, slice_us=10_000_000),
         # Its headers show the same refill as OpenAI's: 30 of 14,400 requests a day used, whole again in 2m59.56s.
         "groq": LimitProfile(refund=False),
         # How minutes refill is not known; free models have a day that ends at midnight UTC.
