@@ -28,7 +28,7 @@ from apikeyrouter.infrastructure.adapters.translation.streams import (
     StreamWriter,
 )
 
-__all__ = ["in_own_dialect", "widen"]
+__all__ = ["TRANSLATED", "in_own_dialect", "widen"]
 
 Body = dict[str, Any]
 _READ: Mapping[tuple[str, str], Callable[[Body, Call], Body]] = {
@@ -40,7 +40,9 @@ _READ: Mapping[tuple[str, str], Callable[[Body, Call], Body]] = {
         lambda body, call: generate_to_chat(body, model=call.model, stream=call.stream),
     ),
 }
-"""By dialect and operation, a client's body in the words of chat: what can be translated at all."""
+"""By dialect and operation, a client's body in the words of chat."""
+TRANSLATED = frozenset(_READ)
+"""What can be translated at all, as (dialect, operation)."""
 
 
 def widen(call: Call, catalogue: Catalogue) -> None:
