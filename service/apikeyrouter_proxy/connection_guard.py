@@ -21,6 +21,8 @@ _ANSWERS = {
     "body_timeout": (408, "Request Timeout", "the body took too long"),
 }
 """Reason → status, phrase and message."""
+LINGER_SECONDS = 1.0
+"""How long a stopping server waits for the first request of a connection: it may be on its way."""
 
 
 class GuardedProtocol(ServiceProtocol):
@@ -69,6 +71,18 @@ class GuardedProtocol(ServiceProtocol):
         """The client has taken what waited for it."""
         super().resume_writing()
         self._stalled_since = 0.0
+
+    def shutdown(self) -> None:
+        """The server stops. A connection that was just made is no idle one: its client would find it reset."""
+        cycle: object = self.cycle
+        if cycle is None:
+            self.loop.call_later(LINGER_SECONDS, self._shut_down)
+        else:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        if not self.transport.is_closing():
+            super().shutdown()
 
     def look(self, now: float) -> None:
         """End what has taken too long by `now` (a reading of the loop's clock)."""

@@ -26,7 +26,14 @@ ANSWER_SECONDS_MAX = 20
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One worker with narrow limits; no supervisor."""
+    """One worker with narrow limits."""
+    with worker(tmp_path_factory) as (base, _):
+        yield base
+
+
+@contextlib.contextmanager
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """A worker that answers at the URL; no supervisor."""
     folder, port = tmp_path_factory.mktemp("guard"), free_port()
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump({"keys": []}))
@@ -44,7 +51,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             return False
 
         wait_until(ready)
-        yield base
+        yield base, process
         process.send_signal(signal.SIGTERM)
         process.wait(30)
 
@@ -140,3 +147,23 @@ def test_more_connections_than_allowed_are_told_so_and_the_others_go_on(url: str
         held[0].sendall(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n")
         assert held[0].recv(65536).startswith(b"HTTP/1.1 200 ")
     assert counted(url, "too_many_connections") >= 10
+
+
+def test_a_request_that_comes_while_the_server_stops_is_served_if_its_connection_was_there(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with worker(tmp_path_factory) as (url, process), connected(url) as connection:
+        process.send_signal(signal.SIGTERM)
+
+        def refused() -> bool:
+            try:
+                with connected(url):
+                    return False
+            except ConnectionRefusedError:
+                return True
+
+        wait_until(refused)
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+        told = rest_of(connection)
+        assert told.startswith("HTTP/1.1 200 ")
+        assert process.wait(30) == 0

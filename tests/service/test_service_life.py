@@ -159,7 +159,7 @@ async def _ask(url: str, count: int) -> list[int]:
     """Ask over connections of their own, so that every worker gets some."""
     statuses = []
     for _ in range(count):
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             statuses.append((await client.post(f"{url}/v1/chat/completions", json=BODY)).status_code)
     return statuses
 
@@ -268,3 +268,45 @@ async def test_a_service_that_will_stop_says_so_first_and_still_serves(
         await asyncio.sleep(1.1)  # sooner, a second signal is the first one told twice
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
+
+
+async def test_workers_that_are_replaced_all_the_time_lose_no_answer_no_stream_and_no_count(
+    simulator: SimulatorProcess, service_valkey: Server, tmp_path: Path
+) -> None:
+    """A server that goes closes connections whose request it has not read. Clients try again, as the SDKs do: nothing
+    was admitted of the first try, so that what is counted is what was answered."""
+    environ, log = _prepared(tmp_path, simulator, service_valkey.url)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [
+        "gunicorn", "apikeyrouter_proxy.main:app", "--bind", f"127.0.0.1:{port}", "--workers", "2", "--max-requests",
+        "8", "--worker-class", "uvicorn.workers.UvicornWorker", "--log-level", "warning", "--graceful-timeout", "60",
+    ]  # fmt: skip
+
+    async def ask(body: dict[str, Any]) -> str:
+        while True:
+            async with httpx.AsyncClient(timeout=60) as client:
+                with contextlib.suppress(httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError):
+                    answer = await client.post(f"{url}/v1/chat/completions", json=body)
+                    return "whole" if answer.status_code == 200 and _is_whole(answer.text) else answer.text
+
+    async def asked(count: int, **more: Any) -> set[str]:
+        return {await ask({**BODY, **more}) for _ in range(count)}
+
+    async with worker_processes(command, environ, url), httpx.AsyncClient(base_url=url, timeout=60) as client:
+        streams = (asked(10, stream=True, max_tokens=40) for _ in range(2))
+        assert await asyncio.gather(asked(40), *streams) == [{"whole"}] * 3
+
+        async def counted() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                text = (await client.get("/metrics")).text
+                names = ("requests_total", "settlements_total")
+                return [_sample(text, f"apikeyrouter_{name}") for name in names] == [60, 60]
+            return False
+
+        await wait_until(counted)
+    assert len(log.read_text().splitlines()) == 60
+
+
+def _is_whole(text: str) -> bool:
+    return text.endswith(("data: [DONE]\n\n", "}"))
