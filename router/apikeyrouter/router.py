@@ -229,7 +229,9 @@ class ApiKeyRouter(RouterWaysIn):
         if binding is not None and budget is not None:
             states = await self.ledger.scopes([budget.id])  # a budget that was never held in has no state yet
             needed = -1 if binding.reason is Reason.UNPRICED else refused.needed_nanousd
-            return budget_exceeded(binding, budget, states[0] if states else None, needed, now_us=now_us)
+            ends_at_us = self._configuration.budgets.period(budget, now_us)[1]
+            state = states[0] if states else None
+            return budget_exceeded(binding, budget, state, needed, ends_at_us=ends_at_us, now_us=now_us)
         rules, excluded = pool.constraints, refused.ranking.excluded
         if rules is not None and excluded and not refused.losses and not pool.out and limits(rules, excluded):
             return self._policing.denial(rules, pool, excluded, facts)

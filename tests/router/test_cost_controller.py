@@ -52,6 +52,8 @@ async def test_budgets_of_every_scope_period_and_mode_hold_what_they_say(
             assert (details["scope"], details["limit"]) == (budget.id, TINY)
             assert details["settled"] == details["held"] == 0
             assert details["needed"] > TINY
+            assert details["resets_at"] == (await desk.get_budget_status(budget.id)).resets_at
+            assert "ask for fewer tokens" in str(caught.value)  # waiting would not help
             await desk.enforce_budget(scope, EnforcementMode.Soft, scope_id)
             answer = await made.route(**asked)
             assert answer.metadata.additional_metadata["soft_budgets_exceeded"] == [budget.id]
@@ -263,6 +265,7 @@ async def test_an_estimate_is_what_admission_holds(simulator: SimulatorProcess, 
                 await made.router.route(asked)
         assert await desk.estimate_request_cost(intent(model="a-model-without-price"), "openai") is None
         advice = await desk.check_budget(intent(model="a-model-without-price"), None)
+        assert "no price or no upper bound" in advice.reason
         assert not advice.allowed
         for unknown in ({"key_id": "k9"}, {"provider_id": "nobody"}, {"key_id": "c1"}):
             with pytest.raises(InvalidRequestError):

@@ -72,6 +72,19 @@ async def test_a_small_declared_limit_admits_all_that_it_says(
             assert answers.count("denied") == 2, (number, answers)
 
 
+async def test_a_quota_that_never_resets_says_so_and_what_it_never_admits_is_named(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    async with plain(simulator, store) as router:
+        key = await router.register_key(A1, "openai")
+        assert (await router.configure_quota(key.id, "total", 1)).reset_at is None
+        with pytest.raises(NoEligibleKeysError) as caught:
+            await router.route(intent())
+        assert caught.value.details["reasons"][key.id] == (
+            f"the request is larger than limit tokens_total of k:{key.id} ever admits"
+        )
+
+
 async def test_a_quota_is_one_over_all_processes(simulator: SimulatorProcess, redis_url: str) -> None:
     async with (
         plain(simulator, RedisStateStore(redis_url)) as one,

@@ -15,7 +15,6 @@ from apikeyrouter.domain.models.ranking import Barred, Exclusion
 from apikeyrouter.domain.models.state_summary import CostSummary, KeySummary, QuotaSummary, StateSummary
 from apikeyrouter.domain.models.system_error import BudgetExceededError, NoEligibleKeysError
 
-_NEVER_US = 2**53 - 1
 _YEAR_US = 366 * 86_400 * 1_000_000
 
 
@@ -72,13 +71,12 @@ def told_state(key: Key) -> str:
 
 
 def budget_exceeded(
-    binding: Loss, budget: ScopeConfig, state: ScopeState | None, needed: int, *, now_us: int
+    binding: Loss, budget: ScopeConfig, state: ScopeState | None, needed: int, *, ends_at_us: int | None, now_us: int
 ) -> BudgetExceededError:
-    """The error for a hard budget without room. `state` None: nothing was ever held in it."""
+    """The error for a hard budget without room. `state` None: nothing was ever held in it. `ends_at_us`: when its
+    present period ends; None: never."""
     wait_us = retry_after_us(binding, now_us)
-    resets = None
-    if state is not None and state.resets_at_us < _NEVER_US:
-        resets = datetime.fromtimestamp(state.resets_at_us / 1e6, UTC)
+    resets = None if ends_at_us is None else datetime.fromtimestamp(ends_at_us / 1e6, UTC)
     return BudgetExceededError(
         scope=budget.id, limit=dollars(budget.limit_nanousd), settled=dollars(state.settled if state else 0),
         held=dollars(state.held + state.suspense if state else 0), needed=None if needed < 0 else dollars(needed),

@@ -323,11 +323,14 @@ class CostController:
         rules = self._applying(intent.team, intent.client, provider_id or intent.provider_id, key_id, intent.model)
         refusing: list[str] = []
         exceeded: list[str] = []
+        unbounded: list[str] = []
         least: Decimal | None = None
         for status in await self._books.statuses(rules):
             least = status.remaining if least is None else min(least, status.remaining)
             scope = next(rule.scope for rule in rules if rule.scope.id == status.budget_id)
             needed = _needed(scope, estimated_cost)
+            if needed is None:
+                unbounded.append(scope.id)
             if needed is None or status.settled + status.held + status.suspense + needed > status.limit:
                 (refusing if scope.hard else exceeded).append(scope.id)
         bound = None if estimated_cost is None else estimated_cost.bound
@@ -335,7 +338,7 @@ class CostController:
         return BudgetCheckResult(
             allowed=not refusing, needed=amount if bound is None else bound, remaining=least, violated=refusing,
             soft_exceeded=exceeded,
-            reason="" if not refusing else f"no room in budget {', '.join(refusing)}",
+            reason=_why_not(refusing, unbounded),
         )  # fmt: skip
 
     async def update_spending(
@@ -433,6 +436,18 @@ def _refuse_foreign(rule: BudgetRule) -> None:
     if rule.source != "code":
         where = "in the configuration file" if rule.source == "file" else f"by policy {rule.target!r}"
         raise InvalidRequestError(f"budget {rule.scope.id!r} is declared {where}; change it there", field="budget_id")
+
+
+def _why_not(refusing: Sequence[str], unbounded: Collection[str]) -> str:
+    """The budgets that refuse, and why."""
+    full = [id_ for id_ in refusing if id_ not in unbounded]
+    told = [f"no room in budget {', '.join(full)}"] if full else []
+    if unbounded:
+        told.append(
+            f"budget {', '.join(unbounded)} refuses what has no price or no upper bound; an estimate that is made while"
+            " it is in force has one"
+        )
+    return "; ".join(told)
 
 
 def _needed(scope: ScopeConfig, cost: CostEstimate | None) -> Decimal | None:

@@ -14,6 +14,7 @@ from apikeyrouter.domain.components.objectives import (
     objective_of,
     weighed,
 )
+from apikeyrouter.domain.components.quotas import told_name
 from apikeyrouter.domain.components.scoring import WORST
 from apikeyrouter.domain.models.accounting import Loss, Reason, RetryKind
 from apikeyrouter.domain.models.call import AttemptFacts, Facts
@@ -31,14 +32,17 @@ _WHY = {
     Reason.BUDGET: "budget {where} is used up",
     Reason.UNPRICED: "budget {where} refuses what cannot be priced or bounded",
     Reason.FAIR_SHARE: "others are owed the rest of {where}",
-    Reason.NEVER_FITS: "the request is larger than {where} ever admits",
+    Reason.NEVER_FITS: "the request is larger than {limit}{where} ever admits",
     Reason.CLOCK_SUSPECT: "the ledger's clock is in doubt, so {where} refuses",
 }
 
 
 def told(loss: Loss) -> str:
     """Why a candidate lost, with when it is back."""
-    text = _WHY[loss.reason].format(limit=loss.limit or "requests", where=loss.where)
+    limit = told_name(loss.limit) or "requests"
+    if loss.reason is Reason.NEVER_FITS:
+        limit = f"limit {limit} of " if loss.limit else ""
+    text = _WHY[loss.reason].format(limit=limit, where=loss.where)
     back = back_at(loss)
     return f"{text} until {back.isoformat()}" if back is not None and loss.retry_kind is RetryKind.EXACT else text
 

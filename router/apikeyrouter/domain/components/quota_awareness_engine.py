@@ -54,8 +54,8 @@ UNSEEN_REQUESTS_MAX = 1000
 UNSEEN_TOKENS_MAX = 2**31
 RESET_PAUSE_US = 200_000
 LEASE_US = 30_000_000
-_NEVER_US = 253_402_300_799_000_000
-"""The last moment that a datetime can name."""
+_NEVER_US = 2**53 - 1
+"""When the ledger resets what never resets."""
 _FAR = datetime.max.replace(tzinfo=UTC)
 
 

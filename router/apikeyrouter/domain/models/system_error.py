@@ -87,10 +87,12 @@ class BudgetExceededError(SystemError):
         resets_at: datetime | None = None,
         retry_after: int | None = None,
     ) -> None:
+        never = needed is not None and needed > limit
+        advice = "ask for fewer tokens" if never else "wait for its reset"
         price = "a request without a known price" if needed is None else f"{needed:f} more dollars"
         super().__init__(
             f"budget {scope!r} has no room for {price}: {settled:f} settled + {held:f} held of {limit:f}; "
-            "raise the budget, wait for its reset, or make it soft",
+            f"raise the budget, {advice}, or make it soft",
             category=ErrorCategory.BudgetExceededError,
             retryable=retry_after is not None,
             retry_after=retry_after,
