@@ -17,7 +17,7 @@ from apikeyrouter.domain.models.system_error import NoEligibleKeysError
 __all__ = ["WaitQueue"]
 
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.01, 0.25
-"""Between two asks where a denial says "now", doubled each time."""
+"""Between two asks where a denial names no exact instant, doubled each time: other processes may have made room."""
 OWN = "c:"
 """What the lanes of clients' own limits begin with: who waits for those stands in nobody's way."""
 T = TypeVar("T")
@@ -111,10 +111,10 @@ class WaitQueue:
                     place = self._move(place, wanted)
                 if stirred:
                     place.not_before = 0.0
-                elif told.due > now:
+                elif told.exact and told.due > now:
                     place.not_before, pause = told.due, PAUSE_SECONDS_MIN
                 else:
-                    place.not_before, pause = now + pause, min(pause * 2, PAUSE_SECONDS_MAX)
+                    place.not_before, pause = max(told.due, now + pause), min(pause * 2, PAUSE_SECONDS_MAX)
         finally:
             facts.waited_us += int((time.perf_counter() - began) * 1e6)
             self._leave(place, served=served)
