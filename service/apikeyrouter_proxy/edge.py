@@ -24,6 +24,8 @@ from apikeyrouter.domain.models.system_error import (
 __all__ = ["Edge", "add_error_handlers", "error_answer"]
 
 BODY_BYTES_MAX = 2**20
+IMPORT, IMPORT_BYTES_MAX = "/api/v1/import", 64 * 2**20
+"""A backup may be larger than anything else."""
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -55,13 +57,14 @@ class Edge:
             return
         hsts = _wants_hsts(scope)
         read = 0
+        most = IMPORT_BYTES_MAX if scope["path"] == IMPORT else BODY_BYTES_MAX
 
         async def bounded_receive() -> Message:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > BODY_BYTES_MAX:
-                raise HTTPException(413, f"the body is larger than {BODY_BYTES_MAX} bytes")
+            if read > most:
+                raise HTTPException(413, f"the body is larger than {most} bytes")
             return message
 
         async def dressed_send(message: MutableMapping[str, Any]) -> None:

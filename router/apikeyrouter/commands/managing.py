@@ -1,5 +1,6 @@
 """Commands on what a running service is configured with: keys, clients, budgets, policies, admin keys, the whole."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -337,6 +338,27 @@ def reload(service: Service) -> None:
     told = service.send("POST", "/config/reload")
     lines = [f"taken over: {told['keys']} keys, {told['clients']} clients, {told['budgets']} budgets"]
     service.document(told, line="\n".join([*lines, *(f"warning: {one}" for one in told["warnings"])]))
+
+
+@command(config, "export")
+def export(
+    service: Service,
+    secrets: Annotated[bool, typer.Option("--secrets", help="Keys as ciphertext, tokens as hashes: a backup.")] = False,
+) -> None:
+    """Everything that was configured through the API, as JSON."""
+    typer.echo(json.dumps(service.get("/export", secrets=secrets or None), indent=2))
+
+
+@command(config, "import")
+def import_(
+    service: Service,
+    file: File,
+    replace: Annotated[bool, typer.Option("--replace", help="The document's in place of what there is.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+) -> None:
+    """Take an export in: all of it is checked first."""
+    body = {"document": _read(file), "replace": replace, "dry_run": dry_run}
+    service.document(service.send("POST", "/import", body))
 
 
 def _delete(service: Service, kind: str, id: str, done: str) -> None:

@@ -17,6 +17,7 @@ from apikeyrouter_proxy.management import (
     providers,
     reservations,
     state,
+    transfer,
     usage,
     webhooks,
 )
@@ -25,7 +26,7 @@ __all__ = ["aliases", "management"]
 
 _RESOURCES = (
     keys, clients, budgets, limits, policies, providers, decisions, reservations, usage, state, audit, admin_keys,
-    configuration, webhooks,
+    configuration, transfer, webhooks,
 )  # fmt: skip
 _ANY_ROLE = [Depends(require(Role.READ))]
 
