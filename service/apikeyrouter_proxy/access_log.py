@@ -11,6 +11,7 @@ import msgspec
 
 from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.domain.models.system_error import ConfigurationError
+from apikeyrouter_proxy.arrivals import PEER
 
 __all__ = ["AccessLog"]
 
@@ -41,6 +42,7 @@ class _Line(msgspec.Struct, gc=False):
     first_token_us: int = 0
     status: int | None = None
     denied_by: str | None = None
+    peer: str | None = None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -52,8 +54,9 @@ class AccessLog:
     `written` counts lines, `lost` those that were given up.
     """
 
-    def __init__(self, path: str = "", *, enabled: bool = True) -> None:
+    def __init__(self, path: str = "", *, enabled: bool = True, peers: bool = False) -> None:
         self._path = path
+        self._peers = peers
         self._enabled = enabled
         self._lines: list[bytes] = []
         self._file: int | None = None
@@ -89,6 +92,7 @@ class AccessLog:
                 facts.first_token_us,
                 None,
                 None if facts.denial is None else f"{facts.denial.where} {facts.denial.limit}".rstrip(),
+                PEER.get() if self._peers else None,
             )
         )
 
@@ -109,6 +113,7 @@ class AccessLog:
             line = _Line(at_us, request_id, route, "", False, outcome, client)
             line.status, line.total_us, line.overhead_us = status, total_us, total_us
             line.denied_by = denied_by
+            line.peer = PEER.get() if self._peers else None
             self._add(line)
 
     def start(self) -> None:

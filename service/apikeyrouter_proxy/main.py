@@ -51,6 +51,8 @@ class Service(FastAPI):
             runtime = self.runtime
             if runtime is None:
                 runtime = await self.opened()
+            if runtime.arrivals is not None:
+                runtime.arrivals.note(scope)
             route = ROUTES.get(path)
             if route is None and path.startswith(PREFIXES):
                 route = find_route(path, scope["query_string"], dict(scope["headers"]), scope["method"])

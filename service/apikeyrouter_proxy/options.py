@@ -27,7 +27,8 @@ class ProxyOptions:
     `body_bytes_max`: a longer request body is answered with 413. `drain_seconds`: how long a stopping process waits
     for the requests under way; `drain_notice_seconds`: how long it says so, and still takes requests, before that.
     `connections_max` per process; `header_bytes_max`, `header_seconds`, `body_seconds`: what a client may take to send
-    a request; `write_seconds`: how long it may take nothing of its answer. `access_log_file` "" is standard output.
+    a request; `write_seconds`: how long it may take nothing of its answer. `access_log_file` "" is standard output;
+    `access_log_peer`: lines show where requests came from; `trusted_proxies`: whose `X-Forwarded-For` is believed then.
     `private_urls`: webhooks may go to private addresses.
     """
 
@@ -41,6 +42,8 @@ class ProxyOptions:
     write_seconds: float = 120.0
     access_log: bool = True
     access_log_file: str = ""
+    access_log_peer: bool = False
+    trusted_proxies: str = ""
     private_urls: bool = False
 
     @classmethod
@@ -65,6 +68,8 @@ class ProxyOptions:
             write_seconds=_number(environ, "PROXY_WRITE_SECONDS", 120, least=1, most=SECONDS_LIMIT),
             access_log=_flag(environ, "PROXY_ACCESS_LOG", default=True),
             access_log_file=_told(environ, "PROXY_ACCESS_LOG_FILE")[1],
+            access_log_peer=_flag(environ, "PROXY_ACCESS_LOG_PEER", default=False),
+            trusted_proxies=_told(environ, "PROXY_TRUSTED_PROXIES")[1],
             private_urls=_flag(environ, "PROXY_PRIVATE_URLS", default=False),
         )
 

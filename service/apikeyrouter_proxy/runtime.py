@@ -28,6 +28,7 @@ from apikeyrouter.router import ApiKeyRouter
 from apikeyrouter_proxy import admin_keys, reloading, webhooks
 from apikeyrouter_proxy.access_log import AccessLog
 from apikeyrouter_proxy.admin_keys import AdminKeys
+from apikeyrouter_proxy.arrivals import open_arrivals
 from apikeyrouter_proxy.clients import Clients
 from apikeyrouter_proxy.data_plane import DataPlane
 from apikeyrouter_proxy.fleet_gauges import fleet_gauges
@@ -76,10 +77,11 @@ class Runtime:
         self._environ = environ
         self._embedded = embedded
         self._metrics = Metrics()
-        self._access_log = AccessLog(options.access_log_file, enabled=options.access_log)
+        self._access_log = AccessLog(options.access_log_file, enabled=options.access_log, peers=options.access_log_peer)
         self.plane = DataPlane(
             router, Clients(), self._metrics, self._access_log, body_bytes_max=options.body_bytes_max
         )
+        self.arrivals = open_arrivals(options)
         self.tracing = open_tracing(environ, router)
         self.serve: Serve = self.plane.serve if self.tracing is None else self.tracing.around(self.plane.serve)
         self._shared = SharedMetrics(
