@@ -30,6 +30,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "quota_default_cooldown_seconds": 60,
         "log_level": "INFO",
         "encryption_key": None,
+        "wait_max_ms": 0,
     }
 
 
