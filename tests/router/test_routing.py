@@ -368,3 +368,21 @@ async def test_turns_go_on_where_they_were_when_something_else_changes(
         assert Counter(served) == {"a1": 6, "a2": 6, "b1": 6}
         assert served[:3] * 6 == served
         await made.at_rest()
+
+
+async def test_a_decision_is_surer_the_further_ahead_its_key_is_and_the_newer_its_snapshot(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    async with house(simulator, store, ["a1", "b1"], prices=DEAR) as made:
+        await made.router.route(intent(), "cost")
+        ahead = (await decided(made)).confidence
+        await made.router.route(intent(), "fairness")
+        equals = (await decided(made)).confidence
+        assert equals < 0.6 < ahead <= 1
+
+        async def less_sure() -> bool:
+            made.router.snapshot.taken -= 20  # as if the store had not been heard of for so long
+            await made.router.route(intent(), "cost")
+            return (await decided(made)).confidence < ahead
+
+        await until(less_sure)  # a refresh may come between
