@@ -8,6 +8,7 @@
 -- @include working
 
 local O_NAME, O_CAPACITY, O_TICK, O_USED, O_FULL_IN = 1, 4, 7, 8, 9
+local USED_SPECIAL = { ['-1'] = -1, ['-2'] = -2 }
 
 -- What the configuration says about the limit that was seen; nil: nothing.
 local function limit_configured(id, seen)
@@ -27,6 +28,12 @@ local function lane_observe(id, lane, seen)
     if lane[offset + D_NAME] == seen[O_NAME] then
       at = offset
     end
+  end
+  if seen[O_USED] == -2 then
+    if at then
+      limit_start(lane, at, 0, cell.now)
+    end
+    return
   end
   if seen[O_CAPACITY] > 0 then
     local configured, rule, used, refund = limit_configured(id, seen), seen, 0, 1

@@ -10,7 +10,7 @@ local HEALTH_SIZE = 14
 
 -- Offsets inside a limit's block. Bucket: scale per unit of amount, drain per tick, tick in us; S1 level (scaled),
 -- S2 time of that level, S3 what was refunded (modulo 2^52). Window: scale is the period or the calendar's number; S1 used,
--- S2 start, S3 end. Of both: S4 the seq at which it began to count.
+-- S2 start, S3 end. Of all: S4 the seq at which it began to count.
 -- Sliding: scale is a slot's length; S1 start of the current slot. Its counters are a block of their own behind it, of
 -- kind SLOTS, that limits nothing: from N on they count the current slot and those before it.
 local D_NAME, D_METRIC, D_KIND, D_CAPACITY, D_SCALE, D_DRAIN, D_TICK, D_REFUND, D_LEARNED = 1, 2, 3, 4, 5, 6, 7, 8, 9

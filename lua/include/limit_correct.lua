@@ -8,7 +8,7 @@
 
 local function limit_correct(lane, at, change, where, refunded, numbers)
   local kind = lane[at + D_KIND]
-  if kind ~= SLIDING and change < 0 and numbers[R_SEQ] < lane[at + D_S4] then
+  if change < 0 and numbers[R_SEQ] < lane[at + D_S4] then
     return -- it was charged to a count that is no more
   end
   if kind == BUCKET then

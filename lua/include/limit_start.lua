@@ -37,6 +37,6 @@ local function limit_start(lane, at, used, now)
     for slot = at + D_N, at + D_N + SLIDING_SLOTS do
       lane[slot] = 0
     end
-    lane[at + D_S1], lane[at + D_N] = now - now % lane[at + D_SCALE], used
+    lane[at + D_S1], lane[at + D_N], lane[at + D_S4] = now - now % lane[at + D_SCALE], used, cell.seq + 1
   end
 end

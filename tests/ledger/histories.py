@@ -282,7 +282,7 @@ class History:
 
     def _record(self) -> Iterator[Event]:
         pick = self.random.choice
-        args: list[Argument] = ["l:" + pick(LANES), pick([0] * 8 + [SECOND_US, 10 * SECOND_US])]
+        args: list[Argument] = ["l:" + pick(LANES), pick([0] * 8 + [-1, SECOND_US, 10 * SECOND_US])]
         for name in self.random.sample(["rpm", "tpm", "otpm", "itpm", "concurrency"], self.random.randint(0, 2)):
             args += self.observation(name)
         yield Call("record", args)
@@ -299,7 +299,7 @@ class History:
             kind, (scale, drain, tick) = 1, bucket_numbers(capacity, pick([SECOND_US, MINUTE_US]), capacity, what=name)
         return [
             NAME_CODES[name], METRIC_CODES[metric], kind, capacity, scale, drain, tick,
-            pick([-1, 0, 2, 20]), pick([0, 0, 100_000, 10 * SECOND_US]),
+            pick([-1, 0, 2, 20, 2, 20, -2]), pick([0, 0, 100_000, 10 * SECOND_US]),
         ]  # fmt: skip
 
     def _suspect(self) -> Iterator[Event]:
@@ -439,7 +439,7 @@ WRONG_CALLS = (
     Call("release", [_WRONG, 0, -1, 0]), Call("release", [_WRONG, 0, 0, 1.5]),  # type: ignore[list-item]
     Wish(charges=((1, 1, 1, 1, 0.5),)).reassert(), Wish().reassert(-1), Call("reassert", [_WRONG]), Call("renew", [1]),
     Call("renew", [-1, _WRONG]), Call("renew", [1, *(b"r:%d" % n for n in range(129))]), Call("acknowledge", []),
-    Call("acknowledge", [b"r:%d" % n for n in range(129)]), Call("record", ["l:free", -1]),
+    Call("acknowledge", [b"r:%d" % n for n in range(129)]), Call("record", ["l:free", -2]),
     Call("record", ["l:free", 0, 1, 1, 1]), Call("record", ["l:free", 0, *([1] * 9 * 9)]), Call("snapshot", [-1]),
     Call("snapshot", [0, *("l:free",) * 257]), Call("audit", [1, 0, 257]), Call("audit", [1, -1, 5]),
 )  # fmt: skip

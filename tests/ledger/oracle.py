@@ -38,6 +38,7 @@ MINUTE_US = 60_000_000
 DAY_US = 86_400_000_000
 FAIR_IDLE_US, FAIR_LEAD, FAIR_LEAVERS_MAX = 10_000_000, 125_000, 8
 LIMITS_MAX = 8
+BEGIN_ANEW = -2
 SWEPT_LEASES_MAX, RESERVE_SWEEPS_MAX = 8, 4
 NO_PERIOD = -1
 CHARGE_RULE, REFUND_RULE, HOLD_RULE = 1, 2, 3
@@ -590,7 +591,7 @@ class Turn:
                 case LimitKind.SLIDING:
                     slot = self.slot(rule)
                     counter.slots[slot] = counter.slots.get(slot, 0) + amount
-                    place = Charged(rule, amount, slot)
+                    place = Charged(rule, amount, slot, generation=counter.generation)
                 case _:
                     counter.used_in_window += amount
                     place = Charged(rule, amount, counter.window[0], generation=counter.generation)
@@ -609,7 +610,7 @@ class Turn:
                 continue
             if change < 0 and not (all_back or rule.refund):
                 continue
-            if change < 0 and counter.generation != charged.generation and rule.kind is not LimitKind.SLIDING:
+            if change < 0 and counter.generation != charged.generation:
                 continue  # it was charged to a count that is no more
             match rule.kind:
                 case LimitKind.BUCKET if change >= 0:
@@ -1190,16 +1191,18 @@ def _sweep(turn: Turn, words: list[bytes]) -> Answer:
 
 
 def _record(turn: Turn, words: list[bytes]) -> Answer:
-    name, cool = words[0], _amount(words[1])
+    name, cool = words[0], _cost(words[1])
     if (len(words) - 2) % 9 or len(words) > 2 + 8 * 9:
         raise BadArgumentError
     rows = []
     for at in range(2, len(words), 9):
-        numbers = [_cost(word) if place == 7 else _amount(word) for place, word in enumerate(words[at : at + 9])]
+        numbers = [_told_use(word) if place == 7 else _amount(word) for place, word in enumerate(words[at : at + 9])]
         rows.append(numbers)
     turn.begin()
     lane = turn.lane(name)
-    if cool:
+    if cool < 0:
+        lane.blocked_until = 0
+    elif cool:
         lane.blocked_until = max(lane.blocked_until, turn.now + cool)
     for numbers in rows:
         _observe(turn, name, lane, numbers)
@@ -1216,6 +1219,10 @@ def _observe(turn: Turn, name: bytes, lane: Lane, numbers: list[int]) -> None:
     said = Rule(
         limit, _METRICS[metric - 1], _KINDS[kind - 1], capacity, unit, drain, tick_us, refund=True, learned=True
     )
+    if used == BEGIN_ANEW:
+        if counter is not None:
+            turn.restart(counter, 0, counter.generation)
+        return
     if capacity:
         rule = _ruling(turn, name, counter, said)
         if counter is None:
@@ -1330,6 +1337,10 @@ def _known(numbers: Sequence[int]) -> Sequence[int]:
     if min(numbers, default=0) < 0:
         raise BadArgumentError
     return numbers
+
+
+def _told_use(word: bytes) -> int:
+    return BEGIN_ANEW if word == b"-2" else _cost(word)
 
 
 def _used_numbers(word: bytes) -> tuple[int, ...]:

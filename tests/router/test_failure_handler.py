@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -276,6 +277,23 @@ async def test_reducing_the_load_takes_nine_attempts_of_ten_away_at_once(
         assert again.until is not None
         assert first is not None
         assert again.until > first
+
+
+async def test_a_reduced_load_is_restored_when_the_monitored_key_works(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    async with house(simulator, store, ["a1"]) as made:
+        for _ in range(4):  # five seconds, doubled three times
+            await made.router.failure_handler.reduce_load_on_failure("a1", "openai")
+        until_then = (await made.router.failure_handler.get_circuit_state("a1")).until
+        await made.router.failure_handler.monitor_recovery("a1")
+
+        async def restored() -> bool:
+            return not (await made.router.failure_handler.get_circuit_state("a1")).cooling and await offered(made) > 0
+
+        await until(restored)
+        assert until_then is not None
+        assert datetime.now(UTC) < until_then
 
 
 # --- recovery --------------------------------------------------------------------------------------------------------

@@ -171,7 +171,10 @@ class FailureHandler:
 
     async def monitor_recovery(self, key_id: str) -> None:
         """Ask the provider's free endpoint, from now on and ever less often, whether the key works; when it does, put
-        it back to work. Returns at once. Circuits and cooled lanes recover by themselves."""
+        it back to work, and end what `reduce_load_on_failure` began. Returns at once.
+
+        Circuits, and lanes that were cooled for another reason, recover by themselves.
+        """
         self._key(key_id)
         task = self._monitored.get(key_id)
         if task is None or task.done():
@@ -301,16 +304,22 @@ class FailureHandler:
         pause = RECOVERY_SECONDS
         while True:
             key = self._catalogue.keys.get(key_id)
-            if key is None or key.state not in _RECOVERS_TO:
+            if key is None or (key.state not in _RECOVERS_TO and key.provider_id not in self._reduced):
                 return
             with contextlib.suppress(ApiKeyRouterError):  # the store is away, or the key is gone: seen next time
                 probe = await self._keys.probe_key(key_id, actor=ACTOR)
                 if probe.works:
+                    await self._restore_load(key)
                     if probe.state in _RECOVERS_TO:
                         await self._move(key, _RECOVERS_TO[probe.state], probe.message, None)
                     return
             await asyncio.sleep(pause)
             pause = min(pause * 2, RECOVERY_SECONDS_MAX)
+
+    async def _restore_load(self, key: Key) -> None:
+        if self._reduced.pop(key.provider_id, None) is not None:
+            for lane in (key_lane(key.id), provider_lane(key.provider_id)):
+                await self._ledger.restart(lane, cooling=True)
 
     @staticmethod
     def _wall_us() -> int:

@@ -6,7 +6,6 @@ key is read from its lanes, and what is told here is written into them.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from os import urandom
 from typing import Any, Protocol
@@ -25,11 +24,9 @@ from apikeyrouter.domain.models.accounting import (
     Charge,
     LaneConfig,
     LaneState,
-    Limit,
     LimitKind,
     LimitState,
     Outcome,
-    Period,
     ReserveRequest,
     Settlement,
 )
@@ -52,7 +49,6 @@ LOOKAHEAD_SECONDS = 1.0
 UNSEEN_REQUESTS_MAX = 1000
 """Requests that the router did not see, told at once."""
 UNSEEN_TOKENS_MAX = 2**31
-RESET_PAUSE_US = 200_000
 LEASE_US = 30_000_000
 _NEVER_US = 2**53 - 1
 """When the ledger resets what never resets."""
@@ -245,8 +241,7 @@ class QuotaAwarenessEngine:
     async def reset_quota(self, key_id: str, time_window: TimeWindow | str, *, actor: str = "operator") -> QuotaState:
         """Begin a window anew: everything that counts the key in it has counted nothing.
 
-        The key's own quotas are set back in one write. For limits that it shares with its group the lane pauses for a
-        fifth of a second, so that nothing is admitted uncounted; a limit that was learned is learned anew.
+        The key's own quotas are set back in one write, and the limits that it shares with its group in one more.
         """
         key, window = self._key(key_id), _required_window(time_window)
 
@@ -264,7 +259,7 @@ class QuotaAwarenessEngine:
                 if window_of(limit) is window and not (lane.id == key_lane(key_id) and told_name(limit.name) in own)
             }  # fmt: skip
             if names:
-                await self._restart(lane, names)
+                await self._ledger.restart(lane.id, limits=sorted(names))
         return await self._saved(key_id, window)
 
     async def handle_quota_response(self, key_id: str, response: HTTPAnswer, *, model: str | None = None) -> QuotaState:
@@ -345,17 +340,6 @@ class QuotaAwarenessEngine:
         )
         await self._ledger.acknowledge([rid])
 
-    async def _restart(self, lane: LaneState, names: set[str]) -> None:
-        """Take limits out of a lane and put them back; the lane pauses meanwhile. A learned one is not put back."""
-        config = self._lanes.lane_config(lane.id)
-        declared = {limit.name for limit in config.limits}
-        learned = tuple(_declared(limit) for limit in lane.limits if limit.name in names - declared)
-        kept = tuple(limit for limit in config.limits if limit.name not in names)
-        await self._ledger.record(lane.id, blocked_for_us=RESET_PAUSE_US)
-        for limits in ((*config.limits, *learned), kept, config.limits):
-            await self._ledger.put(lanes=[replace(config, limits=limits)])
-            await self._ledger.record(lane.id)
-
     def _option(self, key: Key, model: str | None) -> Option:
         option = self._catalogue.option_of(key, model)
         if option is None:
@@ -404,13 +388,6 @@ def _counting(lanes: Sequence[LaneState], window: TimeWindow | None) -> list[tup
 
 def _share_used(limit: LimitState) -> float:
     return limit.used / limit.capacity if limit.capacity else 1.0
-
-
-def _declared(limit: LimitState) -> Limit:
-    """A learned limit as if somebody had declared it."""
-    return Limit(
-        name=limit.name, metric=limit.metric, kind=LimitKind.CALENDAR, amount=limit.capacity, calendar=Period.TOTAL
-    )
 
 
 def _moment(us: int) -> datetime | None:

@@ -77,6 +77,10 @@ class Ledger(Protocol):
         """Re-sync a lane with what its provider said; cool it for `blocked_for_us`."""
         ...
 
+    async def restart(self, lane: str, *, limits: Sequence[str] = (), cooling: bool = False) -> Stamp:
+        """Let these limits of a lane begin anew, and (`cooling`) the lane cool no more: an operator's word."""
+        ...
+
     async def put(self, *, lanes: Sequence[LaneConfig] = (), scopes: Sequence[ScopeConfig] = ()) -> Stamp:
         """Add or change lanes and scopes in the active configuration. Idempotent: no change, no new version."""
         ...

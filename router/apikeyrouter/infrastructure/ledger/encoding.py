@@ -28,6 +28,8 @@ ID_BYTES_MAX = 200
 PERIOD_US_MIN = 1000
 _LEVEL_MAX = 2**50
 """A bucket's level in scaled units stays below this, so that refunds modulo 2^52 are unambiguous."""
+_BEGIN_ANEW = -2
+"""What `record` takes for the use of a limit that has counted nothing."""
 _TICKS_US = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
 
 
@@ -162,6 +164,13 @@ def observation_numbers(seen: Observation) -> list[int] | None:
         return None
     head = [NAME_CODES[seen.name], METRIC_CODES[seen.metric], KIND_CODES[seen.kind], seen.limit]
     return [*head, *numbers, used, seen.reset_us]
+
+
+def restart_numbers(limit: str) -> list[int]:
+    """Arguments of `record` for a limit that begins anew. Errors: LedgerConfigError: no limit has that name."""
+    if limit not in NAME_CODES:
+        raise LedgerConfigError(f"no limit is called {limit!r}; they are {', '.join(LIMIT_NAMES)}")
+    return [NAME_CODES[limit], 1, 1, 0, 1, 0, 1, _BEGIN_ANEW, 0]
 
 
 def _observed_numbers(seen: Observation) -> tuple[int, int, int] | None:

@@ -43,6 +43,7 @@ from apikeyrouter.infrastructure.ledger.encoding import (
     lane_entry,
     lane_field,
     observation_numbers,
+    restart_numbers,
     scope_entry,
     scope_field,
 )
@@ -172,13 +173,17 @@ class ScriptLedger:
 
     async def record(self, lane: str, *, observations: Sequence[Observation] = (), blocked_for_us: int = 0) -> Stamp:
         """Re-sync a lane with what its provider said; what makes no sense is left out."""
-        args: list[Argument] = [
-            lane_field(check_id(lane, what="lane")),
-            check_amount(blocked_for_us, what="cooling time"),
-        ]
+        words: list[Argument] = [check_amount(blocked_for_us, what="cooling time")]
         for seen in observations:
-            args.extend(observation_numbers(seen) or ())
-        return self._stamp(await self._run("record", args))
+            words.extend(observation_numbers(seen) or ())
+        return self._stamp(await self._run("record", [lane_field(check_id(lane, what="lane")), *words]))
+
+    async def restart(self, lane: str, *, limits: Sequence[str] = (), cooling: bool = False) -> Stamp:
+        """Let these limits of a lane begin anew, and (`cooling`) the lane cool no more: an operator's word."""
+        words: list[Argument] = [-1 if cooling else 0]
+        for name in limits:
+            words.extend(restart_numbers(name))
+        return self._stamp(await self._run("record", [lane_field(check_id(lane, what="lane")), *words]))
 
     async def suspect_clock(self, suspected: bool) -> Stamp:
         """Mark or clear doubt about the cell's clock; while it lasts, hard scopes refuse (law 3)."""
