@@ -12,9 +12,9 @@ from fastapi import FastAPI
 
 from apikeyrouter._version import __version__
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError
-from apikeyrouter.infrastructure.surface.routes import PREFIXES, ROUTES, find_route
+from apikeyrouter.infrastructure.surface.routes import PREFIXES, ROUTES, Route, find_route
 from apikeyrouter_proxy.data_plane import Receive, Send
-from apikeyrouter_proxy.edge import Edge, add_error_handlers
+from apikeyrouter_proxy.edge import Edge, add_error_handlers, error_answer
 from apikeyrouter_proxy.management import aliases, management
 from apikeyrouter_proxy.openapi import with_data_plane
 from apikeyrouter_proxy.operations import operations
@@ -56,6 +56,9 @@ class Service(FastAPI):
             route = ROUTES.get(path)
             if route is None and path.startswith(PREFIXES):
                 route = find_route(path, scope["query_string"], dict(scope["headers"]), scope["method"])
+            if runtime.options.management_port and not _is_asked_at_its_port(scope, path, route, runtime):
+                await error_answer(404, "unknown_url", "no such path on this port")(scope, receive, send)
+                return
             if route is not None:
                 await runtime.serve(route, scope, receive, send)
                 return
@@ -114,6 +117,13 @@ async def _lifespan(service: FastAPI) -> AsyncIterator[None]:
             yield
     finally:
         await service.closed()
+
+
+def _is_asked_at_its_port(scope: MutableMapping[str, Any], path: str, route: Route | None, runtime: Runtime) -> bool:
+    """With a port of its own, management is served there alone, and the data plane is not; health is at both."""
+    server = scope.get("server")
+    at_management = server is not None and server[1] == runtime.options.management_port
+    return path.startswith("/health") or at_management == (route is None)
 
 
 def in_one_line(error: ApiKeyRouterError) -> str:

@@ -29,6 +29,7 @@ class ProxyOptions:
     `connections_max` per process; `header_bytes_max`, `header_seconds`, `body_seconds`: what a client may take to send
     a request; `write_seconds`: how long it may take nothing of its answer. `access_log_file` "" is standard output;
     `access_log_peer`: lines show where requests came from; `trusted_proxies`: whose `X-Forwarded-For` is believed then.
+    `management_port`: management and metrics are served there alone, on `management_host`; 0: on the one port.
     `private_urls`: webhooks may go to private addresses.
     """
 
@@ -44,6 +45,8 @@ class ProxyOptions:
     access_log_file: str = ""
     access_log_peer: bool = False
     trusted_proxies: str = ""
+    management_port: int = 0
+    management_host: str = "127.0.0.1"
     private_urls: bool = False
 
     @classmethod
@@ -70,6 +73,8 @@ class ProxyOptions:
             access_log_file=_told(environ, "PROXY_ACCESS_LOG_FILE")[1],
             access_log_peer=_flag(environ, "PROXY_ACCESS_LOG_PEER", default=False),
             trusted_proxies=_told(environ, "PROXY_TRUSTED_PROXIES")[1],
+            management_port=int(_number(environ, "PROXY_MANAGEMENT_PORT", 0, least=0, most=65535)),
+            management_host=_told(environ, "PROXY_MANAGEMENT_HOST")[1] or "127.0.0.1",
             private_urls=_flag(environ, "PROXY_PRIVATE_URLS", default=False),
         )
 

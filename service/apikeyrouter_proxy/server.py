@@ -83,6 +83,8 @@ class ServeOptions:
     open: bool = False
     drain_seconds: float = DRAIN_SECONDS_DEFAULT
     drain_notice_seconds: float = 0.0
+    management_host: str = "127.0.0.1"
+    management_port: int = 0
     workers_to_stderr: bool = False
     watch_stdin: bool = False
     app: str = APP
@@ -94,6 +96,8 @@ def serve(options: ServeOptions, *, tell: Tell) -> int:
 
     Errors: PortTakenError; ConfigurationError; StateStoreUnavailableError when the embedded server does not start.
     """
+    if options.management_port:
+        _keep_port(options.management_host, options.management_port).close()
     with _keep_port(options.host, options.port) as kept:
         embedded = _embedded(options)
         try:

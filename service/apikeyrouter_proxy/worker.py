@@ -30,8 +30,10 @@ def main(argv: Sequence[str] | None = None, *, http: type[asyncio.Protocol] = Gu
     """
     options = _parse(argv)
     _take_signals_calmly()
-    GuardedProtocol.limits = ProxyOptions.read(environment())
-    listener = socket.socket(fileno=options.fd) if options.fd >= 0 else bound_socket(options.host, options.port)
+    GuardedProtocol.limits = proxy = ProxyOptions.read(environment())
+    listeners = [socket.socket(fileno=options.fd) if options.fd >= 0 else bound_socket(options.host, options.port)]
+    if proxy.management_port:
+        listeners.append(bound_socket(proxy.management_host, proxy.management_port))
     config = uvicorn.Config(
         options.app,
         loop="uvloop",
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None, *, http: type[asyncio.Protocol] = Gu
         proxy_headers=False,  # who is a loopback peer is decided by the connection, not by a header
         timeout_graceful_shutdown=math.ceil(options.drain_seconds) + CUT_SECONDS,
     )
-    _Server(config, ready_fd=options.ready_fd).run(sockets=[listener])
+    _Server(config, ready_fd=options.ready_fd).run(sockets=listeners)
     return 0
 
 

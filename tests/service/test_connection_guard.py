@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import httpx
 import pytest
@@ -15,7 +15,7 @@ import yaml
 
 from tests.cli.processes import wait_until
 from tests.servers import free_port, running
-from tests.service.running import environ_for
+from tests.service.running import MANAGEMENT_KEY, environ_for
 
 LIMITS = {
     "PROXY_CONNECTIONS_MAX": "20", "PROXY_HEADER_BYTES_MAX": "2048", "PROXY_HEADER_SECONDS": "1",
@@ -32,13 +32,15 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+def worker(
+    tmp_path_factory: pytest.TempPathFactory, more: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """A worker that answers at the URL; no supervisor."""
     folder, port = tmp_path_factory.mktemp("guard"), free_port()
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump({"keys": []}))
     with running() as server:
-        environ = environ_for(server.url, path, folder / "access.log") | LIMITS
+        environ = environ_for(server.url, path, folder / "access.log") | LIMITS | dict(more or {})
         command = [sys.executable, "-m", "apikeyrouter_proxy.worker", "--app", "apikeyrouter_proxy.main:app"]
         inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
         process = subprocess.Popen([*command, "--port", str(port)], env={**inherited, **environ}, cwd=folder)
@@ -167,3 +169,16 @@ def test_a_request_that_comes_while_the_server_stops_is_served_if_its_connection
         told = rest_of(connection)
         assert told.startswith("HTTP/1.1 200 ")
         assert process.wait(30) == 0
+
+
+def test_management_may_have_a_port_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    port = free_port()
+    with worker(tmp_path_factory, {"PROXY_MANAGEMENT_PORT": str(port)}) as (url, _):
+        inner = f"http://127.0.0.1:{port}"
+        operator = {"X-API-Key": MANAGEMENT_KEY}
+        for path in ("/metrics", "/state", "/api/v1/keys", "/docs", "/openapi.json"):
+            outside, inside = (httpx.get(base + path, headers=operator) for base in (url, inner))
+            assert (outside.status_code, inside.status_code) == (404, 200)
+        assert httpx.get(f"{url}/v1/models").status_code == 200
+        assert httpx.get(f"{inner}/v1/models").status_code == 404
+        assert [httpx.get(f"{base}/health/ready").status_code for base in (url, inner)] == [200, 200]

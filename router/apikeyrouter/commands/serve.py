@@ -71,6 +71,8 @@ def make_options(arguments: ServeArguments, around: Surroundings) -> ServeOption
         watch_stdin=arguments.watch_stdin,
         drain_seconds=proxy.drain_seconds,
         drain_notice_seconds=proxy.drain_notice_seconds,
+        management_host=proxy.management_host,
+        management_port=proxy.management_port,
         environ=dict(os.environ),
     )
 

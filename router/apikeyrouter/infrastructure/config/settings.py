@@ -25,7 +25,8 @@ _TOLERATED = (
     "config", "data_dir", "workers", "embedded", "url", "openai_base_url", "anthropic_base_url",
     "proxy_body_bytes_max", "proxy_drain_seconds", "proxy_drain_notice_seconds", "proxy_connections_max",
     "proxy_header_bytes_max", "proxy_header_seconds", "proxy_body_seconds", "proxy_write_seconds",
-    "proxy_access_log", "proxy_access_log_file", "proxy_access_log_peer", "proxy_trusted_proxies", "proxy_private_urls",
+    "proxy_access_log", "proxy_access_log_file", "proxy_access_log_peer", "proxy_trusted_proxies",
+    "proxy_management_host", "proxy_management_port", "proxy_private_urls",
 )  # fmt: skip
 """Variables of the command line and of worker processes."""
 
