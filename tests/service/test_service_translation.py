@@ -186,6 +186,17 @@ async def test_what_a_provider_cannot_do_is_refused_by_name(
     assert "parameters." not in refused.value.message
 
 
+@pytest.mark.parametrize(("model", "key"), [("gemini", "proj-gamma/1"), ("anthropic", "org-beta/1")])
+async def test_what_a_provider_says_of_the_request_reaches_the_client_in_its_own_words(
+    translating: Running, simulator: SimulatorProcess, model: str, key: str
+) -> None:
+    await simulator.fail("context_length", key=key)
+    async with translating.openai() as client:
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.chat.completions.create(model=MODELS[model], messages=HELLO)
+    assert (refused.value.type, refused.value.code) == ("invalid_request_error", "context_length_exceeded")
+
+
 async def test_what_only_one_equivalent_can_do_is_asked_of_that_one(translating: Running) -> None:
     async with translating.openai() as client:
         for _ in range(3):

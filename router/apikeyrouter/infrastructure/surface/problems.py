@@ -8,6 +8,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+from apikeyrouter.domain.components.failure_taxonomy import TOO_LONG
 from apikeyrouter.domain.interfaces.wire import Wire
 from apikeyrouter.domain.models.accounting import Reason
 from apikeyrouter.domain.models.failure import Failure, FailureScope
@@ -223,11 +224,23 @@ def _callers_fault(error: SystemError, failure: Failure | None) -> Problem:
     status = failure.status if 400 <= failure.status < 500 and failure.status not in _OWN_FAULT else 400
     return Problem(
         status=status,
-        type=failure.type or "invalid_request_error",
-        code=failure.code or "invalid_request",
+        type=failure.type if _is_word(failure.type) else "invalid_request_error",
+        code=_code_of(failure),
         message=failure.message,
         reason="refused_by_provider",
     )
+
+
+def _code_of(failure: Failure) -> str:
+    """The provider's code where it is a word that clients of any dialect may look for; a status is none."""
+    if failure.meaning == TOO_LONG.name:
+        return "context_length_exceeded"
+    return failure.code if _is_word(failure.code) else "invalid_request"
+
+
+def _is_word(code: str) -> bool:
+    """Neither a status (Gemini's and vLLM's codes are) nor the name of one (`INVALID_ARGUMENT`)."""
+    return bool(code) and not code.isdigit() and not code.isupper()
 
 
 def _unanswered(error: SystemError, failure: Failure | None) -> Problem:
