@@ -44,7 +44,7 @@ from apikeyrouter_proxy.tracing import Serve, open_tracing
 from apikeyrouter_proxy.usage import UsageCounts
 from apikeyrouter_proxy.webhooks import Webhooks
 
-__all__ = ["Runtime"]
+__all__ = ["Runtime", "settle_garbage_collector"]
 
 HEALTH_SECONDS = 1.0
 """How long an answer about the store's health is believed, and how long one may take."""
@@ -155,7 +155,7 @@ class Runtime:
         await self._follower.start()
         self._reloads.start()
         await self.webhooks.start()
-        _settle_garbage_collector()
+        settle_garbage_collector()
 
     async def _take_over(self, compiled: CompiledConfig) -> None:
         await self.router.apply(compiled)
@@ -307,7 +307,7 @@ GC_THRESHOLDS = (20_000, 10, 50)
 """Containers made before each generation is looked through. The freeze saves; these were not seen to add to it."""
 
 
-def _settle_garbage_collector() -> None:
+def settle_garbage_collector() -> None:
     """What is loaded by now stays; walking it again and again took a sixth of a request's CPU."""
     gc.collect()
     gc.freeze()

@@ -48,10 +48,11 @@ class Offers:
 
     def all(self, options: Sequence[Option]) -> tuple[Candidate, ...]:
         """A candidate for each option."""
+        more, known = self._call.lanes, self._known
         made = []
         for option in options:
-            lanes, words = option.place(self._call.lanes)
-            charge = self.details(option)[0]
+            lanes, words = option.place(more)
+            charge = (known.get(option.rate) or self.details(option))[0]
             made.append(Candidate(lanes=lanes, scopes=option.scopes, words=words, charge=charge))
         return tuple(made)
 
@@ -90,8 +91,14 @@ class Offers:
         if plan.costs >= 0:
             self._reorder(plan, ranked)
         if bounded or plan.costs >= 0:
-            costs = [self.expected(option) for option in ranked.options]
-            ranked.ranking.expected_nanousd = tuple([UNPRICED if cost is None else cost for cost in costs])
+            ranked.ranking.expected_nanousd = tuple(map(self._told, ranked.options))
+
+    def _told(self, option: Option) -> int:
+        """What the request is expected to cost there, as facts tell it."""
+        if not self.warm:
+            return (self._known.get(option.rate) or self.details(option))[0].expected_nanousd
+        expected = self.expected(option)
+        return UNPRICED if expected is None else expected
 
     def _exclude(self, ranked: Ranked) -> None:
         ranking = ranked.ranking

@@ -75,7 +75,8 @@ class Plan:
 
     `ranked`: how many of them, from the front, rank; with `weights` as many, else one (or none: turns alone). `ties`:
     indexes of those that break ties, in order. `bounds`: (constraint, index of its measure, bound). `moves`: whether
-    lanes move the order. `waits`, `costs`: the index of the expected wait and the cost among what ranks, else -1.
+    lanes move the order. `waits`, `costs`: the index of the expected wait and the cost among what ranks, else -1;
+    `in_flight`: that of what is under way.
     """
 
     key: ObjectiveKey
@@ -89,6 +90,7 @@ class Plan:
     moves: bool
     waits: int
     costs: int
+    in_flight: int = -1
 
     @property
     def name(self) -> str:
@@ -179,7 +181,7 @@ class Strategies:
             ties=tuple(map(names.index, breaking)),
             bounds=tuple((constraint, names.index(measure), bound) for constraint, measure, bound in bounds),
             cost_max_nanousd=None if money is None else int(money * 10**9), moves=not _STEADY.issuperset(names),
-            waits=_place(EXPECTED_US, ranking), costs=_place(COST, ranking),
+            waits=_place(EXPECTED_US, ranking), costs=_place(COST, ranking), in_flight=_place(IN_FLIGHT, names),
         )  # fmt: skip
 
     def _first(self, primary: str) -> list[str]:

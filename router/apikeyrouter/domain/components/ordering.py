@@ -6,8 +6,11 @@ Scoring ten thousand options takes longer than a request may wait, so an order c
 import bisect
 import math
 import operator
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
 
 from apikeyrouter.domain.components.capacity import Level
 from apikeyrouter.domain.components.objectives import (
@@ -52,13 +55,12 @@ UNKNOWN_US = 1.0
 class Order:
     """Options, best first, with how they stand. The first `turning` are equally good and take turns.
 
-    `distinct`: no option has more than one turn. `waits`: per option, its wait for one request at a time in
-    microseconds, and the requests of other processes that are under way; only where the plan ranks by waits.
+    `distinct`: no option has more than one turn.
     """
 
     __slots__ = (
         "_places", "_plan", "_standings", "came", "distinct", "excluded", "gone", "options", "rows", "turning",
-        "version", "waits", "worn",
+        "version", "wanted_at", "worn",
     )  # fmt: skip
 
     def __init__(self, plan: Plan, version: int) -> None:
@@ -68,10 +70,11 @@ class Order:
         """Options that are to be passed over, for their keys are out by now."""
         self.came: dict[Option, None] = {}
         """Options that are not in it yet, for their keys were out when it was built."""
+        self.wanted_at = -1
+        """The version of the snapshot at which it was last asked to be built anew."""
         self.worn = False
         """Whether so much has come and gone that it should be built anew."""
         self.options: list[Option] = []
-        self.waits: list[tuple[float, int]] = []
         self.excluded: list[Exclusion] = []
         self.turning = 1
         self.distinct = True
@@ -156,23 +159,30 @@ Place = tuple[bool, int, int]
 """What comes before any measure: out or exhausted; the target in an alias; how scarce its quota is."""
 
 
-class Row:
-    """One option while it is compared. `at`: where it came from, for equals keep their order."""
+class Row(msgspec.Struct, eq=False, gc=False):
+    """One option while it is compared. `at`: where it came from, for equals keep their order.
 
-    __slots__ = ("at", "option", "out_us", "place", "scarce", "value", "values")
+    `alone`: its wait for one request at a time in microseconds, `others`: the requests of other processes that are
+    under way; only where the plan ranks by waits. The garbage collector has no part in it: there may be very many.
+    """
 
-    def __init__(
-        self, option: "Option", out_us: int, scarce: int, place: Place, values: list[float], at: int = 0
-    ) -> None:
-        self.option, self.out_us, self.scarce, self.place, self.values = option, out_us, scarce, place, values
-        self.at, self.value = at, 0.0
+    option: Any
+    out_us: int
+    scarce: int
+    place: Place
+    values: Sequence[float]
+    at: int = 0
+    value: float = 0.0
+    alone: float = 0.0
+    others: int = 0
 
     def standing(self) -> Standing:
         """How it stands, for facts."""
         option, key = self.option, self.option.key
-        return Standing(
-            key.id, option.provider.id, option.model, option.rank, self.out_us, tuple(self.values), self.scarce,
-            key.weight,
+        return _standing(
+            Standing,
+            (key.id, option.provider.id, option.model, option.rank, self.out_us, tuple(self.values), self.scarce,
+             key.weight),
         )  # fmt: skip
 
 
@@ -191,12 +201,12 @@ class Building:
         functions, valued = plan.functions, plan.ranked == 1 and not plan.weights
         start = len(rows)
         for option in self._options[start : start + count]:
-            values = [0.0 if measure is None else measure(option, at) for measure in functions]
+            values = tuple([0.0 if measure is None else measure(option, at) for measure in functions])
             if at.out or at.capacity:
                 out_us, scarce = out_until_us(option, at), scarcity(option, at)
                 row = Row(option, out_us, scarce, place_of(plan, out_us, scarce, option.rank), values)
             else:
-                row = Row(option, 0, 0, (False, option.rank, 0), values)
+                row = Row(option, 0, 0, _calm(option.rank), values)
             if valued:
                 row.value = values[0]
             rows.append(row)
@@ -225,7 +235,8 @@ class Building:
         rows = self._kept(order)
         if not rows:
             return order
-        waits = self._settle_waits(rows) if EXPECTED_US in plan.measures else {}
+        if EXPECTED_US in plan.measures:
+            self._settle_waits(rows)
         if plan.weights or plan.waits >= 0:
             for row in rows:
                 row.value = plan.value(row.values)
@@ -233,8 +244,6 @@ class Building:
         turns = _woven(head) if plan.waits < 0 else head
         order.distinct = len(turns) == len(head)
         order.fill(turns, rest)
-        if plan.waits >= 0:
-            order.waits = [waits[option] for option in order.options]
         return order
 
     def _kept(self, order: Order) -> list[Row]:
@@ -265,7 +274,7 @@ class Building:
             return None
         return Exclusion(option.key.id, option.provider.id, option.model, constraint, bound, value)
 
-    def _settle_waits(self, rows: list[Row]) -> dict["Option", tuple[float, int]]:
+    def _settle_waits(self, rows: list[Row]) -> None:
         """Latencies into expected waits: what is unknown is taken to be as good as the best until it was tried."""
         plan, at = self._plan, self._at
         expected, latency, in_flight, failed = (
@@ -273,18 +282,17 @@ class Building:
         )
         known = [row.values[latency] for row in rows if row.values[latency] > 0]
         best = min(known, default=UNKNOWN_US)
-        waits: dict[Option, tuple[float, int]] = {}
         for row in rows:
-            option, values = row.option, row.values
+            option, values = row.option, list(row.values)
             lane = at.lanes.get(option.lanes[0])
             us = values[latency] = _doubted(option, values[latency], best, at)
             own = option.key.under_way
             others = max(0, (0 if lane is None else lane.in_flight) - own)
-            alone = us / (option.key.weight * max(SUCCESS_LEAST, 1.0 - values[failed]))
+            row.alone = us / (option.key.weight * max(SUCCESS_LEAST, 1.0 - values[failed]))
+            row.others = others
             values[in_flight] = float(others + own)
-            values[expected] = alone * (others + own + 1)
-            waits[option] = (alone, others)
-        return waits
+            values[expected] = row.alone * (others + own + 1)
+            row.values = tuple(values)
 
 
 def _doubted(option: "Option", us: float, best: float, at: Conditions) -> float:
@@ -304,6 +312,13 @@ def settled(plan: Plan, rows: "list[Row]") -> "tuple[list[Row], int]":
     """A few rows in order, by their values as they are now, and how many at the head are equally good."""
     if not rows:
         return rows, 0
+    place = rows[0].place
+    if not (plan.ties or [row for row in rows if row.place != place or row.scarce]):  # as it mostly is: values decide
+        rows.sort(key=_value)
+        count = bisect.bisect_right(rows, plan.equal_to(rows[0].value), key=_value)
+        if count > 1:
+            rows[:count] = sorted(rows[:count], key=_at)
+        return rows, count
     head, rest = _split(_sorted(rows), plan)
     head.sort(key=_at)
     return head + rest, len(head)
@@ -327,8 +342,16 @@ def place_of(plan: Plan, out_until_us: int, scarce: int, rank: int) -> Place:
     return out_until_us > 0 or scarce >= Level.EXHAUSTED, rank, scarce if spares or scarce >= Level.CRITICAL else 0
 
 
+@lru_cache(1024)
+def _calm(rank: int) -> Place:
+    """The place of what is neither out nor scarce."""
+    return False, rank, 0
+
+
 def _sorted(rows: list[Row]) -> list[Row]:
     """By place, then by value; there are few places, and comparing floats is what is quick."""
+    if len({row.place for row in rows}) == 1:
+        return sorted(rows, key=_value)
     places: dict[Place, list[Row]] = {}
     for row in rows:
         places.setdefault(row.place, []).append(row)
@@ -336,6 +359,10 @@ def _sorted(rows: list[Row]) -> list[Row]:
     for place in sorted(places):
         ordered += sorted(places[place], key=_value)
     return ordered
+
+
+_standing = cast("Callable[[type[Standing], tuple[Any, ...]], Standing]", tuple.__new__)
+"""What `Standing(…)` does in the end, without going through Python for it: a request makes some."""
 
 
 def _sorting(row: Row) -> tuple[Place, float]:

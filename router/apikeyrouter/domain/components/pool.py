@@ -35,9 +35,11 @@ ORDERS_MAX = 32
 SCORED_AT_ONCE_MAX = 256
 """Options that one request scores anew. Larger pools are scored behind the requests' backs, which use the order of
 before meanwhile."""
-LEADERS, TURNING = 8, 4
-"""Where waits decide, a request compares the best of the order, and some of the next that take turns."""
+TURNING = 2
+"""Where waits decide, a request compares the best of the order, and so many of the next that take turns."""
 TURNING_FROM_MAX = 256
+TURN_REQUESTS = 16
+"""For so many requests, the others are the same ones."""
 Which = tuple[Plan, bool, tuple[int, int]]
 """What an order is for: a plan, whether for streams, and the size of the request (bits of input and output; 0: any)."""
 
@@ -331,19 +333,21 @@ class Pool:
         start: int,
     ) -> Ranked:
         """Where waits decide: the leaders and some others, compared by what is under way now."""
-        expected, in_flight, gone = plan.waits, plan.measures.index("in_flight"), order.gone
+        gone, blocked = order.gone, snapshot.blocked
+        refused = skip or gone or blocked
+        leaders = count if len(order.options) <= count else max(1, count - TURNING)
         rows: list[Row] = []
-        for at in _window(len(order.options), order.turning, start):
-            option, known = order.options[at], order.rows[at]
-            if option in gone or (skip and (option in skip or not option.key.state.eligible)):
+        for at in _window(len(order.options), order.turning, start, 2 * leaders if refused else leaders):
+            known = order.rows[at]
+            option = known.option
+            if refused and (option in gone or (skip and (option in skip or not option.key.state.eligible))):
                 continue
-            alone, others = order.waits[at]
-            under_way = others + option.key.under_way
+            under_way = known.others + option.key.under_way
             values = list(known.values)
-            values[expected], values[in_flight] = alone * (under_way + 1), float(under_way)
+            values[plan.waits], values[plan.in_flight] = known.alone * (under_way + 1), float(under_way)
             row = Row(option, known.out_us, known.scarce, known.place, values, len(rows))
-            row.value = plan.value(values) if plan.weights else values[expected]
-            if snapshot.blocked and snapshot.is_blocked(option, now):
+            row.value = plan.value(values) if plan.weights else values[plan.waits]
+            if blocked and snapshot.is_blocked(option, now):
                 row.out_us, row.place = snapshot.blocked_until_us(option, now), (True, *known.place[1:])
             rows.append(row)
         rows, equals = settled(plan, rows)
@@ -387,7 +391,9 @@ class Pool:
             if known.version == (snapshot.version if plan.moves else snapshot.out_version) and not known.worn:
                 return known
             if len(self.options) > SCORED_AT_ONCE_MAX:
-                snapshot.wanted[self, which] = None
+                if known.wanted_at != snapshot.version:
+                    known.wanted_at = snapshot.version
+                    snapshot.wanted[self, which] = None
                 return known
         self.renew(which, snapshot, now, len(self.options))
         return self._orders[which]
@@ -441,14 +447,13 @@ def _typical(bits: int) -> int:
     return (3 << bits) >> 2
 
 
-def _window(count: int, turning: int, start: int) -> Iterator[int]:
+def _window(count: int, turning: int, start: int, leaders: int) -> Iterator[int]:
     """The places of the leaders, equals in turn, and of some others that take turns too."""
-    head = min(turning, LEADERS)
+    head = min(turning, leaders)
     for step in range(head):
         yield (start + step) % turning
-    first = min(count, max(turning, LEADERS))
+    first = min(count, max(turning, leaders))
     yield from range(turning, first)
     others = min(count, first + TURNING_FROM_MAX) - first
-    if others > 0:
-        for step in range(min(TURNING, others)):
-            yield first + (start * TURNING + step) % others
+    for step in range(min(TURNING, others)):
+        yield first + (start // TURN_REQUESTS * TURNING + step) % others
