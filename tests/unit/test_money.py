@@ -8,7 +8,7 @@ import pytest
 
 from apikeyrouter.domain.models.budget import Budget, BudgetStatus, EnforcementMode
 from apikeyrouter.domain.models.cost_estimate import CostEstimate, dollars
-from apikeyrouter.domain.models.money import Dollars
+from apikeyrouter.domain.models.money import Dollars, plainly
 from apikeyrouter.domain.models.time_window import TimeWindow
 
 
@@ -34,3 +34,18 @@ def test_amounts_of_models_are_plain_in_text_and_json_computed_ones_too() -> Non
     assert json.loads(status.model_dump_json())["settled"] == "0.0000001"
     budget.limit = Decimal("1E-7")
     assert str(budget.limit) == "0.0000001"
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (1.6e-8, "0.000000016"),
+        (0.4, "0.4"),
+        (10200.0, "10200"),
+        (0.1 + 0.2, "0.3"),
+        (1e12, "1000000000000"),
+        (0.0, "0"),
+    ],
+)
+def test_numbers_of_explanations_are_written_out(number: float, told: str) -> None:
+    assert plainly(number) == told

@@ -6,6 +6,7 @@ from apikeyrouter.domain.components.policy_constraints import Constraints
 from apikeyrouter.domain.components.policy_engine import PolicyEngine
 from apikeyrouter.domain.components.pool import Option, Pool
 from apikeyrouter.domain.models.call import Call, Facts, Refusal
+from apikeyrouter.domain.models.money import plainly
 from apikeyrouter.domain.models.ranking import Exclusion, Ranking
 from apikeyrouter.domain.models.system_error import PolicyDeniedError
 
@@ -87,5 +88,5 @@ def limits(rules: Constraints, excluded: Iterable[Exclusion]) -> bool:
 
 
 def _limited(exclusion: Exclusion, names: str) -> str:
-    value = "unknown" if exclusion.value is None else f"{exclusion.value:g}"
-    return f"{_LIMITS[exclusion.constraint]} is {exclusion.bound:g} by policy {names}, and this is {value}"
+    value = "unknown" if exclusion.value is None else plainly(exclusion.value)
+    return f"{_LIMITS[exclusion.constraint]} is {plainly(exclusion.bound)} by policy {names}, and this is {value}"

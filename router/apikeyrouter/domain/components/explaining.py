@@ -18,6 +18,7 @@ from apikeyrouter.domain.components.quotas import told_name
 from apikeyrouter.domain.components.scoring import WORST
 from apikeyrouter.domain.models.accounting import Loss, Reason, RetryKind
 from apikeyrouter.domain.models.call import AttemptFacts, Facts
+from apikeyrouter.domain.models.money import plainly
 from apikeyrouter.domain.models.ranking import Exclusion, Ranking, Standing
 from apikeyrouter.domain.models.routing_decision import CandidateVerdict, RoutingDecision
 
@@ -54,8 +55,8 @@ def back_at(loss: Loss) -> datetime | None:
 
 def told_exclusion(exclusion: Exclusion) -> str:
     """Which constraint excluded a candidate, with both numbers."""
-    value = "unknown" if exclusion.value is None else f"{exclusion.value:.6g}"
-    return f"{exclusion.constraint} is {exclusion.bound:.6g}, and this would be {value}"
+    value = "unknown" if exclusion.value is None else plainly(exclusion.value)
+    return f"{exclusion.constraint} is {plainly(exclusion.bound)}, and this would be {value}"
 
 
 def confidence(age_seconds: float, winner: float | None, runner_up: float | None) -> float:
@@ -133,7 +134,7 @@ def explained(decision: RoutingDecision) -> str:
         told_why = verdict.reason.startswith(SCORES)
         score = "" if verdict.score is None or told_why else f" {SCORES} {verdict.score:.3g}"
         turn = "" if verdict.turn is None else f", turn {verdict.turn}"
-        numbers = ", ".join(f"{name} {value:.6g}" for name, value in verdict.parts.items())
+        numbers = ", ".join(f"{name} {plainly(value)}" for name, value in verdict.parts.items())
         lines.append(f"  {verdict.outcome}: {who}{score}{turn}" + (f" [{numbers}]" if numbers else ""))
         if verdict.reason:
             lines[-1] += f": {verdict.reason}"
@@ -228,7 +229,7 @@ def _explanation(facts: Facts, verdicts: Sequence[CandidateVerdict], chosen: Can
     if chosen is None:
         text = f"objective {facts.objective}: nothing was held"
     else:
-        numbers = ", ".join(f"{name} {value:.6g}" for name, value in chosen.parts.items())
+        numbers = ", ".join(f"{name} {plainly(value)}" for name, value in chosen.parts.items())
         text = f"objective {facts.objective}: {chosen.key_id} ({chosen.model} at {chosen.provider_id})"
         text += f", the best of {compared} candidates that had room" if compared > 1 else ", the only candidate"
         text += f" [{numbers}]" if numbers else ""

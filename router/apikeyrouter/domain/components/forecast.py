@@ -44,6 +44,8 @@ _EXPERTS = _YESTERDAY + 1
 """And what the day before brought at the same time, once there was one."""
 DAY_SLOTS_MAX = 1024
 """Where a slot is shorter than a day's so manieth part, the day before is not remembered."""
+TRIED_MIN = 2.0
+"""Blocks over which a memory must have been tried before it may be the best: three, for they fade a little."""
 RIVAL = 3.0
 """A memory whose forecasts were off by so much more (squared) than the best one's casts no doubt on it."""
 _NORMAL = NormalDist()
@@ -93,7 +95,7 @@ def _student(score: float, degrees: float) -> float:
 class _Level:
     """Blocks of one length: the rate over about so long, and how wrong the forecasts over so long were."""
 
-    __slots__ = ("actual", "blocks", "counts", "errors", "expected", "forecasts", "rate", "slots", "total")
+    __slots__ = ("actual", "best", "blocks", "counts", "errors", "expected", "forecasts", "rate", "slots", "total")
 
     def __init__(self) -> None:
         self.rate = 0.0
@@ -101,6 +103,8 @@ class _Level:
         self.total = 0.0
         self.forecasts: tuple[float | None, ...] = ()
         self.blocks = 0.0
+        self.best: int | None = None
+        """The memory that was nearest, of those that were tried often enough."""
         self.counts = [0.0] * _EXPERTS
         self.actual = [0.0] * _EXPERTS
         self.expected = [0.0] * _EXPERTS
@@ -194,6 +198,8 @@ class Burn:
                     level.actual[place] = level.actual[place] * keep + level.total
                     level.expected[place] = level.expected[place] * keep + forecast
                     level.errors[place] = level.errors[place] * keep + (level.total - forecast) ** 2
+            tried = [place for place in range(_EXPERTS) if level.counts[place] >= TRIED_MIN]
+            level.best = min(tried, key=lambda place: level.errors[place] / level.counts[place], default=None)
         level.forecasts = tuple(
             None if place == _YESTERDAY and not self._knows_yesterday else self._mean(number, place)
             for place in range(_EXPERTS)
@@ -235,9 +241,8 @@ class Burn:
 
     def _best(self, number: int) -> int:
         for level in reversed(self._levels[: number + 1]):
-            found = [place for place in range(_EXPERTS) if level.counts[place] >= 2]
-            if found:
-                return min(found, key=lambda place: level.errors[place] / level.counts[place])
+            if level.best is not None:
+                return level.best
         return 1
 
     def _rivals(self, number: int) -> list[int]:
@@ -246,7 +251,9 @@ class Burn:
         known = range(_EXPERTS if self._knows_yesterday else _YESTERDAY)
         errors = [level.errors[place] / level.counts[place] if level.counts[place] else None for place in known]
         most = RIVAL * min((error for error in errors if error is not None), default=0.0)
-        return [place for place in known if (error := errors[place]) is None or error <= most or level.blocks < 2]
+        return [
+            place for place in known if (error := errors[place]) is None or error <= most or level.blocks < TRIED_MIN
+        ]
 
     @property
     def recent(self) -> float:

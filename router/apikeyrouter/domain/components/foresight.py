@@ -22,6 +22,8 @@ from apikeyrouter.domain.models.accounting import (
 )
 
 SECOND_US = 1_000_000
+TURN_US_MIN = 10_000
+"""What is in flight is expected to make room in its share of the usual latency, but no sooner."""
 
 
 def foreseen(
@@ -58,7 +60,7 @@ def _lane_loss(index: int, lane: LaneState, charge: Charge, now_us: int) -> Loss
         if needed > limit.capacity:
             found.append((Reason.NEVER_FITS, limit.name, AMOUNT_MAX, RetryKind.NEVER))
         elif limit.used + needed > limit.capacity:
-            found.append((Reason.LIMIT, limit.name, _free_at(limit, now_us), RetryKind.ESTIMATED))
+            found.append((Reason.LIMIT, limit.name, _free_at(lane, limit, now_us), RetryKind.ESTIMATED))
     if not found:
         return None
     reason, name, until_us, kind = max(found, key=lambda each: each[2])
@@ -74,7 +76,9 @@ def _needed(metric: Metric, charge: Charge) -> int:
     }[metric]  # fmt: skip
 
 
-def _free_at(limit: LimitState, now_us: int) -> int:
+def _free_at(lane: LaneState, limit: LimitState, now_us: int) -> int:
+    if limit.metric is Metric.CONCURRENCY:
+        return now_us + max(TURN_US_MIN, lane.latency_us // limit.capacity)
     return limit.reset_at_us if limit.reset_at_us > now_us else now_us + SECOND_US
 
 

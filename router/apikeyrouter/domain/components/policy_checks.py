@@ -9,6 +9,8 @@ from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.policy_rules import MATTERS, Names, RuleSet, read_policy, read_rules
 from apikeyrouter.domain.components.policy_statements import told
 from apikeyrouter.domain.components.policy_windows import in_force
+from apikeyrouter.domain.models.cost_estimate import dollars
+from apikeyrouter.domain.models.money import Dollars
 from apikeyrouter.domain.models.policy import Policy, PolicyResult, PolicyScope
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 
@@ -134,7 +136,7 @@ def _against(policy: Policy, rules: RuleSet, facts: Mapping[str, Any]) -> Iterat
             yield from _names_against(policy, rules, matter, facts[field])
     cost, most = facts.get("cost"), rules.cost_max_nanousd
     if cost is not None and most is not None and _number(cost, "cost") * 10**9 > most:
-        yield f"{told(policy)} allows {Decimal(most).scaleb(-9)} dollars a request, and this costs {cost}"
+        yield f"{told(policy)} allows {dollars(most)} dollars a request, and this costs {Dollars(str(cost))}"
     success, least = facts.get("success_rate"), rules.success_min
     if success is not None and least is not None and _number(success, "success_rate") < Decimal(str(least)):
         yield f"{told(policy)} asks for a success rate of {least}, and this has {success}"

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from decimal import Decimal
 from typing import Any
 
 from apikeyrouter.domain.components.policy_constraints import Constraints
@@ -16,6 +15,7 @@ from apikeyrouter.domain.components.policy_statements import (
     told,
 )
 from apikeyrouter.domain.components.policy_windows import NEVER
+from apikeyrouter.domain.models.cost_estimate import dollars
 from apikeyrouter.domain.models.policy import Policy, PolicyConflict, PolicyScope
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 
@@ -69,7 +69,7 @@ def _left(first: Statement, second: Statement, matter: str) -> str:
     """What is left when both hold, where that can be said."""
     if matter == COST:
         least = min(rules for one in (first, second) if (rules := one.rules.cost_max_nanousd) is not None)
-        return f": at most {Decimal(least).scaleb(-9)} dollars"
+        return f": at most {dollars(least)} dollars"
     if matter == SUCCESS:
         return f": at least {max(first.rules.success_min or 0, second.rules.success_min or 0)}"
     one, other = first.rules.allowed.get(matter), second.rules.allowed.get(matter)
@@ -87,7 +87,7 @@ def _names(names: Names | None) -> frozenset[str]:
 def _wants(statement: Statement, matter: str) -> str:
     rules = statement.rules
     if matter == COST:
-        return f"at most {Decimal(rules.cost_max_nanousd or 0).scaleb(-9)} dollars a request"
+        return f"at most {dollars(rules.cost_max_nanousd or 0)} dollars a request"
     if matter == SUCCESS:
         return f"a success rate of at least {rules.success_min}"
     allowed, denied = rules.allowed.get(matter), rules.denied.get(matter)
@@ -162,7 +162,7 @@ def _rules(constraints: Constraints, statements: Sequence[Statement]) -> dict[st
 def _tighten(rules: dict[str, Any], statement: Statement, matter: str) -> None:
     told_ = statement.rules
     if matter == COST and told_.cost_max_nanousd is not None:
-        mine = Decimal(told_.cost_max_nanousd).scaleb(-9)
+        mine = dollars(told_.cost_max_nanousd)
         rules[COST] = min(rules.get(COST, mine), mine)
     elif matter == SUCCESS and told_.success_min is not None:
         rules[SUCCESS] = max(rules.get(SUCCESS, 0.0), told_.success_min)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-__all__ = ["Dollars", "Money"]
+__all__ = ["Dollars", "Money", "plainly"]
 
 
 class Dollars(Decimal):
@@ -25,3 +25,8 @@ class Dollars(Decimal):
 
 Money = Annotated[Decimal, AfterValidator(Dollars)]
 """A field of a model, in dollars."""
+
+
+def plainly(number: float) -> str:
+    """A number to six digits, written out: 0.0000000123."""
+    return format(Decimal(f"{number:.6g}"), "f")
