@@ -28,6 +28,7 @@ from apikeyrouter.domain.models.routing_decision import (
 from apikeyrouter.domain.models.state_summary import StateSummary
 from apikeyrouter.domain.models.system_error import (
     ApiKeyRouterError,
+    ClockSuspectError,
     ErrorCategory,
     InvalidRequestError,
     LedgerUnavailableError,
@@ -52,6 +53,7 @@ __all__ = [
     "CapacityEstimate",
     "CapacityState",
     "CircuitState",
+    "ClockSuspectError",
     "ErrorCategory",
     "ExhaustionPrediction",
     "FailureInterpretation",

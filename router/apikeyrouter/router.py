@@ -37,7 +37,7 @@ from apikeyrouter.serving.answers import deltas_of, last_chunk, outcome_of, piec
 from apikeyrouter.serving.bookkeeping import Release
 from apikeyrouter.serving.endings import Attempt
 from apikeyrouter.serving.policing import limits
-from apikeyrouter.serving.reporting import budget_exceeded, no_eligible_keys, summarise
+from apikeyrouter.serving.reporting import budget_exceeded, clock_suspected, no_eligible_keys, summarise
 from apikeyrouter.serving.requests import Tried, ask_costs, call_of, left_out, parsed_for
 from apikeyrouter.serving.ways_in import RouterWaysIn
 
@@ -225,6 +225,8 @@ class ApiKeyRouter(RouterWaysIn):
         binding = refused.binding
         facts.denial = binding
         facts.refusal = Refusal(ranking=refused.ranking, losses=tuple(loss for _, loss in refused.losses))
+        if binding is not None and binding.reason is Reason.CLOCK_SUSPECT:
+            return clock_suspected(binding, now_us)
         budget = None if binding is None else self.catalogue.budget(binding.where)
         if binding is not None and budget is not None:
             states = await self.ledger.scopes([budget.id])  # a budget that was never held in has no state yet

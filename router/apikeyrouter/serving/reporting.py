@@ -13,7 +13,7 @@ from apikeyrouter.domain.models.api_key import KeyState
 from apikeyrouter.domain.models.cost_estimate import dollars
 from apikeyrouter.domain.models.ranking import Barred, Exclusion
 from apikeyrouter.domain.models.state_summary import CostSummary, KeySummary, QuotaSummary, StateSummary
-from apikeyrouter.domain.models.system_error import BudgetExceededError, NoEligibleKeysError
+from apikeyrouter.domain.models.system_error import BudgetExceededError, ClockSuspectError, NoEligibleKeysError
 
 _YEAR_US = 366 * 86_400 * 1_000_000
 
@@ -82,6 +82,11 @@ def budget_exceeded(
         held=dollars(state.held + state.suspense if state else 0), needed=None if needed < 0 else dollars(needed),
         resets_at=resets, retry_after=None if wait_us is None else -(-wait_us // 1_000_000),
     )  # fmt: skip
+
+
+def clock_suspected(binding: Loss, now_us: int) -> ClockSuspectError:
+    """The error for a hard budget that cannot trust the time."""
+    return ClockSuspectError(binding.where, retry_after=-(-(retry_after_us(binding, now_us) or 1) // 1_000_000))
 
 
 def summarise(

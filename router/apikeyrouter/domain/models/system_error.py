@@ -242,6 +242,19 @@ class LedgerUnavailableError(LedgerError):
     """The store cannot be reached within the deadline. Nothing is held that will not end by itself."""
 
 
+class ClockSuspectError(LedgerUnavailableError):
+    """The store's clock and this process's disagree, so that no period can be trusted: hard budgets refuse until they
+    agree again. Nothing was held. `retry_after`: seconds, estimated.
+    """
+
+    def __init__(self, scope: str, *, retry_after: int) -> None:
+        super().__init__(
+            f"budget {scope!r} refuses while the store's clock is in doubt: it stepped by more than two seconds; "
+            "it serves again once the clock runs evenly"
+        )
+        self.retry_after = retry_after
+
+
 class StaleConfigError(LedgerError):
     """A reserve was made under another configuration than the active one; `version` is the active one."""
 

@@ -15,6 +15,7 @@ from apikeyrouter.domain.models.failure import Failure, FailureScope
 from apikeyrouter.domain.models.system_error import (
     ApiKeyRouterError,
     BudgetExceededError,
+    ClockSuspectError,
     ErrorCategory,
     InvalidRequestError,
     LedgerError,
@@ -87,6 +88,9 @@ def problem_of(error: BaseException, dialect: str) -> Problem:
         return _no_key(error, dialect)
     if isinstance(error, SystemError):
         return _failed(error, dialect)
+    if isinstance(error, ClockSuspectError):
+        message = "the accounting store's clock is in doubt, so hard budgets refuse; try again"
+        return _unavailable("clock_suspect", message, dialect, after_ms=_ms(error.retry_after))
     if isinstance(error, (LedgerError, StateStoreError)):
         return _unavailable("store_unavailable", "the accounting store cannot be reached; try again", dialect)
     return Problem(status=500, type="api_error", code="internal_error", message="an error in the router; see its log")
