@@ -43,6 +43,25 @@ _MANAGEMENT_ERRORS: dict[str, dict[str, str]] = {
     "413": {"description": "The body is larger than a mebibyte"},
     "503": {"description": "The store is away"},
 }
+_ERROR_CONTENT = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+_ERROR: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"enum": ["invalid_request_error", "api_error"]},
+                "param": {"type": ["string", "null"], "description": "The field that is wrong"},
+                "code": {"type": "string", "description": "The reason, for programs"},
+            },
+            "additionalProperties": False,
+        }
+    },
+    "additionalProperties": False,
+}
 _LIST_ERRORS = ("401", "403", "404")
 _FOREIGN_SCHEMAS = ("HTTPValidationError", "ValidationError")
 """Of a 422 that this service never answers: what is wrong is a 400."""
@@ -54,9 +73,16 @@ def with_data_plane(schema: dict[str, Any]) -> dict[str, Any]:
         for operation in operations.values():
             operation["responses"].pop("422", None)
             if "security" in operation:
-                operation["responses"].update(_MANAGEMENT_ERRORS)
+                made = operation["responses"].get("201")
+                if made is not None:
+                    operation["responses"]["200"] = {**made, "description": "There is such a one already"}
+                operation["responses"].update(
+                    {status: {**told, "content": _ERROR_CONTENT} for status, told in _MANAGEMENT_ERRORS.items()}
+                )
+    schemas = schema.setdefault("components", {}).setdefault("schemas", {})
     for name in _FOREIGN_SCHEMAS:
-        schema.get("components", {}).get("schemas", {}).pop(name, None)
+        schemas.pop(name, None)
+    schemas["Error"] = _ERROR
     schema.setdefault("components", {}).setdefault("securitySchemes", {})["clientToken"] = {
         "type": "http",
         "scheme": "bearer",
