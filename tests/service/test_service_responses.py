@@ -1,5 +1,6 @@
 """Responses that providers keep: gone on from, looked at and forgotten where they were made, by whom they were made."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -155,3 +156,43 @@ async def test_other_requests_about_a_response_are_refused(
     async with running.http() as client:
         answer = await client.request(method, f"/v1/responses/resp_1{path}")
     assert answer.status_code == status
+
+
+async def test_a_response_that_is_still_being_made_is_streamed_from_its_origin(service_valkey: Server) -> None:
+    asked: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        asked.append(head.partition(b"\r\n")[0])
+        body, kind = (_EVENTS, b"text/event-stream") if head.startswith(b"GET") else (_QUEUED, b"application/json")
+        told = (kind, len(body), body)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % told)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as provider:
+        url = f"http://127.0.0.1:{provider.sockets[0].getsockname()[1]}/v1"
+        config = {
+            "providers": {"openai": {"adapter": "openai", "base_url": url}},
+            "keys": [{"id": "k1", "provider": "openai", "key": "sk-sim-service-1"}],
+        }
+        async with running_service(service_valkey.url, config) as service, service.openai() as client:
+            made = await client.responses.create(model=MODEL, input="hi", background=True)
+            stream = await client.responses.retrieve(made.id, stream=True, starting_after=0)
+            kinds = [event.type async for event in stream]
+            facts = service.runtime.router.decisions[-1]
+    assert kinds == ["response.created", "response.output_text.delta", "response.completed"]
+    assert asked[1] == b"GET /v1/responses/resp_1?starting_after=0&stream=true HTTP/1.1"
+    assert (facts.operation, facts.cost_nanousd) == ("response", 0), "it was paid for when it was made"
+
+
+_QUEUED = b'{"id":"resp_1","object":"response","status":"queued","output":[]}'
+_USAGE = b'{"input_tokens":5,"output_tokens":1000000,"total_tokens":1000005}'
+_EVENTS = b"".join(
+    b'event: %b\ndata: {"type":"%b",%b}\n\n' % (kind, kind, rest)
+    for kind, rest in (
+        (b"response.created", b'"response":{"id":"resp_1","status":"in_progress"}'),
+        (b"response.output_text.delta", b'"item_id":"m","output_index":0,"content_index":0,"delta":"hi"'),
+        (b"response.completed", b'"response":{"id":"resp_1","status":"completed","usage":%b}' % _USAGE),
+    )
+)

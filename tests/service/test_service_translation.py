@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 import pytest_asyncio
+import yaml
 
 from apikeyrouter.simulator import SimulatorProcess
 from tests.servers import Server
@@ -228,3 +230,22 @@ async def test_without_the_switch_nothing_is_translated(service_valkey: Server, 
     assert answers[0].json()["error"]["code"] == "unsupported_endpoint"
     assert answers[1].json()["error"]["details"]["error_code"] == "unsupported_endpoint"
     assert own.headers["x-akr-provider"] == "openai"
+
+
+async def test_the_switch_is_taken_over_when_the_file_is_read_again(
+    service_valkey: Server, simulator: SimulatorProcess
+) -> None:
+    config = everyone(simulator, routing={"translate": False})
+    body = {"model": MODELS["anthropic"], "messages": HELLO}
+    async with running_service(service_valkey.url, config) as service, service.operator() as client:
+        before = await client.post("/v1/chat/completions", json=body)
+        _rewrite(service, {**config, "routing": {"translate": True}})
+        assert (await client.post("/api/v1/config/reload")).status_code == 200
+        after = await client.post("/v1/chat/completions", json=body)
+    assert (before.status_code, after.status_code) == (400, 200)
+
+
+def _rewrite(service: Running, config: dict[str, Any]) -> None:
+    """Put another configuration into a running service's file."""
+    assert service.runtime.settings.config is not None
+    Path(service.runtime.settings.config).write_text(yaml.safe_dump(config))

@@ -146,6 +146,28 @@ async def test_google_genai_is_served_in_process(simulator: SimulatorProcess) ->
         assert await made.at_rest() == await made.billed() > 0
 
 
+async def test_what_goes_on_stays_where_it_began(simulator: SimulatorProcess, over: OpenAIOver) -> None:
+    async with house(simulator, InMemoryStateStore(), ["a1", "b1"]) as made, over(made.router) as client:
+        for _ in range(3):
+            first = await client.responses.create(model="gpt-4o-mini", input="hi", max_output_tokens=3)
+            on = await client.responses.create(
+                model="gpt-4o-mini", input="hi", max_output_tokens=3, previous_response_id=first.id
+            )
+            assert (await client.responses.retrieve(on.id)).id == on.id
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve("resp_of_nobody")
+        assert {facts.provider_id for facts in made.finished} == {"openai", "other"}
+
+
+async def test_a_translated_stream_that_is_left_is_settled(simulator: SimulatorProcess, over: OpenAIOver) -> None:
+    async with house(simulator, InMemoryStateStore(), ["c1"]) as made, over(made.router) as client:
+        stream = await client.chat.completions.create(model="claude-haiku-5", messages=HELLO, stream=True)
+        async for _ in stream:
+            break
+        await stream.close()
+        assert await made.at_rest() > 0
+
+
 async def test_any_base_url_will_do(simulator: SimulatorProcess, over: OpenAIOver) -> None:
     async with house(simulator, InMemoryStateStore(), ["a1"]) as made, over(made.router) as client:
         for base_url in ("https://api.openai.com/v1", "http://router", "https://gateway.example/api/v1"):
