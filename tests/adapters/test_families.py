@@ -447,3 +447,24 @@ def test_geminis_own_errors_have_its_shape() -> None:
     event = GEMINI.error_event(type="x", code="", message="m", request_id="r", status=503)
     assert event.startswith(b'data: {"error":{"code":503')
     assert event.endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("wire", "url"),
+    [
+        (OpenAIWire("http://x/v1"), "http://x/v1/responses/resp%2F1/cancel?include=a"),
+        (AzureWire("http://x", api_version="2026-01-01"), "http://x/openai/responses/resp%2F1/cancel?api-version=2026-01-01&include=a"),
+        (AzureWire("http://x", api_version="v1"), "http://x/openai/v1/responses/resp%2F1/cancel?include=a"),
+    ],
+)  # fmt: skip
+def test_what_was_made_before_is_asked_about_where_each_family_has_it(wire: OpenAIWire, url: str) -> None:
+    parsed = wire.parse(b"", operation="cancel_response", model="resp/1")
+    for _ in range(2):
+        request = wire.build(
+            parsed, operation="cancel_response", model="m", token_cap=None, key="k", path_query="?include=a"
+        )
+        assert (request.method, request.url, request.body) == ("POST", url, b"")
+    other = wire.parse(b"", operation="response", model="resp_2")
+    request = wire.build(other, operation="response", model="m", token_cap=None, key="k")
+    assert request.method == "GET"
+    assert "resp_2" in request.url

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
 from apikeyrouter.domain.models.system_error import ConfigurationError
 from apikeyrouter.infrastructure.adapters.openai_adapter import OpenAIAdapter
-from apikeyrouter.infrastructure.adapters.openai_wire import OpenAIWire
+from apikeyrouter.infrastructure.adapters.openai_wire import STORED_PATHS, OpenAIWire
 from apikeyrouter.infrastructure.adapters.profiles import AZURE
 from apikeyrouter.infrastructure.adapters.transport import Timeouts, Transport
 
@@ -18,7 +18,7 @@ __all__ = ["AzureOpenAIAdapter", "AzureWire"]
 API_VERSION = "2024-10-21"
 """The last stable version of the classic API."""
 V1 = "v1"
-_IN_BODY = frozenset({"responses"})
+_IN_BODY = frozenset({"responses", *STORED_PATHS})
 """Operations of the classic API whose path names no deployment."""
 
 
@@ -70,9 +70,7 @@ class AzureWire(OpenAIWire):
 
     def _url(self, parsed: ParsedRequest, operation: str, model: str) -> str:
         if self._newer:
-            return super()._url(parsed, operation, model)
-        if parsed.resource:
-            return super()._url(parsed, operation, model) + self._version
+            return self._urls[operation]
         known = self._places.get((operation, model))
         if known is None:
             if len(self._places) >= PLACES_MAX:

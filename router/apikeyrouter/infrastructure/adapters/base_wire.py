@@ -7,12 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import ClassVar
+from urllib.parse import quote
 
 from apikeyrouter.domain.interfaces.wire import Headers, ParsedRequest, UpstreamRequest
 from apikeyrouter.domain.models.accounting import Observation
 from apikeyrouter.domain.models.failure import Failure
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.infrastructure.adapters import failure_table, rate_headers
+from apikeyrouter.infrastructure.adapters.form import with_value
 from apikeyrouter.infrastructure.adapters.forwarding import FIXED, FORWARDED, forwarded, safe_query
 from apikeyrouter.infrastructure.adapters.json_body import read_members, splice
 from apikeyrouter.infrastructure.adapters.openai_content import Measure
@@ -94,17 +96,28 @@ class BaseWire(ABC):
     ) -> UpstreamRequest:
         """The request to send: the client's body with the model, usage switch and token cap edited in."""
         url = self._url(parsed, operation, model)
-        fixed = self._fixed if not parsed.content_type else _of_type(self._fixed, parsed.content_type)
+        method, fixed = "POST", self._fixed
+        if parsed.opaque:
+            method = self.methods.get(operation, method)
+            url = url.replace("{id}", quote(parsed.resource, safe=""))
+            fixed = fixed if not parsed.content_type else _of_type(fixed, parsed.content_type)
+            body = self._opaque_body(parsed, operation, model)
+        else:
+            body = splice(parsed.body, parsed.fields, self._edits(parsed, operation, model, token_cap))
         return UpstreamRequest(
-            method=self.methods.get(operation, "POST"),
+            method=method,
             url=_with_query(url, path_query) if path_query else url,
             headers=(*fixed, *self.credentials(key), *self._always(forwarded(headers, self.forwards))),
-            body=self._body(parsed, operation, model, token_cap),
+            body=body,
         )
 
-    def _body(self, parsed: ParsedRequest, operation: str, model: str, token_cap: int | None) -> bytes:
-        """The client's body, edited."""
-        return splice(parsed.body, parsed.fields, self._edits(parsed, operation, model, token_cap))
+    def _opaque_body(self, parsed: ParsedRequest, operation: str, model: str) -> bytes:
+        """The body of a request whose answer may be anything: none, a form, or JSON as it came but for its model."""
+        if parsed.resource:
+            return b""
+        if parsed.content_type:
+            return parsed.body if model == parsed.model else with_value(parsed.body, "model", model)
+        return splice(parsed.body, parsed.fields, self._edits(parsed, operation, model, None))
 
     def _members(self, body: bytes, operation: str) -> dict[str, bytes]:
         """The body's members. Raises InvalidRequestError."""
@@ -164,8 +177,8 @@ def parsed_request(
     )
 
 
-def _of_type(fixed: Headers, content_type: str) -> Headers:
-    return [(name, content_type if name == "content-type" else value) for name, value in fixed]
+def _of_type(fixed: Headers, content_type: str) -> tuple[tuple[str, str], ...]:
+    return tuple([(name, content_type if name == "content-type" else value) for name, value in fixed])
 
 
 def _with_query(url: str, path_query: str) -> str:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import ClassVar
-from urllib.parse import quote
 
 import msgspec
 
@@ -16,7 +15,6 @@ from apikeyrouter.domain.models.usage import Usage
 from apikeyrouter.infrastructure.adapters import openai_answer, openai_content
 from apikeyrouter.infrastructure.adapters.base_wire import BaseWire, parsed_request
 from apikeyrouter.infrastructure.adapters.failure_table import OPENAI_TABLE
-from apikeyrouter.infrastructure.adapters.form import with_value
 from apikeyrouter.infrastructure.adapters.forwarding import FIXED
 from apikeyrouter.infrastructure.adapters.json_body import decode, read_flag, read_text, read_whole, read_word
 from apikeyrouter.infrastructure.adapters.openai_stream import ChatReader, chat_delta
@@ -25,7 +23,7 @@ from apikeyrouter.infrastructure.adapters.profiles import OPENAI, Profile, find_
 from apikeyrouter.infrastructure.adapters.responses_stream import ResponsesReader, response_delta
 from apikeyrouter.infrastructure.adapters.stream_deltas import Deltas
 
-__all__ = ["BASE_URL", "NEW_CAP", "OpenAIWire"]
+__all__ = ["BASE_URL", "NEW_CAP", "STORED_PATHS", "OpenAIWire"]
 
 BASE_URL = OPENAI.base_url
 """Includes `/v1`, as the SDK's OPENAI_BASE_URL does."""
@@ -142,17 +140,6 @@ class OpenAIWire(BaseWire):
     def credentials(self, key: str) -> tuple[tuple[str, str], ...]:
         """`Authorization: Bearer`."""
         return (("authorization", "Bearer " + key),)
-
-    def _url(self, parsed: ParsedRequest, operation: str, model: str) -> str:
-        url = self._urls[operation]
-        return url if not parsed.resource else url.replace("{id}", quote(parsed.resource, safe=""))
-
-    def _body(self, parsed: ParsedRequest, operation: str, model: str, token_cap: int | None) -> bytes:
-        if parsed.resource:
-            return b""
-        if not parsed.content_type:
-            return super()._body(parsed, operation, model, token_cap)
-        return parsed.body if model == parsed.model else with_value(parsed.body, "model", model)
 
     def _edits(
         self, parsed: ParsedRequest, operation: str, model: str, token_cap: int | None
