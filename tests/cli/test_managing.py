@@ -128,7 +128,29 @@ def test_what_there_is_to_look_at(run: Run, served: dict[str, Any]) -> None:
     assert run("suspense", "list").stdout == "no suspense\n"
     assert "no reservation 00" in run("suspense", "resolve", "00", "--refund", code=1).stderr
     assert run("audit", "--ledger").stdout.startswith("the books agree")
+    limits = json.loads(run("limits", "--json").stdout)["limits"]
+    assert all(limit["used"] <= limit["capacity"] for limit in limits)
+    usage = json.loads(run("usage", "--by", "model", "--json").stdout)["usage"]
+    assert sum(row["requests"] for row in usage) > 0
+    assert run("usage", "--csv").stdout.startswith("day,requests,")
     assert run("config", "reload").stdout.startswith("taken over: ")
+
+
+def test_a_webhook_and_a_backup_from_the_command_line(run: Run, tmp_path: Path) -> None:
+    secret = run("webhooks", "create", "pager", "https://example.com/hook", "--event", "key.out").stdout.strip()
+    refused = run("webhooks", "create", "inside", "http://10.0.0.1/", code=1)
+    backup = run("config", "export", "--secrets").stdout
+    (tmp_path / "backup.json").write_text(backup)
+    run("webhooks", "delete", "pager")
+    tried = run("config", "import", "backup.json", "--dry-run").stdout
+    run("config", "import", "backup.json")
+    listed = run("webhooks", "list").stdout
+    run("webhooks", "delete", "pager")
+    assert secret.startswith("whsec_")
+    assert secret not in backup + listed
+    assert "private address" in refused.stderr
+    assert '"webhook": 1' in tried
+    assert "https://example.com/hook" in listed
 
 
 def test_what_is_wrong_is_one_line_and_a_code(run: Run, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ app = typer.Typer(
 )
 for _name, _group in (
     ("keys", managing.keys), ("clients", managing.clients), ("budgets", managing.budgets),
-    ("policies", managing.policies), ("admin-keys", managing.admin_keys), ("config", managing.config),
+    ("policies", managing.policies), ("admin-keys", managing.admin_keys), ("webhooks", managing.webhooks),
+    ("config", managing.config),
 ):  # fmt: skip
     app.add_typer(_group, name=_name)
 looking.add_to(app)

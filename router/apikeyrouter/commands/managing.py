@@ -10,7 +10,7 @@ import typer
 from apikeyrouter.commands.remote import Service, command, path_of, read_secret
 from apikeyrouter.domain.models.system_error import ConfigurationError
 
-__all__ = ["admin_keys", "budgets", "clients", "config", "keys", "policies"]
+__all__ = ["admin_keys", "budgets", "clients", "config", "keys", "policies", "webhooks"]
 
 
 def _group(words: str) -> typer.Typer:
@@ -22,6 +22,7 @@ clients = _group("Clients: who may call, how much and of what.")
 budgets = _group("Budgets and their books.")
 policies = _group("Policies: what may serve whom.")
 admin_keys = _group("Admin keys: who may manage.")
+webhooks = _group("Webhooks: who is told of which events.")
 config = _group("The configuration as a whole.")
 
 Name = Annotated[str, typer.Argument(help="Its name.")]
@@ -330,6 +331,38 @@ def rotate_admin_key(service: Service, name: Name) -> None:
 def revoke_admin_key(service: Service, name: Name) -> None:
     """Refuse that key from now on."""
     _delete(service, "admin-keys", name, "revoked")
+
+
+@command(webhooks, "list")
+def list_webhooks(service: Service) -> None:
+    """Webhooks, and how their last deliveries went."""
+    columns = ("name", "url", "events", "enabled", "last_delivery")
+    service.table(service.pages("/webhooks", "webhooks"), columns, name="webhooks")
+
+
+@command(webhooks, "create")
+def create_webhook(
+    service: Service,
+    name: Name,
+    target: Annotated[str, typer.Argument(help="The URL that events are sent to.")],
+    event: Annotated[list[str] | None, typer.Option("--event", help="Which; again for more. None: all.")] = None,
+) -> None:
+    """Have events sent to a URL. The secret they are signed with is printed, this once."""
+    told = service.send("POST", "/webhooks", {"name": name, "url": target, **_settings(events=event or None)})
+    service.document(told, line=told.get("secret") or f"{name} exists already, as it was asked for")
+
+
+@command(webhooks, "test")
+def test_webhook(service: Service, name: Name) -> None:
+    """Send it a test event."""
+    told = service.send("POST", f"/webhooks{path_of(name)}/test")
+    service.document(told, line=f"sent {told['event_id']}")
+
+
+@command(webhooks, "delete")
+def delete_webhook(service: Service, name: Name) -> None:
+    """Send it nothing any more."""
+    _delete(service, "webhooks", name, "deleted")
 
 
 @command(config, "reload")
