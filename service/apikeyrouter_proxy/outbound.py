@@ -1,19 +1,17 @@
 """Requests that somebody else's words send us on: never to an address of this machine or network, unless allowed."""
 
 import ipaddress
-import socket
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 
+if TYPE_CHECKING:
+    from apikeyrouter_proxy.outbound_session import OutboundSession
+
 __all__ = ["Outbound", "is_public"]
 
-ANSWER_SECONDS_MAX = 10.0
 URL_LENGTH_MAX = 2048
 REMEDY = "PROXY_PRIVATE_URLS=true allows it"
 
@@ -28,31 +26,12 @@ def is_public(host: str) -> bool:
     return bool(found.is_global and not found.is_multicast and not found.is_reserved)
 
 
-class _PublicOnly(AbstractResolver):
-    """Resolves names, and refuses those that stand for a private address; what is connected to is what was checked."""
-
-    def __init__(self) -> None:
-        self._inner = ThreadedResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """The public addresses of a name. Raises OSError when one of them is not public."""
-        found = await self._inner.resolve(host, port, family)
-        if not found or not all(is_public(one["host"]) for one in found):
-            raise OSError(f"{host} stands for a private address; {REMEDY}")
-        return found
-
-    async def close(self) -> None:
-        """Nothing to let go of."""
-
-
 class Outbound:
     """Posts to URLs that were given through the management API. Follows no redirect, uses no proxy."""
 
     def __init__(self, *, private: bool) -> None:
         self._private = private
-        self._session: aiohttp.ClientSession | None = None
+        self._session: OutboundSession | None = None
 
     def check(self, url: str, *, field: str = "url") -> str:
         """The URL, if it may be used as far as can be told now. Raises InvalidRequestError."""
@@ -75,15 +54,9 @@ class Outbound:
         """Status and ""; or 0 and what went wrong. The answer's body is not read."""
         try:
             self.check(url)
-            async with self._opened().post(
-                url, data=body, headers=dict(headers), allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS_MAX),
-            ) as answer:  # fmt: skip
-                return answer.status, ""
+            return await self._opened().post(url, body, headers)
         except InvalidRequestError as exc:
             return 0, str(exc)
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as exc:
-            return 0, f"{type(exc).__name__}: {exc}"[:300]
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -91,13 +64,11 @@ class Outbound:
             await self._session.close()
             self._session = None
 
-    def _opened(self) -> aiohttp.ClientSession:
+    def _opened(self) -> "OutboundSession":
         if self._session is None:
-            resolver = None if self._private else _PublicOnly()
-            connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False)
-            self._session = aiohttp.ClientSession(
-                connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
-            )
+            from apikeyrouter_proxy.outbound_session import OutboundSession  # 8 MB, for workers that send something
+
+            self._session = OutboundSession(private=self._private)
         return self._session
 
 
