@@ -54,7 +54,7 @@ async def test_defaults_are_the_documented_ones_whatever_the_environment_says(mo
     defaults = ApiKeyRouter(InMemoryStateStore()).configuration_manager.get_defaults()
     assert defaults.model_dump() == {
         "max_decisions": 1000, "max_transitions": 1000, "default_cooldown_seconds": 60,
-        "quota_default_cooldown_seconds": 60, "log_level": "INFO", "encryption_key": None,
+        "quota_default_cooldown_seconds": 60, "wait_max_ms": 0, "log_level": "INFO", "encryption_key": None,
     }  # fmt: skip
 
 
