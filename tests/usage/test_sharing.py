@@ -152,7 +152,7 @@ SHARES: dict[str, Any] = {
     ],
     "limits": [{"quota_group": "org-a", "concurrency": 1, "headroom": 0}],
 }
-ENOUGH = 80
+ENOUGH = 60
 
 
 @pytest.mark.parametrize("way", ["route", "lease", "sdk"])
@@ -182,9 +182,9 @@ async def test_scarce_capacity_is_shared_by_the_weights_of_clients_in_the_librar
                         await ask(client, sdk)
                         served[client] += 1
                     except (NoEligibleKeysError, openai.RateLimitError):
-                        await asyncio.sleep(0.001)
+                        await asyncio.sleep(0.005)
 
-        await asyncio.gather(*(want(client) for client in served for _ in range(8)))
+        await asyncio.gather(*(want(client) for client in served for _ in range(3)))
         await made.at_rest()
     assert served["light"] * 2 < served["heavy"]
     assert served["light"] > 0
