@@ -22,12 +22,15 @@ local mode, token = ARGV[1], argument_amount(ARGV[2])
 local entries, at = {}, 3
 while at <= #ARGV and #entries <= 128 do
   local count = argument_amount(ARGV[at + 1] or '')
-  local numbers = {}
-  for i = 1, count or 0 do
-    numbers[i] = argument_amount(ARGV[at + 1 + i] or '')
-  end
-  if not count or count < 1 or #numbers ~= count then
+  if not count or count < 1 or count > 1024 or at + 1 + count > #ARGV then
     return reply_stamp(BAD_ARGUMENT)
+  end
+  local numbers = {}
+  for i = 1, count do
+    numbers[i] = argument_amount(ARGV[at + 1 + i])
+    if not numbers[i] then
+      return reply_stamp(BAD_ARGUMENT)
+    end
   end
   entries[#entries + 1] = ARGV[at]
   entries[#entries + 1] = numbers_pack(numbers)

@@ -1,10 +1,10 @@
 #!lua
 -- PURPOSE  Make the cell if it is not there, and say where it stands.
--- KEYS     L
+-- KEYS     L D S G
 -- ARGV     epoch for a new cell: a random integer below 2^53
 -- RETURNS  OK: stamp, 1 if the cell was made now · BAD_SCHEMA · BAD_ARGUMENT
 -- IDEMPOTENT by nature: an existing cell keeps its epoch.
--- COST     one hash.
+-- COST     one hash. A new cell has no leases, so that any that are there are of one whose hash was lost.
 
 -- @include argument_amount
 -- @include cell_begin
@@ -24,6 +24,9 @@ if code == NO_CELL and redis.call('HLEN', L) > redis.call('HEXISTS', L, '\nvirtu
 end
 if code == NO_CELL then
   cell = { epoch = epoch, seq = 0, now = clock_now(), config = 1 }
+  for _, index in ipairs({ D, S, G }) do
+    redis.call('UNLINK', index)
+  end
   redis.call('HSET', L, '', struct.pack('<dddddddd', SCHEMA, epoch, 0, 0, 1, 0, 0, AMOUNT_MAX))
 end
 local reply = reply_stamp(cell and OK or code)

@@ -11,8 +11,11 @@ local LANES_MAX, SHARED_MAX, OWN_MAX, CANDIDATES_MAX = 6, 8, 4, 64
 
 local function amounts_read(numbers, charge)
   local at = Q_SIZE + (charge - 1) * CHARGE_SIZE
+  if charge < 1 or at + CHARGE_SIZE > #numbers then
+    return nil
+  end
   local input, output, metered, expected, bound = unpack(numbers, at + 1, at + CHARGE_SIZE)
-  if charge < 1 or not bound or input < 0 or output < 0 or metered < 0 then
+  if input < 0 or output < 0 or metered < 0 then
     return nil
   end
   return { 1, metered, input, output, expected > 0 and expected or 0, 1, expected = expected, bound = bound }

@@ -57,7 +57,11 @@ def id_of(field: str) -> str:
 
 def check_id(value: str, *, what: str) -> str:
     """`value` if it can name a lane or a scope."""
-    if not value or "\n" in value or len(value.encode()) > ID_BYTES_MAX:
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        size = 0  # half a character
+    if not 0 < size <= ID_BYTES_MAX or "\n" in value:
         raise LedgerConfigError(f"{what} id must be one line of 1 to {ID_BYTES_MAX} bytes, got {value!r}")
     return value
 
