@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from apikeyrouter.domain.models.accounting import (
     AMOUNT_MAX,
+    ID_BYTES_MAX,
     Breaker,
     LaneConfig,
     Limit,
@@ -19,13 +20,12 @@ from apikeyrouter.domain.models.accounting import (
     Observation,
     Period,
     ScopeConfig,
+    check_id,
 )
 from apikeyrouter.domain.models.system_error import LedgerConfigError
 from apikeyrouter.infrastructure.ledger.encoding import (
-    ID_BYTES_MAX,
     bucket_numbers,
     check_amount,
-    check_id,
     lane_entry,
     limit_numbers,
     observation_numbers,

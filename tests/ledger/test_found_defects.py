@@ -21,6 +21,7 @@ from apikeyrouter.domain.models.accounting import (
     ScopeConfig,
     Settlement,
     SuspenseRule,
+    place_words,
 )
 from apikeyrouter.domain.models.system_error import LedgerConfigError
 from apikeyrouter.infrastructure.ledger.codes import Code
@@ -272,3 +273,17 @@ async def test_a_calendar_that_ended_is_asked_for_when_a_header_brings_its_limit
     cell.time.advance(60 * DAY)
     await cell.record("lane", observations=[replace(lower, limit=1000, remaining=0)])
     assert (await cell.deny(support.wish())).binding.reason is Reason.LIMIT
+
+
+async def test_words_made_for_other_lanes_are_not_those_of_a_candidate(ledger: ScriptLedger) -> None:
+    await ledger.put(lanes=[lane("mine", window(5)), lane("others", window(5))])
+    words = place_words(("others",), ())
+    candidate = Candidate(lanes=("mine",), words=words)
+    await ledger.reserve(ReserveRequest(rid=b"1", candidates=(candidate,)))
+    assert [state.in_flight for state in await ledger.lanes(["mine", "others"])] == [1]
+
+
+@pytest.mark.parametrize("lanes", [(), ("a", "a"), ("two\nlines",), ("",), tuple("abcdefg")])
+def test_words_of_lanes_that_no_script_takes_are_not_made(lanes: tuple[str, ...]) -> None:
+    with pytest.raises(LedgerConfigError):
+        place_words(lanes, ())

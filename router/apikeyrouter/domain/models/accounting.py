@@ -9,6 +9,8 @@ from enum import IntEnum, StrEnum
 
 import msgspec
 
+from apikeyrouter.domain.models.system_error import LedgerConfigError
+
 AMOUNT_MAX = 2**53 - 1
 """Largest integer a Lua number holds exactly; larger amounts are refused, never rounded."""
 
@@ -17,6 +19,7 @@ LANES_PER_CANDIDATE_MAX = 6
 SHARED_SCOPES_MAX = 8
 SCOPES_PER_CANDIDATE_MAX = 4
 LIMITS_PER_LANE_MAX = 8
+ID_BYTES_MAX = 200
 UNPRICED = -1
 """A cost that is not known. Never 0: a scope's `unpriced` rule says what happens."""
 
@@ -152,8 +155,10 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Words(msgspec.Struct, frozen=True):
-    """Where a candidate is counted, as the scripts read it (`place_words`): the fields of lanes and scopes."""
+    """Where a candidate is counted, checked, and as the scripts read it: the fields of lanes and scopes."""
 
+    ids: tuple[tuple[str, ...], tuple[str, ...]]
+    """The lanes and scopes that they were made of."""
     lanes: tuple[bytes, ...]
     scopes: tuple[bytes, ...]
     text: bytes
@@ -170,12 +175,37 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     charge: Charge = msgspec.field(default_factory=Charge)
 
 
+def check_id(value: str, *, what: str) -> str:
+    """`value` if it can name a lane or a scope. Errors: LedgerConfigError."""
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        size = 0  # half a character
+    if not 0 < size <= ID_BYTES_MAX or "\n" in value:
+        raise LedgerConfigError(f"{what} id must be one line of 1 to {ID_BYTES_MAX} bytes, got {value!r}")
+    return value
+
+
+def check_names(names: tuple[str, ...], *, what: str) -> None:
+    """Each counts once for a request, and has a name that a record can hold. Errors: LedgerConfigError."""
+    for name in names:
+        check_id(name, what=what)
+    if len(set(names)) < len(names):
+        raise LedgerConfigError(f"a {what} is named twice: {', '.join(names)}")
+
+
 def place_words(lanes: tuple[str, ...], scopes: tuple[str, ...]) -> Words:
-    """A candidate's lanes and scopes as the scripts read them."""
-    words = Words(
-        lanes=tuple(f"l:{id}".encode() for id in lanes), scopes=tuple(f"s:{id}".encode() for id in scopes), text=b""
-    )
-    return msgspec.structs.replace(words, text=b"".join(b"%b\n" % field for field in (*words.lanes, *words.scopes)))
+    """A candidate's lanes and scopes as the scripts read them. Errors: LedgerConfigError: too many, or none can be."""
+    if not 1 <= len(lanes) <= LANES_PER_CANDIDATE_MAX or len(scopes) > SCOPES_PER_CANDIDATE_MAX:
+        raise LedgerConfigError(
+            f"a candidate has 1 to {LANES_PER_CANDIDATE_MAX} lanes and at most {SCOPES_PER_CANDIDATE_MAX} scopes"
+        )
+    check_names(lanes, what="lane")
+    check_names(scopes, what="scope")
+    lane_fields = tuple(f"l:{id}".encode() for id in lanes)
+    scope_fields = tuple(f"s:{id}".encode() for id in scopes)
+    text = b"".join(b"%b\n" % field for field in (*lane_fields, *scope_fields))
+    return Words(ids=(lanes, scopes), lanes=lane_fields, scopes=scope_fields, text=text)
 
 
 class ReserveRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -6,18 +6,17 @@ from functools import cache, lru_cache
 
 from apikeyrouter.domain.models.accounting import (
     CANDIDATES_MAX,
-    LANES_PER_CANDIDATE_MAX,
-    SCOPES_PER_CANDIDATE_MAX,
     SHARED_SCOPES_MAX,
     Candidate,
     Charge,
     ReserveRequest,
     Settlement,
     Words,
+    check_names,
     place_words,
 )
 from apikeyrouter.domain.models.system_error import LedgerConfigError
-from apikeyrouter.infrastructure.ledger.encoding import check_id, scope_field
+from apikeyrouter.infrastructure.ledger.encoding import scope_field
 from apikeyrouter.infrastructure.ledger.engine import Argument
 
 SETTLED_TOKENS_MAX = 2**31
@@ -56,7 +55,7 @@ def request_args(
                 raise LedgerConfigError(f"a scope is named twice: {', '.join((*scopes, *candidate.scopes))}")
     else:
         shared = ()
-    words = first.words or candidate_words(first)
+    words = candidate_words(first)
     numbers = [request.config_version, request.lease_us, weight, len(words.lanes), len(shared), len(words.scopes)]
     numbers += charge_numbers(first.charge)
     args: list[Argument] = [rid_field(request.rid), principal, b"", *words.lanes, *shared, *words.scopes]
@@ -76,23 +75,20 @@ def _others(candidates: Sequence[Candidate], numbers: list[int]) -> bytes:
         if number is None:
             numbers += charge_numbers(charge)
             number = charges[id(charge)] = b"%d\n" % (len(charges) + 1)
-        words = candidate.words or candidate_words(candidate)
+        words = candidate_words(candidate)
         parts += (number, words.text, b"\n")
     return b"".join(parts)
 
 
 def candidate_words(candidate: Candidate) -> Words:
-    """Where a candidate is counted. Errors: LedgerConfigError."""
-    if candidate.words is not None:
-        return candidate.words
-    lanes, scopes = candidate.lanes, candidate.scopes
-    if not 1 <= len(lanes) <= LANES_PER_CANDIDATE_MAX or len(scopes) > SCOPES_PER_CANDIDATE_MAX:
-        raise LedgerConfigError(
-            f"a candidate has 1 to {LANES_PER_CANDIDATE_MAX} lanes and at most {SCOPES_PER_CANDIDATE_MAX} scopes"
-        )
-    _check_names(lanes, what="lane")
-    _check_names(scopes, what="scope")
-    return place_words(lanes, scopes)
+    """Where a candidate is counted, as it was made in advance, if that is of these lanes and scopes.
+
+    Errors: LedgerConfigError.
+    """
+    words = candidate.words
+    if words is not None and words.ids[0] is candidate.lanes and words.ids[1] is candidate.scopes:
+        return words
+    return place_words(candidate.lanes, candidate.scopes)
 
 
 @lru_cache(_SHARED_KEPT)
@@ -100,16 +96,8 @@ def _shared_scopes(scopes: tuple[str, ...]) -> tuple[frozenset[str], tuple[bytes
     """The scopes that all candidates share, and their fields: made once for as long as requests come with the same."""
     if len(scopes) > SHARED_SCOPES_MAX:
         raise LedgerConfigError(f"at most {SHARED_SCOPES_MAX} shared scopes, got {len(scopes)}")
-    _check_names(scopes, what="scope")
+    check_names(scopes, what="scope")
     return frozenset(scopes), tuple(scope_field(scope).encode() for scope in scopes)
-
-
-def _check_names(names: Sequence[str], *, what: str) -> None:
-    """Each lane and scope counts once for a request, and has a name that a record can hold."""
-    for name in names:
-        check_id(name, what=what)
-    if len(set(names)) < len(names):
-        raise LedgerConfigError(f"a {what} is named twice: {', '.join(names)}")
 
 
 def charge_numbers(charge: Charge) -> tuple[int, int, int, int, int]:

@@ -14,6 +14,7 @@ from apikeyrouter.domain.models.accounting import (
     ScopeConfig,
     SuspenseRule,
     UnpricedRule,
+    check_id,
 )
 from apikeyrouter.domain.models.system_error import LedgerConfigError
 from apikeyrouter.infrastructure.ledger.calendars import calendar_number
@@ -24,7 +25,6 @@ UNPRICED_CODES = {rule: code for code, rule in enumerate(UnpricedRule, start=1)}
 SUSPENSE_CODES = {rule: code for code, rule in enumerate(SuspenseRule, start=1)}
 NAME_CODES = {name: code for code, name in enumerate(LIMIT_NAMES, start=1)}
 SLIDING_SLOTS = 6
-ID_BYTES_MAX = 200
 PERIOD_US_MIN = 1000
 _LEVEL_MAX = 2**50
 """A bucket's level in scaled units stays below this, so that refunds modulo 2^52 are unambiguous."""
@@ -53,17 +53,6 @@ def scope_field(id: str) -> str:
 def id_of(field: str) -> str:
     """The id of the lane or scope that is kept in this field; an empty one has none."""
     return field[2:]
-
-
-def check_id(value: str, *, what: str) -> str:
-    """`value` if it can name a lane or a scope."""
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError:
-        size = 0  # half a character
-    if not 0 < size <= ID_BYTES_MAX or "\n" in value:
-        raise LedgerConfigError(f"{what} id must be one line of 1 to {ID_BYTES_MAX} bytes, got {value!r}")
-    return value
 
 
 def bucket_numbers(amount: int, period_us: int, capacity: int, *, what: str) -> tuple[int, int, int]:

@@ -26,6 +26,7 @@ from apikeyrouter.domain.models.accounting import (
     Stamp,
     State,
     Transition,
+    check_id,
 )
 from apikeyrouter.domain.models.system_error import (
     LedgerConfigError,
@@ -38,7 +39,6 @@ from apikeyrouter.infrastructure.ledger.calendars import boundaries
 from apikeyrouter.infrastructure.ledger.codes import Code
 from apikeyrouter.infrastructure.ledger.encoding import (
     check_amount,
-    check_id,
     id_of,
     lane_entry,
     lane_field,
