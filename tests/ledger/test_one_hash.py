@@ -4,10 +4,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from apikeyrouter.domain.models.accounting import Candidate, ReserveRequest, Result
+from apikeyrouter.domain.models.accounting import Candidate, ReserveRequest, Result, check_id
 from apikeyrouter.domain.models.system_error import LedgerConfigError
 from apikeyrouter.infrastructure.ledger.codes import Code
-from apikeyrouter.infrastructure.ledger.encoding import check_id
 from apikeyrouter.infrastructure.ledger.engine import Engine
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from tests.ledger.cells import VirtualRedis, Witnessed, ledger_over, local_engine

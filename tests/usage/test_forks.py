@@ -72,7 +72,6 @@ async def test_a_fork_out_of_a_coroutine_leaves_the_parents_requests_alone(
     assert settled == billed > 0
 
 
-@pytest.mark.xfail(strict=True, reason="the ledger's chores are the parent's, and its child waits for them")
 async def test_what_the_parents_ledger_had_to_do_is_not_waited_for_in_a_child(
     simulator: SimulatorProcess, redis_url: str, loop: str
 ) -> None:

@@ -86,7 +86,10 @@ class RouterBelonging(RouterBackground):
                 "this router was started before the process forked, and its accounting is in the parent's memory: a"
                 " copy would spend the same limits again; give it a RedisStateStore, or make it after the fork"
             )
-        inherited = (self._loop, engine, self._attempts.abandon(), self.books.abandon(), self._watcher, self._chores)
+        inherited = (
+            self._loop, engine, self.ledger.abandon(), self._attempts.abandon(), self.books.abandon(), self._watcher,
+            self._chores,
+        )  # fmt: skip
         _INHERITED.append(inherited)
         self.in_flight = 0
         self._spending.begin_anew()

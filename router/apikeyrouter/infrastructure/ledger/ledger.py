@@ -102,6 +102,11 @@ class ScriptLedger:
             await asyncio.wait(self._chores, timeout=1.0)
         await self.engine.close()
 
+    def abandon(self) -> object:
+        """What it still had to do is a parent process's. That, to be kept from its end."""
+        chores, self._chores = self._chores, set()
+        return chores
+
     # --- one request ---------------------------------------------------------------------------------------------
 
     async def reserve(self, request: ReserveRequest) -> Admission | Denial:
