@@ -118,7 +118,8 @@ async def test_a_stream_ends_with_the_time_of_its_call(simulator: SimulatorProce
         assert caught.value.category is ErrorCategory.TimeoutError
         assert caught.value.details["partial"]
         assert failure_of(caught.value).meaning == "deadline_passed"
-        assert await made.at_rest() >= await made.billed() > 0
+        settled, billed = await made.at_rest(), await made.billed()
+        assert abs(settled - billed) <= billed // 5, "an estimate, by a model that has told nothing yet"
         assert await evidence(made) == 0
 
 
