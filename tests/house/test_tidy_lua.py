@@ -126,3 +126,10 @@ def _with_includes(name: str) -> str:
             needed = re.findall(r"^-- @include (\w+)$", parts[path], re.MULTILINE)
             waiting += [f"lua/include/{part}.lua" for part in needed]
     return "\n".join(parts.values())
+
+
+def test_the_page_on_keys_names_every_command_that_a_restricted_user_needs() -> None:
+    called = {name.lower() for name in re.findall(r"redis\.call\('([A-Z]+)'", load_library().text)}
+    page = read("docs/redis-keys.md")
+    allowed = set(re.findall(r"`\+([a-z]+)(?:\|[a-z]+)?`", page))
+    assert called <= allowed, "a command that is denied in the middle of a script cannot be taken back"
