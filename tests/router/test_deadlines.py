@@ -22,7 +22,8 @@ async def is_late(made: House, work: Any) -> None:
         await work
     assert (caught.value.category, caught.value.retryable) == (ErrorCategory.TimeoutError, False)
     assert made.finished[-1].attempts[-1].meaning == "deadline_passed"
-    assert await made.at_rest() >= await made.billed()
+    settled, billed = await made.at_rest(), await made.billed()
+    assert settled >= billed - billed // 5, "at least an estimate, by a model that has told nothing yet"
     (lane,) = await made.router.ledger.lanes(["p:openai"])
     assert lane.failures_total == 0, "running out of time is evidence against nobody"
 

@@ -68,27 +68,31 @@ def told(remaining: int | None, *, metric: Metric = Metric.REQUESTS, limit: int 
     )
 
 
-def interplay(*, shared: bool, rounds: int = 60, groups: tuple[str, str] = ("g1", "g2")) -> list[str | None]:
-    """Two keys that take turns, five requests each; their provider counts them together, or not."""
+def interplay(
+    *, shared: bool, each: int = 5, rounds: int = 120, groups: tuple[str, str] = ("g1", "g2")
+) -> list[str | None]:
+    """Two keys that take turns, `each` so many requests; their provider counts them together, or not."""
     counters, made = SharedCounters(), {"k1": 0, "k2": 0}
     found = []
     for number in range(rounds):
         name = f"k{number % 2 + 1}"
-        made[name] += 5
+        made[name] += each
         left = 5000 - (sum(made.values()) if shared else made[name])
         group = groups[number % 2]
-        found.append(counters.see(name, group, ("p", "m"), told(left), made.__getitem__, 10.0 + number))
+        found.append(counters.see(name, group, ("p", "m"), told(left), made.__getitem__, 10.0 + number / each))
     return found
 
 
-def test_two_keys_whose_counter_is_one_are_suspected_once_and_after_enough_evidence() -> None:
-    found = interplay(shared=True)
+@pytest.mark.parametrize("each", [1, 2, 5])
+def test_two_keys_whose_counter_is_one_are_suspected_once_and_after_enough_evidence(each: int) -> None:
+    found = interplay(shared=True, each=each)
     assert [name for name in found if name] in (["k1"], ["k2"])
     assert next(at for at, name in enumerate(found) if name) >= EVIDENCE
 
 
-def test_two_keys_that_are_only_used_alike_are_not_suspected() -> None:
-    assert set(interplay(shared=False)) == {None}
+@pytest.mark.parametrize("each", [1, 2, 5])
+def test_two_keys_that_are_only_used_alike_are_not_suspected(each: int) -> None:
+    assert set(interplay(shared=False, each=each)) == {None}
 
 
 def test_keys_that_are_in_one_group_already_are_not_suspected() -> None:

@@ -115,7 +115,7 @@ async def test_what_a_manager_lacks_is_done_by_the_default(simulator: SimulatorP
         await router.apply(config_of(simulator, ["a1"]))
         answer = await router.route(intent())
         await router.key_manager.update_key_state("a1", KeyState.Disabled, "maintenance")
-        await until(lambda: "subscriber.failed" in lines.getvalue())
+        await until(lambda: all(name in lines.getvalue() for name in ("subscriber.failed", "routing.decided")))
         assert manager.seen == 1
         assert await router.get_trace(answer.request_id)
     told = [line["event"] for line in read_lines(lines)]

@@ -92,6 +92,9 @@ class _Counter:
     remaining: int
     at: float
     requests: dict[str, int]
+    since: "_Counter | None" = None
+    """What it said before, as long as nothing could be told from the answers in between: keys that take turns differ by
+    one request an answer, which says something only when it adds up."""
 
 
 class SharedCounters:
@@ -125,10 +128,11 @@ class SharedCounters:
         self._seen.move_to_end((*place, told.name, told.limit))
         if len(self._seen) > PLACES_MAX:
             self._seen.popitem(last=False)
-        suspected = self._compare(key_id, group, counters, told, requests, now)
-        counters.pop(key_id, None)
+        informative, suspected = self._compare(key_id, group, counters, told, requests, now)
+        own = counters.pop(key_id, None)
+        since = None if own is None or informative else own.since or own
         counted = {other: requests(other) for other in (key_id, *list(counters)[-OTHERS_MAX:])}
-        counters[key_id] = _Counter(group, told.remaining, now, counted)
+        counters[key_id] = _Counter(group, told.remaining, now, counted, since)
         if len(counters) > COUNTERS_MAX:
             counters.popitem(last=False)
         return suspected
@@ -141,13 +145,15 @@ class SharedCounters:
         told: Observation,
         requests: Callable[[str], int],
         now: float,
-    ) -> str | None:
+    ) -> tuple[bool, str | None]:
+        """Whether something could be told from the answer, and a key that is newly suspected."""
         own, other_id = counters.get(key_id), next(reversed(counters), key_id)
         other = counters.get(other_id)
         if own is None or other is None or other_id == key_id or other.group == group:
-            return None
+            return False, None
+        own = own if own.since is None or now - own.since.at > FRESH_SECONDS else own.since
         if now - own.at > FRESH_SECONDS or key_id not in other.requests:
-            return None
+            return True, None
         assert told.remaining is not None
         refill = told.limit * 1e6 / told.period_us
         alone = own.remaining - (requests(key_id) - own.requests[key_id]) + refill * (now - own.at)
@@ -155,12 +161,12 @@ class SharedCounters:
         shared = other.remaining - both + refill * (now - other.at)
         alone, shared = min(float(told.limit), alone), min(float(told.limit), shared)
         if abs(shared - alone) < INFORMATIVE:
-            return None
+            return False, None
         pair = frozenset((key_id, other_id))
         if abs(told.remaining - shared) <= TOLERANCE < abs(told.remaining - alone):
             if len(self._evidence) >= COUNTERS_MAX:
                 self._evidence.clear()
             self._evidence[pair] = self._evidence.get(pair, 0) + 1
-            return other_id if self._evidence[pair] == EVIDENCE else None
+            return True, other_id if self._evidence[pair] == EVIDENCE else None
         self._evidence.pop(pair, None)
-        return None
+        return True, None
