@@ -30,7 +30,7 @@ BUDGETS = ("global:all", f"team:{TEAM}:team", f"client:{CLIENT}:client", "provid
 """Ids of the four hard budgets that every request holds in."""
 GROUP_LANE = f"g:{GROUP}:*"
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH")
-OURS = ("apikeyrouter_proxy.worker", "--app", "apikeyrouter_proxy.main:app")
+OURS = ("apikeyrouter_proxy.worker_process", "--app", "apikeyrouter_proxy.main:app")
 REFERENCE = ("benchmarks.reference",)
 """The modules that are run, with their arguments."""
 

@@ -196,7 +196,7 @@ class _Supervisor:
             passed.append(self._embedded.fileno())  # a worker keeps the server alive, should we be killed
         try:
             worker.process = subprocess.Popen(  # noqa: S603 (our own module)
-                [sys.executable, "-m", "apikeyrouter_proxy.worker", *arguments],
+                [sys.executable, "-m", "apikeyrouter_proxy.worker_process", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=sys.stderr.fileno() if self._options.workers_to_stderr else None,
                 pass_fds=passed,

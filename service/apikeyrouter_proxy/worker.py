@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import socket
-import sys
 from collections.abc import Sequence
 
 import uvicorn
@@ -112,7 +111,3 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ready-fd", type=int, default=-1)
     parser.add_argument("--drain-seconds", type=float, default=DRAIN_SECONDS_DEFAULT)
     return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

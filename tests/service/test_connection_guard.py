@@ -41,7 +41,7 @@ def worker(
     path.write_text(yaml.safe_dump({"keys": []}))
     with running() as server:
         environ = environ_for(server.url, path, folder / "access.log") | LIMITS | dict(more or {})
-        command = [sys.executable, "-m", "apikeyrouter_proxy.worker", "--app", "apikeyrouter_proxy.main:app"]
+        command = [sys.executable, "-m", "apikeyrouter_proxy.worker_process", "--app", "apikeyrouter_proxy.main:app"]
         inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
         process = subprocess.Popen([*command, "--port", str(port)], env={**inherited, **environ}, cwd=folder)
         base = f"http://127.0.0.1:{port}"
