@@ -1,7 +1,6 @@
 """One JSON line per request, written in batches by a thread of its own, so that no request waits for a log."""
 
 import asyncio
-import contextlib
 import os
 import stat
 import sys
@@ -11,6 +10,7 @@ import msgspec
 
 from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.domain.models.system_error import ConfigurationError
+from apikeyrouter.infrastructure.cancellation import end_task
 from apikeyrouter_proxy.arrivals import PEER
 
 __all__ = ["AccessLog"]
@@ -124,11 +124,8 @@ class AccessLog:
 
     async def close(self) -> None:
         """Write what waits, and stop."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await end_task(self._task)
+        self._task = None
         await self.flush()
         if self._file is not None and self._path:
             os.close(self._file)

@@ -9,6 +9,7 @@ import structlog
 
 from apikeyrouter.domain.models.accounting import LimitState
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError
+from apikeyrouter.infrastructure.cancellation import end_task
 from apikeyrouter.infrastructure.surface.requests import Caller
 from apikeyrouter.router import ApiKeyRouter
 from apikeyrouter_proxy.lanes import unused_limits
@@ -61,11 +62,8 @@ class ClientLimits:
 
     async def close(self) -> None:
         """Stop reading."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await end_task(self._task)
+        self._task = None
 
     async def _run(self) -> None:
         """Until nobody asks any more."""

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import structlog
 
 from apikeyrouter.domain.interfaces.state_store import StateStore
+from apikeyrouter.infrastructure.cancellation import end_task
 
 __all__ = ["Follower"]
 
@@ -29,11 +30,8 @@ class Follower:
 
     async def close(self) -> None:
         """Stop."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await end_task(self._task)
+        self._task = None
 
     async def _follow(self) -> None:
         while True:

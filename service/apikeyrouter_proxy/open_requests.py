@@ -1,10 +1,11 @@
 """Requests under way: who is cut off when its client goes away, and what a stopping process waits for."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
+
+from apikeyrouter.infrastructure.cancellation import end_task
 
 __all__ = ["OpenRequest", "OpenRequests"]
 
@@ -68,11 +69,8 @@ class OpenRequests:
 
     async def close(self) -> None:
         """Stop watching."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await end_task(self._task)
+        self._task = None
 
     async def _look(self) -> None:
         """One look at all, again and again: a watcher is started only for what takes long enough to need one."""

@@ -11,6 +11,7 @@ import structlog
 
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError
+from apikeyrouter.infrastructure.cancellation import end_task
 from apikeyrouter.infrastructure.config.compiled import CompiledConfig
 
 __all__ = ["KIND", "Reloads"]
@@ -70,11 +71,8 @@ class Reloads:
 
     async def close(self) -> None:
         """Stop."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await end_task(self._task)
+        self._task = None
 
     async def _look(self) -> None:
         while True:

@@ -15,6 +15,7 @@ import structlog
 
 from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError
+from apikeyrouter.infrastructure.cancellation import end_task
 from apikeyrouter.infrastructure.state_store.records import Records
 
 __all__ = ["COUNTED", "DIMENSIONS", "UsageCounts", "report"]
@@ -59,11 +60,8 @@ class UsageCounts:
 
     async def close(self) -> None:
         """Stop, and give away what is left."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await end_task(self._task)
+        self._task = None
         with contextlib.suppress(ApiKeyRouterError):
             await self.flush()
 
