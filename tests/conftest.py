@@ -4,13 +4,24 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
+import structlog
 
+from apikeyrouter.infrastructure.observability.events import EventLog
 from tests.servers import Server, default_flavour, describe, flavours, running
 
 
 def pytest_report_header() -> str:
     """Say which servers the tests run against."""
     return describe()
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """A service configures structlog and a router sets its level, for the whole process; the next test has neither."""
+    level = EventLog.level
+    yield
+    EventLog.level = level
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-import structlog
 
 from apikeyrouter.simulator import SimulatorProcess
 from tests.servers import Server, default_flavour, running
@@ -60,10 +59,3 @@ async def service(service_valkey: Server, config: dict[str, Any]) -> AsyncIterat
     """A fresh service on the plain configuration."""
     async with running_service(service_valkey.url, config) as started:
         yield started
-
-
-@pytest.fixture(autouse=True)
-def _own_logs() -> Iterator[None]:
-    """A service configures structlog; the next test starts from the defaults again."""
-    yield
-    structlog.reset_defaults()

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -59,15 +59,14 @@ class Recorder:
 
 
 @pytest.fixture
-def lines() -> Iterator[io.StringIO]:
+def lines() -> io.StringIO:
     """What structlog writes, as the application has configured it: JSON lines."""
     stream = io.StringIO()
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, structlog.processors.JSONRenderer()],
         logger_factory=structlog.WriteLoggerFactory(file=stream),
     )
-    yield stream
-    structlog.reset_defaults()
+    return stream
 
 
 def read_lines(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -323,7 +322,6 @@ async def test_nobody_listens_by_default_and_requests_are_told_only_to_those_who
 
 
 async def test_without_a_configuration_lines_go_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
-    structlog.reset_defaults()
     async with ApiKeyRouter(InMemoryStateStore(), config={"log_level": "DEBUG"}) as router:
         await router.register_provider("mine", Talkative())
     told = capfd.readouterr()

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import io
 import traceback
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import httpx2
@@ -69,12 +69,11 @@ async def secretive() -> AsyncIterator[SimulatorProcess]:
 
 
 @pytest.fixture
-def lines() -> Iterator[io.StringIO]:
+def lines() -> io.StringIO:
     """Everything that structlog is given, as it would be written."""
     stream = io.StringIO()
     structlog.configure(logger_factory=structlog.WriteLoggerFactory(file=stream))
-    yield stream
-    structlog.reset_defaults()
+    return stream
 
 
 class Outputs:
