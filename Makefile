@@ -1,6 +1,7 @@
 # Every target works on a fresh machine with Python >= 3.11, make and a package index.
 PYTHON ?= python3
 VENV   ?= .venv
+TEST_PROCESSES ?= 2
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 CODE   := router/apikeyrouter service/apikeyrouter_proxy tests benchmarks tools
@@ -28,8 +29,8 @@ demo: $(READY) ## live traffic over simulated providers, with a live table
 docs: $(READY) ## the reference of the Python API, as HTML in build/reference
 	@$(BIN)/python -m tools.reference
 
-test: $(READY) ## the whole test suite, real Valkey servers included
-	$(BIN)/python -m pytest
+test: $(READY) ## the whole test suite, real Valkey servers included, in TEST_PROCESSES processes (2)
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import os
 import signal
 import stat
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -204,6 +205,18 @@ def test_a_directory_with_a_long_name_gets_its_socket_elsewhere(
     with client(opened(long_one).url) as connection:
         assert connection.ping()
     assert not (long_one / "valkey.sock").exists()
+
+
+def test_temporary_files_may_be_in_a_place_with_a_long_name(
+    tmp_path: Path, opened: Callable[[Path | None], EmbeddedServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long_one = tmp_path / ("x" * 120)
+    long_one.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long_one))
+    server = opened(None)
+    with client(server.url) as connection:
+        assert connection.ping()
+    assert server.directory.parent == long_one
 
 
 def test_the_guard_knows_nothing_of_the_environment(

@@ -14,7 +14,17 @@ PROJECT = tomllib.loads(read("pyproject.toml"))["project"]
 OURS = {"apikeyrouter", "apikeyrouter_proxy", "tests", "tools", "benchmarks"}
 NOT_IMPORTED = {"tzdata", "types-pyyaml"}
 """Declared although nothing imports them: data and stubs."""
-TOOLS = {"build", "gunicorn", "hatchling", "import-linter", "mypy", "pytest-timeout", "ruff", "secantusdb"}
+TOOLS = {
+    "build",
+    "gunicorn",
+    "hatchling",
+    "import-linter",
+    "mypy",
+    "pytest-timeout",
+    "pytest-xdist",
+    "ruff",
+    "secantusdb",
+}
 """Run rather than imported."""
 INTEGRATED = "router/apikeyrouter/integrations/"
 PROXY = ("service/", "router/apikeyrouter/commands/", "router/apikeyrouter/cli.py", "router/apikeyrouter/simulator/")

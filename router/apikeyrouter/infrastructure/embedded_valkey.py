@@ -305,13 +305,24 @@ def _socket_path(directory: Path) -> Path:
     path = directory / SOCKET_NAME
     if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX and (path.exists() or _holds_sockets(directory)):
         return path
-    name = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
-    elsewhere = Path(tempfile.gettempdir()) / f"apikeyrouter-{os.geteuid()}-{name}"
+    elsewhere = _short_directory(hashlib.sha256(os.fsencode(directory)).hexdigest()[:16])
     elsewhere.mkdir(mode=0o700, exist_ok=True)
     found = elsewhere.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise ConfigurationError(f"{elsewhere} is not a private directory of this user; remove it")
     return elsewhere / SOCKET_NAME
+
+
+def _short_directory(name: str) -> Path:
+    bases = ("/tmp", tempfile.gettempdir())  # noqa: S108  (the same for all processes, whatever their TMPDIR)
+    for base in bases:
+        directory = Path(base) / f"apikeyrouter-{os.geteuid()}-{name}"
+        if len(os.fsencode(directory / SOCKET_NAME)) <= SOCKET_PATH_BYTES_MAX and os.access(base, os.W_OK):
+            return directory
+    raise ConfigurationError(
+        f"no directory for a socket: neither of {', '.join(bases)} can be written and has a short path; "
+        "name such a TMPDIR, or a Redis of yours with REDIS_URL"
+    )
 
 
 def _holds_sockets(directory: Path) -> bool:
