@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from apikeyrouter.domain.interfaces.wire import Wire
-from apikeyrouter.domain.models.call import Call, Exchange, Facts
+from apikeyrouter.domain.models.call import Call, Exchange, Facts, PouredChunks
 from apikeyrouter.domain.models.system_error import (
     ApiKeyRouterError,
     InvalidRequestError,
@@ -119,7 +119,7 @@ class DataPlane:
                 self.open.leave(opened)
                 await _send_whole(exchange, route.wire.dialect, send, short, told)
             else:
-                await self._send_stream(exchange, call, route.wire, told, opened, send)
+                await self._send_stream(exchange, call, route.wire, told, opened, send, short)
         except ClientGone:
             self._note_refusal(route, request_id, caller, GONE, "", started)
         except asyncio.CancelledError:
@@ -165,7 +165,14 @@ class DataPlane:
         return tuple(sorted({option.provider.id for option in pool.options}))
 
     async def _send_stream(
-        self, exchange: Exchange, call: Call, wire: Wire, told: Sequence[Header], opened: OpenRequest, send: Send
+        self,
+        exchange: Exchange,
+        call: Call,
+        wire: Wire,
+        told: Sequence[Header],
+        opened: OpenRequest,
+        send: Send,
+        short: Exchanging | None,
     ) -> None:
         chunks = exchange.chunks
         assert chunks is not None
@@ -173,9 +180,12 @@ class DataPlane:
         if told:
             head += told
         try:
-            await send({"type": "http.response.start", "status": exchange.status, "headers": head})
-            async for chunk in chunks:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            if short is not None and isinstance(chunks, PouredChunks) and short.begin_now(exchange.status, head):
+                await chunks.pour(short.write_now, short.drained)
+            else:
+                await send({"type": "http.response.start", "status": exchange.status, "headers": head})
+                async for chunk in chunks:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except asyncio.CancelledError:
             await chunks.aclose()
             raise

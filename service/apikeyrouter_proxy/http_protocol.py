@@ -17,6 +17,7 @@ __all__ = ["EXTENSION", "Exchanging", "ServiceProtocol", "exchanging"]
 EXTENSION = "apikeyrouter.exchange"
 JOINED_BYTES_MAX = 64 * 1024
 """Up to this size a body is copied behind its head; a larger one is written beside it."""
+_CHUNKED = (b"transfer-encoding", b"chunked")
 URLS_MAX = 1024
 _urls: dict[bytes, tuple[str, bytes, bytes]] = {}
 """Request targets → path, raw path and query; emptied when full."""
@@ -33,6 +34,21 @@ class Exchanging(Protocol):
         """Send a complete answer, whose headers say its length. False: not possible now; nothing was sent."""
         ...
 
+    def begin_now(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Begin an answer of unknown length: its head leaves with the first piece. False: not possible now."""
+        ...
+
+    def write_now(self, piece: bytes) -> bool:
+        """Send a piece, which is not empty, of an answer that was begun by `begin_now`; its end is a message as ever.
+
+        False: the client takes them more slowly; wait until `drained` before the next. One that has gone takes all.
+        """
+        ...
+
+    async def drained(self) -> None:
+        """Wait until the client has taken most of what was sent."""
+        ...
+
 
 def exchanging(scope: MutableMapping[str, Any]) -> Exchanging | None:
     """The short way of a request, where its server has one.
@@ -46,6 +62,9 @@ def exchanging(scope: MutableMapping[str, Any]) -> Exchanging | None:
 class _Cycle(RequestResponseCycle):
     """One request and its answer."""
 
+    _head = b""
+    """A head that waits for its first piece."""
+
     def body_now(self) -> bytes | None:
         """As `Exchanging` says."""
         if self.more_body or self.disconnected:
@@ -56,14 +75,10 @@ class _Cycle(RequestResponseCycle):
 
     def send_now(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
         """As `Exchanging` says."""
-        if self.response_started or self.disconnected or self.flow.write_paused or not self.keep_alive:
+        head = self._begun(status, headers)
+        if not head:
             return False
-        lines = [b"%b: %b\r\n" % header for header in (*self.default_headers, *headers)]
-        head = b"%b%b\r\n" % (STATUS_LINE[status], b"".join(lines))
-        if head.count(b"\n") != len(lines) + 2 or head.count(b"\r") != len(lines) + 2:
-            raise RuntimeError("a header has a line break in it")
-        self.response_started = self.response_complete = True
-        self.waiting_for_100_continue = False
+        self.response_complete = True
         if len(body) <= JOINED_BYTES_MAX:
             self.transport.write(head + body)
         else:
@@ -71,6 +86,44 @@ class _Cycle(RequestResponseCycle):
         self.message_event.set()
         self.on_response()
         return True
+
+    def begin_now(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        """As `Exchanging` says."""
+        self._head = self._begun(status, (*headers, _CHUNKED))
+        self.chunked_encoding = True if self._head else None
+        return bool(self._head)
+
+    def write_now(self, piece: bytes) -> bool:
+        """As `Exchanging` says."""
+        if self.disconnected:
+            return True
+        self.transport.write(b"%b%x\r\n%b\r\n" % (self._head, len(piece), piece))
+        self._head = b""
+        return not self.flow.write_paused
+
+    async def send(self, message: Any) -> None:
+        """A message, after a head that no piece has followed yet."""
+        if self._head:
+            head, self._head = self._head, b""
+            self.transport.write(head)
+        await super().send(message)
+
+    async def drained(self) -> None:
+        """As `Exchanging` says."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+
+    def _begun(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """The head of an answer that begins with it; empty where it has to be left to messages."""
+        if self.response_started or self.disconnected or self.flow.write_paused or not self.keep_alive:
+            return b""
+        lines = [b"%b: %b\r\n" % header for header in (*self.default_headers, *headers)]
+        head = b"%b%b\r\n" % (STATUS_LINE[status], b"".join(lines))
+        if head.count(b"\n") != len(lines) + 2 or head.count(b"\r") != len(lines) + 2:
+            raise RuntimeError("a header has a line break in it")
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        return head
 
 
 class ServiceProtocol(HttpToolsProtocol):

@@ -21,8 +21,7 @@ from apikeyrouter.infrastructure.state_store.records import Records
 __all__ = ["COUNTED", "DIMENSIONS", "UsageCounts", "report"]
 
 FLUSH_SECONDS = 1.0
-FACTS_WAITING_MAX = 50_000
-"""Finished requests that may wait to be added up; what comes after is not counted."""
+DAY_US = 86_400_000_000
 PLACES_MAX = 20_000
 """Different (client, team, key, provider, model) that one process counts in a day; the rest are counted as OTHER."""
 OTHER = "~other"
@@ -32,6 +31,7 @@ COUNTED = (
     "requests", "served", "denied", "failed", "input_tokens", "output_tokens", "cached_input_tokens", "cost_nanousd",
     "unpriced_requests", "estimated_requests",
 )  # fmt: skip
+REQUESTS, SERVED, DENIED, FAILED, INPUT, OUTPUT, CACHED, COST, UNPRICED, ESTIMATED = range(len(COUNTED))
 _DENIED = frozenset({"no_eligible_keys", "budget_exceeded_error", "policy_denied"})
 _log = structlog.get_logger("apikeyrouter")
 Place = tuple[str, ...]
@@ -42,17 +42,37 @@ class UsageCounts:
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._facts: list[Facts] = []
         self._waiting: defaultdict[tuple[str, Place], list[int]] = defaultdict(_nothing)
         self._places: set[Place] = set()
-        self._day = ""
+        self._known: dict[tuple[str | None, ...], list[int]] = {}
+        """Names as facts have them → what is counted for them today."""
+        self._day, self._day_number = "", -1
         self._told = False
         self._task: asyncio.Task[None] | None = None
 
     def add(self, facts: Facts) -> None:
         """A request has ended."""
-        if len(self._facts) < FACTS_WAITING_MAX:
-            self._facts.append(facts)
+        if facts.at_us // DAY_US != self._day_number:
+            self._begin_day(facts.at_us)
+        if facts.attempts:
+            last = facts.attempts[-1]
+            names = (facts.client, facts.team, last.key_id, last.provider_id, last.model)
+        else:  # a model counts when somebody was asked for it: others are made up
+            names = (facts.client, facts.team, "", "", "")
+        numbers = self._known.get(names) or self._counted(names)
+        numbers[REQUESTS] += 1
+        cost, usage = facts.cost_nanousd, facts.usage
+        if facts.outcome == "ok":
+            numbers[SERVED] += 1
+            numbers[UNPRICED] += cost is None
+        else:
+            numbers[DENIED if facts.outcome in _DENIED else FAILED] += 1
+        if usage is not None:
+            numbers[INPUT] += usage.input_tokens
+            numbers[OUTPUT] += usage.output_tokens
+            numbers[CACHED] += usage.cache_read_tokens
+        numbers[COST] += cost or 0
+        numbers[ESTIMATED] += facts.cost_estimated
 
     def start(self) -> None:
         """Begin to give it away."""
@@ -67,10 +87,8 @@ class UsageCounts:
 
     async def flush(self) -> None:
         """Give away what was added up. Errors: StateStoreError; then it waits on."""
-        finished, self._facts = self._facts, []
-        for facts in finished:
-            self._count(facts)
         for day in {day for day, _ in self._waiting}:
+            self._known.clear()  # what is counted from here on is given away the next time
             taken = {key: self._waiting.pop(key) for key in list(self._waiting) if key[0] == day}
             try:
                 await self._records.add_counts(_kind(day), _fields(taken))
@@ -90,32 +108,20 @@ class UsageCounts:
                     _log.warning("usage.not_kept", error=str(exc))
                 self._told = True
 
-    def _count(self, facts: Facts) -> None:
-        day = datetime.fromtimestamp(facts.at_us / 1e6, UTC).date().isoformat()
-        place = self._place(day, facts)
-        usage = facts.usage
-        served = facts.outcome == "ok"
-        denied = facts.outcome in _DENIED
-        numbers = (
-            1, int(served), int(denied), int(not served and not denied),
-            usage.input_tokens if usage else 0, usage.output_tokens if usage else 0,
-            usage.cache_read_tokens if usage else 0, facts.cost_nanousd or 0,
-            int(served and facts.cost_nanousd is None), int(facts.cost_estimated),
-        )  # fmt: skip
-        _add(self._waiting[day, place], numbers)
+    def _begin_day(self, at_us: int) -> None:
+        self._day_number = at_us // DAY_US
+        self._day = datetime.fromtimestamp(at_us / 1e6, UTC).date().isoformat()
+        self._places.clear()
+        self._known.clear()
 
-    def _place(self, day: str, facts: Facts) -> Place:
-        """Whose request it was and who served it. A model counts when somebody was asked for it: others are made up."""
-        if day != self._day:
-            self._day, self._places = day, set()
-        model = facts.model_used if facts.attempts else ""
-        told = (facts.client or "", facts.team or "", facts.key_id, facts.provider_id, model)
-        place = tuple(name[:NAME_LENGTH_MAX] for name in told)
-        if place not in self._places:
-            if len(self._places) >= PLACES_MAX:
-                return (OTHER, OTHER, *place[2:4], OTHER)
-            self._places.add(place)
-        return place
+    def _counted(self, names: tuple[str | None, ...]) -> list[int]:
+        """What is counted for whose request it was and who served it; beyond PLACES_MAX of them, for all others."""
+        place = tuple((name or "")[:NAME_LENGTH_MAX] for name in names)
+        if place not in self._places and len(self._places) >= PLACES_MAX:
+            return self._waiting[self._day, (OTHER, OTHER, *place[2:4], OTHER)]
+        self._places.add(place)
+        counted = self._known[names] = self._waiting[self._day, place]
+        return counted
 
 
 async def report(

@@ -94,7 +94,7 @@ async def test_names_without_end_do_not_fill_the_store(service_valkey: Server, c
         facts = service.runtime.router.decisions[-1]
     for number in range(PLACES_MAX + 5):
         facts.team = f"team-{number}"
-        counts._count(facts)
+        counts.add(facts)
     await counts.flush()
     found = await records.all_counts(f"usage-{datetime.fromtimestamp(facts.at_us / 1e6, UTC).date()}")
     requests = {field: number for field, number in found.items() if '"requests"' in field}

@@ -5,16 +5,17 @@ import contextlib
 import inspect
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.interfaces.wire import StreamReader, StreamStep
+from apikeyrouter.domain.models.call import PouredChunks
 from apikeyrouter.domain.models.failure import Failure, FailureScope
 from apikeyrouter.domain.models.system_error import ErrorCategory, ProviderError, SystemError
 from apikeyrouter.domain.models.system_response import StreamChunk, TokenUsage
 from apikeyrouter.domain.models.usage import Usage
-from apikeyrouter.infrastructure.adapters.transport import Response, Timeouts, TransportError, UpstreamTimeout
+from apikeyrouter.infrastructure.adapters.transport import Pouring, Response, Timeouts, TransportError, UpstreamTimeout
 from apikeyrouter.infrastructure.observability.events import working_for
 from apikeyrouter.serving.endings import Attempt, Endings
 from apikeyrouter.serving.outcomes import adapter_failure, cost_nanousd, given_up, transport_failure, unless_late
@@ -100,7 +101,7 @@ class _Stream(ABC):
         """Close what the answer comes from. Idempotent."""
 
 
-class HttpStream(_Stream):
+class HttpStream(_Stream, PouredChunks):
     """The bytes of a provider's stream, from its first substantive event on."""
 
     def __init__(
@@ -110,6 +111,9 @@ class HttpStream(_Stream):
         self._response, self._reader, self._deadline = response, reader, deadline
         self._source = response.chunks()
         self._held = b""
+        self._write: Callable[[bytes], bool]
+        self._said_all = False
+        """Whether the dialect's last event has come."""
 
     async def begin(self) -> Failure | None:
         """Hold the stream back until its first substantive event: until then another key may still serve.
@@ -151,33 +155,86 @@ class HttpStream(_Stream):
                 out = (await self._step()).out
                 if out:
                     return out
-        except TransportError as exc:
-            self._failure = self._failure or transport_failure(exc, self._deadline)
-        except BaseException:
-            await self.aclose()
-            raise
-        if self._failure is not None:
-            raise await self._break(self._failure)
-        await self.aclose()
+        except BaseException as exc:
+            await self._broken_off(exc)
+        await self._ended()
         raise StopAsyncIteration
 
-    async def _step(self) -> StreamStep:
-        """The next bytes, read. When the provider has said all, the settlement leaves: nothing more can be billed."""
+    async def pour(self, write: Callable[[bytes], bool], drained: Callable[[], Awaitable[None]]) -> None:
+        """As `PouredChunks` says."""
+        self._write, held, self._held = write, self._held, b""
+        source = self._source if isinstance(self._source, Pouring) else None
         try:
-            step = self._reader.feed(await self._source.__anext__())
-            self._over = step.done
+            if held and not write(held):
+                await drained()
+            while not self._over and self._failure is None:
+                step = await (self._step() if source is None else self._poured(source))
+                if step.out:
+                    write(step.out)
+                if not self._over:
+                    await drained()
+        except BaseException as exc:
+            await self._broken_off(exc)
+        await self._ended()
+
+    async def _poured(self, source: Pouring) -> StreamStep:
+        """Let the source pour until it has to wait, or has ended; what that means."""
+        try:
+            return self._at_end() if await source.pour(self._take) else StreamStep()
+        except TransportError as exc:
+            return self._lost(exc)
+
+    def _take(self, data: bytes) -> bool:
+        """Bytes of the provider, written where the client is. False: no more for now."""
+        out = self._read(data).out
+        return (not out or self._write(out)) and not self._over and self._failure is None
+
+    async def _step(self) -> StreamStep:
+        """The next bytes, read."""
+        try:
+            return self._read(await self._source.__anext__())
         except StopAsyncIteration:
-            step = self._reader.end()
-            self._over = True
-        except TransportError:
-            if self._reader.finish_reason is None:
-                raise
-            step = self._reader.end()  # all was said; only the last event, or the usage, is lost
-            self._over = True
+            return self._at_end()
+        except TransportError as exc:
+            return self._lost(exc)
+
+    def _read(self, data: bytes) -> StreamStep:
+        step = self._reader.feed(data)
+        if step.done or step.failure is not None:
+            self._said_all = step.done
+            self._note(step)
+        return step
+
+    def _at_end(self) -> StreamStep:
+        step = self._reader.end()
+        step.done = True
+        self._note(step)
+        return step
+
+    def _lost(self, exc: TransportError) -> StreamStep:
+        """What the end means of a connection that broke. Raises the error if the answer was not whole."""
+        if self._reader.finish_reason is None:
+            raise exc
+        return self._at_end()  # all was said; only the last event, or the usage, is lost
+
+    def _note(self, step: StreamStep) -> None:
+        """When the provider has said all, the settlement leaves: nothing more can be billed."""
+        self._over = step.done
         self._failure = self._failure or step.failure
         if self._over and self._failure is None:
             self._settle("ok")
-        return step
+
+    async def _broken_off(self, exc: BaseException) -> None:
+        """The connection broke, which the end tells of; anything else goes on, after the stream was given up."""
+        if not isinstance(exc, TransportError):
+            await self.aclose()
+            raise exc
+        self._failure = self._failure or transport_failure(exc, self._deadline)
+
+    async def _ended(self) -> None:
+        if self._failure is not None:
+            raise await self._break(self._failure)
+        await self.aclose()
 
     def _used(self) -> tuple[Usage | None, int]:
         reader = self._reader
@@ -186,6 +243,9 @@ class HttpStream(_Stream):
 
     async def _let_go(self) -> None:
         self._held = b""
+        if self._said_all and isinstance(self._source, Pouring):
+            self._source.leave()
+            return
         await self._response.close()
         await _closed(self._source)
 

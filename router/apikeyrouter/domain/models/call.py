@@ -1,5 +1,7 @@
 """One request on the data plane, and what came of it: plain slotted data, no validation, no I/O."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -172,6 +174,17 @@ class Chunks(Protocol):
     async def aclose(self) -> None:
         """Give up the rest. Idempotent."""
         ...
+
+
+class PouredChunks(ABC):
+    """`Chunks` that can be written while they arrive, without waking a task for every piece."""
+
+    @abstractmethod
+    async def pour(self, write: Callable[[bytes], bool], drained: Callable[[], Awaitable[None]]) -> None:
+        """Write every piece as it comes; after one that `write` was short of room for (False), wait until `drained`.
+
+        Ends, and raises, as iterating does.
+        """
 
 
 class Exchange(msgspec.Struct, kw_only=True):

@@ -26,6 +26,8 @@ JOINED_BYTES_MAX = 64 * 1024
 """Up to this size a body is copied behind its head; a larger one is written beside it."""
 IDLE_SECONDS = 30.0
 """How long a connection is kept that nobody uses."""
+LINGER_SECONDS = 0.5
+"""How long the end of a body may take that nobody waits for."""
 
 _NEVER = float("inf")
 _CLOSING_BITS = getattr(select, "POLLIN", 0) | getattr(select, "POLLRDHUP", 0)
@@ -107,6 +109,15 @@ class LeanConnection(asyncio.Protocol):
             self._paused = False
             self._transport.resume_reading()
             self._limit(self._idle_seconds)
+
+    def linger(self) -> None:
+        """Nobody waits for the rest of the answer: the connection is used again if that comes soon."""
+        self._idle_seconds = LINGER_SECONDS
+        self._deadline = min(self._deadline, self.loop.time() + LINGER_SECONDS)
+        if self._paused:
+            self.resume()
+        else:
+            self._limit(LINGER_SECONDS)
 
     def end(self, error: TransportError | None) -> None:
         """Close at once; an answer under way ends with the error. Idempotent."""
@@ -212,11 +223,13 @@ class LeanConnection(asyncio.Protocol):
 
     def _go_on(self, response: LeanResponse) -> None:
         """Some of the body is there, or none yet."""
+        response.wake()
+        if self.closed:
+            return
         if response.is_full() and not self._paused:
             self._paused = True
             self._transport.pause_reading()
         self._limit(None if self._paused else self._idle_seconds)
-        response.wake()
 
     def _finish(self, response: LeanResponse) -> None:
         """The answer is complete; a connection with anything left on it, either way, is not used again."""

@@ -1,13 +1,14 @@
 """An answer as it arrives over a lean connection: what is buffered, who waits for it, how it ended."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Protocol
 
 from apikeyrouter.infrastructure.adapters.content_coding import Decoder
 from apikeyrouter.infrastructure.adapters.response_headers import ResponseHeaders
 from apikeyrouter.infrastructure.adapters.transport import (
     BODY_BYTES_MAX,
+    Pouring,
     ResponseLost,
     ResponseTooLong,
     TransportError,
@@ -17,6 +18,8 @@ __all__ = ["LeanResponse"]
 
 BUFFER_BYTES_MAX = 256 * 1024
 """Beyond this much unread, nothing more is read from the provider."""
+LEFT_BYTES_MAX = 4096
+"""Most bytes that are thrown away to keep a connection."""
 
 
 class Connection(Protocol):
@@ -28,17 +31,21 @@ class Connection(Protocol):
         """The buffer has room again."""
         ...
 
+    def linger(self) -> None:
+        """Nobody waits for the rest."""
+        ...
+
     def end(self, error: TransportError | None) -> None:
         """Close at once."""
         ...
 
 
-class LeanResponse:
+class LeanResponse(Pouring):
     """`Response` over a lean connection. One task reads it; any may close it."""
 
     __slots__ = (
-        "_buffered", "_coding", "_connection", "_error", "_parts", "_waiter", "_whole_bytes", "complete", "headers",
-        "status",
+        "_buffered", "_coding", "_connection", "_declined", "_error", "_left", "_parts", "_take_now", "_waiter",
+        "_whole_bytes", "complete", "headers", "status",
     )  # fmt: skip
 
     def __init__(self, connection: Connection) -> None:
@@ -55,6 +62,10 @@ class LeanResponse:
         """Bytes allowed by who reads the whole body; -1: nobody does."""
         self._error: TransportError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._take_now: Callable[[bytes], bool] | None = None
+        """Who takes what comes, the moment it comes."""
+        self._declined = False
+        self._left = False
 
     # --- for the caller ------------------------------------------------------------------------------------------
 
@@ -74,11 +85,31 @@ class LeanResponse:
         return self._take()
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives. Raises TransportError."""
-        return self._decoded() if self._coding else self._plain()
+        """The body as it arrives. Raises TransportError. Where it is not encoded, it is `Pouring`, too."""
+        return self._decoded() if self._coding else self
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self.chunks()
+
+    async def __anext__(self) -> bytes:
+        if data := await self._some():
+            return data
+        raise StopAsyncIteration
+
+    async def pour(self, take: Callable[[bytes], bool]) -> bool:
+        """As `Pouring` says."""
+        while data := self._take() or await self._poured(take):
+            self._resume()
+            if not take(data):
+                return False
+        return not self._declined
+
+    def leave(self) -> None:
+        """As `Pouring` says."""
+        connection = self._connection
+        if connection is not None:
+            self._left, self._parts, self._buffered = True, [], 0
+            connection.linger()
 
     async def close(self) -> None:
         """Give up the rest: the connection is dropped unless the body has come to its end. Idempotent."""
@@ -116,7 +147,12 @@ class LeanResponse:
 
     def wake(self) -> None:
         """Something has come; who reads the whole body need not know yet."""
-        if self._buffered > self._whole_bytes:
+        if self._take_now is not None:
+            self._hand_on(self._take_now)
+        elif self._left:
+            if self._buffered > LEFT_BYTES_MAX:
+                self._drop()
+        elif self._buffered > self._whole_bytes:
             self._rouse()
 
     # --- inside --------------------------------------------------------------------------------------------------
@@ -135,6 +171,34 @@ class LeanResponse:
         except BaseException:
             self._drop()
             raise
+
+    async def _poured(self, take: Callable[[bytes], bool]) -> bytes:
+        """Let what comes be taken until the end of the body, whose last piece is returned, or until it is declined."""
+        self._declined = False
+        while not (self._parts or self.complete or self._declined):
+            if self._error is not None:
+                raise self._error
+            self._take_now = take
+            try:
+                await self._wait()
+            finally:
+                self._take_now = None
+        return self._take()
+
+    def _hand_on(self, take: Callable[[bytes], bool]) -> None:
+        data = self._take()
+        if not data:
+            return
+        try:
+            self._declined = not take(data)
+        except Exception as exc:  # it is raised where the pouring is awaited
+            self._take_now = None
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_exception(exc)
+            return
+        if self._declined:
+            self._take_now = None
+            self._rouse()
 
     def _drop(self) -> None:
         connection = self._connection
@@ -161,10 +225,6 @@ class LeanResponse:
         data = self._take()
         self._resume()
         return data
-
-    async def _plain(self) -> AsyncIterator[bytes]:
-        while data := await self._some():
-            yield data
 
     async def _decoded(self) -> AsyncIterator[bytes]:
         try:

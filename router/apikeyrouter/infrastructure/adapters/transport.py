@@ -4,7 +4,8 @@ A transport never retries, follows no redirect, keeps no cookie: what happens af
 Failures answer the one question that decides retries and billing: may the provider have received the request?
 """
 
-from collections.abc import AsyncIterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Protocol
 
 from apikeyrouter.domain.interfaces.wire import UpstreamRequest
@@ -68,6 +69,24 @@ class Response(Protocol):
     async def close(self) -> None:
         """Give up the rest: the connection is dropped unless the body was read to its end. Idempotent."""
         ...
+
+
+class Pouring(ABC):
+    """A body that can be handed on while it arrives, without a task that is woken for every piece of it."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def pour(self, take: Callable[[bytes], bool]) -> bool:
+        """Call `take` with every piece as it comes, until it wants no more (False) or the body has ended (True).
+
+        What `take` declined has been taken all the same. Raises TransportError, and what `take` raises.
+        """
+
+    @abstractmethod
+    def leave(self) -> None:
+        """All that matters has come: what little is left of the body is not waited for, and need not end the
+        connection."""
 
 
 class Transport(Protocol):
