@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from apikeyrouter_proxy.http_protocol import ServiceProtocol, exchanging
+from apikeyrouter_proxy.http_protocol import Exchanging, ServiceProtocol, exchanging
 
 SECONDS_MAX = 10.0
 LARGE = b"x" * 3_000_000
@@ -25,6 +25,7 @@ class Echo:
     def __init__(self) -> None:
         self.short = 0
         self.served = 0
+        self.held_up = self.ended = 0
         self.broken = ""
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -39,6 +40,9 @@ class Echo:
         if scope["path"] == "/slow":
             await asyncio.sleep(0.05)
         head = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(told))]
+        if scope["path"].startswith("/pieces"):
+            await self._send_pieces(scope["path"], told, send, exchange)
+            return
         if scope["path"] == "/broken":
             head.append((b"x-told", b"a\r\nx-smuggled: b"))
         try:
@@ -50,6 +54,22 @@ class Echo:
             raise
         await send({"type": "http.response.start", "status": 200, "headers": head})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else told})
+
+    async def _send_pieces(self, path: str, told: bytes, send: Send, exchange: Exchanging | None) -> None:
+        """The answer in many pieces; of `/pieces-large` more than any buffer takes, of `/pieces-none` none."""
+        pieces = [LARGE] * 3 if path == "/pieces-large" else [] if path == "/pieces-none" else [told, b"-", told]
+        if exchange is not None and exchange.begin_now(200, [(b"content-type", b"text/plain")]):
+            self.short += 1
+            for piece in pieces:
+                if not exchange.write_now(piece):
+                    self.held_up += 1
+                    await exchange.drained()
+        else:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+            for piece in pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        self.ended += 1
+        await send({"type": "http.response.body", "body": b""})
 
 
 class Connection:
@@ -72,6 +92,16 @@ class Connection:
             head = await self.reader.readuntil(b"\r\n\r\n")
             length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
             return head, await self.reader.readexactly(length)
+
+    async def pieces(self) -> tuple[bytes, bytes]:
+        """The next answer, which comes in chunks."""
+        async with asyncio.timeout(SECONDS_MAX):
+            head, parts = await self.reader.readuntil(b"\r\n\r\n"), []
+            while size := int(await self.reader.readuntil(b"\r\n"), 16):
+                parts.append(await self.reader.readexactly(size))
+                assert await self.reader.readexactly(2) == b"\r\n"
+            assert await self.reader.readexactly(2) == b"\r\n"
+            return head, b"".join(parts)
 
     async def rest(self) -> bytes:
         """What still comes until the server closes."""
@@ -156,6 +186,47 @@ async def test_a_large_answer_arrives_whole_behind_a_slow_reader(speaking: Speak
     await asyncio.sleep(0.05)
     assert (await connection.answer())[1] == LARGE
     assert (await connection.answer())[1] == LARGE
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [("/pieces", b"POST /pieces? x-POST /pieces? x"), ("/pieces-none", b""), ("/pieces-large", LARGE * 3)],
+)
+async def test_an_answer_in_pieces_is_whole_and_the_connection_goes_on(
+    speaking: Speaking, path: str, told: bytes
+) -> None:
+    _, connect = speaking
+    connection = await connect()
+    for _ in range(2):
+        connection.writer.write(post(path, b"x"))
+        head, body = await connection.pieces()
+        assert head.lower().count(b"\r\ntransfer-encoding: chunked\r\n") == 1
+        assert body == told
+    assert (await connection.ask(post("/", b"on")))[1] == b"POST /? on"
+
+
+async def test_who_takes_pieces_slowly_holds_up_who_sends_them() -> None:
+    echo = Echo()
+    async with serving(echo, ServiceProtocol) as connect:
+        connection = await connect()
+        connection.writer.write(post("/pieces-large", b""))
+        async with asyncio.timeout(SECONDS_MAX):
+            while not echo.held_up:
+                await asyncio.sleep(0.005)
+        assert not echo.ended
+        assert (await connection.pieces())[1] == LARGE * 3
+
+
+async def test_pieces_for_a_client_that_has_gone_hold_up_nobody() -> None:
+    echo = Echo()
+    async with serving(echo, ServiceProtocol) as connect:
+        gone = await connect()
+        gone.writer.write(post("/pieces-large", b""))
+        await gone.reader.readuntil(b"\r\n\r\n")
+        gone.writer.transport.abort()
+        async with asyncio.timeout(SECONDS_MAX):
+            while not echo.ended:
+                await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("asked", ["connection: close", "Connection: keep-alive, Close"])
