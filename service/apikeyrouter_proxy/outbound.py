@@ -1,5 +1,6 @@
 """Requests that somebody else's words send us on: never to an address of this machine or network, unless allowed."""
 
+import asyncio
 import ipaddress
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -47,6 +48,19 @@ class Outbound:
         if parts.username or parts.password:
             raise InvalidRequestError("must hold no user or password", field=field)
         if not self._private and (_is_literal(host) or host.endswith("localhost")) and not is_public(host):
+            raise InvalidRequestError(f"stands for a private address; {REMEDY}", field=field)
+        return url
+
+    async def check_resolved(self, url: str, *, field: str = "url") -> str:
+        """As `check`, and its name must stand for public addresses as of now. Raises InvalidRequestError."""
+        parts = urlsplit(self.check(url, field=field))
+        if self._private:
+            return url
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, parts.port or 443)
+        except OSError as exc:
+            raise InvalidRequestError(f"its host cannot be resolved ({exc.strerror or exc})", field=field) from exc
+        if not all(is_public(str(address[0])) for *_, address in found):
             raise InvalidRequestError(f"stands for a private address; {REMEDY}", field=field)
         return url
 

@@ -122,18 +122,38 @@ def test_an_admin_key_of_a_small_role_is_refused_what_is_above_it(run: Run, serv
 
 def test_what_there_is_to_look_at(run: Run, served: dict[str, Any]) -> None:
     _ask(served, "anybody", "looked-at")
-    assert "openai" in run("providers").stdout
+    assert "openai" in run("providers", "list").stdout
     assert "looked-at" in run("decisions").stdout
     assert run("reservations").stdout == "no reservations\n"
     assert run("suspense", "list").stdout == "no suspense\n"
     assert "no reservation 00" in run("suspense", "resolve", "00", "--refund", code=1).stderr
     assert run("audit", "--ledger").stdout.startswith("the books agree")
-    limits = json.loads(run("limits", "--json").stdout)["limits"]
+    limits = json.loads(run("limits", "list", "--json").stdout)["limits"]
     assert all(limit["used"] <= limit["capacity"] for limit in limits)
     usage = json.loads(run("usage", "--by", "model", "--json").stdout)["usage"]
     assert sum(row["requests"] for row in usage) > 0
     assert run("usage", "--csv").stdout.startswith("day,requests,")
     assert run("config", "reload").stdout.startswith("taken over: ")
+
+
+def test_providers_and_limits_are_stated_changed_and_removed(run: Run) -> None:
+    added = run("providers", "add", "mine", "--adapter", "vllm", "--base-url", "https://93.184.216.34/v1").stdout
+    run("providers", "update", "mine", "--options", "-", stdin="{models: [tiny]}")
+    shown = json.loads(run("providers", "show", "mine", "--json").stdout)
+    inside = run("providers", "update", "mine", "--base-url", "http://10.0.0.1/v1", code=1)
+    lane = run("limits", "state", "--quota-group", "org-z", "--row", "rpm=500,tpm=200000", "--row", "concurrency=9")
+    run("limits", "update", lane.stdout.strip(), "--row", "rpd=1500,kind=calendar,timezone=America/Los_Angeles")
+    limits = json.loads(run("limits", "show", "g:org-z:*", "--json").stdout)
+    wrong = run("limits", "state", "--key", "k1", "--row", "rpm=many", code=2)
+    run("limits", "delete", "g:org-z:*")
+    run("providers", "remove", "mine")
+    gone = run("providers", "show", "mine", code=1)
+    assert "keys add --provider mine" in added
+    assert (shown["adapter"], shown["options"], shown["source"]) == ("vllm", {"models": ["tiny"]}, "api")
+    assert "private address" in inside.stderr
+    assert (limits["source"], [one["capacity"] for one in limits["limits"]]) == ("api", [1500])
+    assert "rpm=500" in wrong.stderr
+    assert "no provider 'mine'" in gone.stderr
 
 
 def test_a_webhook_and_a_backup_from_the_command_line(run: Run, tmp_path: Path) -> None:

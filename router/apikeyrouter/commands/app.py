@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from apikeyrouter._version import __version__
-from apikeyrouter.commands import looking, managing
+from apikeyrouter.commands import looking, managing, surroundings
 
 __all__ = ["app"]
 
@@ -19,7 +19,8 @@ app = typer.Typer(
 )
 for _name, _group in (
     ("keys", managing.keys), ("clients", managing.clients), ("budgets", managing.budgets),
-    ("policies", managing.policies), ("admin-keys", managing.admin_keys), ("webhooks", managing.webhooks),
+    ("policies", managing.policies), ("admin-keys", managing.admin_keys), ("providers", surroundings.providers),
+    ("limits", surroundings.limits), ("webhooks", surroundings.webhooks),
     ("config", managing.config),
 ):  # fmt: skip
     app.add_typer(_group, name=_name)

@@ -67,26 +67,6 @@ def _add_audit(app: typer.Typer) -> None:
 
 
 def _add_lists(app: typer.Typer) -> None:
-    @command(app, "providers")
-    def providers(service: Service) -> None:
-        """Providers, their breakers, and how many keys they have."""
-        columns = ("id", "adapter", "keys", "breaker", "in_flight", "requests_total", "failures_total", "base_url")
-        service.table(service.pages("/providers", "providers"), columns, name="providers")
-
-    @command(app, "limits")
-    def limits(
-        service: Service,
-        kind: Annotated[str | None, typer.Option("--kind", help="Of a key, quota_group, provider or client.")] = None,
-    ) -> None:
-        """What is metered, and what of it is used."""
-        rows = [
-            {**lane, **limit, "lane": lane["id"]}
-            for lane in service.pages("/limits", "limits", kind=kind)
-            for limit in lane["limits"]
-        ]
-        columns = ("lane", "name", "capacity", "used", "remaining", "full_again_at", "learned", "breaker")
-        service.table(rows, columns, name="limits")
-
     @command(app, "usage")
     def usage(
         service: Service,

@@ -1,32 +1,23 @@
 """Commands on what a running service is configured with: keys, clients, budgets, policies, admin keys, the whole."""
 
 import json
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from apikeyrouter.commands.remote import Service, command, path_of, read_secret
-from apikeyrouter.domain.models.system_error import ConfigurationError
+from apikeyrouter.commands.shared import File, Id, Name, delete, group, read_file, settings
 
-__all__ = ["admin_keys", "budgets", "clients", "config", "keys", "policies", "webhooks"]
-
-
-def _group(words: str) -> typer.Typer:
-    return typer.Typer(help=words, no_args_is_help=True)
+__all__ = ["admin_keys", "budgets", "clients", "config", "keys", "policies"]
 
 
-keys = _group("Provider keys of a running service. Never their material.")
-clients = _group("Clients: who may call, how much and of what.")
-budgets = _group("Budgets and their books.")
-policies = _group("Policies: what may serve whom.")
-admin_keys = _group("Admin keys: who may manage.")
-webhooks = _group("Webhooks: who is told of which events.")
-config = _group("The configuration as a whole.")
+keys = group("Provider keys of a running service. Never their material.")
+clients = group("Clients: who may call, how much and of what.")
+budgets = group("Budgets and their books.")
+policies = group("Policies: what may serve whom.")
+admin_keys = group("Admin keys: who may manage.")
+config = group("The configuration as a whole.")
 
-Name = Annotated[str, typer.Argument(help="Its name.")]
-Id = Annotated[str, typer.Argument(help="Its id.")]
 Team = Annotated[str | None, typer.Option("--team", help="A team's.")]
 Models = Annotated[list[str] | None, typer.Option("--model", help="A model it may use; again for more. None: all.")]
 Providers = Annotated[
@@ -42,7 +33,6 @@ Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept.")]
 OwnToken = Annotated[
     bool, typer.Option("--token-from-stdin", help="Bring your own token: it is read from standard input.")
 ]
-File = Annotated[str, typer.Argument(help="A YAML or JSON file; - for standard input.")]
 KEY_COLUMNS = ("id", "provider_id", "state", "state_reason", "usage_count", "failure_count")
 CLIENT_COLUMNS = ("name", "team", "models", "providers", "rpm", "tpm", "concurrency", "enabled", "expires_at", "source")
 BUDGET_COLUMNS = (
@@ -120,7 +110,7 @@ def probe_key(service: Service, key_id: Id) -> None:
 @command(keys, "revoke")
 def revoke_key(service: Service, key_id: Id) -> None:
     """Forget a key; what is under way with it ends as it does."""
-    _delete(service, "keys", key_id, "revoked")
+    delete(service, "keys", key_id, "revoked")
 
 
 # --- clients -----------------------------------------------------------------------------------------------------
@@ -147,7 +137,7 @@ def create_client(
     token_from_stdin: OwnToken = False,
 ) -> None:  # fmt: skip
     """Make a client. Its token is printed, this once."""
-    body = _settings(
+    body = settings(
         team=team, models=model or None, providers=provider or None, rpm=rpm, tpm=tpm, concurrency=concurrency,
         weight=weight, priority=priority, expires_at=expires_at,
         budgets=[_budget(text) for text in budget or ()] or None,
@@ -167,7 +157,7 @@ def update_client(
     unset: Annotated[list[str] | None, typer.Option("--unset", help="A setting to take away, e.g. rpm.")] = None,
 ) -> None:  # fmt: skip
     """Change what is named; the rest stays."""
-    body = _settings(
+    body = settings(
         team=team, models=model or None, providers=provider or None, rpm=rpm, tpm=tpm, concurrency=concurrency,
         weight=weight, priority=priority, expires_at=expires_at, enabled=enabled,
     )  # fmt: skip
@@ -189,7 +179,7 @@ def rotate_client(
 @command(clients, "revoke")
 def revoke_client(service: Service, name: Name) -> None:
     """Forget a client and the budgets it was made with."""
-    _delete(service, "clients", name, "revoked")
+    delete(service, "clients", name, "revoked")
 
 
 # --- budgets -----------------------------------------------------------------------------------------------------
@@ -219,7 +209,7 @@ def create_budget(
     timezone: Annotated[str | None, typer.Option("--timezone", help="Where its periods begin; UTC.")] = None,
 ) -> None:
     """Make a budget."""
-    body = _settings(
+    body = settings(
         scope=scope, scope_id=scope_id, limit_usd=limit_usd, period=period, enforcement="soft" if soft else "hard",
         name=name, timezone=timezone,
     )  # fmt: skip
@@ -236,7 +226,7 @@ def update_budget(
     enforcement: Annotated[str | None, typer.Option("--enforcement", help="hard or soft.")] = None,
 ) -> None:
     """Change what is named; what was spent stays."""
-    body = _settings(limit_usd=limit_usd, period=period, enforcement=enforcement)
+    body = settings(limit_usd=limit_usd, period=period, enforcement=enforcement)
     told = service.send("PATCH", "/budgets" + path_of(budget_id), body)
     service.document(told, line=f"changed {told['id']}")
 
@@ -244,7 +234,7 @@ def update_budget(
 @command(budgets, "delete")
 def delete_budget(service: Service, budget_id: Id) -> None:
     """Forget a budget."""
-    _delete(service, "budgets", budget_id, "deleted")
+    delete(service, "budgets", budget_id, "deleted")
 
 
 # --- policies ----------------------------------------------------------------------------------------------------
@@ -266,14 +256,14 @@ def show_policy(service: Service, policy_id: Id) -> None:
 @command(policies, "create")
 def create_policy(service: Service, file: File) -> None:
     """Put the policy of a file into force."""
-    told = service.send("POST", "/policies", _read(file))
+    told = service.send("POST", "/policies", read_file(file))
     service.document(told, line=told["id"])
 
 
 @command(policies, "validate")
 def validate_policy(service: Service, file: File) -> None:
     """Check the policy of a file; exit 1 if it is not sound."""
-    told = service.send("POST", "/policies/validate", _read(file))
+    told = service.send("POST", "/policies/validate", read_file(file))
     lines = [*(f"error: {one}" for one in told["errors"]), *(f"warning: {one}" for one in told["warnings"])]
     service.document(told, line="\n".join(lines) or "sound")
     raise typer.Exit(0 if told["valid"] else 1)
@@ -288,14 +278,14 @@ def dry_run_policy(
     client: Annotated[str | None, typer.Option("--client", help="A client's.")] = None,
 ) -> None:
     """What the policy of a file would change."""
-    context = _settings(model=model, team=team, client=client)
-    service.document(service.send("POST", "/policies/dry-run", {"policy": _read(file), "context": context or None}))
+    context = settings(model=model, team=team, client=client)
+    service.document(service.send("POST", "/policies/dry-run", {"policy": read_file(file), "context": context or None}))
 
 
 @command(policies, "delete")
 def delete_policy(service: Service, policy_id: Id) -> None:
     """Take a policy out of force."""
-    _delete(service, "policies", policy_id, "deleted")
+    delete(service, "policies", policy_id, "deleted")
 
 
 # --- admin keys and the whole ------------------------------------------------------------------------------------
@@ -316,7 +306,7 @@ def create_admin_key(
     expires_at: Expires = None,
 ) -> None:
     """Make an admin key. It is printed, this once."""
-    told = service.send("POST", "/admin-keys", {"name": name, "role": role, **_settings(expires_at=expires_at)})
+    told = service.send("POST", "/admin-keys", {"name": name, "role": role, **settings(expires_at=expires_at)})
     service.document(told, line=told.get("key") or f"{name} exists already, as it was asked for")
 
 
@@ -330,39 +320,7 @@ def rotate_admin_key(service: Service, name: Name) -> None:
 @command(admin_keys, "revoke")
 def revoke_admin_key(service: Service, name: Name) -> None:
     """Refuse that key from now on."""
-    _delete(service, "admin-keys", name, "revoked")
-
-
-@command(webhooks, "list")
-def list_webhooks(service: Service) -> None:
-    """Webhooks, and how their last deliveries went."""
-    columns = ("name", "url", "events", "enabled", "last_delivery")
-    service.table(service.pages("/webhooks", "webhooks"), columns, name="webhooks")
-
-
-@command(webhooks, "create")
-def create_webhook(
-    service: Service,
-    name: Name,
-    target: Annotated[str, typer.Argument(help="The URL that events are sent to.")],
-    event: Annotated[list[str] | None, typer.Option("--event", help="Which; again for more. None: all.")] = None,
-) -> None:
-    """Have events sent to a URL. The secret they are signed with is printed, this once."""
-    told = service.send("POST", "/webhooks", {"name": name, "url": target, **_settings(events=event or None)})
-    service.document(told, line=told.get("secret") or f"{name} exists already, as it was asked for")
-
-
-@command(webhooks, "test")
-def test_webhook(service: Service, name: Name) -> None:
-    """Send it a test event."""
-    told = service.send("POST", f"/webhooks{path_of(name)}/test")
-    service.document(told, line=f"sent {told['event_id']}")
-
-
-@command(webhooks, "delete")
-def delete_webhook(service: Service, name: Name) -> None:
-    """Send it nothing any more."""
-    _delete(service, "webhooks", name, "deleted")
+    delete(service, "admin-keys", name, "revoked")
 
 
 @command(config, "reload")
@@ -390,17 +348,8 @@ def import_(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
 ) -> None:
     """Take an export in: all of it is checked first."""
-    body = {"document": _read(file), "replace": replace, "dry_run": dry_run}
+    body = {"document": read_file(file), "replace": replace, "dry_run": dry_run}
     service.document(service.send("POST", "/import", body))
-
-
-def _delete(service: Service, kind: str, id: str, done: str) -> None:
-    service.send("DELETE", f"/{kind}{path_of(id)}")
-    service.document({"id": id, "done": done}, line=f"{done} {id}")
-
-
-def _settings(**told: Any) -> dict[str, Any]:
-    return {name: value for name, value in told.items() if value is not None}
 
 
 def _budget(text: str) -> dict[str, Any]:
@@ -411,13 +360,3 @@ def _budget(text: str) -> dict[str, Any]:
         return {"limit_usd": float(amount), "period": period or "monthly", "enforcement": enforcement or "hard"}
     except ValueError as exc:
         raise typer.BadParameter(f"{text!r}: write dollars/period, e.g. 50/monthly") from exc
-
-
-def _read(file: str) -> Any:
-    import yaml
-
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text()
-        return yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise ConfigurationError(f"{file}: cannot be read: {exc}") from exc

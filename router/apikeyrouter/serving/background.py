@@ -122,6 +122,7 @@ class RouterBackground:
         if self.ledger.forgotten != self._restored:
             await self._restore()
         changed = await self._configuration.refresh()
+        self._take_stated()
         changed = await self._take_policies() or changed
         await self.key_manager.refresh()
         version = self.ledger.stamp.config_version
@@ -129,6 +130,9 @@ class RouterBackground:
             self._admissions.config_version = version
             self.observability.emit("config.changed", version=version)
         self._waiting.stir()
+
+    def _take_stated(self) -> None:
+        """Take over the providers that were stated while running."""
 
     async def _take_policies(self) -> bool:
         """Take over the policies of the file and of other processes; whether there was anything new."""

@@ -38,11 +38,13 @@ from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.quota_state import Quota
 from apikeyrouter.domain.models.system_error import InvalidRequestError, StateStoreError
 from apikeyrouter.infrastructure.config.compiled import BudgetRecord, CompiledConfig, PriceRecord, Target, pool_name
-from apikeyrouter.infrastructure.config.limit_profiles import KNOWN_PROFILES, profile_for
+from apikeyrouter.infrastructure.config.limit_profiles import profile_for, profile_name
+from apikeyrouter.infrastructure.config.stated import StatedLimits, StatedProvider
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.budgets import DeclaredBudgets
 from apikeyrouter.serving.clients import DeclaredClients
+from apikeyrouter.serving.made import MadeEntities
 from apikeyrouter.serving.model_names import DeclaredModels
 
 DOCUMENT = ("configuration", "file")
@@ -93,6 +95,9 @@ class Configuration:
         self.budgets = DeclaredBudgets(catalogue, ledger, store)
         self.models = DeclaredModels(catalogue, store)
         self.clients = DeclaredClients(catalogue, ledger, store)
+        self.limits = MadeEntities(store, "limit", lambda: StatedLimits)
+        """By lane: limits that were stated while running. Where a file limits the same lane, the file's hold."""
+        self.providers = MadeEntities(store, "provider", lambda: StatedProvider)
         self._file_policies: tuple[Policy, ...] = ()
         self._file = SharedConfig()
         self._file_lanes: dict[str, LaneConfig] = {}
@@ -117,7 +122,8 @@ class Configuration:
         kept = {lane.id for lane in new.lanes}
         emptied = [LaneConfig(id=lane.id) for lane in before.lanes if lane.id not in kept]
         await self._load_quotas()
-        await self._ledger.put(lanes=[*map(self._with_quotas, new.lanes), *emptied], scopes=new.scopes)
+        lanes = [self._with_quotas(self._with_stated(lane)) for lane in (*new.lanes, *emptied)]
+        await self._ledger.put(lanes=lanes, scopes=new.scopes)
         try:
             await self._store.save_document(*DOCUMENT, msgspec.to_builtins(new))
         except (NotImplementedError, InvalidRequestError) as exc:
@@ -137,6 +143,7 @@ class Configuration:
         changed = await self.budgets.refresh()
         changed |= await self.models.refresh()
         changed |= await self.clients.refresh()
+        changed |= await self._refresh_stated()
         if told == self._file:
             return changed
         self._take(told)
@@ -181,7 +188,7 @@ class Configuration:
         """
         if key.id not in self._file.keys:
             self._lanes_of(key, routing)
-        own = self._file_lanes.get(key_lane(key.id))
+        own = self._declared(key_lane(key.id))
         if (len(own.limits) if own else 0) + len(key.quotas) > LIMITS_PER_LANE_MAX:
             raise InvalidRequestError(
                 f"a key has at most {LIMITS_PER_LANE_MAX} limits of its own, quotas included", field="quotas"
@@ -238,33 +245,115 @@ class Configuration:
         lanes = {lane.id: lane for group in self._groups() for lane in self._merged(group)}
         lanes.update((key_lane(key_id), self._own_lane(key_id)) for key_id in self._by_key)
         lanes.update((provider_lane(id_), self._provider_lane(id_)) for id_ in self._catalogue.providers)
-        lanes.update((lane.id, self._with_quotas(lane)) for lane in self._file.lanes)
+        lanes.update((id_, self.lane_config(id_)) for id_ in (*self._file_lanes, *self.limits.named))
         await self._ledger.put(lanes=list(lanes.values()), scopes=self._file.scopes)
         if self._file != SharedConfig() and await self._store.get_document(*DOCUMENT) is None:
             await self._store.save_document(*DOCUMENT, msgspec.to_builtins(self._file))
         await self.budgets.restore()
         await self.clients.restore()
+        for made in (self.limits, self.providers):
+            async with made.turn():
+                await made.restore()
 
     def lane_config(self, lane_id: str) -> LaneConfig:
         """A lane as it is declared; without limits where nothing is."""
         if lane_id.startswith("k:"):
             return self._own_lane(lane_id[2:])
-        found = self._file_lanes.get(lane_id) or self.clients.lane(lane_id)
+        if lane_id.startswith("p:"):
+            return self._provider_lane(lane_id[2:])
+        found = self._declared(lane_id) or self.clients.lane(lane_id)
         merged = (lane for group in self._groups() for lane in self._merged(group) if lane.id == lane_id)
         return found or next(merged, LaneConfig(id=lane_id))
+
+    # --- what is stated while running ----------------------------------------------------------------------------
+
+    async def state_limits(self, stated: StatedLimits) -> None:
+        """Put the limits of a lane into force. What is used of them stays.
+
+        Raises:
+            InvalidRequestError: more than a request can be held in.
+        """
+        if stated.quota_group is not None:
+            others = [one.pool for one in self.limits.named.values() if one.quota_group == stated.quota_group]
+            of_file = [_names(models) for _, models in self._file.pools.get(stated.quota_group, ())]
+            _refuse_crowds({*others, *of_file, stated.pool})
+        async with self.limits.turn():
+            await self.limits.save(stated.lane_id, stated)
+            await self._renew(stated.lane_id)
+
+    async def forget_limits(self, lane_id: str) -> bool:
+        """Take what was stated of a lane out of force; whether there was something."""
+        async with self.limits.turn():
+            found = await self.limits.drop(lane_id)
+            await self._renew(lane_id)
+            return found
+
+    async def _renew(self, lane_id: str) -> None:
+        """A lane is configured otherwise; it takes that over at once, for whoever looks at it."""
+        await self._ledger.put(lanes=[self.lane_config(lane_id)])
+        await self._ledger.record(lane_id)
+        self._index_pools()
+
+    async def state_provider(self, stated: StatedProvider) -> None:
+        """Keep a provider for every process on the store. Errors: InvalidRequestError for a breaker without sense."""
+        stated.breaker(self._file.provider_breaker)
+        async with self.providers.turn():
+            await self.providers.save(stated.id, stated)
+            await self._ledger.put(lanes=[self._provider_lane(stated.id)])
+
+    async def forget_provider(self, provider_id: str) -> bool:
+        """Forget a provider that was kept so; whether there was one."""
+        async with self.providers.turn():
+            found = await self.providers.drop(provider_id)
+            await self._ledger.put(lanes=[self._provider_lane(provider_id)])
+            return found
+
+    async def _refresh_stated(self) -> bool:
+        async with self.limits.turn():
+            limits = await self.limits.refresh()
+            if limits:
+                self._index_pools()
+        async with self.providers.turn():
+            return await self.providers.refresh() or limits
+
+    def is_limited_by_file(self, lane_id: str) -> bool:
+        """Whether a file states the limits of a lane."""
+        of_file = self._file_lanes.get(lane_id)
+        return of_file is not None and bool(of_file.limits)
+
+    def _declared(self, lane_id: str) -> LaneConfig | None:
+        """A lane as a file says, with what was stated while running; None where neither says anything."""
+        of_file = self._file_lanes.get(lane_id)
+        if of_file is None and lane_id not in self.limits.named:
+            return None
+        return self._with_stated(of_file or LaneConfig(id=lane_id))
+
+    def _with_stated(self, lane: LaneConfig) -> LaneConfig:
+        """A lane with what was stated while running. Limits of a file stay."""
+        provider = self.providers.named.get(lane.id[2:]) if lane.id.startswith("p:") else None
+        if provider is not None:
+            return replace(lane, breaker=provider.breaker(lane.breaker or self._file.provider_breaker))
+        stated = self.limits.named.get(lane.id)
+        return (
+            lane
+            if stated is None or lane.limits
+            else replace(lane, limits=stated.lane().limits, fair=lane.id[0] == "g")
+        )
 
     # --- the rim -------------------------------------------------------------------------------------------------
 
     def _own_lane(self, key_id: str) -> LaneConfig:
         """A key's own lane: what a file says of it, else its breaker; and its quotas."""
         lane_id = key_lane(key_id)
-        declared = self._file_lanes.get(lane_id) or LaneConfig(id=lane_id, breaker=self._file.key_breaker)
-        return self._with_quotas(declared)
+        declared = self._declared(lane_id) or LaneConfig(id=lane_id)
+        breaker = declared.breaker or self._file.key_breaker
+        return self._with_quotas(replace(declared, breaker=breaker))
 
     def _provider_lane(self, provider_id: str) -> LaneConfig:
         """A provider's lane: what a file says of it, else its breaker."""
         lane_id = provider_lane(provider_id)
-        return self._file_lanes.get(lane_id) or LaneConfig(id=lane_id, breaker=self._file.provider_breaker)
+        of_file = self._file_lanes.get(lane_id)
+        return self._with_stated(of_file or LaneConfig(id=lane_id, breaker=self._file.provider_breaker))
 
     def _with_quotas(self, lane: LaneConfig) -> LaneConfig:
         quotas = self._quotas.get(lane.id.removeprefix("k:")) if lane.id.startswith("k:") else None
@@ -274,9 +363,7 @@ class Configuration:
         self, key: Key, routing: KeyRouting
     ) -> tuple[tuple[LaneConfig, ...], dict[str, frozenset[str] | None]]:
         provider = self._catalogue.providers.get(key.provider_id)
-        wire = None if provider is None else provider.wire
-        named = "" if wire is None else wire.family if wire.family in KNOWN_PROFILES else wire.dialect
-        profile = profile_for(named)
+        profile = profile_for(profile_name(None if provider is None else provider.wire))
         lanes: dict[str, LaneConfig] = {}
         models: dict[str, frozenset[str] | None] = {}
         for row in routing.limits:
@@ -295,7 +382,7 @@ class Configuration:
 
     def _merged(self, group: str) -> list[LaneConfig]:
         """The lanes that the keys of a group declare together, but for those that a file declares."""
-        declared = self._file_lanes
+        declared = {*self._file_lanes, *self.limits.named}
         merged: dict[str, LaneConfig] = {}
         for of, lanes, _ in self._by_key.values():
             for lane in lanes if of == group else ():
@@ -307,6 +394,9 @@ class Configuration:
         pools: dict[str, dict[str, frozenset[str] | None]] = {
             group: {lane: _names(models) for lane, models in found} for group, found in self._file.pools.items()
         }
+        for stated in self.limits.named.values():
+            if stated.quota_group is not None:
+                pools.setdefault(stated.quota_group, {}).setdefault(stated.lane_id, stated.pool)
         for group, _, models in self._by_key.values():
             for lane_id, named in models.items():
                 pools.setdefault(group, {}).setdefault(lane_id, named)

@@ -28,7 +28,9 @@ from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.routing_decision import RoutingDecision, RoutingObjective
 from apikeyrouter.domain.models.system_error import ConfigurationError
 from apikeyrouter.infrastructure.adapters.transport import Timeouts, Transport
+from apikeyrouter.infrastructure.config.compiled import ProviderRecord
 from apikeyrouter.infrastructure.config.settings import RouterSettings
+from apikeyrouter.infrastructure.config.stated import StatedProvider
 from apikeyrouter.infrastructure.ledger.engine import Engine
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
@@ -71,6 +73,10 @@ _log = EventLog("apikeyrouter")
 
 class RouterLife(RouterBelonging):
     """The parts of a router, how they are opened and how they are closed."""
+
+    _file_providers: Mapping[str, ProviderRecord]
+    _stated_taken: Mapping[str, StatedProvider]
+    """The providers that were stated while running, as they are registered here."""
 
     def __init__(
         self,
@@ -130,7 +136,7 @@ class RouterLife(RouterBelonging):
         self._queues()
         self._deferrals = Deferrals()
         self._vault: KeyVault | None = None
-        self._file_providers, self._timed_by_file = frozenset[str](), False
+        self._file_providers, self._stated_taken, self._timed_by_file = {}, {}, False
         self._take_settings(self.settings)
 
     def _take_settings(self, settings: RouterSettings) -> None:
@@ -242,6 +248,7 @@ class RouterLife(RouterBelonging):
         self.observability.attach(loop)
         await self.ledger.open()
         await self._configuration.refresh()
+        self._take_stated()
         await self._take_policies()
         await self._share_learned()
         self._admissions.config_version = self.ledger.stamp.config_version

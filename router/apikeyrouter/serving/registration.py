@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from apikeyrouter.domain.components.catalogue import Provider
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.models.accounting import LaneConfig
 from apikeyrouter.domain.models.api_key import APIKey
@@ -16,13 +15,19 @@ from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.quota_state import QuotaState, QuotaUnit, TimeWindow
 from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError
 from apikeyrouter.infrastructure.adapters.transport import Timeouts
-from apikeyrouter.infrastructure.config.compiled import CompiledConfig, KeyRecord, ProviderRecord, RoutingRecord
+from apikeyrouter.infrastructure.config.compiled import CompiledConfig, KeyRecord, RoutingRecord
+from apikeyrouter.infrastructure.config.limit_profiles import profile_name
+from apikeyrouter.infrastructure.config.stated import StatedLimits, StatedProvider
+from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.serving.configuring import metadata_of
 from apikeyrouter.serving.life import RouterLife
+from apikeyrouter.serving.providers import adapters_of, provider_of
 
 if TYPE_CHECKING:
     from apikeyrouter.infrastructure.config.config_file import ModelTarget
+
+_log = EventLog("apikeyrouter")
 
 
 class RouterRegistration(RouterLife):
@@ -48,7 +53,7 @@ class RouterRegistration(RouterLife):
         if known is not None and known.adapter is not adapter and not overwrite:
             raise ConfigurationError(f"provider {id_!r} is registered already; pass overwrite=True to replace it")
         await self._started()
-        made = _provider(id_, adapter)
+        made = provider_of(id_, adapter)
         await self._configuration.declare_provider(id_)
         self.catalogue.put_providers([made])
         self.observability.emit("provider.registered", provider_id=id_)
@@ -148,6 +153,99 @@ class RouterRegistration(RouterLife):
         """A lane as it is declared; without limits where nothing is."""
         return self._configuration.lane_config(lane_id)
 
+    # --- what is stated while running ----------------------------------------------------------------------------
+
+    @property
+    def stated_limits(self) -> Mapping[str, StatedLimits]:
+        """The limits that were stated while running, by lane."""
+        return self._configuration.limits.named
+
+    @property
+    def stated_providers(self) -> Mapping[str, StatedProvider]:
+        """The providers that were stated while running, by id; those of files and of code are not among them."""
+        return self._configuration.providers.named
+
+    async def configure_limits(self, limits: StatedLimits) -> None:
+        """State the limits of a quota group or a key: in force with the next request of any process on the store.
+
+        What is used of them stays counted. Amounts refill as the group's provider is known to.
+
+        Raises:
+            InvalidRequestError: a file states them, the key is not known, or a request cannot be held in so many.
+        """
+        await self.start()
+        if self._configuration.is_limited_by_file(limits.lane_id):
+            raise InvalidRequestError("is limited by the configuration file; change it there", field="quota_group")
+        if limits.key is not None and limits.key not in self.catalogue.keys:
+            raise InvalidRequestError(f"no key {limits.key!r}", field="key")
+        await self._configuration.state_limits(limits.model_copy(update={"profile": self._profile_of(limits)}))
+        await self._refresh()
+
+    def _profile_of(self, limits: StatedLimits) -> str:
+        keys = self.catalogue.keys.values()
+        mine = (key for key in keys if key.id == limits.key or key.quota_group == limits.quota_group)
+        provider = next((self.catalogue.providers.get(key.provider_id) for key in mine), None)
+        return profile_name(None if provider is None else provider.wire)
+
+    def is_limited_by_file(self, lane_id: str) -> bool:
+        """Whether a configuration file states the limits of a lane."""
+        return self._configuration.is_limited_by_file(lane_id)
+
+    async def forget_limits(self, lane_id: str) -> bool:
+        """Take stated limits out of force; whether there were any. What keys' metadata say of the lane holds again."""
+        await self.start()
+        found = await self._configuration.forget_limits(lane_id)
+        await self._refresh()
+        return found
+
+    async def configure_provider(self, provider: StatedProvider) -> None:
+        """Register a provider by the name of its adapter: here at once, in every process on the store within a second.
+
+        One of a configuration file or of code that has the same id goes before it.
+
+        Raises:
+            ConfigurationError: there is no such adapter, or it refuses its options.
+            InvalidRequestError: its breaker makes no sense.
+        """
+        await self.start()
+        adapters_of({provider.id: provider.record()})
+        await self._configuration.state_provider(provider)
+        self._take_stated()
+        self.observability.emit("provider.registered", provider_id=provider.id)
+        await self._refresh()
+
+    async def forget_provider(self, provider_id: str) -> bool:
+        """Forget a provider that was stated; whether there was one. Its requests under way end as they do."""
+        await self.start()
+        found = await self._configuration.forget_provider(provider_id)
+        self._take_stated()
+        await self._refresh()
+        return found
+
+    def _take_stated(self) -> None:
+        """Take over the providers that were stated, here or elsewhere, and drop those that are no longer."""
+        wanted = {id_: one for id_, one in self.stated_providers.items() if not self._is_registered_otherwise(id_)}
+        gone = self._stated_taken.keys() - wanted.keys()
+        for provider_id in gone:
+            self.catalogue.providers.pop(provider_id, None)
+        again = [record for id_, record in self._file_providers.items() if id_ in gone]
+        news = [one.record() for id_, one in wanted.items() if self._stated_taken.get(id_) != one]
+        self._stated_taken = wanted
+        for record in (*again, *news):
+            try:
+                self.catalogue.put_providers(adapters_of({record.id: record}).values())
+            except ConfigurationError as exc:  # of another version, perhaps: the others must not suffer
+                _log.error("provider.unusable", provider_id=record.id, error=str(exc))
+        if gone or news:
+            self.catalogue.changed()
+            self._time_providers()
+
+    def _is_registered_otherwise(self, provider_id: str) -> bool:
+        of_file = self._file_providers.get(provider_id)
+        if of_file is not None:
+            return not of_file.is_plain
+        return provider_id in self.catalogue.providers and provider_id not in self._stated_taken
+
     @property
     def clients(self) -> Mapping[str, Client]:
         """The clients that were made while running, by name; those of a configuration file are the service's."""
@@ -204,13 +302,15 @@ class RouterRegistration(RouterLife):
 
     async def _take_file(self, config: CompiledConfig) -> None:
         await self._started()
-        adapters = _adapters(config.providers)
+        adapters = adapters_of(config.providers)
         if config.keys:
             self._open_vault()
-        for provider_id in self._file_providers.difference(adapters):
+        for provider_id in self._file_providers.keys() - adapters.keys():
             self.catalogue.providers.pop(provider_id, None)
-        self._file_providers = frozenset(adapters)
+        self._file_providers = config.providers
         self.catalogue.put_providers(adapters.values())
+        self._stated_taken = {}
+        self._take_stated()
         dropped = await self._configuration.replace_file(config)
         await self.policy_engine.take_file(self._configuration.policies)
         self.routing_engine.default = config.routing.objective
@@ -259,25 +359,3 @@ class RouterRegistration(RouterLife):
         for provider in self.catalogue.providers.values():
             told = provider.timeouts_told
             provider.timeouts = msgspec.structs.replace(self.timeouts, **told) if told else None
-
-
-def _provider(provider_id: str, adapter: ProviderAdapter) -> Provider:
-    able = adapter.get_capabilities()
-    silent = type(adapter).get_capabilities is ProviderAdapter.get_capabilities  # the default says nothing of tools
-    return Provider(
-        id=provider_id,
-        adapter=adapter,
-        wire=getattr(adapter, "wire", None),
-        models=able.models,
-        tools=None if silent else able.tools,
-        quality=able.quality,
-    )
-
-
-def _adapters(records: Mapping[str, ProviderRecord]) -> dict[str, Provider]:
-    from apikeyrouter.infrastructure.adapters.registry import make_adapter
-
-    made = {record.id: _provider(record.id, make_adapter(record)) for record in records.values()}
-    for record in records.values():
-        made[record.id].timeouts_told = record.timeouts
-    return made

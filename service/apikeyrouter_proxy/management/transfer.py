@@ -4,9 +4,10 @@ Counters are in neither: what was spent and used stays in the ledger as it is.
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -19,6 +20,8 @@ from apikeyrouter.domain.models.client import Client
 from apikeyrouter.domain.models.edge import EdgeModel
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError, InvalidRequestError
+from apikeyrouter.infrastructure.config.stated import StatedLimits, StatedProvider
+from apikeyrouter.serving.providers import adapters_of
 from apikeyrouter_proxy.access import Refused
 from apikeyrouter_proxy.admin_keys import AdminKey
 from apikeyrouter_proxy.management.desk import AdminDesk, Desk, Input
@@ -40,7 +43,9 @@ class Document(Input):
     version: Literal[1]
     exported_at: str | None = None
     secrets: bool = False
+    providers: Section = Field(default_factory=list)
     keys: Section = Field(default_factory=list)
+    limits: Section = Field(default_factory=list)
     clients: Section = Field(default_factory=list)
     budgets: Section = Field(default_factory=list)
     policies: Section = Field(default_factory=list)
@@ -83,7 +88,9 @@ async def export(
     await desk.note("config", "export", "exported", {"secrets": secrets})
     return {
         "version": VERSION, "exported_at": datetime.now(UTC).isoformat(), "secrets": secrets,
+        "providers": [one.model_dump(mode="json") for one in router.stated_providers.values()],
         "keys": [_told(key, {"encrypted_material"}, secrets) for key in keys],
+        "limits": [one.model_dump(mode="json", exclude_none=True) for one in router.stated_limits.values()],
         "clients": [_told(one, {"token_sha256", "old_token_sha256", "old_token_until"}, secrets) for one in clients],
         "budgets": [budget.model_dump(mode="json", exclude={"current_spending", "resets_at"}) for budget in budgets],
         "policies": [policy.model_dump(mode="json") for policy in policies],
@@ -122,10 +129,12 @@ async def _steps(desk: Desk, document: Document) -> list[_Step]:
     """What is to be done, in order. Raises Refused with every complaint."""
     complaints: list[str] = []
     steps: list[_Step] = []
+    coming = frozenset(str(entry.get("id")) for entry in document.providers) | desk.router.catalogue.providers.keys()
     readers: tuple[tuple[str, list[dict[str, Any]], Callable[[Desk, dict[str, Any]], Awaitable[_Step]]], ...] = (
-        ("keys", document.keys, _key), ("clients", document.clients, _client), ("budgets", document.budgets, _budget),
-        ("policies", document.policies, _policy), ("admin_keys", document.admin_keys, _admin_key),
-        ("webhooks", document.webhooks, _webhook),
+        ("providers", document.providers, _provider), ("keys", document.keys, partial(_key, providers=coming)),
+        ("limits", document.limits, _limits), ("clients", document.clients, partial(_client, providers=coming)),
+        ("budgets", document.budgets, _budget), ("policies", document.policies, _policy),
+        ("admin_keys", document.admin_keys, _admin_key), ("webhooks", document.webhooks, _webhook),
     )  # fmt: skip
     await desk.router.list_clients()
     await desk.runtime.admin_keys.refresh()
@@ -142,11 +151,31 @@ async def _steps(desk: Desk, document: Document) -> list[_Step]:
     return steps
 
 
-async def _key(desk: Desk, entry: dict[str, Any]) -> _Step:
+async def _provider(desk: Desk, entry: dict[str, Any]) -> _Step:
+    provider = StatedProvider.parse(entry)
+    adapters_of({provider.id: provider.record()})
+    if provider.base_url is not None:
+        await desk.runtime.webhooks.outbound.check_resolved(provider.base_url, field="base_url")
+    of_file = desk.runtime.config.providers.get(provider.id)
+    if of_file is not None and not of_file.is_plain:
+        raise InvalidRequestError(f"{provider.id!r} is declared in the configuration file", field="id")
+    exists = provider.id in desk.router.stated_providers
+    return _Step(kind="provider", exists=exists, write=lambda: desk.router.configure_provider(provider))
+
+
+async def _limits(desk: Desk, entry: dict[str, Any]) -> _Step:
+    limits = StatedLimits.parse(entry)
+    if desk.router.is_limited_by_file(limits.lane_id):
+        raise InvalidRequestError(f"{limits.lane_id!r} is limited by the configuration file", field="quota_group")
+    exists = limits.lane_id in desk.router.stated_limits
+    return _Step(kind="limit", exists=exists, write=lambda: desk.router.configure_limits(limits))
+
+
+async def _key(desk: Desk, entry: dict[str, Any], *, providers: Set[str]) -> _Step:
     key = APIKey.parse(entry)
     if not key.encrypted_material:
         raise InvalidRequestError("is without its material; export with secrets=true", field="encrypted_material")
-    if key.provider_id not in desk.router.catalogue.providers:
+    if key.provider_id not in providers:
         raise InvalidRequestError(f"provider {key.provider_id!r} is not registered", field="provider_id")
     desk.router.vault().decrypt(key.encrypted_material, key_id=key.id)
     known = await desk.router.key_manager.get_key(key.id)
@@ -158,13 +187,13 @@ async def _key(desk: Desk, entry: dict[str, Any]) -> _Step:
     return _Step(kind="key", exists=known is not None, write=write)
 
 
-async def _client(desk: Desk, entry: dict[str, Any]) -> _Step:
+async def _client(desk: Desk, entry: dict[str, Any], *, providers: Set[str]) -> _Step:
     if "token_sha256" not in entry:
         raise InvalidRequestError("is without its token's hash; export with secrets=true", field="token_sha256")
     client = Client.parse(entry)
     if client.name in desk.runtime.plane.clients.file_names:
         raise InvalidRequestError(f"{client.name!r} is declared in the configuration file", field="name")
-    unknown = set(client.providers or ()).difference(desk.router.catalogue.providers)
+    unknown = set(client.providers or ()).difference(providers)
     if unknown:
         raise InvalidRequestError(f"provider {min(unknown)!r} is not registered", field="providers")
     return _Step(

@@ -44,6 +44,11 @@ class ProviderRecord:
     options: Mapping[str, Any] = field(default_factory=dict)
     timeouts: Mapping[str, float | None] = field(default_factory=dict)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it says no more than that there is an adapter of its name, as of those registered from the start."""
+        return self.adapter == self.id and self.base_url is None and not self.options and not self.timeouts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRecord:

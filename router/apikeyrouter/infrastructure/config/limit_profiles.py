@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from apikeyrouter.domain.components.limits import SAFE_PROFILE, LimitProfile
 from apikeyrouter.domain.models.accounting import LimitKind, Metric
 
-__all__ = ["KNOWN_PROFILES", "profile_for"]
+__all__ = ["KNOWN_PROFILES", "profile_for", "profile_name"]
 
 KNOWN_PROFILES: Mapping[str, LimitProfile] = MappingProxyType(
     {
@@ -34,3 +35,10 @@ KNOWN_PROFILES: Mapping[str, LimitProfile] = MappingProxyType(
 def profile_for(adapter: str, known: Mapping[str, LimitProfile] = KNOWN_PROFILES) -> LimitProfile:
     """The adapter's profile; of an unknown one only the safe reading holds."""
     return known.get(adapter, SAFE_PROFILE)
+
+
+def profile_name(wire: Any) -> str:
+    """The name of the profile that goes with a provider's wire; "" for one that speaks none."""
+    if wire is None:
+        return ""
+    return str(wire.family if wire.family in KNOWN_PROFILES else wire.dialect)

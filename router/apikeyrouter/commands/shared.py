@@ -1,0 +1,43 @@
+"""What several commands have in common: groups, arguments, files, deletions."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from apikeyrouter.commands.remote import Service, path_of
+from apikeyrouter.domain.models.system_error import ConfigurationError
+
+__all__ = ["File", "Id", "Name", "delete", "group", "read_file", "settings"]
+
+Name = Annotated[str, typer.Argument(help="Its name.")]
+Id = Annotated[str, typer.Argument(help="Its id.")]
+File = Annotated[str, typer.Argument(help="A YAML or JSON file; - for standard input.")]
+
+
+def group(words: str) -> typer.Typer:
+    """A group of commands."""
+    return typer.Typer(help=words, no_args_is_help=True)
+
+
+def delete(service: Service, kind: str, id: str, done: str) -> None:
+    """Delete one thing, and say so."""
+    service.send("DELETE", f"/{kind}{path_of(id)}")
+    service.document({"id": id, "done": done}, line=f"{done} {id}")
+
+
+def settings(**told: Any) -> dict[str, Any]:
+    """What was said."""
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def read_file(file: str) -> Any:
+    """What a YAML or JSON file says. Errors: ConfigurationError."""
+    import yaml
+
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text()
+        return yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        raise ConfigurationError(f"{file}: cannot be read: {exc}") from exc

@@ -1,0 +1,186 @@
+"""Commands on what is around keys and clients: providers, limits, and who is told of what."""
+
+from typing import Annotated, Any
+
+import typer
+
+from apikeyrouter.commands.remote import Service, command, path_of
+from apikeyrouter.commands.shared import Id, Name, delete, group, read_file, settings
+
+__all__ = ["limits", "providers", "webhooks"]
+
+providers = group("Providers: where they are, and how they fare.")
+limits = group("Limits: what is metered, and what of it is used.")
+webhooks = group("Webhooks: who is told of which events.")
+
+Adapter = Annotated[str | None, typer.Option("--adapter", help="Who talks to it: openai, anthropic, gemini, azure, …")]
+BaseUrl = Annotated[str | None, typer.Option("--base-url", help="Where it is; none: the adapter's own.")]
+OptionsFile = Annotated[
+    str | None, typer.Option("--options", help="The adapter's own options: a YAML or JSON file; - for standard input.")
+]
+Group = Annotated[str | None, typer.Option("--quota-group", help="What the provider meters for these keys.")]
+Key = Annotated[str | None, typer.Option("--key", help="Instead: our own limits on one key.")]
+Models = Annotated[list[str] | None, typer.Option("--model", help="A model that shares them; again for more.")]
+Row = Annotated[
+    list[str] | None,
+    typer.Option("--row", help="E.g. rpm=500,tpm=200000 or rpd=1500,kind=calendar,timezone=UTC; again for more."),
+]
+PROVIDER_COLUMNS = (
+    "id", "adapter", "source", "keys", "breaker", "in_flight", "requests_total", "failures_total", "base_url",
+)  # fmt: skip
+_TEXTS = ("kind", "timezone", "spend_period")
+
+
+# --- providers ---------------------------------------------------------------------------------------------------
+
+
+@command(providers, "list")
+def list_providers(service: Service) -> None:
+    """Providers, their breakers, and how many keys they have."""
+    columns = (
+        "id",
+        "adapter",
+        "keys",
+        "breaker",
+        "in_flight",
+        "requests_total",
+        "failures_total",
+        "base_url",
+        "source",
+    )
+    service.table(service.pages("/providers", "providers"), columns, name="providers")
+
+
+@command(providers, "show")
+def show_provider(service: Service, provider_id: Id) -> None:
+    """One provider."""
+    service.document(service.get("/providers" + path_of(provider_id)))
+
+
+@command(providers, "add")
+def add_provider(
+    service: Service,
+    provider_id: Id,
+    adapter: Annotated[str, typer.Option("--adapter", help="Who talks to it: openai, anthropic, gemini, azure, …")],
+    base_url: BaseUrl = None,
+    options: OptionsFile = None,
+) -> None:
+    """Register a provider."""
+    body = {"id": provider_id, **_provider(adapter, base_url, options)}
+    told = service.send("POST", "/providers", body)
+    service.document(told, line=f"registered {told['id']}; add a key: apikeyrouter keys add --provider {told['id']}")
+
+
+@command(providers, "update")
+def update_provider(
+    service: Service, provider_id: Id, adapter: Adapter = None, base_url: BaseUrl = None, options: OptionsFile = None
+) -> None:
+    """Change what is named; the rest stays."""
+    told = service.send("PATCH", "/providers" + path_of(provider_id), _provider(adapter, base_url, options))
+    service.document(told, line=f"changed {told['id']}")
+
+
+@command(providers, "remove")
+def remove_provider(service: Service, provider_id: Id) -> None:
+    """Forget a provider that has no keys."""
+    delete(service, "providers", provider_id, "removed")
+
+
+def _provider(adapter: str | None, base_url: str | None, options: str | None) -> dict[str, Any]:
+    return settings(adapter=adapter, base_url=base_url, options=None if options is None else read_file(options))
+
+
+# --- limits ------------------------------------------------------------------------------------------------------
+
+
+@command(limits, "list")
+def list_limits(
+    service: Service,
+    kind: Annotated[str | None, typer.Option("--kind", help="Of a key, quota_group, provider or client.")] = None,
+) -> None:
+    """What is metered, and what of it is used."""
+    lanes = service.pages("/limits", "limits", kind=kind)
+    rows = [{**lane, **limit, "lane": lane["id"]} for lane in lanes for limit in lane["limits"]]
+    columns = ("lane", "name", "capacity", "used", "remaining", "full_again_at", "learned", "breaker", "source")
+    service.table(rows, columns, name="limits")
+
+
+@command(limits, "show")
+def show_limits(service: Service, lane: Id) -> None:
+    """One lane, e.g. g:org-a:*"""
+    service.document(service.get("/limits" + path_of(lane)))
+
+
+@command(limits, "state")
+def state_limits(
+    service: Service, row: Row = None, quota_group: Group = None, key: Key = None, model: Models = None
+) -> None:
+    """State the limits of a quota group or of one key."""
+    body = settings(quota_group=quota_group, key=key, models=model or None, rows=_rows(row))
+    told = service.send("POST", "/limits", body)
+    service.document(told, line=told["id"])
+
+
+@command(limits, "update")
+def update_limits(service: Service, lane: Id, row: Row = None) -> None:
+    """What the limits are from now on; what is used of them stays counted."""
+    told = service.send("PATCH", "/limits" + path_of(lane), {"rows": _rows(row)})
+    service.document(told, line=f"changed {told['id']}")
+
+
+@command(limits, "delete")
+def delete_limits(service: Service, lane: Id) -> None:
+    """Take limits that were stated here out of force."""
+    delete(service, "limits", lane, "deleted")
+
+
+def _rows(texts: list[str] | None) -> list[dict[str, Any]]:
+    """`rpm=500,kind=fixed` and so on. Errors: typer.BadParameter."""
+    if not texts:
+        raise typer.BadParameter("name what is limited, e.g. --row rpm=500,tpm=200000")
+    return [dict(map(_setting, text.split(","))) for text in texts]
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, _, value = text.strip().partition("=")
+    if name in _TEXTS:
+        return name, value
+    try:
+        return name, int(value) if value.isdigit() else float(value)
+    except ValueError as exc:
+        raise typer.BadParameter(f"{text!r}: write name=number, e.g. rpm=500") from exc
+
+
+# --- webhooks ----------------------------------------------------------------------------------------------------
+
+
+@command(webhooks, "list")
+def list_webhooks(service: Service) -> None:
+    """Webhooks, and how their last deliveries went."""
+    columns = ("name", "url", "events", "enabled", "last_delivery")
+    service.table(service.pages("/webhooks", "webhooks"), columns, name="webhooks")
+
+
+@command(webhooks, "create")
+def create_webhook(
+    service: Service,
+    name: Name,
+    target: Annotated[str, typer.Argument(help="The URL that events are sent to.")],
+    event: Annotated[list[str] | None, typer.Option("--event", help="Which; again for more. None: all.")] = None,
+) -> None:
+    """Have events sent to a URL. The secret they are signed with is printed, this once."""
+    told = service.send("POST", "/webhooks", {"name": name, "url": target, **settings(events=event or None)})
+    service.document(told, line=told.get("secret") or f"{name} exists already, as it was asked for")
+
+
+@command(webhooks, "test")
+def test_webhook(service: Service, name: Name) -> None:
+    """Send it a test event."""
+    told = service.send("POST", f"/webhooks{path_of(name)}/test")
+    service.document(told, line=f"sent {told['event_id']}")
+
+
+@command(webhooks, "delete")
+def delete_webhook(service: Service, name: Name) -> None:
+    """Send it nothing any more."""
+    delete(service, "webhooks", name, "deleted")
