@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 CODE   := router/apikeyrouter service/apikeyrouter_proxy tests benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: audit go-tools helm-check help setup run demo docs test lint format types imports lua-lint laws exact bench ci constraints clean
+.PHONY: audit go-tools helm-check help setup run demo docs test lint format types imports lua-lint laws exact faults bench ci constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ laws: $(READY) ## break each accounting law with a patch and see a test turn red
 
 exact: $(READY) ## a million settlements on each engine, and the sum to the nano-dollar
 	EXACT_SETTLEMENTS=1000000 $(BIN)/python -m pytest -q tests/router/test_exactness.py --durations=2
+
+faults: $(READY) ## the fault laboratory: 100,000 reservations under seeded faults, and every promised figure
+	$(BIN)/python -m tests.faults
 
 bench: $(READY) ## CPU per request against the reference pass-through
 	$(BIN)/python -m benchmarks.run
