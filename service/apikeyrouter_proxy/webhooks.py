@@ -23,9 +23,11 @@ from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.client import ClientName
 from apikeyrouter.domain.models.edge import EdgeModel
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError, InvalidRequestError, LedgerUnavailableError
+from apikeyrouter.infrastructure.cancellation import end_task
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.records import Records
 from apikeyrouter.router import ApiKeyRouter
+from apikeyrouter_proxy.deliveries import Deliveries, Sent
 from apikeyrouter_proxy.outbound import Outbound
 
 __all__ = ["EVENTS", "KIND", "Webhook", "WebhookEvent", "Webhooks", "secret_bytes"]
@@ -35,12 +37,7 @@ WebhookEvent = Literal[
     "budget.threshold", "key.out", "provider.opened", "provider.closed", "ledger.drift", "webhook.test"
 ]
 EVENTS: tuple[WebhookEvent, ...] = ("budget.threshold", "key.out", "provider.opened", "provider.closed", "ledger.drift")
-TRY_AFTER_SECONDS = (0.0, 1.0, 5.0, 30.0, 120.0, 600.0)
-WAITING_MAX = 1000
-SENDING_MAX = 8
-CLAIM_SECONDS = 86_400
 AUDIT_EVERY_SECONDS = 600.0
-STATUS_SECONDS = 30 * 86_400
 SECRET_PREFIX = "whsec_"  # noqa: S105 (what secrets begin with)
 OUT = frozenset({"exhausted", "invalid", "disabled"})
 _log = structlog.get_logger("apikeyrouter")
@@ -62,7 +59,7 @@ class Webhook(EdgeModel):
 
 
 class Webhooks:
-    """The webhooks in force in this process, and what is on its way. Of all workers, one sends an event."""
+    """The webhooks in force in this process, and what they are told of. Of all workers, one sends an event."""
 
     def __init__(
         self,
@@ -75,8 +72,7 @@ class Webhooks:
         self._router, self._store, self._records, self._vault = router, store, records, vault
         self.outbound = outbound
         self._named: dict[str, Webhook] = {}
-        self._sending = asyncio.Semaphore(SENDING_MAX)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.deliveries = Deliveries(records, self._send, self._knows)
         self._auditing: asyncio.Task[None] | None = None
         self._subscriptions: list[Any] = []
 
@@ -112,43 +108,26 @@ class Webhooks:
         )  # fmt: skip
         self._subscriptions = [self._router.subscribe_to_events(name, callback) for name, callback in listened]
         self._auditing = asyncio.get_running_loop().create_task(self._audit(), name="apikeyrouter.webhooks.audit")
+        self.deliveries.start()
 
     async def close(self) -> None:
-        """Stop; what was not delivered yet is given up."""
+        """Stop; what was not delivered yet waits in the store."""
         for subscription in self._subscriptions:
             subscription.cancel()
-        pending = {task for task in (self._auditing, *self._tasks) if task is not None}
-        for task in pending:
-            task.cancel()
-        if pending:
-            await asyncio.wait(pending)
+        await end_task(self._auditing)
+        await self.deliveries.close()
         await self.outbound.close()
-
-    async def status(self, name: str) -> dict[str, Any] | None:
-        """How the last delivery went, whichever worker made it."""
-        return await self._records.recall(f"webhook:{name}")
 
     async def tell(
         self, event: WebhookEvent, identity: str, data: Mapping[str, Any], *, only: str | None = None
     ) -> str:
-        """Send an event to whoever wants it, unless another worker did; its id. `identity` tells events apart."""
+        """Have an event sent to whoever wants it, unless another worker did; its id. `identity` tells events apart."""
         digest = hashlib.blake2b(f"{event}\n{identity}".encode(), digest_size=12).hexdigest()
         id_ = f"evt_{digest}"
-        wanting = [
-            webhook
-            for webhook in self._named.values()
-            if (webhook.enabled and event in webhook.events if only is None else webhook.name == only)
-        ]
-        if not wanting or not await self._records.claim(id_, seconds=CLAIM_SECONDS):
-            return id_
-        body = json.dumps({"id": id_, "type": event, "at": datetime.now(UTC).isoformat(), "data": dict(data)}).encode()
-        for webhook in wanting:
-            if len(self._tasks) >= WAITING_MAX:
-                _log.error("webhook.dropped", name=webhook.name, event_type=event)
-                continue
-            task = asyncio.get_running_loop().create_task(self._deliver(webhook.name, id_, body))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        told = {"id": id_, "type": event, "at": datetime.now(UTC).isoformat(), "data": dict(data)}
+        for name, webhook in self._named.items():
+            if webhook.enabled and event in webhook.events if only is None else name == only:
+                await self.deliveries.put(name, told)
         return id_
 
     # --- what is listened to -------------------------------------------------------------------------------------
@@ -202,26 +181,17 @@ class Webhooks:
 
     # --- delivery ------------------------------------------------------------------------------------------------
 
-    async def _deliver(self, name: str, id: str, body: bytes) -> None:
-        for attempt, seconds in enumerate(TRY_AFTER_SECONDS, start=1):
-            await asyncio.sleep(seconds)
-            webhook = self._named.get(name)
-            if webhook is None:
-                return
-            async with self._sending:
-                status, error = await self._send(webhook, id, body)
-            delivered = 200 <= status < 300
-            told = {
-                "event_id": id, "delivered": delivered, "status": status or None, "error": error or None,
-                "attempt": attempt, "at": datetime.now(UTC).isoformat(),
-            }  # fmt: skip
-            with contextlib.suppress(ApiKeyRouterError):
-                await self._records.remember(f"webhook:{name}", told, seconds=STATUS_SECONDS)
-            if delivered:
-                return
-        _log.error("webhook.undelivered", name=name, event_id=id)
+    async def _knows(self, name: str) -> bool:
+        """Whether there is such a webhook; another worker may just have made it."""
+        if name not in self._named:
+            await self.refresh()
+        return name in self._named
 
-    async def _send(self, webhook: Webhook, id: str, body: bytes) -> tuple[int, str]:
+    async def _send(self, name: str, event: Mapping[str, Any]) -> Sent | None:
+        """Post an event, signed as of now. None: the webhook is switched off."""
+        webhook, id, body = self._named[name], str(event["id"]), json.dumps(event).encode()
+        if not webhook.enabled and event["type"] != "webhook.test":
+            return None
         try:
             secret = secret_bytes(self._vault().decrypt(webhook.sealed_secret, key_id=f"{KIND}:{webhook.name}"))
         except ApiKeyRouterError as exc:

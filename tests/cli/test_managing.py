@@ -159,6 +159,10 @@ def test_providers_and_limits_are_stated_changed_and_removed(run: Run) -> None:
 def test_a_webhook_and_a_backup_from_the_command_line(run: Run, tmp_path: Path) -> None:
     secret = run("webhooks", "create", "pager", "https://example.com/hook", "--event", "key.out").stdout.strip()
     refused = run("webhooks", "create", "inside", "http://10.0.0.1/", code=1)
+    run("webhooks", "update", "pager", "--disable")
+    off = json.loads(run("webhooks", "show", "pager", "--json").stdout)
+    nothing = run("webhooks", "deliveries", "pager").stdout
+    unknown = run("webhooks", "repeat", "pager", "evt_0", code=1)
     backup = run("config", "export", "--secrets").stdout
     (tmp_path / "backup.json").write_text(backup)
     run("webhooks", "delete", "pager")
@@ -166,6 +170,7 @@ def test_a_webhook_and_a_backup_from_the_command_line(run: Run, tmp_path: Path) 
     run("config", "import", "backup.json")
     listed = run("webhooks", "list").stdout
     run("webhooks", "delete", "pager")
+    assert (off["enabled"], nothing, "evt_0" in unknown.stderr) == (False, "no deliveries\n", True)
     assert secret.startswith("whsec_")
     assert secret not in backup + listed
     assert "private address" in refused.stderr

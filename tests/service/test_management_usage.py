@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from apikeyrouter.infrastructure.state_store.records import MemoryRecords
+from apikeyrouter.infrastructure.state_store.memory_records import MemoryRecords
 from apikeyrouter_proxy.usage import PLACES_MAX, UsageCounts
 from tests.servers import Server
 from tests.service.running import fresh_namespace, running_service, wait_until

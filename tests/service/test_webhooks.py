@@ -5,16 +5,20 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import itertools
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import pytest
 import pytest_asyncio
 from aiohttp import web
 
 from apikeyrouter.domain.models.system_error import InvalidRequestError
+from apikeyrouter.infrastructure.cancellation import end_task
+from apikeyrouter_proxy import deliveries
 from apikeyrouter_proxy.outbound import Outbound, is_public
 from tests.servers import Server
 from tests.service.running import Running, fresh_namespace, running_service, wait_until
@@ -138,6 +142,120 @@ async def test_budgets_and_keys_are_told_of_once_by_two_workers(
     assert [event for event, _ in told[1:]] == ["budget.threshold"]
     assert told[1][1]["budget_id"] == "global:all"
     assert told[1][1]["percent"] in (50, 80, 90, 100)
+
+
+async def _state(operator: httpx.AsyncClient, state: str) -> list[dict[str, Any]]:
+    """The deliveries of the webhook that are in a state, once there is one."""
+    found: list[dict[str, Any]] = []
+
+    async def there() -> bool:
+        told = (await operator.get("/api/v1/webhooks/pager/deliveries")).json()["deliveries"]
+        found[:] = [one for one in told if one["state"] == state]
+        return bool(found)
+
+    await wait_until(there)
+    return found
+
+
+async def test_what_was_not_delivered_survives_a_restart(
+    service_valkey: Server, config: dict[str, Any], receiver: Receiver
+) -> None:
+    shared, receiver.failing = fresh_namespace(), 1
+    async with _service(service_valkey, config, **shared) as service, service.operator() as operator:
+        await _hook(service, receiver)
+        event_id = (await operator.post("/api/v1/webhooks/pager/test")).json()["event_id"]
+        (waiting,) = await _state(operator, "waiting")
+        await _heard(receiver, 1)
+    async with _service(service_valkey, config, **shared) as service, service.operator() as operator:
+        await _heard(receiver, 2)
+        (delivered,) = await _state(operator, "delivered")
+    assert [event["id"] for event in receiver.events] == [event_id] * 2
+    assert (waiting["event_id"], waiting["type"]) == (event_id, "webhook.test")
+    assert (delivered["event_id"], delivered["attempts"], delivered["status"]) == (event_id, 2, 204)
+
+
+async def test_what_a_dead_worker_had_is_anothers_and_nobody_elses(
+    service_valkey: Server, config: dict[str, Any], receiver: Receiver
+) -> None:
+    shared = fresh_namespace()
+    async with _service(service_valkey, config, **shared) as service:
+        await _hook(service, receiver)
+        await end_task(service.runtime.webhooks.deliveries._task)
+        await service.runtime.webhooks.tell("webhook.test", "x", {}, only="pager")
+        (dead,) = await service.runtime.records.take(deliveries.QUEUE, count=1, seconds=0.0)
+        async with _service(service_valkey, config, **shared) as other, other.operator() as operator:
+            await _heard(receiver, 1)
+            (delivered,) = await _state(operator, "delivered")
+        late = await service.runtime.records.settle(deliveries.QUEUE, dead, again=None)
+    assert (delivered["attempts"], late, len(receiver.heard)) == (1, False, 1)
+
+
+async def test_two_workers_never_send_the_same_at_once(
+    service_valkey: Server, config: dict[str, Any], receiver: Receiver
+) -> None:
+    shared = fresh_namespace()
+    async with _service(service_valkey, config, **shared) as one, _service(service_valkey, config, **shared) as other:
+        await _hook(one, receiver)
+        for n in range(20):
+            await asyncio.gather(
+                *(worker.runtime.webhooks.tell("webhook.test", str(n), {}, only="pager") for worker in (one, other))
+            )
+        await _heard(receiver, 20)
+
+        async def over() -> bool:
+            return not await one.runtime.records.waiting(deliveries.QUEUE, limit=1)
+
+        await wait_until(over)
+    assert len({event["id"] for event in receiver.events}) == len(receiver.heard) == 20
+
+
+async def test_what_nobody_takes_is_given_up_seen_and_sent_again_when_asked(
+    service_valkey: Server, config: dict[str, Any], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "GIVE_UP_SECONDS", 0.0)
+    receiver.failing = 1
+    async with _service(service_valkey, config) as service, service.operator() as operator:
+        await _hook(service, receiver)
+        event_id = (await operator.post("/api/v1/webhooks/pager/test")).json()["event_id"]
+        (given_up,) = await _state(operator, "given_up")
+        repeated = await operator.post(f"/api/v1/webhooks/pager/deliveries/{event_id}/repeat")
+        unknown = await operator.post("/api/v1/webhooks/pager/deliveries/evt_0/repeat")
+        await _state(operator, "delivered")
+        paged = (await operator.get("/api/v1/webhooks/pager/deliveries", params={"limit": 1})).json()
+        second = {"limit": 1, "cursor": paged["next_cursor"]}
+        rest = (await operator.get("/api/v1/webhooks/pager/deliveries", params=second)).json()
+    assert (given_up["attempts"], given_up["status"], given_up["next_at"]) == (1, 500, None)
+    assert (repeated.status_code, unknown.status_code) == (200, 404)
+    assert [event["id"] for event in receiver.events] == [event_id] * 2
+    assert [one["state"] for one in (*paged["deliveries"], *rest["deliveries"])] == ["delivered", "given_up"]
+
+
+async def test_what_waits_for_a_webhook_waits_while_it_is_off_and_goes_with_it(
+    service_valkey: Server, config: dict[str, Any], receiver: Receiver
+) -> None:
+    async with _service(service_valkey, config) as service, service.operator() as operator:
+        await _hook(service, receiver)
+        await operator.patch("/api/v1/webhooks/pager", json={"enabled": False})
+        event = {"id": "evt_1", "type": "key.out", "at": "now", "data": {}}
+        await service.runtime.webhooks.deliveries.put("pager", event)
+        (waiting,) = await _state(operator, "waiting")
+        await operator.delete("/api/v1/webhooks/pager")
+        await service.runtime.webhooks.deliveries.put("pager", {**event, "id": "evt_2"})
+
+        async def gone() -> bool:
+            left = await service.runtime.records.waiting(deliveries.QUEUE, limit=10)
+            return {one.name for one in left} == {"evt_1:pager"}
+
+        await wait_until(gone)
+    assert (waiting["attempts"], receiver.heard) == (0, [])
+
+
+async def test_tries_are_further_and_further_apart_up_to_an_hour() -> None:
+    delays = [deliveries.delay_after(attempts) for attempts in range(1, 40)]
+    assert 1 <= delays[0] <= 1.1
+    assert all(later > earlier for earlier, later in itertools.pairwise(delays[:6]))
+    assert all(3600 <= delay <= 3960 for delay in delays[6:])
+    assert sum(delays) > deliveries.GIVE_UP_SECONDS
 
 
 async def test_an_open_provider_and_books_that_disagree_are_told(

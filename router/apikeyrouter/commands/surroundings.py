@@ -173,6 +173,42 @@ def create_webhook(
     service.document(told, line=told.get("secret") or f"{name} exists already, as it was asked for")
 
 
+@command(webhooks, "show")
+def show_webhook(service: Service, name: Name) -> None:
+    """One webhook, and how its last delivery went."""
+    service.document(service.get("/webhooks" + path_of(name)))
+
+
+@command(webhooks, "update")
+def update_webhook(
+    service: Service,
+    name: Name,
+    target: Annotated[str | None, typer.Option("--target", help="The URL that events are sent to.")] = None,
+    event: Annotated[list[str] | None, typer.Option("--event", help="Which; again for more.")] = None,
+    enabled: Annotated[bool | None, typer.Option("--enable/--disable", help="Whether it is told.")] = None,
+) -> None:
+    """Change what is named; the rest stays."""
+    body = settings(url=target, events=event or None, enabled=enabled)
+    service.document(service.send("PATCH", "/webhooks" + path_of(name), body), line=f"changed {name}")
+
+
+@command(webhooks, "deliveries")
+def list_deliveries(
+    service: Service, name: Name, limit: Annotated[int, typer.Option("--limit", min=1, help="How many.")] = 50
+) -> None:
+    """What waits to be delivered, then what arrived or was given up."""
+    found = service.pages(f"/webhooks{path_of(name)}/deliveries", "deliveries", limit=limit)
+    columns = ("event_id", "type", "state", "attempts", "status", "error", "created_at", "next_at")
+    service.table(found, columns, name="deliveries")
+
+
+@command(webhooks, "repeat")
+def repeat_delivery(service: Service, name: Name, event_id: Id) -> None:
+    """Send an event that was delivered or given up once more."""
+    told = service.send("POST", f"/webhooks{path_of(name)}/deliveries{path_of(event_id)}/repeat")
+    service.document(told, line=f"sent {told['event_id']} again")
+
+
 @command(webhooks, "test")
 def test_webhook(service: Service, name: Name) -> None:
     """Send it a test event."""

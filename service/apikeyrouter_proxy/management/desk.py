@@ -25,12 +25,15 @@ from apikeyrouter_proxy.admin_keys import Operator, Role
 from apikeyrouter_proxy.runtime import Runtime
 
 __all__ = [
-    "AdminDesk", "Desk", "Input", "Made", "OperateDesk", "Page", "Paging", "ReadDesk", "Resource", "by_name", "page_of",
+    "AdminDesk", "Desk", "Input", "Made", "OperateDesk", "Page", "Paging", "ReadDesk", "Resource", "by_name",
+    "journal_page", "page_of",
 ]  # fmt: skip
 
 AUDIT, AUDIT_KEPT = "audit", 100_000
 """The journal of changes, and how many of them are kept."""
 PAGE_DEFAULT, PAGE_MAX = 100, 1000
+LOOKED_AT_MAX, BATCH = 20_000, 1000
+"""Entries of a journal that one question with a filter looks at, and how many at a time."""
 CURSOR_LENGTH_MAX = 512
 IDEMPOTENCY_SECONDS = 86_400
 IDEMPOTENCY_LENGTH_MAX = 200
@@ -114,6 +117,25 @@ def page_of(
     shown = rest[: paging.limit]
     more = len(rest) > len(shown)
     return {name: shown, "total": len(everything), "next_cursor": cursor_at(by(shown[-1])) if more else None}
+
+
+async def journal_page(
+    records: Records, journal: str, paging: Paging, wanted: Callable[[Shown], bool] | None = None
+) -> tuple[list[tuple[str, Shown]], str | None]:
+    """One page of a journal, newest first, of the entries that are wanted: with their ids, and the next cursor."""
+    before, looked_at = paging.after, 0
+    if before and not before.replace("-", "").isdigit():
+        raise Refused(400, "invalid_request", "cursor: is none that this service gave", param="cursor")
+    found: list[tuple[str, Shown]] = []
+    while len(found) <= paging.limit and looked_at < LOOKED_AT_MAX:
+        batch = await records.entries(journal, before=before, limit=paging.limit + 1 if wanted is None else BATCH)
+        found += [(id_, entry) for id_, entry in batch if wanted is None or wanted(entry)]
+        looked_at += len(batch)
+        if not batch:
+            break
+        before = batch[-1][0]
+    shown = found[: paging.limit]
+    return shown, cursor_at(shown[-1][0]) if len(found) > paging.limit else None
 
 
 def by_name(item: Shown) -> str:

@@ -2,22 +2,27 @@
 
 import base64
 import secrets
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Response
 from pydantic import Field, SecretStr
 
 from apikeyrouter.domain.models.client import ClientName
+from apikeyrouter.infrastructure.state_store.records import QUEUE_LENGTH_MAX
 from apikeyrouter_proxy.access import Refused
+from apikeyrouter_proxy.deliveries import JOURNAL, QUEUE
 from apikeyrouter_proxy.management.desk import (
     AdminDesk,
     Desk,
     Input,
     Made,
     Page,
+    Paging,
     ReadDesk,
     Resource,
     by_name,
+    journal_page,
     page_of,
 )
 from apikeyrouter_proxy.webhooks import EVENTS, SECRET_PREFIX, Webhook, WebhookEvent, secret_bytes
@@ -27,6 +32,7 @@ __all__ = ["routes"]
 routes = APIRouter()
 WEBHOOK = Resource(kind="webhook", counted=frozenset({"last_delivery"}))
 Name = Annotated[str, Path(min_length=1, max_length=64)]
+EventId = Annotated[str, Path(min_length=1, max_length=64)]
 Url = Annotated[str, Field(min_length=1, max_length=2048)]
 Events = Annotated[list[WebhookEvent], Field(min_length=1, max_length=len(EVENTS) + 1)]
 
@@ -106,6 +112,45 @@ async def test_webhook(desk: AdminDesk, name: Name) -> dict[str, Any]:
     return {"event_id": event_id}
 
 
+@routes.get("/webhooks/{name}/deliveries")
+async def list_deliveries(desk: ReadDesk, name: Name, page: Page) -> dict[str, Any]:
+    """What waits to be delivered (on the first page), then what has ended, newest first: delivered or given up."""
+    await _found(desk, name)
+    waiting = [] if page.after else await desk.records.waiting(QUEUE, limit=QUEUE_LENGTH_MAX)
+    found, cursor = await journal_page(desk.records, JOURNAL, page, lambda entry: bool(entry["webhook"] == name))
+    shown = [_delivery(one.job, "waiting", one.due_us / 1e6) for one in waiting if one.job["webhook"] == name]
+    shown += [_delivery(job, "delivered" if job["delivered"] else "given_up", None) for _, job in found]
+    return {"deliveries": shown, "next_cursor": cursor}
+
+
+@routes.post("/webhooks/{name}/deliveries/{event_id}/repeat")
+async def repeat_delivery(desk: AdminDesk, name: Name, event_id: EventId) -> dict[str, Any]:
+    """Send an event that was delivered or given up once more, under its old id."""
+    await _found(desk, name)
+    same = journal_page(
+        desk.records, JOURNAL, Paging(limit=1, cursor=None),
+        lambda entry: bool(entry["webhook"] == name and entry["event"]["id"] == event_id),
+    )  # fmt: skip
+    found, _ = await same
+    if not found:
+        raise Refused(404, "not_found", f"no delivery of {event_id!r} to {name!r} has ended")
+    await desk.runtime.webhooks.deliveries.put(name, found[0][1]["event"], again=f":{secrets.token_hex(4)}")
+    await desk.note("webhook", name, "repeated", {"event_id": event_id})
+    return {"event_id": event_id}
+
+
+def _delivery(job: dict[str, Any], state: str, next_at: float | None) -> dict[str, Any]:
+    return {
+        "event_id": job["event"]["id"], "type": job["event"]["type"], "state": state, "attempts": job["attempts"],
+        "status": job.get("status"), "error": job.get("error"), "created_at": _time(job["created_at"]),
+        "tried_at": _time(job.get("tried_at")), "next_at": _time(next_at),
+    }  # fmt: skip
+
+
+def _time(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
 @routes.delete("/webhooks/{name}", status_code=204, response_class=Response)
 async def delete_webhook(desk: AdminDesk, name: Name) -> Response:
     """Send it nothing any more."""
@@ -117,7 +162,7 @@ async def _shown(desk: Desk, name: str) -> dict[str, Any]:
 
 
 async def _with_status(desk: Desk, webhook: Webhook) -> dict[str, Any]:
-    return {**webhook.public(), "last_delivery": await desk.runtime.webhooks.status(webhook.name)}
+    return {**webhook.public(), "last_delivery": await desk.runtime.webhooks.deliveries.status(webhook.name)}
 
 
 async def _found(desk: Desk, name: str) -> Webhook:

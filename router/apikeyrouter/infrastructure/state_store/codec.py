@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from apikeyrouter.domain.models.edge import EdgeModel
+from apikeyrouter.domain.models.quota_state import TimeWindow
 from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError, StateStoreError
 
 DOCUMENT_BYTES_MAX = 262_144
@@ -63,3 +64,8 @@ def check_namespace(namespace: str) -> str:
     if not (plain.isascii() and plain.isalnum() and len(namespace) <= NAMESPACE_LENGTH_MAX):
         raise ConfigurationError("a namespace has 1 to 64 ASCII letters, digits, '-', '_', '.' or ':'")
     return namespace
+
+
+def quota_name(key_id: str, window: TimeWindow | None) -> str:
+    """What a key's quota state for a window is kept under."""
+    return f"{'minute' if window is None else window.value}:{key_id}"

@@ -2,7 +2,6 @@
 
 import time
 import uuid
-from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +23,7 @@ from apikeyrouter.infrastructure.state_store.codec import (
     decode_document,
     encode,
     encode_document,
+    quota_name,
 )
 from apikeyrouter.infrastructure.state_store.loop_clients import LoopClients
 from apikeyrouter.infrastructure.state_store.mongo_connection import (
@@ -33,6 +33,7 @@ from apikeyrouter.infrastructure.state_store.mongo_connection import (
     redacted_mongodb_url,
 )
 from apikeyrouter.infrastructure.state_store.mongo_watch import CHANGES_BYTES_MAX, watch_collection
+from apikeyrouter.infrastructure.state_store.noted import BATCH_MAX, Noted
 from apikeyrouter.infrastructure.state_store.redis_connection import check_redis_url
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ __all__ = ["MongoStateStore"]
 DATABASE_DEFAULT = NAMESPACE_DEFAULT = "apikeyrouter"
 CHANGE_ROUNDS_MAX = 32
 """Tries to change a key that others keep changing."""
-BATCH_MAX = 500
 NOTES_PER_CLEARING = 256
 """After how many notes of a process those that are over are cleared away."""
 _GONE = ""
@@ -79,7 +79,7 @@ class MongoStateStore(StateStore):
         self.namespace = check_namespace(namespace)
         self.caps = Caps(max_decisions, max_transitions)
         self._clients = LoopClients(lambda: open_mongo_client(mongodb_url), lambda client: client.close())
-        self._noted: deque[Facts] = deque()
+        self._noted = Noted[Facts](self.caps, self._save_facts)
         self._tells = False
         self._notes = 0
 
@@ -166,12 +166,12 @@ class MongoStateStore(StateStore):
         """Save a key's quota state for its window."""
         document = {"key_id": state.key_id, "e": encode(state)}
         with self._errors():
-            name = _quota_id(state.key_id, state.time_window)
+            name = quota_name(state.key_id, state.time_window)
             await self._at("quota").update_one({"_id": name}, {"$set": document}, upsert=True)
 
     async def get_quota_state(self, key_id: str, time_window: TimeWindow | None = None) -> QuotaState | None:
         """A key's quota state: of that window, else the one with the newest `updated_at`."""
-        wanted = {"key_id": key_id} if time_window is None else {"_id": _quota_id(key_id, time_window)}
+        wanted = {"key_id": key_id} if time_window is None else {"_id": quota_name(key_id, time_window)}
         found = await self._entities("quota", QuotaState, wanted)
         return max(found, key=lambda state: state.updated_at, default=None)
 
@@ -186,11 +186,12 @@ class MongoStateStore(StateStore):
             with self._errors():
                 await self._append("decisions", batch, self.caps.decisions)
 
+    async def _save_facts(self, noted: list[Facts]) -> None:
+        await self.save_routing_decisions([decision_of(facts) for facts in noted])
+
     def note_facts(self, facts: Facts) -> bool:
         """Take the facts of a decision, to be written by the next `flush`; of many, the newest `max_decisions`."""
-        self._noted.append(facts)
-        if len(self._noted) > self.caps.decisions:
-            self._noted.popleft()
+        self._noted.add(facts)
         return True
 
     def abandon(self) -> None:
@@ -199,13 +200,7 @@ class MongoStateStore(StateStore):
 
     async def flush(self) -> None:
         """Write the decisions that were noted."""
-        while self._noted:
-            batch = [self._noted.popleft() for _ in range(min(len(self._noted), BATCH_MAX))]
-            try:
-                await self.save_routing_decisions([decision_of(facts) for facts in batch])
-            except BaseException:
-                self._noted.extendleft(reversed(batch))
-                raise
+        await self._noted.flush()
 
     async def save_state_transition(self, transition: StateTransition) -> None:
         """Append a transition; the oldest beyond `max_transitions` go."""
@@ -385,10 +380,6 @@ class MongoStateStore(StateStore):
         with self._errors():
             found = await self._at(name).find(wanted).sort("_id").to_list()
         return [decode(model, each["e"], where=f"{name} {each['_id']}") for each in found]
-
-
-def _quota_id(key_id: str, window: TimeWindow | None) -> str:
-    return f"{'minute' if window is None else window.value}:{key_id}"
 
 
 def _document_id(kind: str, document_id: str) -> str:

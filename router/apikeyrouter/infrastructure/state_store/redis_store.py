@@ -1,6 +1,5 @@
 """Entities in Redis or Valkey, shared by every process of a namespace. The keys are described in docs/redis-keys.md."""
 
-from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -24,7 +23,9 @@ from apikeyrouter.infrastructure.state_store.codec import (
     decode_document,
     encode,
     encode_document,
+    quota_name,
 )
+from apikeyrouter.infrastructure.state_store.noted import BATCH_MAX, Noted
 from apikeyrouter.infrastructure.state_store.redis_connection import (
     RedisClients,
     check_redis_url,
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["RedisStateStore"]
 
 NAMESPACE_DEFAULT = "apikeyrouter"
-DECISIONS_PER_BATCH_MAX = 128
-"""So few that requests under way do not feel a batch being packed."""
 CHANGE_ROUNDS_MAX = 32
 """Tries to change a key that others keep changing."""
 _FIELD, _FACTS = "e", "f"
@@ -87,7 +86,7 @@ class RedisStateStore(StateStore):
         self.caps = Caps(max_decisions, max_transitions)
         self._prefix = f"{namespace}:e:{{e}}:"
         self._clients = RedisClients(lambda: open_client(redis_url))
-        self._noted: deque[bytes] = deque()
+        self._noted = Noted[bytes](self.caps, self._add_decisions)
 
     async def save_key(self, key: APIKey) -> None:
         """Save or update a key, and tell the other processes."""
@@ -133,14 +132,14 @@ class RedisStateStore(StateStore):
 
     async def save_quota_state(self, state: QuotaState) -> None:
         """Save a key's quota state for its window."""
-        field = _quota_field(state.key_id, state.time_window)
+        field = quota_name(state.key_id, state.time_window)
         with self._errors():
             await self._redis.hset(self._at("quota"), field, encode(state))
 
     async def get_quota_state(self, key_id: str, time_window: TimeWindow | None = None) -> QuotaState | None:
         """A key's quota state: of that window, else the one with the newest `updated_at`."""
         if time_window is not None:
-            return await self._get("quota", _quota_field(key_id, time_window), QuotaState)
+            return await self._get("quota", quota_name(key_id, time_window), QuotaState)
         found = await self._get_many("quota", _quota_fields(key_id), QuotaState)
         return max(found, key=lambda state: state.updated_at, default=None)
 
@@ -149,16 +148,14 @@ class RedisStateStore(StateStore):
         await self._add_decisions([_FIELD + encode(decision)])
 
     async def save_routing_decisions(self, decisions: list[RoutingDecision]) -> None:
-        """Append many, DECISIONS_PER_BATCH_MAX to a round trip."""
-        for start in range(0, len(decisions), DECISIONS_PER_BATCH_MAX):
-            batch = decisions[start : start + DECISIONS_PER_BATCH_MAX]
+        """Append many, BATCH_MAX to a round trip."""
+        for start in range(0, len(decisions), BATCH_MAX):
+            batch = decisions[start : start + BATCH_MAX]
             await self._add_decisions([_FIELD + encode(decision) for decision in batch])
 
     def note_facts(self, facts: Facts) -> bool:
         """Take the facts of a decision, to be written by the next `flush`; of many, the newest `max_decisions`."""
-        self._noted.append(_FACTS.encode() + _write_facts(facts))
-        if len(self._noted) > self.caps.decisions:
-            self._noted.popleft()
+        self._noted.add(_FACTS.encode() + _write_facts(facts))
         return True
 
     def abandon(self) -> None:
@@ -166,14 +163,8 @@ class RedisStateStore(StateStore):
         self._noted.clear()
 
     async def flush(self) -> None:
-        """Write the decisions that were noted, DECISIONS_PER_BATCH_MAX to a round trip."""
-        while self._noted:
-            batch = [self._noted.popleft() for _ in range(min(len(self._noted), DECISIONS_PER_BATCH_MAX))]
-            try:
-                await self._add_decisions(batch)
-            except BaseException:
-                self._noted.extendleft(reversed(batch))
-                raise
+        """Write the decisions that were noted."""
+        await self._noted.flush()
 
     async def save_state_transition(self, transition: StateTransition) -> None:
         """Append a transition; the oldest beyond `max_transitions` go."""
@@ -315,7 +306,7 @@ class RedisStateStore(StateStore):
                 pipe.xtrim(self._at(name), maxlen=kept, approximate=False)
                 await pipe.execute()
 
-    async def _add_decisions(self, texts: Sequence[str | bytes]) -> None:
+    async def _add_decisions(self, texts: Sequence[str] | Sequence[bytes]) -> None:
         """Add to the list of decisions: one command however many, for there is one for every request."""
         if not texts:
             return
@@ -376,8 +367,4 @@ def _read_facts(text: str, *, where: str) -> Facts:
 
 
 def _quota_fields(key_id: str) -> list[str]:
-    return [_quota_field(key_id, window) for window in (*TimeWindow, None)]
-
-
-def _quota_field(key_id: str, window: TimeWindow | None) -> str:
-    return f"{'minute' if window is None else window.value}:{key_id}"
+    return [quota_name(key_id, window) for window in (*TimeWindow, None)]
