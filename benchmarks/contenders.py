@@ -84,7 +84,7 @@ class Routed:
         )  # fmt: skip
         pool = self._catalogue.pool(MODEL, None, "openai")
         skip: list[Option] = [option for option in pool.options if option.key.id in tried]
-        found = await self._admissions.admit(call, pool, parsed_for(call), plan=self._plan, skip=skip, any_version=True)
+        found = await self._admissions.admit(call, pool, parsed_for(call), plan=self._plan, skip=skip, version=0)
         if not isinstance(found, Admitted):
             return Denied()
         name = found.option.key.id

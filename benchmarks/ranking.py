@@ -84,7 +84,7 @@ class _Scene:
                 request_id="req", operation="chat", model=MODEL, stream=False, started=0.0, dialect="openai",
                 parsed=self.parsed,
             )  # fmt: skip
-            found = await self.admissions.admit(call, self.pool, parsed_for(call), plan=plan, skip=(), any_version=True)
+            found = await self.admissions.admit(call, self.pool, parsed_for(call), plan=plan, skip=(), version=0)
             if not isinstance(found, Admitted):
                 raise ProofError(f"{self.count} keys: a request was not admitted")
 

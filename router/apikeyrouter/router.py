@@ -32,7 +32,7 @@ from apikeyrouter.domain.models.system_error import (
 )
 from apikeyrouter.domain.models.system_response import StreamChunk, SystemResponse
 from apikeyrouter.infrastructure.observability.events import REQUEST_ID
-from apikeyrouter.serving.admission import Admitted, ParsedFor, Refused
+from apikeyrouter.serving.admission import ANY_VERSION, Admitted, ParsedFor, Refused
 from apikeyrouter.serving.answers import deltas_of, last_chunk, outcome_of, pieces_of, provider_error, response_of
 from apikeyrouter.serving.bookkeeping import Release
 from apikeyrouter.serving.endings import Attempt
@@ -158,6 +158,7 @@ class ApiKeyRouter(RouterWaysIn):
         started = time.perf_counter()
         rules: Constraints | None = None
         for rounds in range(STALE_ROUNDS_MAX + 1):
+            version = self._admissions.config_version if rounds < STALE_ROUNDS_MAX else ANY_VERSION
             if self.policy_engine.active or call.policy is not None:
                 rules = self._policing.rules(call, relaxed=relaxed)
             pool = self.catalogue.pool_of(call, rules)
@@ -172,8 +173,7 @@ class ApiKeyRouter(RouterWaysIn):
                 await ask_costs(call, pool)
             try:
                 admitted = await self._admissions.admit(
-                    call, pool, parsed, plan=self._plan(call, rules, facts), skip=skip,
-                    any_version=rounds == STALE_ROUNDS_MAX,
+                    call, pool, parsed, plan=self._plan(call, rules, facts), skip=skip, version=version,
                 )  # fmt: skip
             except StaleConfigError:
                 await self._refresh()

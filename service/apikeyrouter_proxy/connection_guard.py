@@ -109,8 +109,8 @@ class GuardedProtocol(ServiceProtocol):
                 % (message.encode(), reason.encode())
             )  # fmt: skip
             self.transport.write(
-                b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-                % (status, phrase.encode(), len(body), body)
+                b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\nx-content-type-options: nosniff\r\n"
+                b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (status, phrase.encode(), len(body), body)
             )
         self.transport.close()
 

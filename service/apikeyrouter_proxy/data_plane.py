@@ -38,6 +38,7 @@ from apikeyrouter.router import ApiKeyRouter
 from apikeyrouter_proxy.access_log import AccessLog
 from apikeyrouter_proxy.client_limits import ClientLimits, Header
 from apikeyrouter_proxy.clients import Clients
+from apikeyrouter_proxy.edge import HSTS, NOSNIFF
 from apikeyrouter_proxy.http_protocol import Exchanging, exchanging
 from apikeyrouter_proxy.metrics import Metrics
 from apikeyrouter_proxy.open_requests import OpenRequest, OpenRequests
@@ -62,7 +63,14 @@ class DataPlane:
     """
 
     def __init__(
-        self, router: ApiKeyRouter, clients: Clients, metrics: Metrics, access_log: AccessLog, *, body_bytes_max: int
+        self,
+        router: ApiKeyRouter,
+        clients: Clients,
+        metrics: Metrics,
+        access_log: AccessLog,
+        *,
+        body_bytes_max: int,
+        hsts: bool = False,
     ) -> None:
         self.clients = clients
         self.translate = False
@@ -73,6 +81,7 @@ class DataPlane:
         self._metrics = metrics
         self._access_log = access_log
         self._body_bytes_max = body_bytes_max
+        self._secure: Sequence[Header] = (NOSNIFF, HSTS) if hsts else (NOSNIFF,)
 
     async def serve(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -84,7 +93,7 @@ class DataPlane:
         exchange: Exchange | None = None
         caller: Caller | None = None
         call: Call | None = None
-        told: Sequence[Header] = ()
+        told = self._secure
         short = exchanging(scope)
         try:
             caller = self.clients.identify(headers, scope)
@@ -109,7 +118,7 @@ class DataPlane:
                 widen(call, self._router.catalogue)
             opened = self.open.enter(receive, started)
             if caller.lanes:
-                told = await self.client_limits.headers(caller)
+                told = (*told, *await self.client_limits.headers(caller))
             exchange = await self._router.serve(call)
             if call.intent is not None:
                 exchange = in_own_dialect(exchange, call)
@@ -144,7 +153,8 @@ class DataPlane:
 
     async def _list(self, route: Route, caller: Caller, request_id: str, send: Send) -> None:
         body = list_body(self._models_for(caller), route.wire.dialect, route.name)
-        head = [_JSON, (b"content-length", b"%d" % len(body)), *identity_headers(request_id, route.wire.dialect)]
+        identity = identity_headers(request_id, route.wire.dialect)
+        head = [_JSON, (b"content-length", b"%d" % len(body)), *identity, *self._secure]
         await _send(send, 200, head, body)
 
     def _models_for(self, caller: Caller) -> list[tuple[str, tuple[str, ...]]]:
@@ -177,8 +187,7 @@ class DataPlane:
         chunks = exchange.chunks
         assert chunks is not None
         head = stream_headers(exchange, dialect=wire.dialect)
-        if told:
-            head += told
+        head += told
         try:
             if short is not None and isinstance(chunks, PouredChunks) and short.begin_now(exchange.status, head):
                 await chunks.pour(short.write_now, short.drained)
@@ -215,7 +224,7 @@ class DataPlane:
         )
         self._metrics.denied(problem.code)
         if exchange is None:
-            await self._send_problem(problem, route, request_id, send)
+            await self._send_problem(problem, route, request_id, send, self._secure)
         else:
             event = route.wire.error_event(
                 request_id=request_id, operation=route.operation, **problems.event_arguments(problem)
@@ -223,7 +232,7 @@ class DataPlane:
             await send({"type": "http.response.body", "body": event, "more_body": False})
 
     async def _send_problem(
-        self, problem: Problem, route: Route, request_id: str, send: Send, told: Sequence[Header] = ()
+        self, problem: Problem, route: Route, request_id: str, send: Send, told: Sequence[Header]
     ) -> None:
         body = problems.problem_body(problem, route.wire, request_id)
         head = [
@@ -284,8 +293,7 @@ async def _send_whole(
     if exchange.content_type.startswith("application/json"):
         body = splice_metadata(body, metadata_member(exchange.facts))
     headers = whole_headers(exchange, len(body), dialect=dialect)
-    if told:
-        headers += told
+    headers += told
     if short is None or not short.send_now(exchange.status, headers, body):
         await _send(send, exchange.status, headers, body)
 

@@ -1,4 +1,7 @@
-"""The rim of management and operations: security headers, a bound on bodies, errors that repeat no input."""
+"""The rim of management and operations: security headers, a bound on bodies, errors that repeat no input.
+
+The data plane builds its own answers, and takes its two security headers from here.
+"""
 
 from collections.abc import MutableMapping
 from typing import Any
@@ -21,18 +24,25 @@ from apikeyrouter.domain.models.system_error import (
     StateStoreError,
 )
 
-__all__ = ["Edge", "add_error_handlers", "error_answer"]
+__all__ = ["HSTS", "NOSNIFF", "Edge", "add_error_handlers", "error_answer"]
 
 BODY_BYTES_MAX = 2**20
 IMPORT, IMPORT_BYTES_MAX = "/api/v1/import", 64 * 2**20
 """A backup may be larger than anything else."""
-_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cross-origin-resource-policy": "same-origin",
-}
-_HSTS = "max-age=31536000; includeSubDomains"
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+HSTS = (b"strict-transport-security", b"max-age=31536000; includeSubDomains")
+"""The two that matter to programs: they go out with the data plane's answers, too."""
+_HEADERS = (
+    NOSNIFF,
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+_SEALED = (
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+)
+_PAGES = ("/docs", "/redoc", "/openapi.json")
 _STATUSES: tuple[tuple[type[ApiKeyRouterError], int, str], ...] = (
     (KeyRegistrationError, 400, "key_refused"),
     (EncryptionError, 409, "no_encryption_key"),
@@ -132,10 +142,5 @@ def _wants_hsts(scope: Scope) -> bool:
 
 
 def _dress(headers: MutableHeaders, path: str, *, hsts: bool) -> None:
-    for name, value in _HEADERS.items():
-        headers.setdefault(name, value)
-    if not path.startswith(("/docs", "/redoc", "/openapi.json")):
-        headers.setdefault("content-security-policy", "default-src 'none'; frame-ancestors 'none'")
-        headers.setdefault("cache-control", "no-store")
-    if hsts:
-        headers.setdefault("strict-transport-security", _HSTS)
+    for name, value in (*_HEADERS, *(() if path.startswith(_PAGES) else _SEALED), *((HSTS,) if hsts else ())):
+        headers.setdefault(name.decode(), value.decode())

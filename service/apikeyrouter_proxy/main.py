@@ -57,7 +57,7 @@ class Service(FastAPI):
             if route is None and path.startswith(PREFIXES):
                 route = find_route(path, scope["query_string"], dict(scope["headers"]), scope["method"])
             if runtime.options.management_port and not _is_asked_at_its_port(scope, path, route, runtime):
-                await error_answer(404, "unknown_url", "no such path on this port")(scope, receive, send)
+                await _NOT_ON_THIS_PORT(scope, receive, send)
                 return
             if route is not None:
                 await runtime.serve(route, scope, receive, send)
@@ -95,6 +95,9 @@ class Service(FastAPI):
         if not self.openapi_schema:
             self.openapi_schema = with_data_plane(super().openapi())
         return self.openapi_schema
+
+
+_NOT_ON_THIS_PORT = Edge(error_answer(404, "unknown_url", "no such path on this port"))
 
 
 def create_app(environ: Mapping[str, str] | None = None) -> Service:

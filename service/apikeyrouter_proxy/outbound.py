@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["Outbound", "is_public"]
 
 URL_LENGTH_MAX = 2048
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+"""A gateway of the network makes IPv4 addresses of these (RFC 6052)."""
 REMEDY = "PROXY_PRIVATE_URLS=true allows it"
 
 
@@ -24,6 +26,8 @@ def is_public(host: str) -> bool:
     except ValueError:
         return False
     found = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
+    if address in _NAT64:
+        found = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return bool(found.is_global and not found.is_multicast and not found.is_reserved)
 
 

@@ -1,5 +1,6 @@
 """The connections of `Outbound`, by aiohttp: what is connected to is what was checked."""
 
+import errno
 import socket
 from collections.abc import Mapping
 
@@ -26,7 +27,7 @@ class _PublicOnly(AbstractResolver):
         """The public addresses of a name. Raises OSError when one of them is not public."""
         found = await self._inner.resolve(host, port, family)
         if not found or not all(is_public(one["host"]) for one in found):
-            raise OSError(f"{host} stands for a private address; {REMEDY}")
+            raise OSError(errno.EACCES, f"{host} stands for a private address; {REMEDY}")
         return found
 
     async def close(self) -> None:

@@ -13,6 +13,7 @@ from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError
 from apikeyrouter.infrastructure.cancellation import end_task
 from apikeyrouter.infrastructure.config.compiled import CompiledConfig
+from apikeyrouter.serving.changing import digest_of
 
 __all__ = ["KIND", "Reloads"]
 
@@ -21,16 +22,16 @@ LATEST = "latest"
 LOOK_SECONDS = 1.0
 """How often the files that secrets come from are looked at."""
 _log = structlog.get_logger("apikeyrouter")
-Read = Callable[[], Awaitable[tuple[CompiledConfig, str | None]]]
-"""Read the file and take it over: what it means, and where it is (None: there is none)."""
+Read = Callable[[], Awaitable[CompiledConfig]]
+Take = Callable[[CompiledConfig], Awaitable[None]]
 
 
 class Reloads:
     """One worker's part. What a worker took over it announces; the others read their file again, unless theirs is the
     same already."""
 
-    def __init__(self, store: StateStore, read: Read) -> None:
-        self._store, self._read = store, read
+    def __init__(self, store: StateStore, path: str | None, *, read: Read, take: Take) -> None:
+        self._store, self._path, self._read, self._take_over = store, path, read, take
         self._turn = asyncio.Lock()
         self._digest = ""
         self._announced = ""
@@ -38,11 +39,11 @@ class Reloads:
         self._seen: dict[Path, tuple[int, int]] = {}
         self._task: asyncio.Task[None] | None = None
 
-    def took(self, compiled: CompiledConfig, path: str | None) -> None:
+    def took(self, compiled: CompiledConfig) -> None:
         """That file is in force here."""
         self._files = compiled.files
         self._seen = _marks(self._files)
-        self._digest = _digest_of(path, compiled.files)
+        self._digest = _digest_of(self._path, compiled.files)
 
     async def reload(self) -> CompiledConfig:
         """Take the file over here, then tell the others. Errors: ConfigurationError; then nothing changed anywhere."""
@@ -65,6 +66,17 @@ class Reloads:
             if self._digest != told.get("digest"):
                 _log.warning("configuration.differs", reason="another worker has another configuration file")
 
+    async def follow_file(self, digest: str) -> None:
+        """Another file is in force than the one that was read here: the file as it is now, if it is that one."""
+        async with self._turn:
+            try:
+                compiled = await self._read()
+                if digest_of(compiled) == digest:
+                    await self._take_over(compiled)
+                    self.took(compiled)
+            except ApiKeyRouterError as exc:  # whoever asks for this file is told; requests go on
+                _log.error("configuration.refused", error=str(exc))
+
     def start(self) -> None:
         """Begin to look at the files that secrets come from."""
         self._task = asyncio.get_running_loop().create_task(self._look(), name="apikeyrouter.secret_files")
@@ -83,8 +95,9 @@ class Reloads:
                     await self._quietly()
 
     async def _take(self) -> CompiledConfig:
-        compiled, path = await self._read()
-        self.took(compiled, path)
+        compiled = await self._read()
+        await self._take_over(compiled)
+        self.took(compiled)
         return compiled
 
     async def _quietly(self) -> None:

@@ -79,8 +79,9 @@ class Runtime:
         self._metrics = Metrics()
         self._access_log = AccessLog(options.access_log_file, enabled=options.access_log, peers=options.access_log_peer)
         self.plane = DataPlane(
-            router, Clients(), self._metrics, self._access_log, body_bytes_max=options.body_bytes_max
-        )
+            router, Clients(), self._metrics, self._access_log, body_bytes_max=options.body_bytes_max,
+            hsts=settings.enable_hsts,
+        )  # fmt: skip
         self.arrivals = open_arrivals(options)
         self.tracing = open_tracing(environ, router)
         self.serve: Serve = self.plane.serve if self.tracing is None else self.tracing.around(self.plane.serve)
@@ -99,7 +100,7 @@ class Runtime:
         self.webhooks = Webhooks(
             router, router.state_store, self.records, router.vault, Outbound(private=options.private_urls)
         )
-        self._reloads = Reloads(router.state_store, self._read_again)
+        self._reloads = Reloads(router.state_store, settings.config, read=self._read_again, take=self._take_over)
         self._follower = Follower(
             router.state_store,
             {
@@ -147,7 +148,8 @@ class Runtime:
         await self.router.start()
         self.router.on_clients_changed.append(self._index_clients)
         await self._take_over(compiled)
-        self._reloads.took(compiled, self.settings.config)
+        self._reloads.took(compiled)
+        self.router.follow_file = self._reloads.follow_file
         await self._register_found_keys({(key.provider_id, key.material) for key in compiled.keys})
         self.router.on_finished += [self.plane.finished, self.usage.add]
         self.usage.start()
@@ -190,10 +192,8 @@ class Runtime:
         """
         return await self._reloads.reload()
 
-    async def _read_again(self) -> tuple[CompiledConfig, str | None]:
-        compiled = await asyncio.to_thread(_compiled, self.settings, self._environ)
-        await self._take_over(compiled)
-        return compiled, self.settings.config
+    async def _read_again(self) -> CompiledConfig:
+        return await asyncio.to_thread(_compiled, self.settings, self._environ)
 
     async def reload_quietly(self) -> None:
         """As `reload`, for a signal: what is wrong goes to the log."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import httpx
 import pytest
@@ -33,12 +34,14 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @contextlib.contextmanager
 def worker(
-    tmp_path_factory: pytest.TempPathFactory, more: Mapping[str, str] | None = None
+    tmp_path_factory: pytest.TempPathFactory,
+    more: Mapping[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """A worker that answers at the URL; no supervisor."""
     folder, port = tmp_path_factory.mktemp("guard"), free_port()
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump({"keys": []}))
+    path.write_text(yaml.safe_dump(dict(config or {"keys": []})))
     with running() as server:
         environ = environ_for(server.url, path, folder / "access.log") | LIMITS | dict(more or {})
         command = [sys.executable, "-m", "apikeyrouter_proxy.worker_process", "--app", "apikeyrouter_proxy.main:app"]

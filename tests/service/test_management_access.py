@@ -1,6 +1,7 @@
 """Who may manage what: every route and method there is, tried without a key, with a wrong one, and with each role."""
 
 import asyncio
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,6 +55,18 @@ async def test_every_route_of_the_management_plane_is_described_and_asks_for_a_k
     assert not asking & others
 
 
+async def test_no_address_but_a_webhooks_can_be_named_through_management() -> None:
+    """Where a request goes is said by the file, the environment and code; a webhook's address is guarded."""
+    schemas = create_app({}).openapi()["components"]["schemas"]
+    named = {
+        (schema, name)
+        for schema, described in schemas.items()
+        for name in described.get("properties", ())
+        if {"url", "uri", "host", "endpoint", "address", "port", "proxy"} & set(re.split(r"[_\W]", name.lower()))
+    }
+    assert named == {("NewWebhook", "url"), ("WebhookUpdate", "url")}
+
+
 def _leaves(router: Any) -> Iterator[APIRoute]:
     for route in router.routes:
         if isinstance(route, APIRoute):
@@ -62,7 +75,7 @@ def _leaves(router: Any) -> Iterator[APIRoute]:
             yield from _leaves(route.original_router)
 
 
-def _filled(path: str) -> str:
+def filled(path: str) -> str:
     for name in ("key_id", "name", "budget_id", "policy_id", "request_id", "provider_id", "lane_id", "event_id"):
         path = path.replace(f"{{{name}}}", "nothing").replace(f"{{{name}:path}}", "nothing")
     return path.replace("{reservation_id}", "00")
@@ -70,7 +83,7 @@ def _filled(path: str) -> str:
 
 async def _try(client: httpx.AsyncClient, method: str, path: str, key: str | None) -> httpx.Response:
     headers = {} if key is None else {"X-API-Key": key}
-    return await client.request(method, _filled(path), headers=headers)
+    return await client.request(method, filled(path), headers=headers)
 
 
 async def test_no_route_opens_without_the_right_key(service: Running) -> None:
@@ -86,7 +99,7 @@ async def test_no_route_opens_without_the_right_key(service: Running) -> None:
             assert [answer.status_code for answer in answers] == [401, 401, 401], (method, path)
             assert {answer.json()["error"]["code"] for answer in answers} == {"unauthorized"}
             bearer = {"Authorization": f"Bearer {MANAGEMENT_KEY}"}
-            assert (await client.request(method, _filled(path), headers=bearer)).status_code == 401, (method, path)
+            assert (await client.request(method, filled(path), headers=bearer)).status_code == 401, (method, path)
 
 
 async def _key_of(client: httpx.AsyncClient, role: str) -> str:

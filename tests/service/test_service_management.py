@@ -127,15 +127,29 @@ async def test_without_a_master_key_nothing_is_registered_on_a_foreign_server(
     assert "ENCRYPTION_KEY" in answer.json()["error"]["message"]
 
 
-async def test_management_answers_carry_security_headers(service_valkey: Server, config: dict[str, Any]) -> None:
-    hsts = {"ENABLE_HSTS": "true"}
-    async with running_service(service_valkey.url, config, environ=hsts) as service, service.operator() as client:
-        answer = await client.get("/api/v1/keys")
-        docs = await client.get("/docs")
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["cache-control"] == "no-store"
-    assert answer.headers["strict-transport-security"].startswith("max-age=")
-    assert docs.status_code == 200
+@pytest.mark.parametrize("hsts", ["true", "false"])
+async def test_every_answer_of_both_planes_carries_security_headers_and_none_for_other_origins(
+    service_valkey: Server, config: dict[str, Any], hsts: str
+) -> None:
+    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
+    origin = {"origin": "http://localhost:3000", "access-control-request-method": "POST"}
+    asked: list[tuple[str, str, dict[str, Any]]] = [
+        ("GET", "/api/v1/keys", {}), ("GET", "/docs", {}), ("GET", "/nowhere", {}), ("GET", "/health/live", {}),
+        ("GET", "/metrics", {}), ("POST", "/v1/chat/completions", {"json": body}), ("GET", "/v1/models", {}),
+        ("POST", "/v1/chat/completions", {"json": {**body, "stream": True}}), ("GET", "/v1/nowhere", {}),
+        ("POST", "/v1/chat/completions", {"content": b"{"}), ("GET", "/v1/messages", {}),
+        ("OPTIONS", "/v1/chat/completions", {}), ("OPTIONS", "/api/v1/keys", {}),
+    ]  # fmt: skip
+    environ = {"ENABLE_HSTS": hsts}
+    async with running_service(service_valkey.url, config, environ=environ) as service, service.operator() as client:
+        answers = [await client.request(method, path, headers=origin, **more) for method, path, more in asked]
+        inside = [path.startswith(("/api", "/health", "/metrics")) for _, path, _ in asked]
+    assert {answer.status_code for answer in answers} == {200, 400, 404, 405}
+    for answer, sealed in zip(answers, inside, strict=True):
+        assert answer.headers["x-content-type-options"] == "nosniff", answer.url
+        assert ("strict-transport-security" in answer.headers) is (hsts == "true"), answer.url
+        assert not [name for name in answer.headers if name.startswith("access-control-")], answer.url
+        assert not sealed or answer.headers["cache-control"] == "no-store"
 
 
 async def test_the_description_has_both_planes(service: Running) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import itertools
 import json
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -282,6 +283,7 @@ async def test_an_open_provider_and_books_that_disagree_are_told(
         "http://192.168.1.1:8080/", "http://[::ffff:10.0.0.1]/", "http://0.0.0.0/", "http://2130706433/", "http://0x7f.1/",
         "http://127.1/", "ftp://example.com/", "http://user:secret@example.com/", "https://", "file:///etc/passwd", "x",
         "http://[fd00::1]/", "http://100.64.0.1/", "http://224.0.0.1/", "http://a.localhost/",
+        "http://[64:ff9b::7f00:1]/", "http://[2002:7f00:1::]/", "http://[fe80::1%25eth0]/", "http://[::]/",
     ],
 )  # fmt: skip
 async def test_a_private_address_is_refused(service: Running, url: str) -> None:
@@ -307,6 +309,38 @@ async def test_a_name_that_stands_for_a_private_address_is_not_called(receiver: 
     assert (refused, "private" in why) == (0, True)
     assert named == 204
     assert len(receiver.heard) == 1
+
+
+async def test_what_a_name_stands_for_is_looked_up_once_for_the_check_and_the_connection(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name service that says something else each time it is asked (DNS rebinding) gains nothing."""
+    port = int(receiver.url.split(":")[2].split("/")[0])
+    told = [["93.184.216.34", "127.0.0.1"], ["127.0.0.1"], ["64:ff9b::7f00:1"]]
+    looked_up: list[str] = []
+    real = socket.getaddrinfo
+
+    def name_service(host: str, *rest: Any, **more: Any) -> Any:
+        if host != "rebinding.example":
+            return real(host, *rest, **more)
+        looked_up.append(host)
+        addresses = told[len(looked_up) - 1]
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", (one, port, 0, 0))
+            if ":" in one
+            else (socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, port))
+            for one in addresses
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", name_service)
+    guarded = Outbound(private=False)
+    try:
+        answers = [await guarded.post(f"http://rebinding.example:{port}/hook", b"{}", {}) for _ in told]
+    finally:
+        await guarded.close()
+    assert [(status, "private" in why) for status, why in answers] == [(0, True)] * len(told)
+    assert len(looked_up) == len(told)
+    assert receiver.heard == []
 
 
 def _refused(url: str) -> bool:

@@ -167,6 +167,24 @@ def test_a_token_that_can_be_guessed_is_a_warning_that_does_not_show_it() -> Non
     assert "hush" not in warning
 
 
+@pytest.mark.parametrize(
+    ("base_url", "doubt"),
+    [
+        ("http://169.254.169.254/v1", "credentials"), ("https://169.254.1.1/v1", "credentials"),
+        ("http://[fe80::1]/v1", "credentials"), ("https://[fd00:ec2::254]/", "credentials"),
+        ("http://10.0.0.7:8000/v1", "unencrypted"), ("http://api.example.com", "unencrypted"),
+        ("https://10.0.0.7/v1", ""), ("https://api.example.com", ""), ("http://127.0.0.1:9901/v1", ""),
+        ("http://localhost:11434/v1", ""), ("http://[::1]:8000/v1", ""),
+    ],
+)  # fmt: skip
+def test_a_doubtful_address_of_a_provider_is_taken_with_a_warning(base_url: str, doubt: str) -> None:
+    told = compiled(f"providers: {{p: {{adapter: openai, base_url: '{base_url}'}}}}")
+    assert told.providers["p"].base_url == base_url.rstrip("/")
+    assert [line.startswith("providers.p.base_url: ") and doubt in line for line in told.warnings] == [True] * bool(
+        doubt
+    )
+
+
 ONE_KEY = "keys: [{id: k1, provider: openai, key: sk-1, quota_group: g}]\n"
 
 

@@ -29,12 +29,13 @@ from apikeyrouter.domain.models.ranking import Ranking, Standing
 from apikeyrouter.serving.offers import FREE_OPERATIONS, Offers, ParsedFor
 from apikeyrouter.serving.sticking import Session, Sticking, join, put_first
 
-__all__ = ["FREE_OPERATIONS", "Admissions", "Admitted", "ParsedFor", "Refused", "new_rid"]
+__all__ = ["ANY_VERSION", "FREE_OPERATIONS", "Admissions", "Admitted", "ParsedFor", "Refused", "new_rid"]
 
 CANDIDATES = 8
 """K: options offered to the first reserve of an attempt."""
 ROUNDS_MAX = 200
 """Further rounds of CANDIDATES_MAX options before a denial is final; more keys than that are not looked at."""
+ANY_VERSION = 0
 LOSSES_TOLD_MAX = 64
 """Candidates of earlier rounds that a decision tells of."""
 
@@ -109,19 +110,18 @@ class Admissions:
         *,
         plan: Plan,
         skip: Collection[Option],
-        any_version: bool,
+        version: int,
         turn: int | None = None,
     ) -> Admitted | Refused:
         """Hold the best option with room in every lane and every budget, or find that there is none.
 
-        `turn`: whose it is among equals; None: the next one's.
+        `version`: of the configuration that the pool is of, `config_version` before it was asked for; ANY_VERSION:
+        whichever is in force. `turn`: whose it is among equals; None: the next one's.
 
         Raises:
-            StaleConfigError: another process changed limits or budgets; take them over and decide again. Not with
-                `any_version`.
+            StaleConfigError: another process changed limits or budgets; take them over and decide again.
             InvalidRequestError: the request cannot be put into an option's dialect.
         """
-        version = 0 if any_version else self.config_version
         shared = self._catalogue.shared_scopes(call.team, call.client, pool.constraints)
         offers = Offers(
             self._estimator, call, parsed_for, hard=shared.hard, cost_max_nanousd=plan.cost_max_nanousd,

@@ -5,7 +5,7 @@ The lowest layer of `ApiKeyRouter`; `life.py` is the next.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from apikeyrouter.domain.components.catalogue import Catalogue
@@ -81,6 +81,10 @@ class RouterBackground:
         self._sample_at = 0.0
         self._refresh_lock = asyncio.Lock()
         self._refresh_asked = self._refresh_done = 0
+        self._adopting = asyncio.Lock()
+        self._file_digest = ""
+        self.follow_file: Callable[[str], Awaitable[None]] | None = None
+        """Who has a file and is asked to read it again when another one is in force, with that one's digest."""
         self._chores: set[asyncio.Task[None]] = set()
 
     async def _watch(self) -> None:
@@ -115,21 +119,32 @@ class RouterBackground:
             if self._refresh_done >= mine:
                 return
             asked = self._refresh_asked
-            await self._refresh_now()
+            await self._configuration.changes.settled()
+            await self._follow()
+            await self._adopt()
             self._refresh_done = asked
 
-    async def _refresh_now(self) -> None:
-        if self.ledger.forgotten != self._restored:
-            await self._restore()
-        changed = await self._configuration.refresh()
-        self._take_stated()
-        changed = await self._take_policies() or changed
-        await self.key_manager.refresh()
-        version = self.ledger.stamp.config_version
-        if changed or version != self._admissions.config_version:
-            self._admissions.config_version = version
-            self.observability.emit("config.changed", version=version)
-        self._waiting.stir()
+    async def _follow(self) -> None:
+        """What of a file is not shared (where providers are, say) is read by each process for itself."""
+        if self.follow_file is not None and self._file_digest:
+            in_force = await self._configuration.file_in_force()
+            if in_force and in_force != self._file_digest:
+                await self.follow_file(in_force)
+
+    async def _adopt(self) -> None:
+        """Decide by what is in force now. The version is that of before it was read: what came after is refused."""
+        async with self._adopting:
+            version = self.ledger.stamp.config_version
+            if self.ledger.forgotten != self._restored:
+                await self._restore()
+            changed = await self._configuration.refresh()
+            self._take_stated()
+            changed = await self._take_policies() or changed
+            await self.key_manager.refresh()
+            if changed or version != self._admissions.config_version:
+                self._admissions.config_version = version
+                self.observability.emit("config.changed", version=version)
+            self._waiting.stir()
 
     def _take_stated(self) -> None:
         """Take over the providers that were stated while running."""

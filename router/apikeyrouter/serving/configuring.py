@@ -43,6 +43,7 @@ from apikeyrouter.infrastructure.config.stated import StatedLimits, StatedProvid
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.budgets import DeclaredBudgets
+from apikeyrouter.serving.changing import FileChanges, file_lane
 from apikeyrouter.serving.clients import DeclaredClients
 from apikeyrouter.serving.made import MadeEntities
 from apikeyrouter.serving.model_names import DeclaredModels
@@ -69,11 +70,14 @@ class SharedConfig:
     provider_breaker: Breaker = PROVIDER_BREAKER
     client_weights: dict[str, int] = field(default_factory=dict)
     """Those that are not 1."""
+    file: str = ""
+    """Which file that is (`digest_of`)."""
 
     @classmethod
-    def of(cls, config: CompiledConfig) -> "SharedConfig":
+    def of(cls, config: CompiledConfig, digest: str) -> "SharedConfig":
         """The part of a compiled file that is shared."""
         return cls(
+            file=digest,
             lanes=config.lanes, scopes=config.scopes, aliases=dict(config.aliases), prices=config.prices,
             budgets=config.budgets, keys=tuple(sorted(key.id for key in config.keys)),
             policies=tuple(policy.model_dump(mode="json") for policy in config.policies),
@@ -98,6 +102,7 @@ class Configuration:
         self.limits = MadeEntities(store, "limit", lambda: StatedLimits)
         """By lane: limits that were stated while running. Where a file limits the same lane, the file's hold."""
         self.providers = MadeEntities(store, "provider", lambda: StatedProvider)
+        self.changes = FileChanges(ledger, store)
         self._file_policies: tuple[Policy, ...] = ()
         self._file = SharedConfig()
         self._file_lanes: dict[str, LaneConfig] = {}
@@ -114,11 +119,14 @@ class Configuration:
 
     # --- a file --------------------------------------------------------------------------------------------------
 
-    async def replace_file(self, config: CompiledConfig) -> tuple[str, ...]:
+    async def file_in_force(self) -> str:
+        """The digest of the file that the store's processes decide by; "" where there is none."""
+        return (await self._read()).file
+
+    async def replace_file(self, config: CompiledConfig, digest: str) -> tuple[str, ...]:
         """Put a file's lanes and budgets into force; the ids of the keys that it names no longer."""
-        self.budgets.check_file(_rules(config.budgets))
         before = await self._read()
-        new = SharedConfig.of(config)
+        new = SharedConfig.of(config, digest)
         kept = {lane.id for lane in new.lanes}
         emptied = [LaneConfig(id=lane.id) for lane in before.lanes if lane.id not in kept]
         await self._load_quotas()
@@ -131,6 +139,10 @@ class Configuration:
             _log.warning("configuration.not_shared", error=str(exc))
         self._take(new)
         return tuple(key_id for key_id in before.keys if key_id not in new.keys)
+
+    def check_file(self, config: CompiledConfig) -> None:
+        """Raises InvalidRequestError for what only shows beside what was made otherwise."""
+        self.budgets.check_file(_rules(config.budgets))
 
     async def _load_quotas(self) -> None:
         """A file's lanes must not push out what keys that were not taken over yet count in their own."""
@@ -246,6 +258,8 @@ class Configuration:
         lanes.update((key_lane(key_id), self._own_lane(key_id)) for key_id in self._by_key)
         lanes.update((provider_lane(id_), self._provider_lane(id_)) for id_ in self._catalogue.providers)
         lanes.update((id_, self.lane_config(id_)) for id_ in (*self._file_lanes, *self.limits.named))
+        if self._file.file:
+            lanes["f:file"] = file_lane(self._file.file)
         await self._ledger.put(lanes=list(lanes.values()), scopes=self._file.scopes)
         if self._file != SharedConfig() and await self._store.get_document(*DOCUMENT) is None:
             await self._store.save_document(*DOCUMENT, msgspec.to_builtins(self._file))

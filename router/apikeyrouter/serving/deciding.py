@@ -15,7 +15,7 @@ from apikeyrouter.domain.models.call import AttemptFacts, Call, Facts, Refusal
 from apikeyrouter.domain.models.ranking import Ranking
 from apikeyrouter.domain.models.routing_decision import RoutingDecision
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
-from apikeyrouter.serving.admission import Admissions, Admitted, Refused
+from apikeyrouter.serving.admission import ANY_VERSION, Admissions, Admitted, Refused
 from apikeyrouter.serving.housekeeping import cell_now_us
 from apikeyrouter.serving.policing import BARRED_TOLD_MAX, Policing
 from apikeyrouter.serving.requests import ask_costs, left_out, parsed_for
@@ -83,7 +83,7 @@ class Deciding:
         skip = left_out(call, pool, parsed, {})
         await ask_costs(call, pool)
         return await self._admissions.admit(
-            call, pool, parsed, plan=plan, skip=skip, any_version=True, turn=pool.next_turn
+            call, pool, parsed, plan=plan, skip=skip, version=ANY_VERSION, turn=pool.next_turn
         )
 
 

@@ -242,16 +242,17 @@ class RouterLife(RouterBelonging):
                 await self._open(loop)
 
     async def _open(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._refresh_lock = asyncio.Lock()
+        self._refresh_lock, self._adopting = asyncio.Lock(), asyncio.Lock()
         self._waiting.begin_anew()
         self.key_manager.begin_anew()
         self.observability.attach(loop)
         await self.ledger.open()
+        version = self.ledger.stamp.config_version
         await self._configuration.refresh()
         self._take_stated()
         await self._take_policies()
         await self._share_learned()
-        self._admissions.config_version = self.ledger.stamp.config_version
+        self._admissions.config_version = version
         self._attempts.open()
         self._loop = loop
         self.books.start()

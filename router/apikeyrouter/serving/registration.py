@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from apikeyrouter.domain.components.catalogue import Provider
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.models.accounting import LaneConfig
 from apikeyrouter.domain.models.api_key import APIKey
@@ -20,6 +21,7 @@ from apikeyrouter.infrastructure.config.limit_profiles import profile_name
 from apikeyrouter.infrastructure.config.stated import StatedLimits, StatedProvider
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
+from apikeyrouter.serving.changing import digest_of
 from apikeyrouter.serving.configuring import metadata_of
 from apikeyrouter.serving.life import RouterLife
 from apikeyrouter.serving.providers import adapters_of, provider_of
@@ -303,15 +305,23 @@ class RouterRegistration(RouterLife):
     async def _take_file(self, config: CompiledConfig) -> None:
         await self._started()
         adapters = adapters_of(config.providers)
+        self._configuration.check_file(config)
         if config.keys:
             self._open_vault()
+        digest = digest_of(config)
+        async with self._configuration.changes.under_way(digest):
+            await self._put_file(config, adapters, digest)
+        self._file_digest = digest
+        await self._adopt()
+
+    async def _put_file(self, config: CompiledConfig, adapters: Mapping[str, Provider], digest: str) -> None:
         for provider_id in self._file_providers.keys() - adapters.keys():
             self.catalogue.providers.pop(provider_id, None)
         self._file_providers = config.providers
         self.catalogue.put_providers(adapters.values())
         self._stated_taken = {}
         self._take_stated()
-        dropped = await self._configuration.replace_file(config)
+        dropped = await self._configuration.replace_file(config, digest)
         await self.policy_engine.take_file(self._configuration.policies)
         self.routing_engine.default = config.routing.objective
         self.attempts_max = config.routing.attempts_max
@@ -325,7 +335,6 @@ class RouterRegistration(RouterLife):
         for key_id in dropped:
             with contextlib.suppress(InvalidRequestError):  # another process was first
                 await self.key_manager.revoke_key(key_id)
-        await self._refresh()
 
     async def _apply_key(self, record: KeyRecord) -> None:
         metadata = metadata_of(

@@ -5,10 +5,12 @@ provider's breaker, `c:<client>` for our own limits on a client. Scopes: `<scope
 """
 
 import hashlib
+import ipaddress
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from apikeyrouter.domain.components.client_rules import client_lane, client_policy
 from apikeyrouter.domain.components.key_identity import check_material, derive_key_id
@@ -140,6 +142,8 @@ class _Compiler:
         for name, entry in self._config.providers.items():
             if entry.adapter not in self._adapters:
                 self._refuse(f"providers.{name}.adapter", f"must be one of {', '.join(sorted(self._adapters))}")
+            if doubt := _doubt_about(entry.base_url):
+                self._warnings.append(f"providers.{name}.base_url: {doubt}")
             made[name] = ProviderRecord(
                 id=name, adapter=entry.adapter, base_url=entry.base_url, lane=f"p:{name}", options=entry.options,
                 timeouts=entry.timeouts.seconds(),
@@ -453,3 +457,20 @@ def _encode_scope(scope: ScopeConfig) -> object:
     from apikeyrouter.infrastructure.ledger.encoding import scope_entry
 
     return scope_entry(scope)
+
+
+def _doubt_about(base_url: str | None) -> str:
+    """What an operator should think about twice. Whoever writes the file is trusted: it is no error."""
+    parts = urlsplit(base_url or "")
+    host = parts.hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        loopback = host == "localhost"
+    else:
+        if address.is_link_local or str(address) == "fd00:ec2::254":
+            return "a link-local address; clouds answer there with credentials"
+        loopback = address.is_loopback
+    if parts.scheme == "http" and not loopback:
+        return "keys and prompts go there unencrypted; https:// would not"
+    return ""
