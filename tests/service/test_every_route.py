@@ -21,7 +21,7 @@ OPEN = {
     "/health", "/health/live", "/health/ready", "/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json",
 }  # fmt: skip
 """What anybody may see who reaches the port: nothing of it is a client's, a key's or money's."""
-WRONG = (
+WRONG: tuple[dict[str, str], ...] = (
     {}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {TOKEN}"}, {"x-api-key": "wrong"},
     {"x-goog-api-key": "wrong"}, {"authorization": f"Bearer {MANAGEMENT_KEY}"}, {"x-api-key": MANAGEMENT_KEY},
     {"authorization": "Bearer"}, {"authorization": f"Bearer {TOKEN[:-1]}"},

@@ -55,8 +55,8 @@ async def test_every_route_of_the_management_plane_is_described_and_asks_for_a_k
     assert not asking & others
 
 
-async def test_no_address_but_a_webhooks_can_be_named_through_management() -> None:
-    """Where a request goes is said by the file, the environment and code; a webhook's address is guarded."""
+async def test_the_addresses_that_can_be_named_through_management_are_these() -> None:
+    """Each of them is guarded; a new one needs its guard, and its place here."""
     schemas = create_app({}).openapi()["components"]["schemas"]
     named = {
         (schema, name)
@@ -64,7 +64,10 @@ async def test_no_address_but_a_webhooks_can_be_named_through_management() -> No
         for name in described.get("properties", ())
         if {"url", "uri", "host", "endpoint", "address", "port", "proxy"} & set(re.split(r"[_\W]", name.lower()))
     }
-    assert named == {("NewWebhook", "url"), ("WebhookUpdate", "url")}
+    kinds = {"Webhook": "url", "Provider": "base_url"}
+    assert named == {(f"{what}{kind}", kinds[kind]) for kind in kinds for what in ("New",)} | {
+        (f"{kind}Update", name) for kind, name in kinds.items()
+    }
 
 
 def _leaves(router: Any) -> Iterator[APIRoute]:
