@@ -5,9 +5,14 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 from apikeyrouter.infrastructure.observability.events import EventLog
 from tests.servers import Server, default_flavour, describe, flavours, running
+
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
+"""Properties hold however busy the machine is."""
 
 
 def pytest_report_header() -> str:

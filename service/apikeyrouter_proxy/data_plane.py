@@ -33,7 +33,7 @@ from apikeyrouter.infrastructure.surface.model_list import list_body
 from apikeyrouter.infrastructure.surface.problems import Problem, refuse
 from apikeyrouter.infrastructure.surface.requests import Caller, Headers, check_provider, make_call, request_id_of
 from apikeyrouter.infrastructure.surface.routes import Route, known_paths
-from apikeyrouter.infrastructure.surface.translating import in_own_dialect, widen
+from apikeyrouter.infrastructure.surface.translating import translated, widen
 from apikeyrouter.router import ApiKeyRouter
 from apikeyrouter_proxy.access_log import AccessLog
 from apikeyrouter_proxy.client_limits import ClientLimits, Header
@@ -119,9 +119,7 @@ class DataPlane:
             opened = self.open.enter(receive, started)
             if caller.lanes:
                 told = (*told, *await self.client_limits.headers(caller))
-            exchange = await self._router.serve(call)
-            if call.intent is not None:
-                exchange = in_own_dialect(exchange, call)
+            exchange = await (self._router.serve(call) if call.intent is None else self._translated(call))
             if route.stateful and not parsed.resource:
                 exchange = await self._made.note(exchange, call)
             if exchange.chunks is None:

@@ -63,8 +63,13 @@ def test_openai_takes_parameters_as_they_are() -> None:
 def test_other_operations_take_their_payload(operation: str, payload: dict[str, Any]) -> None:
     wanted = RequestIntent(model="m", operation=Operation(operation), payload=payload)
     assert openai_body(wanted) == {"model": "m", **payload}
-    with pytest.raises(InvalidRequestError, match="operation"):
-        AnthropicAdapter("http://x").encode_intent(wanted)
+    anthropic = AnthropicAdapter("http://x")
+    if operation == "embedding":
+        with pytest.raises(InvalidRequestError, match="operation"):
+            anthropic.encode_intent(wanted)
+    else:
+        asked, body = anthropic.encode_intent(wanted)
+        assert (asked, json.loads(body)["messages"]) == ("messages", [{"role": "user", "content": "x"}])
 
 
 def test_anthropic_images_reach_openai_in_its_form() -> None:

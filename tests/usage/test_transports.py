@@ -133,6 +133,43 @@ async def test_each_sdk_is_served_by_providers_of_other_dialects(simulator: Simu
         assert await made.at_rest() == await made.billed() > 0
 
 
+async def test_responses_completions_and_counts_are_served_by_providers_without_them(
+    simulator: SimulatorProcess, over: OpenAIOver
+) -> None:
+    async with house(simulator, InMemoryStateStore(), ["a1", "c1"]) as made:
+        async with over(made.router) as client:
+            response = await client.responses.create(model="claude-haiku-5", input="hello there")
+            async with client.responses.stream(model="claude-haiku-5", input="hello there") as stream:
+                streamed = await stream.get_final_response()
+            completion = await client.completions.create(model="claude-haiku-5", prompt="hello there", max_tokens=9)
+            with pytest.raises(openai.NotFoundError):
+                await client.responses.retrieve(response.id)
+        async with anthropic_over(made.router) as other:
+            counted = await other.messages.with_raw_response.count_tokens(model="gpt-4o-mini", messages=HELLO)
+        assert response.output_text == streamed.output_text
+        assert response.output_text.startswith("You said: hello there")
+        assert completion.choices[0].finish_reason == "length"
+        assert counted.headers["x-akr-token-count"] == "estimate"
+        assert await made.at_rest() == await made.billed() > 0
+
+
+async def test_intents_of_other_operations_are_served_by_providers_without_them(simulator: SimulatorProcess) -> None:
+    async with house(simulator, InMemoryStateStore(), ["a1", "c1"]) as made:
+        asked = {"model": "claude-haiku-5", "operation": "responses", "payload": {"input": "hello there"}}
+        answer = await made.router.route(asked)
+        pieces = "".join([piece.text async for piece in made.router.route_stream(asked)])
+        text = await made.router.route(
+            {"model": "claude-haiku-5", "operation": "completion", "payload": {"prompt": "hello there"}}
+        )
+        with pytest.raises(InvalidRequestError) as refused:
+            await made.router.route({**asked, "payload": {"input": "hi", "previous_response_id": "resp_1"}})
+        assert answer.content == pieces
+        assert answer.content.startswith(text.content)
+        assert text.content.startswith("You said: hello there")
+        assert refused.value.field == "previous_response_id"
+        assert await made.at_rest() == await made.billed() > 0
+
+
 async def test_google_genai_is_served_in_process(simulator: SimulatorProcess) -> None:
     async with house(simulator, InMemoryStateStore(), ["a1"]) as made:
         http = httpx2.AsyncClient(transport=Httpx2Transport(made.router))

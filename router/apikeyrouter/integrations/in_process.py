@@ -29,7 +29,7 @@ from apikeyrouter.infrastructure.surface.model_list import list_body
 from apikeyrouter.infrastructure.surface.problems import refuse
 from apikeyrouter.infrastructure.surface.requests import Caller, Headers, check_provider, make_call, request_id_of
 from apikeyrouter.infrastructure.surface.routes import Route, find_route, in_any_base, known_paths
-from apikeyrouter.infrastructure.surface.translating import in_own_dialect, widen
+from apikeyrouter.infrastructure.surface.translating import translated, widen
 from apikeyrouter.router import ApiKeyRouter
 
 __all__ = ["Answer", "InProcess", "TooSlow"]
@@ -103,7 +103,7 @@ class InProcess:
             if route.operation == "models":
                 return self._models(route, request_id)
             call = await self._call(route, headers, body, query, request_id, started, read_seconds)
-            exchange = in_own_dialect(await self._begun(call, read_seconds), call)
+            exchange = await self._exchange(call, read_seconds)
             if route.stateful and call.operation == "responses":
                 exchange = await self._made.note(exchange, call)
         except (ConfigurationError, TooSlow):
@@ -133,6 +133,11 @@ class InProcess:
         if read_seconds is not None and not call.stream:
             call.deadline = min(call.deadline or float("inf"), started + read_seconds)
         return call
+
+    async def _exchange(self, call: Call, read_seconds: float | None) -> Exchange:
+        if call.intent is None:
+            return await self._begun(call, read_seconds)
+        return await translated(call, lambda call: self._begun(call, read_seconds), self.router.count_tokens)
 
     async def _begun(self, call: Call, read_seconds: float | None) -> Exchange:
         """The answer; of a stream its beginning, for which the SDK waits as long as for each piece."""

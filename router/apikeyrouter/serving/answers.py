@@ -44,7 +44,11 @@ def response_of(provider: Provider, call: Call, exchange: Exchange) -> SystemRes
 
 def deltas_of(provider: Provider, call: Call) -> DeltaReader | None:
     """What reads the bytes of one stream; None for an adapter that yields chunks itself."""
-    return None if provider.wire is None else provider.wire.deltas(operation=call.operation)
+    wire = provider.wire
+    if wire is None:
+        return None
+    deltas: DeltaReader = wire.deltas(operation=call.operation if call.operation in wire.operations else "chat")
+    return deltas
 
 
 def pieces_of(provider: Provider, piece: bytes | StreamChunk, deltas: DeltaReader | None) -> list[StreamChunk]:

@@ -18,6 +18,7 @@ def provider_of(provider_id: str, adapter: ProviderAdapter) -> Provider:
         adapter=adapter,
         wire=getattr(adapter, "wire", None),
         models=able.models,
+        takes=frozenset(able.operations),
         tools=None if silent else able.tools,
         quality=able.quality,
     )

@@ -155,6 +155,25 @@ class RouterWaysIn(RouterRegistration):
             self._finished(call, facts)
             raise
 
+    async def count_tokens(self, call: Call) -> tuple[int, Facts]:
+        """How many input tokens a call's intent is expected to have, by what was learned; and what is noted of it.
+
+        Nothing is held or sent, and it costs nothing. Raises as `serve` does for what can never be served.
+        """
+        await self.start()
+        facts = self._facts(call)
+        facts.cost_nanousd = 0
+        self.in_flight += 1
+        try:
+            tokens = self._counts(call, facts)
+            facts.outcome = "ok"
+            return tokens, facts
+        except BaseException as exc:
+            facts.outcome = outcome_of(exc)
+            raise
+        finally:
+            self._finished(call, facts)
+
     async def explain(self, decision_or_request_id: RoutingDecision | str) -> Explanation:
         """Why a request went where it went, in numbers and in words; of any process on the same store.
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from apikeyrouter.domain.models.accounting import ScopeConfig
 from apikeyrouter.domain.models.api_key import KeyMaterial, KeyState
 from apikeyrouter.domain.models.quota_state import Quota
+from apikeyrouter.domain.models.request_intent import Operation
 from apikeyrouter.domain.models.timeouts import Timeouts
 
 
@@ -21,6 +22,8 @@ class Provider:
     wire: Any = None
     models: frozenset[str] | None = None
     """Its catalogue; None: any model may be asked for."""
+    takes: frozenset[Operation] = frozenset({Operation.Chat})
+    """What an intent may ask of its adapter."""
     tools: bool | None = None
     """Whether it calls tools, where its adapter says so."""
     quality: Mapping[str, float] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from apikeyrouter.domain.models.request_intent import Operation, RequestIntent
+from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.infrastructure.adapters.anthropic_wire import AnthropicWire
 from apikeyrouter.infrastructure.adapters.http_adapter import Catalogue, HTTPAdapter, chat_body, naming_parameters
@@ -44,11 +44,11 @@ class AnthropicAdapter(HTTPAdapter):
         return "messages"
 
     def encode_intent(self, intent: RequestIntent, *, stream: bool = False) -> tuple[str, bytes]:
-        """("messages", body) of a chat intent. Raises InvalidRequestError for what Anthropic cannot do."""
-        if intent.operation is not Operation.Chat:
-            raise InvalidRequestError("Anthropic serves chat only", field="operation")
-        body = chat_body(intent)
-        if stream:
-            body["stream"] = True
+        """("messages", body) of an intent. Raises InvalidRequestError for what Anthropic cannot do."""
+        if intent.operation not in self.operations():
+            raise InvalidRequestError("Anthropic serves chat, completion and responses", field="operation")
         with naming_parameters(intent):
+            body = chat_body(intent)
+            if stream:
+                body["stream"] = True
             return "messages", msgspec.json.encode(chat_to_messages(body))

@@ -40,8 +40,8 @@ class GeminiAdapter(HTTPAdapter):
         return Catalogue(r"^(?:models/|tunedModels/)?(?:gemini|gemma|learnlm|text-embedding-00|embedding-)")
 
     def operations(self) -> frozenset[Operation]:
-        """Chat and embedding."""
-        return frozenset({Operation.Chat, Operation.Embedding})
+        """Chat, what becomes chat, and embedding."""
+        return super().operations() | {Operation.Embedding}
 
     def operation_of(self, intent: RequestIntent, *, stream: bool = False) -> str:
         """Chat is `generate` here; streams come as server-sent events."""
@@ -50,12 +50,12 @@ class GeminiAdapter(HTTPAdapter):
         return "stream_events" if stream else "generate"
 
     def encode_intent(self, intent: RequestIntent, *, stream: bool = False) -> tuple[str, bytes]:
-        """(operation, body) of a chat or embedding intent. Raises InvalidRequestError for what Gemini cannot do."""
+        """(operation, body) of an intent. Raises InvalidRequestError for what Gemini cannot do."""
         if intent.operation not in self.operations():
-            raise InvalidRequestError("Gemini serves chat and embedding", field="operation")
+            raise InvalidRequestError("Gemini serves chat, completion, responses and embedding", field="operation")
         with naming_parameters(intent):
-            if intent.operation is Operation.Chat:
-                body = chat_to_generate(chat_body(intent))
-            else:
+            if intent.operation is Operation.Embedding:
                 body = embedding_to_embed({**(intent.payload or {}), **intent.parameters}, intent.model)
+            else:
+                body = chat_to_generate(chat_body(intent))
         return self.operation_of(intent, stream=stream), msgspec.json.encode(body)

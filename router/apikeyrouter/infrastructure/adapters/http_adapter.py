@@ -3,9 +3,10 @@
 import asyncio
 import re
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -22,6 +23,8 @@ from apikeyrouter.domain.models.request_intent import Operation, RequestIntent
 from apikeyrouter.domain.models.system_error import ErrorCategory, InvalidRequestError, ProviderError, SystemError
 from apikeyrouter.domain.models.system_response import ResponseMetadata, StreamChunk, SystemResponse, TokenUsage
 from apikeyrouter.infrastructure.adapters.json_body import JsonError
+from apikeyrouter.infrastructure.adapters.translation.completion_to_chat import completion_to_chat
+from apikeyrouter.infrastructure.adapters.translation.responses_to_chat import responses_to_chat
 from apikeyrouter.infrastructure.adapters.transport import (
     Response,
     Timeouts,
@@ -55,9 +58,22 @@ class Catalogue(frozenset[str]):
         return f"Catalogue({self._pattern.pattern!r})"
 
 
+AS_CHAT: Mapping[Operation, Callable[[Mapping[str, Any]], dict[str, Any]]] = MappingProxyType(
+    {Operation.Completion: completion_to_chat, Operation.Responses: responses_to_chat}
+)
+"""What a provider that has only chat is asked as chat."""
+
+
 def chat_body(intent: RequestIntent) -> dict[str, Any]:
-    """A chat intent as the body of OpenAI's chat, which is what translations start from. Without `stream`."""
-    body = {"model": intent.model, "messages": intent.to_wire_messages(), **intent.parameters}
+    """An intent as the body of OpenAI's chat, which is what translations start from. Without `stream`.
+
+    Raises InvalidRequestError for what chat cannot say of a completion or a response.
+    """
+    read = AS_CHAT.get(intent.operation)
+    if read is None:
+        body = {"model": intent.model, "messages": intent.to_wire_messages(), **intent.parameters}
+    else:
+        body = read({**(intent.payload or {}), **intent.parameters, "model": intent.model})
     body["model"] = intent.model
     body.pop("stream", None)
     return body
@@ -231,7 +247,7 @@ class HTTPAdapter(ProviderAdapter):
 
     def operations(self) -> frozenset[Operation]:
         """What an intent may ask of this adapter."""
-        return frozenset({Operation.Chat})
+        return frozenset({Operation.Chat, *AS_CHAT})
 
     async def get_health(self) -> HealthState:
         """Healthy when the provider answers at all, degraded above 499; uses no key and costs nothing."""

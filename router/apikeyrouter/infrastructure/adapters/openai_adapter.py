@@ -71,21 +71,22 @@ class OpenAIAdapter(HTTPAdapter):
         return Catalogue(OWN_MODELS if self.wire.base_url == BASE_URL else OTHER_MODELS)
 
     def operations(self) -> frozenset[Operation]:
-        """What the profile's server has: chat; completion, embedding and responses at most of them."""
-        return frozenset(operation for operation in Operation if operation.value in self.wire.profile.operations)
+        """What the profile's server has, and what it is asked as chat where it has not."""
+        own = frozenset(operation for operation in Operation if operation.value in self.wire.profile.operations)
+        return own | super().operations() if Operation.Chat in own else own
 
     def encode_intent(self, intent: RequestIntent, *, stream: bool = False) -> tuple[str, bytes]:
         """(operation, body): parameters as they are, messages with foreign image parts put in OpenAI's form."""
-        operation = intent.operation.value
-        if operation not in self.wire.profile.operations:
-            known = ", ".join(sorted(self.wire.profile.operations))
+        if intent.operation not in self.operations():
+            known = ", ".join(sorted(self.operations()))
             raise InvalidRequestError(f"must be one of {known} for this provider", field="operation")
-        if intent.operation is Operation.Chat:
+        operation = intent.operation.value if intent.operation.value in self.wire.profile.operations else "chat"
+        if operation == "chat":
             body = chat_body(intent)
             body["messages"] = [_encode_message(message) for message in body["messages"]]
         else:
             body = {**(intent.payload or {}), **intent.parameters, "model": intent.model}
-        if intent.operation is Operation.Chat and "max_tokens" in body and NEW_CAP.match(intent.model):
+        if operation == "chat" and "max_tokens" in body and NEW_CAP.match(intent.model):
             body.setdefault("max_completion_tokens", body.pop("max_tokens"))
         body.pop("stream", None)
         if stream:

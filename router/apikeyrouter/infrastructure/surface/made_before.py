@@ -16,6 +16,7 @@ from apikeyrouter.domain.models.system_error import InvalidRequestError, StateSt
 from apikeyrouter.domain.models.wire import ParsedRequest
 from apikeyrouter.infrastructure.adapters.json_body import JsonError, read_word
 from apikeyrouter.infrastructure.surface.problems import refuse
+from apikeyrouter.infrastructure.surface.translating import in_own_words
 
 __all__ = ["MadeBefore", "Origin", "pin"]
 
@@ -88,6 +89,8 @@ class MadeBefore:
         """Remember what a call made: of a stream once its id has come, before that is passed on."""
         if call.parsed is None or bytes(call.parsed.fields.get("store", b"")) == b"false":
             return exchange
+        if not in_own_words(exchange, call):
+            return exchange  # a translated response is kept nowhere
         if exchange.chunks is not None:
             exchange.chunks = _NotedStream(exchange.chunks, self, call, exchange.facts)
         elif exchange.body is not None:

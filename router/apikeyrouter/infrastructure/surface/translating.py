@@ -1,10 +1,10 @@
 """Requests that providers of other dialects may serve as well, and their answers put back into the client's own.
 
-A request is translated only when a provider of another dialect serves its model, an answer only when such a one gave
-it.
+A request is translated only when a provider that has not its endpoint serves its model, an answer only when such a one
+gave it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -18,27 +18,42 @@ from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.domain.models.system_response import StreamChunk, SystemResponse
 from apikeyrouter.domain.models.wire import Answer, StreamDelta
 from apikeyrouter.infrastructure.adapters.translation import answers
+from apikeyrouter.infrastructure.adapters.translation.completion_to_chat import completion_to_chat
 from apikeyrouter.infrastructure.adapters.translation.generate_to_chat import generate_to_chat
 from apikeyrouter.infrastructure.adapters.translation.messages import intent_messages
 from apikeyrouter.infrastructure.adapters.translation.messages_to_chat import messages_to_chat
+from apikeyrouter.infrastructure.adapters.translation.parts import as_mapping
+from apikeyrouter.infrastructure.adapters.translation.response_writer import (
+    ResponseWriter,
+    response_echo,
+    write_response,
+)
+from apikeyrouter.infrastructure.adapters.translation.responses_to_chat import responses_to_chat
 from apikeyrouter.infrastructure.adapters.translation.streams import (
     ChatWriter,
+    CompletionWriter,
     GenerateWriter,
     MessageWriter,
     StreamWriter,
 )
 
-__all__ = ["TRANSLATED", "in_own_dialect", "widen"]
+__all__ = ["TRANSLATED", "in_own_words", "translated", "widen"]
 
 Body = dict[str, Any]
+Serve = Callable[[Call], Awaitable[Exchange]]
+Count = Callable[[Call], Awaitable[tuple[int, Facts]]]
+COUNT = "count_tokens"
 _READ: Mapping[tuple[str, str], Callable[[Body, Call], Body]] = {
     ("openai", "chat"): lambda body, _: body,
     ("openai", "embedding"): lambda body, _: body,
-    ("anthropic", "messages"): lambda body, _: messages_to_chat(body),
+    ("openai", "responses"): lambda body, _: responses_to_chat(body),
+    ("openai", "completion"): lambda body, _: completion_to_chat(body),
+    **dict.fromkeys((("anthropic", "messages"), ("anthropic", COUNT)), lambda body, _: messages_to_chat(body)),
     **dict.fromkeys(
         (("gemini", "generate"), ("gemini", "stream_generate"), ("gemini", "stream_events")),
         lambda body, call: generate_to_chat(body, model=call.model, stream=call.stream),
     ),
+    ("gemini", COUNT): lambda body, call: generate_to_chat(_to_count(body), model=call.model, stream=False),
 }
 """By dialect and operation, a client's body in the words of chat."""
 TRANSLATED = frozenset(_READ)
@@ -53,22 +68,37 @@ def widen(call: Call, catalogue: Catalogue) -> None:
         ModelNotFoundError: no key serves the model.
     """
     read = _READ.get((call.dialect, call.operation))
-    if read is None:
+    if read is None or call.group:
         return
     samples = catalogue.pool(call.model, call.provider_id, "", call.team).samples
-    strangers = [_is_foreign(sample, call) for sample in samples]
-    if not any(strangers):
+    strangers = [sample for sample in samples if not sample.provider.speaks(call.dialect, call.operation)]
+    if not any(_can_be_asked(sample, call) for sample in strangers):
         return
+    alone = len(strangers) == len(samples)
+    if call.operation == COUNT and not alone:
+        return  # who counts exactly is asked
     try:
         call.intent = _intent(call, read)
     except InvalidRequestError:
-        if all(strangers):
+        if alone:
             raise
+
+
+async def translated(call: Call, serve: Serve, count: Count) -> Exchange:
+    """The answer to a call that was widened, in the client's dialect. Raises as what it is served by.
+
+    `serve`: the router's. `count`: how many tokens the call has, for which nobody is asked.
+    """
+    if call.operation != COUNT:
+        return in_own_dialect(await serve(call), call)
+    tokens, facts = await count(call)
+    told = {"totalTokens": tokens} if call.dialect == "gemini" else {"input_tokens": tokens}
+    return Exchange(status=200, content_type="application/json", facts=facts, body=msgspec.json.encode(told))
 
 
 def in_own_dialect(exchange: Exchange, call: Call) -> Exchange:
     """The answer as the client's dialect has it: as it is, unless a provider of another one gave it."""
-    if call.intent is None or call.parsed is None or (exchange.wire and exchange.wire.dialect == call.dialect):
+    if in_own_words(exchange, call):
         return exchange
     if exchange.chunks is None:
         exchange.body = _written(_answer(exchange), call)
@@ -78,6 +108,14 @@ def in_own_dialect(exchange: Exchange, call: Call) -> Exchange:
         exchange.chunks = TranslatedStream(exchange.chunks, deltas, _writer(call, exchange.facts), exchange.facts)
         exchange.content_type = "application/json" if call.operation == "stream_generate" else "text/event-stream"
     return exchange
+
+
+def in_own_words(exchange: Exchange, call: Call) -> bool:
+    """Whether a provider gave the answer as the client asked for it."""
+    if call.intent is None or call.parsed is None:
+        return True
+    wire = exchange.wire
+    return wire is not None and wire.dialect == call.dialect and call.operation in wire.operations
 
 
 class TranslatedStream:
@@ -117,16 +155,24 @@ class TranslatedStream:
         return [delta]
 
 
-def _is_foreign(option: Option, call: Call) -> bool:
-    return not option.provider.speaks(call.dialect)
+def _can_be_asked(option: Option, call: Call) -> bool:
+    """Whether a provider takes intents of the kind that the call becomes."""
+    wanted = Operation.Embedding if call.operation == "embedding" else Operation.Chat
+    return wanted in option.provider.takes
+
+
+def _to_count(body: Body) -> Body:
+    """What a request for a count is about: its contents, or a whole request inside."""
+    inner = body.get("generateContentRequest") or body.get("generate_content_request")
+    return body if inner is None else dict(as_mapping(inner, "generateContentRequest"))
 
 
 def _intent(call: Call, read: Callable[[Body, Call], Body]) -> RequestIntent:
     """What the client's body says, in the words of chat. Raises InvalidRequestError."""
     assert call.parsed is not None
+    body = read(msgspec.json.decode(call.parsed.body, type=dict[str, Any]), call)
     if call.parsed.choices != 1:
         raise InvalidRequestError("only one answer is translated", field="n")
-    body = read(msgspec.json.decode(call.parsed.body, type=dict[str, Any]), call)
     parameters = {
         name: value
         for name, value in body.items()
@@ -162,6 +208,10 @@ def _written(answer: Answer, call: Call) -> bytes:
         return answers.write_message(answer, call.model)
     if call.dialect == "gemini":
         return answers.write_generate(answer, call.model)
+    if call.operation == "responses":
+        return write_response(answer, call.model, _echo(call))
+    if call.operation == "completion":
+        return answers.write_completion(answer, call.model)
     if call.operation != "embedding":
         return answers.write_chat(answer, call.model)
     assert call.intent is not None
@@ -176,4 +226,12 @@ def _writer(call: Call, facts: Facts) -> StreamWriter:
         return MessageWriter(id_, model)
     if call.dialect == "gemini":
         return GenerateWriter(id_, model, array=call.operation == "stream_generate")
-    return ChatWriter(id_, model, include_usage=call.parsed.include_usage)
+    if call.operation == "responses":
+        return ResponseWriter(id_, model, _echo(call))
+    writer = CompletionWriter if call.operation == "completion" else ChatWriter
+    return writer(id_, model, include_usage=call.parsed.include_usage)
+
+
+def _echo(call: Call) -> Body:
+    assert call.parsed is not None
+    return response_echo(call.parsed.fields)

@@ -14,12 +14,14 @@ from apikeyrouter.infrastructure.adapters.translation.parts import said_argument
 __all__ = [
     "chat_id",
     "chat_usage",
+    "completion_id",
     "gemini_finish",
     "gemini_usage",
     "message_id",
     "message_stop",
     "message_usage",
     "write_chat",
+    "write_completion",
     "write_embeddings",
     "write_generate",
     "write_message",
@@ -44,6 +46,11 @@ def gemini_finish(finish_reason: str | None) -> str:
 def chat_id(id_: str) -> str:
     """An answer's id as chat names it."""
     return id_ if id_.startswith("chatcmpl-") else "chatcmpl-" + id_.removeprefix("msg_")
+
+
+def completion_id(id_: str) -> str:
+    """An answer's id as completions name it."""
+    return "cmpl-" + id_.removeprefix("chatcmpl-").removeprefix("msg_").removeprefix("cmpl-")
 
 
 def message_id(id_: str) -> str:
@@ -100,6 +107,27 @@ def write_chat(answer: Answer, model: str) -> bytes:
     body: dict[str, Any] = {
         "id": chat_id(answer.id),
         "object": "chat.completion",
+        "created": int(time.time()),
+        "model": answer.model or model,
+        "system_fingerprint": None,
+        "choices": [choice],
+    }
+    if answer.usage is not None:
+        body["usage"] = chat_usage(answer.usage)
+    return msgspec.json.encode(body)
+
+
+def write_completion(answer: Answer, model: str) -> bytes:
+    """A `text_completion`. A refusal is its text, as there is no other place for one."""
+    choice = {
+        "index": 0,
+        "text": answer.text or answer.refusal,
+        "logprobs": None,
+        "finish_reason": answer.finish_reason or "stop",
+    }
+    body: dict[str, Any] = {
+        "id": completion_id(answer.id),
+        "object": "text_completion",
         "created": int(time.time()),
         "model": answer.model or model,
         "system_fingerprint": None,

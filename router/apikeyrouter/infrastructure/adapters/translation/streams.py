@@ -14,7 +14,7 @@ from apikeyrouter.infrastructure.adapters.translation.answers import (
     message_usage,
 )
 
-__all__ = ["ChatWriter", "GenerateWriter", "MessageWriter", "StreamWriter"]
+__all__ = ["ChatWriter", "CompletionWriter", "GenerateWriter", "MessageWriter", "StreamWriter"]
 
 Event = dict[str, Any]
 
@@ -71,6 +71,36 @@ class ChatWriter:
 
     def _chunk(self, change: Event, finish_reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": change, "logprobs": None, "finish_reason": finish_reason}
+        return _data({**self._envelope, "choices": [choice]})
+
+
+class CompletionWriter:
+    """Chunks of a text completion, `[DONE]` last. Thoughts are left out, a refusal is text."""
+
+    def __init__(self, id_: str, model: str, *, include_usage: bool) -> None:
+        self._include_usage = include_usage
+        self._envelope = {
+            "id": f"cmpl-{id_}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": None,
+        }
+
+    def delta(self, delta: StreamDelta) -> bytes:
+        """One chunk of text."""
+        text = delta.text or delta.refusal
+        return self._chunk(text, None) if text else b""
+
+    def end(self, finish_reason: str | None, usage: Usage | None) -> bytes:
+        """The chunk with the finish reason, the one with the usage, `[DONE]`."""
+        out = self._chunk("", finish_reason or "stop")
+        if self._include_usage and usage is not None:
+            out += _data({**self._envelope, "choices": [], "usage": chat_usage(usage)})
+        return out + b"data: [DONE]\n\n"
+
+    def _chunk(self, text: str, finish_reason: str | None) -> bytes:
+        choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
         return _data({**self._envelope, "choices": [choice]})
 
 
