@@ -149,6 +149,9 @@ class DataPlane:
 
     # --- answers -------------------------------------------------------------------------------------------------
 
+    async def _translated(self, call: Call) -> Exchange:
+        return await translated(call, self._router.serve, self._router.count_tokens)
+
     async def _list(self, route: Route, caller: Caller, request_id: str, send: Send) -> None:
         body = list_body(self._models_for(caller), route.wire.dialect, route.name)
         identity = identity_headers(request_id, route.wire.dialect)

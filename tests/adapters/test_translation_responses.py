@@ -29,82 +29,85 @@ CALLS = (
 )
 
 
+CONVERSATION: Body = {
+    "model": "m",
+    "instructions": "be brief",
+    "max_output_tokens": 7,
+    "temperature": 0.5,
+    "store": False,
+    "metadata": {"a": "b"},
+    "include": ["reasoning.encrypted_content"],
+    "input": [
+        {"role": "developer", "content": [{"type": "input_text", "text": "in verse"}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "input_text", "text": "what is this?"},
+                {"type": "input_image", "image_url": "data:image/png;base64,AA==", "detail": "auto"},
+                {"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64,AA=="},
+            ],
+        },
+        {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "xyz"},
+        {
+            "type": "message",
+            "id": "msg_1",
+            "role": "assistant",
+            "status": "completed",
+            "content": [{"type": "output_text", "text": "let me see", "annotations": []}],
+        },
+        {"type": "function_call", "id": "fc_1", "call_id": "c0", "name": "f", "arguments": '{"x":1}'},
+        {"type": "function_call", "call_id": "c1", "name": "g", "arguments": ""},
+        {"type": "function_call_output", "call_id": "c0", "output": "one"},
+        {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "two"}]},
+    ],
+    "tools": [{"type": "function", "name": "f", "description": "d", "parameters": SCHEMA, "strict": True}],
+    "tool_choice": {"type": "function", "name": "f"},
+    "parallel_tool_calls": False,
+    "reasoning": {"effort": "low", "summary": "auto"},
+    "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}, "verbosity": "low"},
+}
+AS_CHAT: Body = {
+    "model": "m",
+    "temperature": 0.5,
+    "max_tokens": 7,
+    "parallel_tool_calls": False,
+    "reasoning_effort": "low",
+    "verbosity": "low",
+    "messages": [
+        {"role": "system", "content": "be brief"},
+        {"role": "developer", "content": "in verse"},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "what is this?"},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+                {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,AA=="}},
+            ],
+        },
+        {
+            "role": "assistant",
+            "content": "let me see",
+            "tool_calls": [
+                {"id": "c0", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}},
+                {"id": "c1", "type": "function", "function": {"name": "g", "arguments": ""}},
+            ],
+        },
+        {"role": "tool", "tool_call_id": "c0", "content": "one"},
+        {"role": "tool", "tool_call_id": "c1", "content": "two"},
+    ],
+    "tools": [
+        {
+            "type": "function",
+            "function": {"name": "f", "description": "d", "parameters": SCHEMA, "strict": True},
+        }
+    ],
+    "tool_choice": {"type": "function", "function": {"name": "f"}},
+    "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}},
+}
+
+
 def test_a_whole_conversation_of_items_becomes_chat() -> None:
-    body = {
-        "model": "m",
-        "instructions": "be brief",
-        "max_output_tokens": 7,
-        "temperature": 0.5,
-        "store": False,
-        "metadata": {"a": "b"},
-        "include": ["reasoning.encrypted_content"],
-        "input": [
-            {"role": "developer", "content": [{"type": "input_text", "text": "in verse"}]},
-            {
-                "role": "user",
-                "content": [
-                    {"type": "input_text", "text": "what is this?"},
-                    {"type": "input_image", "image_url": "data:image/png;base64,AA==", "detail": "auto"},
-                    {"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64,AA=="},
-                ],
-            },
-            {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "xyz"},
-            {
-                "type": "message",
-                "id": "msg_1",
-                "role": "assistant",
-                "status": "completed",
-                "content": [{"type": "output_text", "text": "let me see", "annotations": []}],
-            },
-            {"type": "function_call", "id": "fc_1", "call_id": "c0", "name": "f", "arguments": '{"x":1}'},
-            {"type": "function_call", "call_id": "c1", "name": "g", "arguments": ""},
-            {"type": "function_call_output", "call_id": "c0", "output": "one"},
-            {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "two"}]},
-        ],
-        "tools": [{"type": "function", "name": "f", "description": "d", "parameters": SCHEMA, "strict": True}],
-        "tool_choice": {"type": "function", "name": "f"},
-        "parallel_tool_calls": False,
-        "reasoning": {"effort": "low", "summary": "auto"},
-        "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}, "verbosity": "low"},
-    }
-    assert responses_to_chat(body) == {
-        "model": "m",
-        "temperature": 0.5,
-        "max_tokens": 7,
-        "parallel_tool_calls": False,
-        "reasoning_effort": "low",
-        "verbosity": "low",
-        "messages": [
-            {"role": "system", "content": "be brief"},
-            {"role": "developer", "content": "in verse"},
-            {
-                "role": "user",
-                "content": [
-                    {"type": "text", "text": "what is this?"},
-                    {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
-                    {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,AA=="}},
-                ],
-            },
-            {
-                "role": "assistant",
-                "content": "let me see",
-                "tool_calls": [
-                    {"id": "c0", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}},
-                    {"id": "c1", "type": "function", "function": {"name": "g", "arguments": ""}},
-                ],
-            },
-            {"role": "tool", "tool_call_id": "c0", "content": "one"},
-            {"role": "tool", "tool_call_id": "c1", "content": "two"},
-        ],
-        "tools": [
-            {
-                "type": "function",
-                "function": {"name": "f", "description": "d", "parameters": SCHEMA, "strict": True},
-            }
-        ],
-        "tool_choice": {"type": "function", "function": {"name": "f"}},
-        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}},
-    }
+    assert responses_to_chat(CONVERSATION) == AS_CHAT
 
 
 @pytest.mark.parametrize(

@@ -7,27 +7,23 @@ from apikeyrouter.serving.policing import Policing
 from apikeyrouter.serving.requests import left_out, parsed_for
 
 
-class TokenCounts:
-    """Estimates by what was learned from the answers of a model."""
+def expected_tokens(
+    call: Call, facts: Facts, catalogue: Catalogue, estimator: TokenEstimator, policing: Policing
+) -> int:
+    """Input tokens at the provider that would be asked first, by what was learned of its model. Nothing is held.
 
-    def __init__(self, catalogue: Catalogue, estimator: TokenEstimator, policing: Policing) -> None:
-        self._catalogue, self._estimator, self._policing = catalogue, estimator, policing
-
-    def __call__(self, call: Call, facts: Facts) -> int:
-        """Input tokens at the provider that would be asked first. Nothing is held.
-
-        Raises:
-            InvalidRequestError: no provider can be asked this.
-            PolicyDeniedError: policies leave none.
-        """
-        rules = self._policing.rules(call, relaxed=True)
-        pool = self._catalogue.pool_of(call, rules)
-        if rules is not None and not pool.options:
-            raise self._policing.denial(rules, pool, (), facts)
-        parsed = parsed_for(call)
-        mute = left_out(call, pool, parsed, {})
-        samples = [one for one in pool.samples if one not in mute] or [one for one in pool.options if one not in mute]
-        option = min(samples, key=lambda one: one.rank)
-        told = parsed(option)[1]
-        assert told is not None
-        return self._estimator.estimate(option.provider.id, option.model, told).input_tokens
+    Raises:
+        InvalidRequestError: no provider can be asked this.
+        PolicyDeniedError: policies leave none.
+    """
+    rules = policing.rules(call, relaxed=True)
+    pool = catalogue.pool_of(call, rules)
+    if rules is not None and not pool.options:
+        raise policing.denial(rules, pool, (), facts)
+    parsed = parsed_for(call)
+    mute = left_out(call, pool, parsed, {})
+    samples = [one for one in pool.samples if one not in mute] or [one for one in pool.options if one not in mute]
+    option = min(samples, key=lambda one: one.rank)
+    told = parsed(option)[1]
+    assert told is not None
+    return estimator.estimate(option.provider.id, option.model, told).input_tokens

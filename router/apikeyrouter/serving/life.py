@@ -46,7 +46,6 @@ from apikeyrouter.serving.attempt import Attempts
 from apikeyrouter.serving.belonging import RouterBelonging
 from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.configuring import Configuration
-from apikeyrouter.serving.counting import TokenCounts
 from apikeyrouter.serving.deciding import Deciding
 from apikeyrouter.serving.decisions import Decisions
 from apikeyrouter.serving.deferred import Deferrals
@@ -115,7 +114,6 @@ class RouterLife(RouterBelonging):
             recent=lambda: list(self.decisions), started=self._started,
         )  # fmt: skip
         self._policing = Policing(self.policy_engine)
-        self._counts = TokenCounts(self.catalogue, self.estimator, self._policing)
         self.cost_controller = CostController(
             self.catalogue, self.ledger, self._configuration.budgets, self.estimator,
             quote=Quotes(self.catalogue, self._admissions, self.estimator, self._policing),

@@ -21,6 +21,7 @@ from apikeyrouter.infrastructure.observability.subscriptions import Subscription
 from apikeyrouter.serving.admission import ParsedFor
 from apikeyrouter.serving.answers import outcome_of
 from apikeyrouter.serving.batches import Progress, run_batch
+from apikeyrouter.serving.counting import expected_tokens
 from apikeyrouter.serving.endings import Attempt
 from apikeyrouter.serving.leases import Leasing, lease_call
 from apikeyrouter.serving.registration import RouterRegistration
@@ -165,7 +166,7 @@ class RouterWaysIn(RouterRegistration):
         facts.cost_nanousd = 0
         self.in_flight += 1
         try:
-            tokens = self._counts(call, facts)
+            tokens = expected_tokens(call, facts, self.catalogue, self.estimator, self._policing)
             facts.outcome = "ok"
             return tokens, facts
         except BaseException as exc:
