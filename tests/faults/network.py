@@ -81,7 +81,7 @@ class Store:
         while self._copies and self._copies[-1][0] > found[0]:
             self._copies.pop()
         self.engine.flush()
-        _put_back(self.engine, found[1])
+        put_back(self.engine, found[1])
         self._witness.go_back(found[2])
         return True
 
@@ -92,7 +92,8 @@ class Store:
         self._witness.go_back(None)
 
 
-def _put_back(engine: LocalEngine, image: dict[str, dict[bytes, bytes]]) -> None:
+def put_back(engine: LocalEngine, image: dict[str, dict[bytes, bytes]]) -> None:
+    """Fill an engine that holds nothing with what a cell held."""
     poke = engine._lua.globals()[b"poke"]
     for structure, entries in image.items():
         key = cell_key(structure).encode()

@@ -1,0 +1,191 @@
+"""A server that refuses the k-th command of a script, and what came of it, for every k.
+
+Over the engine in this process: `redis.call` is put before the real one, counts, and raises when it is told to.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from apikeyrouter.domain.models.system_error import LedgerProtocolError
+from apikeyrouter.infrastructure.ledger.codes import Code
+from apikeyrouter.infrastructure.ledger.engine import Reply, encoded
+from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
+from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
+from apikeyrouter.infrastructure.ledger.records import unpack_numbers
+from tests.faults.network import put_back
+from tests.faults.simulation import at_once
+from tests.ledger.cells import local_engine
+from tests.ledger.histories import Call, Flush, History, Schema, Wind
+from tests.ledger.support import CELL, NAMESPACE, START_US, Clock, Image, cell_key, local_image
+
+COMMANDS_MAX = 40
+"""No script makes more: its work is bounded (I14)."""
+FAIRNESS = f"{NAMESPACE}:{{c:{CELL}}}:F:".encode()
+_REFUSE = b"""
+local real, at, seen = redis.call, 0, 0
+redis.call = function(...)
+  seen = seen + 1
+  if seen == at then
+    error('ERR refused by the test')
+  end
+  return real(...)
+end
+return function(wanted)
+  at, seen = wanted, 0
+end, function()
+  return seen
+end
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """All that a cell holds, the counters of fairness apart."""
+
+    image: Image
+    fairness: dict[bytes, tuple[tuple[float, bytes], ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A call whose `k`-th command failed, of `of` that it makes: what was before, after it, and after its repeat."""
+
+    call: Call
+    k: int
+    of: int
+    before: Whole
+    broken: Whole
+    reply: Reply
+    """Of its repeat; empty: that failed."""
+    repeated: Whole
+    right: Whole
+    right_reply: Reply
+
+    @property
+    def nothing_written(self) -> bool:
+        """As if the call had not been made."""
+        return self.broken == self.before
+
+    @property
+    def all_written(self) -> bool:
+        """As if it had not failed; fairness is no accounting."""
+        return self.broken.image == self.right.image
+
+    @property
+    def repeat_is_right(self) -> bool:
+        """The same answer, or that it is known by now; and a cell that holds the same."""
+        if self.nothing_written:
+            return self.reply == self.right_reply and self.repeated == self.right
+        return self._is_known() and accounts(self.repeated) == accounts(self.right)
+
+    def _is_known(self) -> bool:
+        """Whether the repeat says what the call would have said: with other numbers of writes, or that it was made."""
+        if self.call.name == "settle" and self.reply and self.reply[0] == Code.OK:
+            return {Code.OK, Code.REPLAYED, Code.UNMATCHED, Code.CONFLICT}.issuperset(self.reply[5::2])
+        return bool(self.reply) and self.reply[0] in (Code.REPLAYED, self.right_reply[0])
+
+
+class FailingCell:
+    """A cell whose engine refuses the command that it is told to."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.engine: LocalEngine = local_engine(self.clock)
+        self._fail_at, self._seen = self.engine._lua.execute(_REFUSE)
+        self._ledger = ScriptLedger(self.engine)
+        self.commands = 0
+        """How many commands the last call made."""
+        self._own = b""
+
+    def run(self, call: Call, *, k: int = 0) -> Reply | None:
+        """The reply; None: the `k`-th command failed, and the script with it."""
+        self._fail_at(k)
+        try:
+            return self.engine.run_now(call.name, encoded(call.args), pool=call.pool)
+        except LedgerProtocolError:
+            if not k:
+                raise
+            return None
+        finally:
+            self.commands = int(self._seen())
+            self._fail_at(0)
+
+    def look(self) -> Whole:
+        """What it holds now."""
+        orders = self.engine._sets._orders
+        fairness = {key: tuple(order) for key, order in orders.items() if key.startswith(FAIRNESS) and order}
+        return Whole(local_image(self.engine), fairness)
+
+    def be(self, whole: Whole) -> None:
+        """Hold this again."""
+        self.engine.flush()
+        put_back(self.engine, whole.image)
+        for key, order in whole.fairness.items():
+            for score, member in order:
+                self.engine._sets.add(key, score, member)
+
+    def _repeated(self, call: Call) -> Reply:
+        try:
+            return self.run(call) or []
+        except LedgerProtocolError:
+            return []
+
+    def drift(self) -> list[object]:
+        """What the ledger's own audit finds."""
+        fields = [field.decode() for field in self.look().image["L"] if field[:2] in (b"l:", b"s:")]
+        lanes = [field[2:] for field in fields if field.startswith("l:")]
+        scopes = [field[2:] for field in fields if field.startswith("s:")]
+        return list(at_once(self._ledger.audit(lanes=lanes, scopes=scopes)))
+
+    def each_failure(self, call: Call) -> Iterator[Failed]:
+        """Every command of this call fails once, and the call is repeated each time. The cell is left as it was."""
+        before = self.look()
+        right_reply = self.run(call)
+        of, right = self.commands, self.look()
+        assert right_reply is not None
+        for k in range(1, of + 1):
+            self.be(before)
+            assert self.run(call, k=k) is None, f"{call.name} went on when its command {k} of {of} had failed"
+            broken = self.look()
+            yield Failed(call, k, of, before, broken, self._repeated(call), self.look(), right, right_reply)
+        self.be(before)
+
+    def live(self, seed: int, events: int) -> Iterator[Call]:
+        """A random history; each call is given out before it is made."""
+        history = History(seed, START_US)
+        for event in history.events(events):
+            match event:
+                case Call():
+                    yield event
+                    self.run(event)
+                case Wind(now_us=now_us):
+                    self.clock.now_us = now_us
+                case Flush(scripts_only=scripts_only):
+                    if not scripts_only:
+                        self.engine.flush()
+                case Schema(ours=ours):
+                    self._set_schema(ours=ours)
+
+    def _set_schema(self, *, ours: bool) -> None:
+        poke = self.engine._lua.globals()[b"poke"]
+        key, image = cell_key("L").encode(), self.look().image["L"]
+        if ours:
+            poke(key, b"", self._own)
+        elif b"" in image:
+            self._own = image[b""]
+            poke(key, b"", b"\0" * 8 + self._own[8:])
+
+
+def accounts(whole: Whole) -> dict[str, object]:
+    """What a cell holds, without the numbers of its writes: a repeat may be one write more."""
+    told: dict[str, object] = dict(whole.image)
+    told["L"] = {field: _without_seq(field, value) for field, value in whole.image["L"].items()}
+    return told
+
+
+def _without_seq(field: bytes, value: bytes) -> object:
+    if field == b"":
+        return unpack_numbers(value)[3:]
+    if field[:2] in (b"l:", b"s:"):
+        return value[:8] + value[16:]
+    return value
