@@ -39,9 +39,10 @@ def test_clients_take_turns_whoever_has_how_many_waiting() -> None:
     assert served(lines) == ["a", "b", "a", "b", "a", "a", "a", "a"]
 
 
-def test_turns_go_by_weight() -> None:
+@pytest.mark.parametrize(("heavy", "light"), [(3, 1), (0.75, 0.25)])
+def test_turns_go_by_weight(heavy: float, light: float) -> None:
     lines = WaitLines()
-    joined(lines, *[Who("a", weight=3)] * 6, *[Who("b", weight=1)] * 6)
+    joined(lines, *[Who("a", weight=heavy)] * 6, *[Who("b", weight=light)] * 6)
     assert served(lines)[:8].count("a") == 6
 
 

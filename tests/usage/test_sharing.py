@@ -145,24 +145,30 @@ async def idle(router: ApiKeyRouter) -> bool:
     return lane.in_flight == 0
 
 
-SHARES: dict[str, Any] = {
-    "clients": [
-        {"name": "heavy", "token": "a-token-that-is-heavy", "weight": 4},
-        {"name": "light", "token": "a-token-that-is-light"},
-    ],
-    "limits": [{"quota_group": "org-a", "concurrency": 1, "headroom": 0}],
-}
+def shares(heavy: float, light: float) -> dict[str, Any]:
+    """Two clients of these weights, and one place for both."""
+    return {
+        "clients": [
+            {"name": "heavy", "token": "a-token-that-is-heavy", "weight": heavy},
+            {"name": "light", "token": "a-token-that-is-light", "weight": light},
+        ],
+        "limits": [{"quota_group": "org-a", "concurrency": 1, "headroom": 0}],
+    }
+
+
 ENOUGH = 60
 
 
-@pytest.mark.parametrize("way", ["route", "lease", "sdk"])
+@pytest.mark.parametrize(
+    ("way", "heavy", "light"), [("route", 4, 1), ("lease", 4, 1), ("sdk", 4, 1), ("route", 0.8, 0.2)]
+)
 async def test_scarce_capacity_is_shared_by_the_weights_of_clients_in_the_library_too(
-    simulator: SimulatorProcess, redis_url: str, way: str
+    simulator: SimulatorProcess, redis_url: str, way: str, heavy: float, light: float
 ) -> None:
     served = {"heavy": 0, "light": 0}
     chat: Any = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]}
     await simulator.control(organisation="org-a", settings={"latency_ms": 10})
-    async with house(simulator, RedisStateStore(redis_url), ["a1", "a2"], **SHARES) as made:
+    async with house(simulator, RedisStateStore(redis_url), ["a1", "a2"], **shares(heavy, light)) as made:
 
         async def ask(client: str, sdk: AsyncOpenAI) -> None:
             if way == "route":

@@ -139,7 +139,7 @@ class Admissions:
                 request = ReserveRequest(
                     rid=new_rid(), candidates=offers.all(options), scopes=shared.ids, lease_us=self.lease_us,
                     config_version=version,
-                    principal=call.principal, weight=call.weight, pool=pool.model,
+                    principal=call.principal, weight=self._catalogue.shares[call.weight], pool=pool.model,
                 )  # fmt: skip
                 answer = await self._ledger.reserve(request)
                 if isinstance(answer, Admission):

@@ -24,6 +24,7 @@ from apikeyrouter.infrastructure.adapters.transport import Response, Timeouts, T
 from apikeyrouter.serving.admission import Admitted
 from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.endings import Attempt, Endings
+from apikeyrouter.serving.foreign_code import finish_within
 from apikeyrouter.serving.outcomes import (
     TIMEOUT_SECONDS_MIN,
     adapter_failure,
@@ -214,8 +215,10 @@ class Attempts:
                 stream = AdapterStream(self.ends, attempt, adapter, adapter.execute_stream(intent, key))
                 await stream.begin()
                 return Exchange(status=200, content_type="text/event-stream", facts=attempt.facts, chunks=stream)
-            async with asyncio.timeout(attempt.timeouts.first_byte):
-                told = await adapter.execute_request(intent, key)
+            told = await finish_within(
+                adapter.execute_request(intent, key), attempt.timeouts.first_byte,
+                provider_id=attempt.admitted.option.provider.id,
+            )  # fmt: skip
         except Exception as exc:
             failure = adapter_failure(adapter, exc, secret=_secret(attempt))
             return unless_late(failure, self.deadline(attempt.call))

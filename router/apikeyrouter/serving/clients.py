@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.client_rules import CLIENT, client_lane, client_policy
 from apikeyrouter.domain.components.entries import ClientTerms
+from apikeyrouter.domain.components.shares import Shares
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.accounting import LaneConfig
 from apikeyrouter.domain.models.client import Client
@@ -80,14 +81,16 @@ class DeclaredClients:
             await self._made.restore()
 
     def _index(self) -> None:
-        self._catalogue.clients = {**{name: _terms(client) for name, client in self.made.items()}, **self._file}
+        terms = {**{name: _terms(client) for name, client in self.made.items()}, **self._file}
+        self._catalogue.clients = terms
+        self._catalogue.shares = Shares(own.weight for own in terms.values())
         for told in self.on_changed:
             told()
 
 
 def _terms(client: Client) -> ClientTerms:
     lane = _lane(client)
-    return ClientTerms((lane.id,) if lane.limits else (), client.share)
+    return ClientTerms((lane.id,) if lane.limits else (), client.weight)
 
 
 def _lane(client: Client) -> LaneConfig:

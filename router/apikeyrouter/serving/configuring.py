@@ -68,7 +68,7 @@ class SharedConfig:
     quality: dict[str, float] = field(default_factory=dict)
     key_breaker: Breaker = KEY_BREAKER
     provider_breaker: Breaker = PROVIDER_BREAKER
-    client_weights: dict[str, int] = field(default_factory=dict)
+    client_weights: dict[str, float] = field(default_factory=dict)
     """Those that are not 1."""
     file: str = ""
     """Which file that is (`digest_of`)."""
@@ -83,7 +83,7 @@ class SharedConfig:
             policies=tuple(policy.model_dump(mode="json") for policy in config.policies),
             quality=dict(config.routing.quality), key_breaker=config.routing.key_breaker,
             provider_breaker=config.routing.provider_breaker,
-            client_weights={client.name: client.share for client in config.clients if client.share != 1},
+            client_weights={client.name: client.weight for client in config.clients if client.weight != 1},
             pools={
                 group: [(lane, None if models is None else sorted(models)) for lane, models in pools]
                 for group, pools in config.pools.items()

@@ -1,6 +1,5 @@
 """A Python caller's intent as a call, and a call as what an option's provider takes."""
 
-import asyncio
 import time
 import uuid
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.serving.admission import ParsedFor
+from apikeyrouter.serving.foreign_code import finish_within
 from apikeyrouter.serving.outcomes import cost_nanousd
 
 ESTIMATE_SECONDS_MAX = 5.0
@@ -136,8 +136,8 @@ async def ask_costs(call: Call, pool: Pool) -> None:
         if provider.id in call.told_costs:
             continue
         try:
-            async with asyncio.timeout(ESTIMATE_SECONDS_MAX):
-                told = await provider.adapter.estimate_cost(call.intent)
+            asked = provider.adapter.estimate_cost(call.intent)
+            told: object = await finish_within(asked, ESTIMATE_SECONDS_MAX, provider_id=provider.id)
         except Exception:
             told = None
         call.told_costs[provider.id] = _nanousd_of(told)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import inspect
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,6 +17,7 @@ from apikeyrouter.domain.models.usage import Usage
 from apikeyrouter.infrastructure.adapters.transport import Pouring, Response, Timeouts, TransportError, UpstreamTimeout
 from apikeyrouter.infrastructure.observability.events import working_for
 from apikeyrouter.serving.endings import Attempt, Endings
+from apikeyrouter.serving.foreign_code import Pieces
 from apikeyrouter.serving.outcomes import adapter_failure, cost_nanousd, given_up, transport_failure, unless_late
 
 HELD_BYTES_MAX = 1024 * 1024
@@ -255,7 +255,8 @@ class AdapterStream(_Stream):
 
     def __init__(self, ends: Endings, attempt: Attempt, adapter: ProviderAdapter, source: Any) -> None:
         super().__init__(ends, attempt)
-        self._adapter, self._source = adapter, source
+        self._adapter = adapter
+        self._pieces = Pieces(source, provider_id=attempt.admitted.option.provider.id)
         self._timeouts = attempt.timeouts or Timeouts()
         total = self._timeouts.total
         self._deadline = None if total is None else time.perf_counter() + total
@@ -265,10 +266,12 @@ class AdapterStream(_Stream):
 
     async def begin(self) -> None:
         """Wait for the first piece: until then another key may still serve. Raises what the adapter raises."""
-        if inspect.isawaitable(self._source):
-            self._source = await self._source
         limits = [limit for limit in (self._timeouts.first_byte, self._timeouts.first_token) if limit is not None]
-        self._first = await self._pull(min(limits, default=None))
+        try:
+            self._first = await self._pull(min(limits, default=None))
+        except BaseException:
+            await self._let_go()
+            raise
         self.take_over()
 
     def __aiter__(self) -> "AdapterStream":
@@ -299,8 +302,7 @@ class AdapterStream(_Stream):
             seconds = left if seconds is None else min(seconds, left)
         try:
             with working_for(self._attempt.call.request_id):
-                async with asyncio.timeout(seconds):
-                    piece = await self._source.__anext__()
+                piece = await self._pieces.next(seconds)
         except StopAsyncIteration:
             self._over = True
             self._settle("ok")
@@ -318,7 +320,7 @@ class AdapterStream(_Stream):
 
     async def _let_go(self) -> None:
         self._first = None
-        await _closed(self._source)
+        await self._pieces.aclose()
 
 
 def told_usage(told: TokenUsage | None) -> Usage | None:

@@ -22,6 +22,7 @@ from apikeyrouter.domain.components.policy_constraints import Constraints
 from apikeyrouter.domain.components.policy_pools import narrowed
 from apikeyrouter.domain.components.pool import Option, Pool, Turns
 from apikeyrouter.domain.components.price_book import PriceBook
+from apikeyrouter.domain.components.shares import Shares
 from apikeyrouter.domain.models.accounting import SHARED_SCOPES_MAX, ScopeConfig
 from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.capabilities import ModelCapabilities
@@ -65,6 +66,8 @@ class Catalogue:
         self.keys: dict[str, Key] = {}
         self.clients: Mapping[str, ClientTerms] = {}
         """By name, clients that a configuration names; the service's and the library's calls alike."""
+        self.shares = Shares()
+        """Their weights as the ledger takes them."""
         self.qualities: dict[str, float] = {}
         """By model, as the configuration declares it."""
         self.aliases: dict[str, tuple[tuple[str, str], ...]] = {}

@@ -96,7 +96,7 @@ class ClientTerms(NamedTuple):
     """What a client's calls go by: its own limits, and its share among clients where capacity is scarce."""
 
     lanes: tuple[str, ...] = ()
-    weight: int = 1
+    weight: float = 1
 
 
 ANY_CLIENT = ClientTerms()

@@ -33,7 +33,7 @@ class Who(NamedTuple):
 
     principal: str
     priority: int = 0
-    weight: int = 1
+    weight: float = 1
 
 
 class Place:
@@ -70,7 +70,7 @@ class _Line:
         """The tag of a client's next turn, which is taken."""
         if len(self.latest) >= CLIENTS_MAX:
             self.latest = {whose: tag for whose, tag in self.latest.items() if tag > self.virtual[whose[0]]}
-        tag = self.latest[who.priority, who.principal] = self.reached(who) + 1.0 / max(1, who.weight)
+        tag = self.latest[who.priority, who.principal] = self.reached(who) + 1.0 / who.weight
         return tag
 
     def first(self) -> Place | None:
@@ -139,7 +139,7 @@ class WaitLines:
             return False
         if who.principal in line.waiting:
             return first.who.priority <= who.priority
-        return (first.who.priority, first.tag) < (who.priority, line.reached(who) + 1.0 / max(1, who.weight))
+        return (first.who.priority, first.tag) < (who.priority, line.reached(who) + 1.0 / who.weight)
 
     def passed(self, key: Hashable, who: Who) -> None:
         """Somebody was served who did not have to wait; that was its client's turn."""

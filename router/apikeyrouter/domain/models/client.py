@@ -60,11 +60,6 @@ class Client(EdgeModel):
     old_token_sha256: str | None = Field(default=None, repr=False, pattern=SHA256)
     old_token_until: AwareDatetime | None = None
 
-    @property
-    def share(self) -> int:
-        """The weight as the ledger takes it: whole, at least 1."""
-        return max(1, round(self.weight))
-
     def public(self) -> dict[str, Any]:
         """What may be shown: everything but the hashes, in JSON types."""
         return self.model_dump(mode="json", exclude={"token_sha256", "old_token_sha256"})

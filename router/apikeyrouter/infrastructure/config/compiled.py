@@ -112,11 +112,6 @@ class ClientRecord:
     priority: Priority = "interactive"
     expires_at: datetime | None = None
 
-    @property
-    def share(self) -> int:
-        """The weight as the ledger takes it: whole, at least 1."""
-        return max(1, round(self.weight))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingRecord:

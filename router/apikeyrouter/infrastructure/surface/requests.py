@@ -53,7 +53,7 @@ class Caller:
     team: str | None = None
     models: frozenset[str] | None = None
     lanes: tuple[str, ...] = ()
-    weight: int = 1
+    weight: float = 1
     digest: bytes = b""
     until_seconds: float = 0.0
     priority: str = "interactive"

@@ -1,0 +1,152 @@
+"""Code of other people's adapters, run in tasks of its own: what does not end when its time is over is left behind.
+
+A task that waits for a coroutine cannot go on before that ends, and one that swallows its cancellation never does.
+"""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from apikeyrouter.domain.models.system_error import SystemError
+from apikeyrouter.infrastructure.observability.events import EventLog
+
+__all__ = ["Pieces", "finish_within"]
+
+_log = EventLog("apikeyrouter")
+T = TypeVar("T")
+GRACE_SECONDS = 0.1
+"""What is cancelled may take so long to clean up; then nobody waits for it any more."""
+_left: set["asyncio.Task[Any]"] = set()
+"""What was left behind and has not ended. Kept, for a task that nobody holds may vanish in its midst."""
+
+
+async def finish_within(work: Awaitable[T], seconds: float | None, *, provider_id: str) -> T:
+    """What `work` returns or raises. It is cancelled with its waiter, and when `seconds` are over.
+
+    Raises:
+        TimeoutError: `GRACE_SECONDS` after that at the latest, whatever `work` makes of its cancellation.
+        SystemError: it cancelled itself.
+    """
+    task = asyncio.ensure_future(_awaited(work))
+    try:
+        await asyncio.wait((task,), timeout=seconds)
+        if task.done():
+            return _result(task)
+    except BaseException:
+        await _leave(task, provider_id)
+        raise
+    await _leave(task, provider_id)
+    raise TimeoutError
+
+
+class Pieces:
+    """An adapter's stream: one task reads it from its first piece to its end, as generators expect.
+
+    `source`: an async iterator, or an awaitable of one.
+    """
+
+    def __init__(self, source: Any, *, provider_id: str) -> None:
+        self._source, self._provider_id = source, provider_id
+        self._task: asyncio.Task[None] | None = None
+        self._wanted = asyncio.Event()
+        self._told: asyncio.Future[Any] | None = None
+        self._over = False
+
+    async def next(self, seconds: float | None) -> Any:
+        """The next piece.
+
+        Raises:
+            StopAsyncIteration: there is none.
+            TimeoutError: it did not come in time.
+            Whatever the source raises.
+        """
+        told = self._told = asyncio.get_running_loop().create_future()
+        self._wanted.set()
+        if self._task is None:
+            self._task = asyncio.create_task(self._read())
+        elif self._task.done():
+            raise StopAsyncIteration
+        try:
+            await asyncio.wait((told,), timeout=seconds)
+        finally:
+            if not told.done():
+                told.cancel()
+                await self.aclose()
+        if told.cancelled():
+            raise TimeoutError
+        return told.result()
+
+    async def aclose(self) -> None:
+        """Give up the rest: the source is closed, or left behind where it does not end. Idempotent."""
+        self._over = True
+        if self._task is not None:
+            await _leave(self._task, self._provider_id)
+        else:
+            await _closed(self._source)
+
+    async def _read(self) -> None:
+        try:
+            if inspect.isawaitable(self._source):
+                self._source = await self._source
+            while not self._over:
+                await self._wanted.wait()
+                self._wanted.clear()
+                piece = await self._source.__anext__()
+                if self._told is not None and not self._told.done():
+                    self._told.set_result(piece)
+        except BaseException as exc:
+            self._tell(exc)
+            if not isinstance(exc, Exception):
+                raise
+        finally:
+            await _closed(self._source)
+
+    def _tell(self, error: BaseException) -> None:
+        if self._told is not None and not self._told.done():
+            cancelled = isinstance(error, asyncio.CancelledError)
+            self._told.set_exception(SystemError("the adapter's stream was cancelled") if cancelled else error)
+
+
+async def _awaited(work: Awaitable[T]) -> T:
+    return await work
+
+
+def _result(task: "asyncio.Task[T]") -> T:
+    if task.cancelled():
+        raise SystemError("the adapter cancelled itself")
+    return task.result()
+
+
+async def _leave(task: "asyncio.Task[Any]", provider_id: str) -> None:
+    """Cancel a task and wait for it, but not for long, and not twice."""
+    if task in _left:
+        return
+    if not task.done():
+        task.cancel()
+        try:
+            await asyncio.wait((task,), timeout=GRACE_SECONDS)
+        finally:
+            if not task.done():
+                _left.add(task)
+                task.add_done_callback(_left.discard)
+                _log.warning("adapter.left_behind", provider_id=provider_id, left=len(_left))
+    if task.done():
+        _heard(task)
+    else:
+        task.add_done_callback(_heard)
+
+
+def _heard(task: "asyncio.Task[Any]") -> None:
+    """What it raised is nobody's any more."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def _closed(source: AsyncIterator[Any]) -> None:
+    """Close a generator, whatever it makes of that."""
+    closing = getattr(source, "aclose", None)
+    if closing is not None:
+        with suppress(Exception):
+            await closing()

@@ -1,0 +1,160 @@
+"""Adapters that do not end when they are told to: the caller has its time-out, the books their entry, the log its line."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import structlog
+
+from apikeyrouter import ApiKeyRouter, ProviderError
+from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
+from apikeyrouter.domain.models.cost_estimate import CostEstimate
+from apikeyrouter.domain.models.request_intent import RequestIntent
+from apikeyrouter.domain.models.system_error import ErrorCategory
+from apikeyrouter.infrastructure.adapters.transport import Timeouts
+from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
+from apikeyrouter.serving import foreign_code
+from apikeyrouter.serving.foreign_code import finish_within
+from tests.router.house import MASTER_KEY, intent, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+
+class Stubborn(ProviderAdapter):
+    """Goes on, whatever it is told, until it is let go."""
+
+    def __init__(self) -> None:
+        self.let_go = asyncio.Event()
+        self.cancelled = 0
+        self.ended = 0
+
+    async def never_mind(self) -> None:
+        """Wait, cancelled or not."""
+        while not self.let_go.is_set():
+            try:
+                await self.let_go.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+        self.ended += 1
+
+    async def execute_request(self, intent: RequestIntent, key: str) -> Any:
+        await self.never_mind()
+        return "too late"
+
+
+class StubbornStream(Stubborn):
+    """The same after its first piece."""
+
+    async def execute_stream(self, intent: RequestIntent, key: str) -> AsyncIterator[Any]:
+        yield "first"
+        await self.never_mind()
+        yield "too late"
+
+
+class StubbornEstimate(Stubborn):
+    """The same while it is asked for an estimate; it answers at once."""
+
+    async def estimate_cost(self, intent: RequestIntent) -> CostEstimate | None:
+        await self.never_mind()
+        return None
+
+    async def execute_request(self, intent: RequestIntent, key: str) -> Any:
+        return "answer"
+
+
+@asynccontextmanager
+async def routed(adapter: ProviderAdapter, **metadata: Any) -> AsyncIterator[ApiKeyRouter]:
+    """A router over one adapter with one key; what the adapter does ends with it."""
+    try:
+        async with ApiKeyRouter(state_store=InMemoryStateStore(), config={"encryption_key": MASTER_KEY}) as router:
+            router.timeouts = Timeouts(total=0.2)
+            await router.register_provider("custom", adapter)
+            await router.register_key("custom-key-material-0123456789", "custom", metadata)
+            yield router
+    finally:
+        if isinstance(adapter, Stubborn):
+            adapter.let_go.set()
+
+
+async def is_booked(router: ApiKeyRouter, budget_id: str) -> None:
+    """The estimate is spent, and nothing is held or in flight."""
+    assert await router.books.flush(seconds=5)
+    status = await router.cost_controller.get_budget_status(budget_id)
+    assert status.settled > 0
+    assert status.held == status.suspense == 0
+    assert not [lane.id for lane in await router.ledger.lanes(router.catalogue.lane_ids()) if lane.in_flight]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_adapter_that_swallows_its_cancellation_is_left_behind(
+    stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter = StubbornStream() if stream else Stubborn()
+    async with routed(adapter, cost_per_1k="0.01") as router:
+        budget = await router.cost_controller.create_budget("global", 10)
+        with structlog.testing.capture_logs() as lines, pytest.raises(ProviderError) as caught:
+            if stream:
+                [str(piece) async for piece in router.route_stream(intent())]
+            else:
+                await router.route(intent())
+        assert caught.value.category is ErrorCategory.TimeoutError
+        assert (adapter.cancelled, adapter.ended) == (1, 0), "it goes on, and nobody waits for it"
+        await is_booked(router, budget.id)
+        told = [line for line in lines if line["event"] == "adapter.left_behind"]
+        assert [(line["provider_id"], line["log_level"]) for line in told] == [("custom", "warning")]
+        settled = (await router.cost_controller.get_budget_status(budget.id)).settled
+        adapter.let_go.set()
+        await until(lambda: adapter.ended == 1)
+        assert await router.books.flush(seconds=5)
+        assert (await router.cost_controller.get_budget_status(budget.id)).settled == settled
+    await until(lambda: not foreign_code._left)
+    assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+async def test_a_caller_that_cancels_is_not_kept_by_an_adapter_that_goes_on() -> None:
+    adapter = Stubborn()
+    async with routed(adapter, cost_per_1k="0.01") as router:
+        router.timeouts = Timeouts()
+        budget = await router.cost_controller.create_budget("global", 10)
+        asking = asyncio.create_task(router.route(intent()))
+        await until(lambda: router.in_flight == 1 and len(router.books.open) == 1)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert adapter.ended == 0
+        await is_booked(router, budget.id)
+
+
+async def test_an_estimate_that_never_comes_keeps_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apikeyrouter.serving.requests.ESTIMATE_SECONDS_MAX", 0.1)
+    adapter = StubbornEstimate()
+    async with routed(adapter) as router:
+        router.timeouts = Timeouts()
+        assert (await router.route(intent())).content == "answer"
+        assert adapter.ended == 0
+
+
+async def test_what_ends_in_time_is_waited_for() -> None:
+    async def clean_up() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0)
+            done.append(True)
+
+    done: list[bool] = []
+    with pytest.raises(TimeoutError):
+        await finish_within(clean_up(), 0.01, provider_id="p")
+    assert done == [True]
+
+
+async def test_an_adapter_that_cancels_itself_has_failed() -> None:
+    class Gone(ProviderAdapter):
+        async def execute_request(self, intent: RequestIntent, key: str) -> Any:
+            raise asyncio.CancelledError
+
+    async with routed(Gone()) as router:
+        with pytest.raises(ProviderError, match="cancelled itself"):
+            await router.route(intent())
