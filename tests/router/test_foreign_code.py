@@ -1,4 +1,4 @@
-"""Adapters that do not end when they are told to: the caller has its time-out, the books their entry, the log its line."""
+"""Adapters that do not end when they are told to: the caller has its time-out, the books an entry, the log a line."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -9,6 +9,7 @@ import redis
 from apikeyrouter import ApiKeyRouter
 from apikeyrouter.domain.interfaces.state_store import StateQuery, StateStore
 from apikeyrouter.domain.models.system_error import InvalidRequestError, PolicyDeniedError
+from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.simulator import SimulatorProcess
 from tests.router.house import MASTER_KEY, SOFT_BUDGET, house, intent, until
@@ -127,6 +128,29 @@ async def test_a_dry_run_tells_what_would_change_and_changes_nothing(
         assert len(await used(made, 4)) == 2
         with pytest.raises(InvalidRequestError, match="model"):
             await engine.dry_run_policy(no_a, {"team": "x"})
+
+
+async def test_a_dry_run_judges_what_other_processes_have_served(simulator: SimulatorProcess, redis_url: str) -> None:
+    async with (
+        house(simulator, RedisStateStore(redis_url), ["a1", "b1"]) as made,
+        house(simulator, RedisStateStore(redis_url), ["a1", "b1"]) as other,
+    ):
+        keys = await used(made, 6)
+        await made.router.state_store.flush()
+        impact = await other.router.policy_engine.dry_run_policy(policy({"denied_keys": ["a1"]}, id="no-a"))
+        assert (impact.requests, impact.would_be_moved, impact.all_processes) == (6, keys["a1"], True)
+        assert impact.cost_before == Decimal(sum(facts.cost_nanousd or 0 for facts in made.finished)).scaleb(-9) > 0
+
+
+async def test_a_store_that_tells_no_facts_leaves_a_dry_run_with_its_own_process(simulator: SimulatorProcess) -> None:
+    class Plain(InMemoryStateStore):
+        async def recent_facts(self) -> None:
+            return None
+
+    async with house(simulator, Plain(), ["a1", "b1"]) as made:
+        await used(made, 2)
+        impact = await made.router.policy_engine.dry_run_policy(policy({"denied_keys": ["a1"]}, id="no-a"))
+        assert (impact.requests, impact.all_processes) == (2, False)
 
 
 async def test_requests_at_once_under_changing_policies_end_well(

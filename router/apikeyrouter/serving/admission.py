@@ -43,7 +43,7 @@ LOSSES_TOLD_MAX = 64
 @dataclass(slots=True, kw_only=True)
 class Admitted:
     """A held option, with what was expected of it. `losses` are of the first so many candidates of `ranking`, and
-    `place` is the held one's among them."""
+    `place` is the held one's among them. `bounded`: a hard budget holds the bound of its cost."""
 
     option: Option
     admission: Admission
@@ -51,6 +51,7 @@ class Admitted:
     charge: Charge
     estimate: TokenEstimate
     token_cap: int | None
+    bounded: bool
     ranking: Ranking
     place: int
     losses: tuple[Loss, ...]
@@ -233,7 +234,8 @@ def _admitted(
     operation, parsed = parsed_for(option)
     return Admitted(
         option=option, admission=admission, request=request, charge=charge, estimate=estimate, token_cap=cap,
-        ranking=ranking, place=place, losses=told, operation=operation, parsed=parsed, session=session,
+        bounded=offers.is_bounded(option), ranking=ranking, place=place, losses=told, operation=operation,
+        parsed=parsed, session=session,
     )  # fmt: skip
 
 

@@ -50,6 +50,19 @@ class Decisions:
         """What happened to a request of this process; None: it was too long ago, or elsewhere."""
         return next((facts for facts in reversed(self.recent) if facts.request_id == request_id), None)
 
+    async def everywhere(self) -> tuple[list[Facts], bool]:
+        """What happened lately, oldest first, and whether in every process on the store, or in this one alone."""
+        told = await self._store.recent_facts()
+        return (list(self.recent), False) if told is None else (told, True)
+
+    async def find_facts(self, request_id: str) -> Facts | None:
+        """What happened to a request, of any process on a store that tells it; None: nobody remembers it."""
+        facts = self.facts_of(request_id)
+        if facts is not None:
+            return facts
+        told, _ = await self.everywhere()
+        return next((facts for facts in reversed(told) if facts.request_id == request_id), None)
+
     async def find(self, request_id: str) -> RoutingDecision | None:
         """The decision of a request: of this process, else of any on the same store; None: nobody remembers it."""
         facts = self.facts_of(request_id)

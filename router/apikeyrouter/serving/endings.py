@@ -20,6 +20,8 @@ from apikeyrouter.serving.answer_watch import AnswerWatch
 from apikeyrouter.serving.bookkeeping import Bookkeeper, OpenHold, Release
 from apikeyrouter.serving.outcomes import estimated_usage, failed_lanes, given_up, partial_usage
 
+AS_HELD = UNPRICED
+"""Nobody knows the cost: each budget books what it held for it, a hard one the bound, so that it stays one."""
 TOKENS_MAX = 2**31
 """Most tokens of one request that are believed; the ledger takes no more."""
 
@@ -114,11 +116,15 @@ class Endings:
         `told_nanousd`: what the adapter says it costs, which goes before any price list.
         """
         admitted, facts = attempt.admitted, attempt.facts
+        booked: int | None = None
         if attempt.call.operation in FREE_OPERATIONS:
             usage, cost = Usage(input_tokens=0, output_tokens=0), 0
         else:
+            guessed = usage is None or outcome != "ok"
             usage = self._used(attempt, usage, produced, complete=outcome == "ok")
             cost = _cost(admitted, usage) if told_nanousd is None else told_nanousd
+            if guessed and told_nanousd is None and admitted.bounded:
+                cost, booked = admitted.charge.expected_nanousd, AS_HELD
         self._learn(admitted, usage)
         latency_us = self._clock(attempt)
         latency_us = attempt.first_us or latency_us
@@ -128,7 +134,7 @@ class Endings:
         self._books.hand_in(
             Settlement(
                 rid=admitted.request.rid, input_tokens=_believed(_metered(attempt, usage)),
-                output_tokens=_believed(usage.output_tokens), cost_nanousd=cost,
+                output_tokens=_believed(usage.output_tokens), cost_nanousd=cost if booked is None else booked,
                 outcome=Outcome.FAILURE if failed else Outcome.SUCCESS,
                 failed_lanes=1 << (len(admitted.option.lanes) - 1) if failed else 0, latency_us=latency_us,
                 estimated=usage.estimated,
@@ -208,12 +214,12 @@ class Endings:
 
     def _charge_expected(self, attempt: Attempt, outcome: Outcome, bits: int, latency_us: int) -> None:
         charge = attempt.admitted.charge
+        booked = AS_HELD if attempt.admitted.bounded else charge.expected_nanousd
         attempt.let_go()
         self._books.hand_in(
             Settlement(
                 rid=attempt.admitted.request.rid, input_tokens=charge.input_tokens, output_tokens=charge.output_tokens,
-                cost_nanousd=charge.expected_nanousd, outcome=outcome, failed_lanes=bits, latency_us=latency_us,
-                estimated=True,
+                cost_nanousd=booked, outcome=outcome, failed_lanes=bits, latency_us=latency_us, estimated=True,
             )
         )  # fmt: skip
         _note_cost(attempt, charge.expected_nanousd, estimated=True)

@@ -20,6 +20,7 @@ from apikeyrouter.domain.components.policy_engine import PolicyEngine
 from apikeyrouter.domain.components.pool import Snapshot
 from apikeyrouter.domain.components.price_book import PriceBook
 from apikeyrouter.domain.components.quota_awareness_engine import QuotaAwarenessEngine
+from apikeyrouter.domain.components.recorded_costs import RecordedCosts
 from apikeyrouter.domain.components.routing_engine import RoutingEngine
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.state_store import StateStore
@@ -111,13 +112,14 @@ class RouterLife(RouterBelonging):
         self._admissions = Admissions(self.ledger, self.catalogue, self.estimator, self.snapshot, lease_us=LEASE_US)
         self.policy_engine = PolicyEngine(
             self.catalogue, self.state_store, self._configuration.budgets, choose=self._first_choice,
-            recent=lambda: list(self.decisions), started=self._started,
+            recent=self._decisions.everywhere, started=self._started,
         )  # fmt: skip
         self._policing = Policing(self.policy_engine)
         self.cost_controller = CostController(
             self.catalogue, self.ledger, self._configuration.budgets, self.estimator,
             quote=Quotes(self.catalogue, self._admissions, self.estimator, self._policing),
-            held_in=self.policy_engine.held_in, recent=self._recent, started=self._started,
+            held_in=self.policy_engine.held_in, recent=self._recent, find=self._decisions.find_facts,
+            recorded=RecordedCosts(self.state_store), started=self._started,
             defer=lambda work: self._deferrals.add(work), emit=self.observability.emit,
             now_us=lambda: cell_now_us(self.ledger),
         )  # fmt: skip

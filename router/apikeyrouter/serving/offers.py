@@ -63,6 +63,10 @@ class Offers:
             known = self._known[option.rate] = self._compute(option, self._hard or option.hard)
         return known
 
+    def is_bounded(self, option: Option) -> bool:
+        """Whether a hard budget holds the bound of what the request may cost there."""
+        return (self._hard or option.hard) and self.details(option)[0].bound_nanousd != UNPRICED
+
     def tokens(self, option: Option) -> tuple[int, int]:
         """Input and output tokens that the request is expected to take there."""
         estimate = self.details(option)[1]

@@ -87,7 +87,7 @@ async def validate_policy(desk: ReadDesk, policy: PolicyBody) -> dict[str, Any]:
 
 @routes.post("/policies/dry-run")
 async def dry_run_policy(desk: ReadDesk, trial: Trial) -> dict[str, Any]:
-    """What a policy would change, for a request and for the recent requests of the worker that answers."""
+    """What a policy would change, for a request and for the recent requests of all workers."""
     impact = await desk.router.policy_engine.dry_run_policy(trial.policy.policy(), trial.context)
     shown: dict[str, Any] = impact.model_dump(mode="json")
     return {**shown, "cost_difference": str(impact.cost_difference)}

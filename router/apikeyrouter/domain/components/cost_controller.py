@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 from apikeyrouter.domain.components.budget_books import BudgetBooks
 from apikeyrouter.domain.components.budgets import budget_id, budget_of, default_unpriced, rule_of
 from apikeyrouter.domain.components.catalogue import BudgetRule, Catalogue
+from apikeyrouter.domain.components.recorded_costs import RecordedCosts
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.ledger import Ledger
 from apikeyrouter.domain.models.accounting import (
@@ -88,6 +89,8 @@ class CostController:
         quote: Quote,
         held_in: HeldIn,
         recent: Callable[[str], Facts | None],
+        find: Callable[[str], Awaitable[Facts | None]],
+        recorded: RecordedCosts,
         started: Callable[[], Awaitable[None]],
         defer: Callable[[Callable[[], Awaitable[None]]], object],
         emit: Callable[..., None],
@@ -95,6 +98,7 @@ class CostController:
     ) -> None:
         self._catalogue, self._budgets, self._estimator = catalogue, budgets, estimator
         self._quote, self._held_in, self._recent, self._started, self._defer = quote, held_in, recent, started, defer
+        self._find, self._recorded = find, recorded
         self._emit = emit
         self._passed: dict[str, tuple[int, int]] = {}
         """Per budget: the start of its period, and the largest threshold that was told in it."""
@@ -372,32 +376,33 @@ class CostController:
     ) -> Decimal:
         """Book what a request really cost in every budget that applies to it; what was booked by this call.
 
-        `request_id` is the idempotency key: a repeat within a day books nothing. A request that this router served is
-        booked already, and whoever it was for is known: only what it cost more than that is added. Of any other
-        request say whose it was.
+        `request_id` is the idempotency key, and the cost is its total: a repeat within a day books nothing, a higher
+        total what it is more. A request that a router on the store served lately is booked already, and whoever it was
+        for is known. Of any other request say whose it was. A hard budget that has booked the bound of a request, for
+        nobody told what it used, has no more to book for it.
 
         Raises:
             InvalidRequestError: the amount is negative or no number, or less than what is booked for the request: the
                 books are sums of what was settled, and only grow. To give money back, raise the budget's limit.
         """
         await self._started()
-        spent = nanousd(_money(actual_cost, "actual_cost"))
-        facts = self._recent(request_id)
-        if facts is not None and facts.attempts:
+        total = nanousd(_money(actual_cost, "actual_cost"))
+        facts = await self._find(request_id)
+        served = facts is not None and bool(facts.attempts)
+        if facts is not None and served:
             team, client, provider_id, key_id = facts.team, facts.client, facts.provider_id, facts.key_id
             model = facts.model
-            spent -= facts.cost_nanousd or 0
-            if spent < 0:
-                raise InvalidRequestError(
-                    f"is less than the {dollars(facts.cost_nanousd or 0)} dollars that are booked for {request_id};"
-                    " what is booked is never lowered, raise the limits of its budgets instead",
-                    field="actual_cost",
-                )
+        bounded = facts is not None and facts.cost_estimated
         rules = self._applying(team, client, provider_id, key_id, model or "")
-        if spent == 0 or not rules:
+        scopes = [rule.scope.id for rule in rules if not (bounded and rule.scope.hard)]
+
+        async def book(idempotency_key: str, spent: int) -> bool:
+            return await self._books.book(scopes, spent, idempotency_key)
+
+        booked = (facts.cost_nanousd or 0) if facts is not None and served else 0
+        if not scopes and total >= booked:
             return Decimal(0)
-        booked = await self._books.book([rule.scope.id for rule in rules], spent, f"request\n{request_id}")
-        return dollars(spent) if booked else Decimal(0)
+        return dollars(await self._recorded.raise_to(request_id, total, booked=booked, book=book))
 
     async def reconcile_estimate(self, request_id: str, estimated: CostEstimate, actual: Money) -> None:
         """Learn from what a request really cost: the next estimates for its provider and model come closer to it.

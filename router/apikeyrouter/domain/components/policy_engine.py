@@ -65,7 +65,7 @@ class PolicyEngine:
         budgets: PolicyBudgets,
         *,
         choose: Choose,
-        recent: Callable[[], Iterable[Facts]],
+        recent: Callable[[], Awaitable[tuple[list[Facts], bool]]],
         started: Callable[[], Awaitable[None]],
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -373,8 +373,9 @@ class PolicyEngine:
         self, policy: Policy | Mapping[str, Any], context: Mapping[str, Any] | None = None
     ) -> PolicyImpact:
         """What a policy would change if it were configured (instead of what has its id now): for a request of the
-        context (model, provider_id, team, client), and for the recent requests of this process; and what has its id
-        now did until now, in the whole fleet. Changes nothing.
+        context (model, provider_id, team, client), and for the recent requests of every process on the store
+        (`all_processes` says whether the store tells them; else of this one); and what has its id now did until now,
+        in the whole fleet. Changes nothing.
 
         Raises:
             InvalidRequestError: the policy is not valid, or the context names a model that nobody serves.
@@ -398,8 +399,10 @@ class PolicyEngine:
         def before(*, client: str | None, team: str | None, provider_id: str | None, model: str) -> Constraints | None:
             return self.constraints(client=client, team=team, provider_id=provider_id, model=model, own=None)
 
-        impact = impact_of(self._catalogue, self._choose, before, after, context or {}, self._recent())
-        return impact.model_copy(update={"counts": await self.get_counts(made.id)})
+        recent, everywhere = await self._recent()
+        impact = impact_of(self._catalogue, self._choose, before, after, context or {}, recent)
+        counts = await self.get_counts(made.id)
+        return impact.model_copy(update={"counts": counts, "all_processes": everywhere})
 
 
 _NONE: tuple[Statement, ...] = ()

@@ -210,6 +210,10 @@ class StateStore(ABC):
         """
         return False
 
+    async def recent_facts(self) -> list[Facts] | None:
+        """The facts that were noted lately, by every process, oldest first. Default: None, this store tells none."""
+        return None
+
     async def flush(self) -> None:  # noqa: B027 (a default)
         """Write what was noted. Default: there is nothing."""
 

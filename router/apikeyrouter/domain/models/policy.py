@@ -183,10 +183,10 @@ class PolicyImpact(EdgeModel):
     """What a policy would change.
 
     For the request of the context: the keys that were candidates, those that would be left, why the others go, and
-    which one would be tried first. For the recent requests of this process (`requests` of them): how many would be
-    refused, or served by another key, and what all of them did cost and would have cost, in dollars. Costs are of the
-    requests whose price is known before and after. `counts`: what the configured policy of the same id has done so far,
-    in the whole fleet.
+    which one would be tried first. For the recent requests (`requests` of them; of every process on the store where
+    `all_processes`, else of this one): how many would be refused, or served by another key, and what all of them did
+    cost and would have cost, in dollars. Costs are of the requests whose price is known before and after. `counts`:
+    what the configured policy of the same id has done so far, in the whole fleet.
     """
 
     keys_before: list[str] = Field(default_factory=list)
@@ -195,6 +195,7 @@ class PolicyImpact(EdgeModel):
     selected_before: str | None = None
     selected_after: str | None = None
     requests: int = 0
+    all_processes: bool = False
     would_be_refused: int = 0
     would_be_moved: int = 0
     refused_requests: list[str] = Field(default_factory=list)

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.domain.models.edge import EdgeModel
 from apikeyrouter.domain.models.quota_state import TimeWindow
 from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError, StateStoreError
@@ -46,6 +47,19 @@ def decode_document(text: str | bytes, *, where: str) -> dict[str, Any]:
     """The document. Errors: StateStoreError naming `where`."""
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError as exc:
+        raise StateStoreError(f"{where} holds something that is not ours") from exc
+
+
+write_facts = msgspec.json.Encoder().encode
+"""What happened to a request, as JSON."""
+_facts: msgspec.json.Decoder[Facts] = msgspec.json.Decoder(Facts)
+
+
+def read_facts(text: str | bytes, *, where: str) -> Facts:
+    """What happened to a request. Errors: StateStoreError naming `where`."""
+    try:
+        return _facts.decode(text)
     except msgspec.DecodeError as exc:
         raise StateStoreError(f"{where} holds something that is not ours") from exc
 

@@ -34,6 +34,7 @@ class InMemoryStateStore(StateStore):
         self._keys: dict[str, APIKey] = {}
         self._quotas: dict[tuple[str, TimeWindow | None], QuotaState] = {}
         self._decisions: deque[RoutingDecision | Facts] = deque()
+        self._facts: deque[Facts] = deque()
         self._transitions: deque[StateTransition] = deque()
         self._documents: dict[str, dict[str, str]] = {}
         self._notes: dict[tuple[str, str], tuple[float, str]] = {}
@@ -96,7 +97,13 @@ class InMemoryStateStore(StateStore):
         """Take the facts of a decision; it becomes one when it is asked for."""
         with self._lock:
             _append(self._decisions, facts, self.caps.decisions)
+            _append(self._facts, facts, self.caps.decisions)
         return True
+
+    async def recent_facts(self) -> list[Facts]:
+        """The facts that were noted, of the last `max_decisions`."""
+        with self._lock:
+            return list(self._facts)
 
     async def save_state_transition(self, transition: StateTransition) -> None:
         """Append a transition; the oldest beyond `max_transitions` go."""

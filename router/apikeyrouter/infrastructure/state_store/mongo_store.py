@@ -24,6 +24,8 @@ from apikeyrouter.infrastructure.state_store.codec import (
     encode,
     encode_document,
     quota_name,
+    read_facts,
+    write_facts,
 )
 from apikeyrouter.infrastructure.state_store.loop_clients import LoopClients
 from apikeyrouter.infrastructure.state_store.mongo_connection import (
@@ -182,12 +184,14 @@ class MongoStateStore(StateStore):
     async def save_routing_decisions(self, decisions: list[RoutingDecision]) -> None:
         """Append many, BATCH_MAX to a round trip."""
         for start in range(0, len(decisions), BATCH_MAX):
-            batch = [{"e": encode(decision)} for decision in decisions[start : start + BATCH_MAX]]
-            with self._errors():
-                await self._append("decisions", batch, self.caps.decisions)
+            await self._add_decisions([{"e": encode(decision)} for decision in decisions[start : start + BATCH_MAX]])
+
+    async def _add_decisions(self, documents: list[dict[str, Any]]) -> None:
+        with self._errors():
+            await self._append("decisions", documents, self.caps.decisions)
 
     async def _save_facts(self, noted: list[Facts]) -> None:
-        await self.save_routing_decisions([decision_of(facts) for facts in noted])
+        await self._add_decisions([_kept(facts) for facts in noted])
 
     def note_facts(self, facts: Facts) -> bool:
         """Take the facts of a decision, to be written by the next `flush`; of many, the newest `max_decisions`."""
@@ -201,6 +205,13 @@ class MongoStateStore(StateStore):
     async def flush(self) -> None:
         """Write the decisions that were noted."""
         await self._noted.flush()
+
+    async def recent_facts(self) -> list[Facts]:
+        """The facts that were noted, of the last `max_decisions`, by every process."""
+        await self.flush()
+        with self._errors():
+            found = await self._at("decisions").find({"f": {"$exists": True}}).sort("_id").to_list()
+        return [read_facts(document["f"], where="decisions") for document in found]
 
     async def save_state_transition(self, transition: StateTransition) -> None:
         """Append a transition; the oldest beyond `max_transitions` go."""
@@ -380,6 +391,11 @@ class MongoStateStore(StateStore):
         with self._errors():
             found = await self._at(name).find(wanted).sort("_id").to_list()
         return [decode(model, each["e"], where=f"{name} {each['_id']}") for each in found]
+
+
+def _kept(facts: Facts) -> dict[str, Any]:
+    """A decision as it is kept: as any version reads it, and its facts."""
+    return {"e": encode(decision_of(facts)), "f": write_facts(facts).decode()}
 
 
 def _document_id(kind: str, document_id: str) -> str:

@@ -4,8 +4,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import msgspec
-
 from apikeyrouter.domain.components.explaining import decision_of
 from apikeyrouter.domain.interfaces.state_store import Change, KeyDecision, StateQuery, StateStore
 from apikeyrouter.domain.models.api_key import APIKey, KeyChange, StateTransition
@@ -24,6 +22,8 @@ from apikeyrouter.infrastructure.state_store.codec import (
     encode,
     encode_document,
     quota_name,
+    read_facts,
+    write_facts,
 )
 from apikeyrouter.infrastructure.state_store.noted import BATCH_MAX, Noted
 from apikeyrouter.infrastructure.state_store.redis_connection import (
@@ -155,8 +155,14 @@ class RedisStateStore(StateStore):
 
     def note_facts(self, facts: Facts) -> bool:
         """Take the facts of a decision, to be written by the next `flush`; of many, the newest `max_decisions`."""
-        self._noted.add(_FACTS.encode() + _write_facts(facts))
+        self._noted.add(_FACTS.encode() + write_facts(facts))
         return True
+
+    async def recent_facts(self) -> list[Facts]:
+        """The facts that were noted, of the last `max_decisions`, by every process."""
+        name = self._at("decisions")
+        texts = await self._decision_texts()
+        return [read_facts(text[1:], where=name) for text in texts if text.startswith(_FACTS)]
 
     def abandon(self) -> None:
         """Forget what was noted: after a fork it is the parent's."""
@@ -321,17 +327,20 @@ class RedisStateStore(StateStore):
         return [decode(model, fields[_FIELD], where=self._at(name)) for fields in await self._entries(name, kept)]
 
     async def _decided(self) -> list[RoutingDecision]:
-        """Decisions, those that this process has not written yet included."""
-        await self.flush()
         name = self._at("decisions")
-        with self._errors():
-            texts: Any = await self._redis.lrange(name, 0, -1)
         return [
-            decision_of(_read_facts(text[1:], where=name))
+            decision_of(read_facts(text[1:], where=name))
             if text.startswith(_FACTS)
             else decode(RoutingDecision, text[1:], where=name)
-            for text in texts
+            for text in await self._decision_texts()
         ]
+
+    async def _decision_texts(self) -> list[str]:
+        """Decisions as they are kept, those that this process has not written yet included."""
+        await self.flush()
+        with self._errors():
+            texts: Any = await self._redis.lrange(self._at("decisions"), 0, -1)
+        return list(texts)
 
     async def _entries(self, name: str, kept: int) -> list[dict[str, str]]:
         with self._errors():
@@ -353,17 +362,6 @@ class RedisStateStore(StateStore):
             case "Policy":
                 return await self._get_all("docs:policy", Policy)
         raise StateStoreError(f"unknown entity type {query.entity_type}")
-
-
-_write_facts = msgspec.json.Encoder().encode
-_facts: msgspec.json.Decoder[Facts] = msgspec.json.Decoder(Facts)
-
-
-def _read_facts(text: str, *, where: str) -> Facts:
-    try:
-        return _facts.decode(text)
-    except msgspec.DecodeError as exc:
-        raise StateStoreError(f"{where} holds something that is not ours") from exc
 
 
 def _quota_fields(key_id: str) -> list[str]:
