@@ -13,6 +13,7 @@ import pytest
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.cost_controller import CostController
 from apikeyrouter.domain.components.price_book import PriceBook
+from apikeyrouter.domain.components.recorded_costs import RecordedCosts
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.models.accounting import Admission, Candidate, Charge, ReserveRequest, Settlement
 from apikeyrouter.domain.models.request_intent import RequestIntent
@@ -67,10 +68,14 @@ async def desk(now: datetime) -> AsyncIterator[Desk]:
     async def quote(intent: RequestIntent, provider_id: str | None, key_id: str | None) -> None:
         """Nothing is known of prices."""
 
+    async def find(request_id: str) -> None:
+        """Nothing was served."""
+
     controller = CostController(
         catalogue, ledger, DeclaredBudgets(catalogue, ledger, InMemoryStateStore()), TokenEstimator(), quote=quote,
-        held_in=lambda **_: (), recent=lambda _: None, started=started, defer=lambda work: work,
-        emit=lambda *_, **__: None, now_us=lambda: int(made.now.timestamp() * 1e6),
+        held_in=lambda **_: (), find=find, recorded=RecordedCosts(InMemoryStateStore()),
+        started=started, defer=lambda work: work, emit=lambda *_, **__: None,
+        now_us=lambda: int(made.now.timestamp() * 1e6),
     )  # fmt: skip
     made = Desk(times[0], ledger, controller)
     await ledger.open()

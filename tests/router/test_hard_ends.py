@@ -57,7 +57,7 @@ async def test_what_was_left_is_booked_by_its_bound(simulator: SimulatorProcess,
         stream = made.router.route_stream(intent(LONG))
         async for _ in stream:
             break
-        await stream.aclose()
+        await stream.aclose()  # type: ignore[attr-defined]
         asking = asyncio.create_task(made.route(LONG))
         await until(lambda: len(made.router.books.open) == 1)
         await asyncio.sleep(0)

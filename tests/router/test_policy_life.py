@@ -2,6 +2,7 @@
 
 import asyncio
 from decimal import Decimal
+from typing import Any
 
 import pytest
 import redis
@@ -144,7 +145,7 @@ async def test_a_dry_run_judges_what_other_processes_have_served(simulator: Simu
 
 async def test_a_store_that_tells_no_facts_leaves_a_dry_run_with_its_own_process(simulator: SimulatorProcess) -> None:
     class Plain(InMemoryStateStore):
-        async def recent_facts(self) -> None:
+        async def recent_facts(self) -> Any:
             return None
 
     async with house(simulator, Plain(), ["a1", "b1"]) as made:

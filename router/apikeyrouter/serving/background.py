@@ -273,10 +273,6 @@ class RouterBackground:
         task.add_done_callback(self._chores.discard)
         return task
 
-    def _recent(self, request_id: str) -> Facts | None:
-        """What is remembered of a request, None if it is none of the latest."""
-        return self._decisions.facts_of(request_id)
-
     def _finished(self, call: Call, facts: Facts) -> None:
         self.in_flight -= 1
         facts.total_us = int((time.perf_counter() - call.started) * 1e6)

@@ -118,10 +118,9 @@ class RouterLife(RouterBelonging):
         self.cost_controller = CostController(
             self.catalogue, self.ledger, self._configuration.budgets, self.estimator,
             quote=Quotes(self.catalogue, self._admissions, self.estimator, self._policing),
-            held_in=self.policy_engine.held_in, recent=self._recent, find=self._decisions.find_facts,
-            recorded=RecordedCosts(self.state_store), started=self._started,
-            defer=lambda work: self._deferrals.add(work), emit=self.observability.emit,
-            now_us=lambda: cell_now_us(self.ledger),
+            held_in=self.policy_engine.held_in, find=self._decisions.find_facts, started=self._started,
+            recorded=RecordedCosts(self.state_store), defer=lambda work: self._deferrals.add(work),
+            emit=self.observability.emit, now_us=lambda: cell_now_us(self.ledger),
         )  # fmt: skip
         self._deciding = Deciding(
             self.ledger, self.catalogue, self.estimator, self.snapshot, self.routing_engine, self._policing,

@@ -88,7 +88,6 @@ class CostController:
         *,
         quote: Quote,
         held_in: HeldIn,
-        recent: Callable[[str], Facts | None],
         find: Callable[[str], Awaitable[Facts | None]],
         recorded: RecordedCosts,
         started: Callable[[], Awaitable[None]],
@@ -97,7 +96,7 @@ class CostController:
         now_us: Callable[[], int],
     ) -> None:
         self._catalogue, self._budgets, self._estimator = catalogue, budgets, estimator
-        self._quote, self._held_in, self._recent, self._started, self._defer = quote, held_in, recent, started, defer
+        self._quote, self._held_in, self._started, self._defer = quote, held_in, started, defer
         self._find, self._recorded = find, recorded
         self._emit = emit
         self._passed: dict[str, tuple[int, int]] = {}
@@ -408,12 +407,12 @@ class CostController:
         """Learn from what a request really cost: the next estimates for its provider and model come closer to it.
 
         Raises:
-            InvalidRequestError: the request is none of the latest that this router served, or an amount is no number.
+            InvalidRequestError: the request is none of the latest that were served on this store, or an amount is no number.
         """
         spent = nanousd(_money(actual, "actual"))
-        facts = self._recent(request_id)
+        facts = await self._find(request_id)
         if facts is None or not facts.attempts:
-            raise InvalidRequestError(f"no request {request_id!r} among the latest of this process", field="request_id")
+            raise InvalidRequestError(f"no request {request_id!r} among the latest", field="request_id")
         self._estimator.learn_cost(
             facts.provider_id, facts.attempts[-1].model, estimated=nanousd(estimated.amount), actual=spent
         )

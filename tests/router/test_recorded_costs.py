@@ -1,0 +1,97 @@
+"""What requests really cost, told from outside: booked once, in every budget they are in, and by what they are more."""
+
+import asyncio
+from decimal import Decimal
+
+import pytest
+
+from apikeyrouter.domain.interfaces.state_store import StateStore
+from apikeyrouter.domain.models.budget import BudgetScope
+from apikeyrouter.domain.models.system_error import InvalidRequestError
+from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
+from apikeyrouter.simulator import SimulatorProcess
+from tests.router.house import house
+from tests.router.test_cost_controller import SCOPES, settled
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+
+async def test_a_request_served_elsewhere_is_booked_in_every_budget_it_is_in(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    async with house(simulator, store, ["a1"]) as made:
+        desk = made.router.cost_controller
+        ours = [
+            (await desk.create_budget(scope, 10, scope_id=scope_id)).id
+            for scope, scope_id in (*SCOPES, (BudgetScope.Global, None))
+        ]
+        theirs = (await desk.create_budget("team", 10, scope_id="red")).id
+        told = {"team": "blue", "client": "app-1", "key_id": "a1"}
+        assert await desk.record_actual_cost("batch-7", Decimal("1.25"), **told) == Decimal("1.25")
+        assert await desk.record_actual_cost("batch-7", Decimal("1.25"), **told) == 0
+        spent = {budget.id: budget.current_spending for budget in await desk.list_budgets()}
+        assert {spent[id_] for id_ in ours} == {Decimal("1.25")}
+        assert spent[theirs] == 0
+
+
+async def test_a_request_that_was_served_here_is_booked_already_and_only_the_rest_is_added(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    async with house(simulator, store, ["a1"]) as made:
+        desk = made.router.cost_controller
+        budget = await desk.create_budget("team", 1, scope_id="blue")
+        answer = await made.route(team="blue")
+        await settled(made)
+        assert answer.cost is not None
+        assert await desk.record_actual_cost(answer.request_id, answer.cost.amount) == 0
+        with pytest.raises(InvalidRequestError, match=f"less than the {answer.cost.amount} dollars"):
+            await desk.record_actual_cost(answer.request_id, answer.cost.amount / 2)
+        assert (await desk.get_budget_status(budget.id)).settled == answer.cost.amount
+        assert await desk.record_actual_cost(answer.request_id, Decimal("0.1")) == Decimal("0.1") - answer.cost.amount
+        assert (await desk.get_budget_status(budget.id)).settled == Decimal("0.1")
+
+
+async def test_a_total_that_is_told_again_books_what_it_is_more(simulator: SimulatorProcess, store: StateStore) -> None:
+    async with house(simulator, store, ["a1"]) as made:
+        desk = made.router.cost_controller
+        budget = await desk.create_budget("team", 10, scope_id="blue")
+        told = [await desk.record_actual_cost("batch-7", cost, team="blue") for cost in ("1", "1.5", "1.5", "4")]
+        assert told == [Decimal(1), Decimal("0.5"), 0, Decimal("2.5")]
+        with pytest.raises(InvalidRequestError, match="less than the 4 dollars that are booked for batch-7"):
+            await desk.record_actual_cost("batch-7", "3.99", team="blue")
+        assert (await desk.get_budget_status(budget.id)).settled == 4
+        together = await asyncio.gather(
+            *(desk.record_actual_cost("batch-8", "1", team="blue") for _ in range(5)),
+            *(desk.record_actual_cost("batch-9", str(cost), team="blue") for cost in range(1, 6)),
+            return_exceptions=True,
+        )  # fmt: skip
+        assert sum(one for one in together if isinstance(one, Decimal)) == 6
+        assert (await desk.get_budget_status(budget.id)).settled == 10
+        await made.at_rest()
+
+
+async def test_a_total_that_was_noted_and_not_booked_is_booked_with_the_next(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    async with house(simulator, store, ["a1"]) as made:
+        desk = made.router.cost_controller
+        budget = await desk.create_budget("team", 10, scope_id="blue")
+        await store.save_note("recorded-cost", "batch-7", {"booked": 0, "booking": 10**9}, seconds=60)
+        assert await desk.record_actual_cost("batch-7", 3, team="blue") == 3
+        assert (await desk.get_budget_status(budget.id)).settled == 3
+
+
+async def test_what_another_process_has_served_and_told_is_known(simulator: SimulatorProcess, redis_url: str) -> None:
+    async with (
+        house(simulator, RedisStateStore(redis_url), ["a1"]) as made,
+        house(simulator, RedisStateStore(redis_url), ["a1"]) as other,
+    ):
+        budget = await made.router.cost_controller.create_budget("team", 1, scope_id="blue")
+        answer = await made.route(team="blue")
+        await settled(made)
+        assert answer.cost is not None
+        await made.router.state_store.flush()
+        rest = await other.router.cost_controller.record_actual_cost(answer.request_id, "0.1")
+        assert rest == Decimal("0.1") - answer.cost.amount
+        assert await made.router.cost_controller.record_actual_cost(answer.request_id, "0.25") == Decimal("0.15")
+        assert (await other.router.cost_controller.get_budget_status(budget.id)).settled == Decimal("0.25")
