@@ -407,7 +407,7 @@ class CostController:
         """Learn from what a request really cost: the next estimates for its provider and model come closer to it.
 
         Raises:
-            InvalidRequestError: the request is none of the latest that were served on this store, or an amount is no number.
+            InvalidRequestError: the request is none of the latest on this store, or an amount is no number.
         """
         spent = nanousd(_money(actual, "actual"))
         facts = await self._find(request_id)
