@@ -39,13 +39,18 @@ class Slice(msgspec.Struct, kw_only=True):
 
 
 class SliceResult(msgspec.Struct, kw_only=True):
-    """What came of it. `errors` counts answers that are not what was expected; `shown` are the first of them."""
+    """What came of it. `errors` counts answers that are not what was expected; `shown` are the first of them.
+
+    `first_…`: until the first byte of an answer's body.
+    """
 
     answered: int
     errors: int
     seconds: float
     p50_us: float
     p99_us: float
+    first_p50_us: float = 0.0
+    first_p99_us: float = 0.0
     shown: list[str]
 
 
@@ -82,7 +87,7 @@ class _Connection(asyncio.Protocol):
         self._work = work
         self._parser = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
-        self._since = 0.0
+        self._since = self._first = 0.0
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -91,7 +96,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._since:
-            self._work.answered(self, 0.0, f"connection lost: {exc}")
+            self._work.answered(self, 0.0, 0.0, f"connection lost: {exc}")
             self._since = 0.0
 
     def send(self, request: bytes, since: float) -> None:
@@ -110,13 +115,15 @@ class _Connection(asyncio.Protocol):
         self._body = []
 
     def on_body(self, body: bytes) -> None:
+        if not self._body:
+            self._first = time.perf_counter() - self._since
         self._body.append(body)
 
     def on_message_complete(self) -> None:
         body, status = b"".join(self._body), self._parser.get_status_code()
         took, self._since = time.perf_counter() - self._since, 0.0
         wrong = "" if status == 200 and self._work.is_expected(body) else f"{status}: {body[:300]!r}"
-        self._work.answered(self, took, wrong)
+        self._work.answered(self, took, self._first, wrong)
 
 
 class _Work:
@@ -130,6 +137,7 @@ class _Work:
         self._idle: list[_Connection] = []
         self._late: list[float] = []
         self._took: list[float] = []
+        self._first: list[float] = []
         self._errors: list[str] = []
         self._loop = asyncio.get_running_loop()
         self._done = self._loop.create_future()
@@ -160,8 +168,9 @@ class _Work:
     def is_expected(self, body: bytes) -> bool:
         return self._expect in body and (not self._slice.stream or _MARK_FOR_STREAM_END in body)
 
-    def answered(self, connection: _Connection, took: float, wrong: str) -> None:
+    def answered(self, connection: _Connection, took: float, first: float, wrong: str) -> None:
         self._took.append(took)
+        self._first.append(first)
         if wrong:
             self._errors.append(wrong)
         if len(self._took) == self._slice.requests:
@@ -180,26 +189,29 @@ class _Work:
             connection.send(self._request, time.perf_counter())
 
     def _pace(self, started: float, at: int) -> None:
-        """Start what is due by now. What finds no free connection waits, and its waiting counts."""
+        """Start what is due by now. What finds no free connection waits, and its waiting counts; that this process
+        itself was late (its timers have steps of a millisecond) does not."""
         now = time.perf_counter()
         while at < self._slice.requests and started + at / self._slice.rate <= now:
             due = started + at / self._slice.rate
             at += 1
             if self._idle:
-                self._idle.pop().send(self._request, due)
+                self._idle.pop().send(self._request, time.perf_counter())
             else:
                 self._late.append(due)
         if at < self._slice.requests:
             self._loop.call_later(started + at / self._slice.rate - now, self._pace, started, at)
 
     def _result(self, seconds: float) -> SliceResult:
-        took = sorted(self._took)
+        took, first = sorted(self._took), sorted(self._first)
         return SliceResult(
             answered=len(took),
             errors=len(self._errors),
             seconds=seconds,
             p50_us=took[len(took) // 2] * 1e6,
             p99_us=took[len(took) * 99 // 100] * 1e6,
+            first_p50_us=first[len(first) // 2] * 1e6,
+            first_p99_us=first[len(first) * 99 // 100] * 1e6,
             shown=self._errors[:ERRORS_SHOWN_MAX],
         )
 
