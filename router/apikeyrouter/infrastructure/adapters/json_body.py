@@ -101,10 +101,11 @@ def splice(body: bytes, fields: Mapping[str, bytes], edits: Mapping[str, bytes |
 
 
 def _says_what_was_read(body: bytes, fields: Mapping[str, bytes]) -> bool:
-    size = 1
+    """Whether the body is these members, once each, with the spaces of one of the usual writers or none."""
+    size, spaces = 1, 2 * len(fields) - 1
     for name, raw in fields.items():
         size += len(key_of(name)) + len(raw) + 1
-    return size == len(body) or body == _write_spaced(fields)
+    return size == len(body) or (size + spaces == len(body) and body == _write_spaced(fields))
 
 
 def _write(fields: Mapping[str, bytes]) -> bytes:
@@ -117,7 +118,11 @@ def _write(fields: Mapping[str, bytes]) -> bytes:
 
 
 def _write_spaced(fields: Mapping[str, bytes]) -> bytes:
-    return b"{" + b", ".join([b"%b %b" % (key_of(name), raw) for name, raw in fields.items()]) + b"}"
+    parts: list[bytes] = []
+    for name, raw in fields.items():
+        parts += (b", ", key_of(name), b" ", raw)
+    parts[0] = b"{"
+    return b"".join(parts) + b"}"
 
 
 def key_of(name: str) -> bytes:

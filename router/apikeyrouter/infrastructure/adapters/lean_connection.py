@@ -70,7 +70,6 @@ class LeanConnection(asyncio.Protocol):
 
     def _forget_answer(self) -> None:
         self._headers: list[tuple[bytes, bytes]] = []
-        self._head_bytes = 0
         self._quiet_bytes = 0
         self._keep = False
         self._until_closed = False
@@ -185,9 +184,6 @@ class LeanConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header, or one trailer."""
-        self._head_bytes += len(name) + len(value) + 4
-        if self._head_bytes > HEAD_BYTES_MAX:
-            raise ValueError("headers are too long")
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -195,6 +191,8 @@ class LeanConnection(asyncio.Protocol):
         response, status = self._response, self._parser.get_status_code()
         if response is None or status < 200:
             return
+        if self._quiet_bytes > HEAD_BYTES_MAX and _size(self._headers) > HEAD_BYTES_MAX:
+            raise ValueError("headers are too long")
         coding, transfer = _framing(self._headers)
         if transfer not in (b"", b"chunked"):
             raise ValueError("a transfer coding that we did not ask for")
@@ -280,12 +278,17 @@ class LeanConnection(asyncio.Protocol):
         return UpstreamTimeout("idle" if self._response.status else "first_byte", sent=True)
 
 
+def _size(headers: list[tuple[bytes, bytes]]) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in headers)
+
+
 def _framing(headers: list[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
     """Content coding and transfer coding, in lower case; empty: none."""
     coding = transfer = b""
     for name, value in headers:
-        if len(name) == 16 and name.lower() == b"content-encoding":
+        size = len(name)
+        if size == 16 and name.lower() == b"content-encoding":
             coding += value.strip().lower()
-        elif len(name) == 17 and name.lower() == b"transfer-encoding":
+        elif size == 17 and name.lower() == b"transfer-encoding":
             transfer += value.strip().lower()
     return (b"" if coding == b"identity" else coding), transfer
