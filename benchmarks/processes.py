@@ -7,13 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-__all__ = [
-    "cpu_seconds", "on_a_core_of_their_own", "python_module", "resident_bytes", "root", "running_process", "wait_for",
-]  # fmt: skip
+__all__ = ["cpu_seconds", "python_module", "resident_bytes", "root", "running_process", "wait_for"]
 
 START_SECONDS_MAX = 30.0
 STOP_SECONDS_MAX = 20.0
@@ -59,26 +57,6 @@ def running_process(
         _end(process)
 
 
-@contextlib.contextmanager
-def on_a_core_of_their_own(pids: Collection[int]) -> Iterator[str]:
-    """These processes of ours have the last CPU to themselves, in turn, and all the others share the rest.
-
-    Else who comes first to a CPU is part of every latency. Yields what to say of it; where there is one CPU, or no way
-    to do it, nothing is changed.
-    """
-    cpus = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
-    if len(cpus) < 2:
-        yield "all processes share one CPU" if cpus else "processes run on any CPU"
-        return
-    others = [pid for pid in (os.getpid(), *_descendants(os.getpid())) if pid not in pids]
-    _bind(pids, cpus[-1:])
-    _bind(others, cpus[:-1])
-    try:
-        yield "the worker has a CPU to itself; load, upstream and server share the others"
-    finally:
-        _bind([*pids, *others], cpus)
-
-
 def cpu_seconds(pid: int) -> float:
     """User and system time that all threads of a process have used so far, in nanosecond steps where Linux tells."""
     try:
@@ -106,25 +84,6 @@ def wait_for(fd: int, process: "subprocess.Popen[bytes]", what: str) -> bytes:
             raise RuntimeError(f"{what} ended before it was ready (exit code {process.wait(timeout=STOP_SECONDS_MAX)})")
         time.sleep(0.01)
     raise RuntimeError(f"{what} was not ready within {START_SECONDS_MAX:g} s")
-
-
-def _descendants(pid: int) -> list[int]:
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
-    found = list(parents.get(pid, ()))
-    for one in found:
-        found += parents.get(one, ())
-    return found
-
-
-def _bind(pids: Iterable[int], cpus: Collection[int]) -> None:
-    """All threads that the processes have; those to come follow them."""
-    for pid in pids:
-        for task in Path(f"/proc/{pid}/task").glob("*"):
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(int(task.name), cpus)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -10,7 +10,7 @@ from tests.servers import Server
 from benchmarks.builtin_upstream import EVENT_SECONDS
 from benchmarks.load_client import Load, Slice, SliceResult
 from benchmarks.payload import STREAM_EVENTS
-from benchmarks.processes import cpu_seconds, on_a_core_of_their_own, resident_bytes
+from benchmarks.processes import cpu_seconds, resident_bytes
 from benchmarks.proof import prove
 from benchmarks.report import Figure, Section
 from benchmarks.round_trips import count_scripts
@@ -62,7 +62,6 @@ def measure_proxy(server: Server, load: Load, plan: Plan) -> Section:
         with (
             running_reference(upstream) as reference,
             running_ours(upstream, server.unix_url, Path(name), namespace="bench") as ours,
-            on_a_core_of_their_own((reference.pid, ours.pid)) as where,
         ):
             workers = {reference: _Measured(), ours: _Measured()}
             _take_turns(workers, load, plan.rounds, plan.requests)
@@ -81,7 +80,6 @@ def measure_proxy(server: Server, load: Load, plan: Plan) -> Section:
     section.notes = [
         f"upstream: {upstream.name}; {CONNECTIONS} connections, {plan.rounds} rounds of {plan.requests:,} requests"
         " each, in turn, after one round to warm up; CPU is user and system time of the worker process",
-        where,
         "on: client token, 4 hard budgets (global daily, team monthly, client hourly, provider total), 8 keys in one"
         " quota group with rpm and tpm, key and provider lanes, fairness, metrics, access log; ~1 KB each way",
         f"proven: {proof}",
@@ -97,7 +95,6 @@ def measure_streams(server: Server, load: Load, plan: Plan) -> Section:
         with (
             running_reference(upstream) as reference,
             running_ours(upstream, server.unix_url, Path(name), namespace="streams") as ours,
-            on_a_core_of_their_own((reference.pid, ours.pid)) as where,
         ):
             workers = {reference: _Measured(), ours: _Measured()}
             _take_turns(workers, load, max(3, plan.rounds // 2), plan.streams, stream=True)
@@ -121,7 +118,6 @@ def measure_streams(server: Server, load: Load, plan: Plan) -> Section:
     notes = [
         f"{events} events a stream, {EVENT_SECONDS * 1000:g} ms apart; {CONNECTIONS} streams at a time, but for the"
         " first token: an open loop there, at which our worker uses half of a CPU, the reference at the same rate",
-        where,
         f"proven: {proof}",
     ]
     return Section(title="Streams", figures=figures, notes=notes)
@@ -169,12 +165,13 @@ def _paced(workers: dict[Worker, _Measured], load: Load, plan: Plan) -> list[Fig
     reference, ours = workers
     rate = Spread.of(workers[ours].per_second).median / 2
     requests = int(rate * plan.paced_seconds)
-    p50, p99 = [], []
+    p50, p99, reference_p99 = [], [], []
     for _ in range(plan.paced_rounds):
         base = _slice(reference, workers[reference], load, requests, rate=rate)
         own = _slice(ours, workers[ours], load, requests, rate=rate)
         p50.append(own.p50_us - base.p50_us)
         p99.append(own.p99_us - base.p99_us)
+        reference_p99.append(base.p99_us)
     what = f"added latency at {rate:,.0f} requests/s (half load)"
     serial = []
     for _ in range(plan.paced_rounds):
@@ -185,6 +182,7 @@ def _paced(workers: dict[Worker, _Measured], load: Load, plan: Plan) -> list[Fig
         Figure(name="added latency, one request at a time, median", measured=Spread.of(serial).text("µs")),
         _latency(f"{what}, median", Spread.of(p50), ADDED_P50_US_MAX),
         _latency(f"{what}, p99", Spread.of(p99), ADDED_P99_US_MAX),
+        Figure(name="the reference's own p99 at that rate", measured=Spread.of(reference_p99).text("µs")),
     ]
 
 

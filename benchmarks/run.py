@@ -25,7 +25,7 @@ __all__ = ["main"]
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 PARTS = ("proxy", "scripts", "library", "ranking", "streams", "startup", "forecast", "objectives")
-_FULL = Plan(rounds=15, requests=3_000, paced_rounds=5, paced_seconds=3.0, streams=256)
+_FULL = Plan(rounds=15, requests=3_000, paced_rounds=9, paced_seconds=2.0, streams=256)
 _SECOND = Plan(rounds=9, requests=3_000, paced_rounds=0, paced_seconds=0.0, streams=0)
 _QUICK = Plan(rounds=3, requests=1_500, paced_rounds=1, paced_seconds=1.0, streams=96)
 _SCRIPT_ROUNDS, _SCRIPT_REQUESTS = 15, 512
