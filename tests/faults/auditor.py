@@ -60,6 +60,8 @@ class Auditor:
         """Nano-dollars that the store forgot, by budget and period."""
         self.expired_at: dict[bytes, int] = {}
         """When leases ended, in true time since the beginning."""
+        self.suspected_at_us = 0
+        """When somebody first said that the clock is in doubt, in true time; 0: never."""
         self.elapsed_us: Callable[[], int] = lambda: 0
         self.violation: ViolationError | None = None
         self.on_step: Callable[[], None] = lambda: None
@@ -283,6 +285,8 @@ class Auditor:
     def _suspect(self, words: Words, reply: Reply) -> None:
         self.books.suspect = words[0] == b"1"
         self.tally.suspected += self.books.suspect
+        if self.books.suspect and not self.suspected_at_us:
+            self.suspected_at_us = self.elapsed_us()
 
 
 def _require(holds: bool, says: str) -> None:

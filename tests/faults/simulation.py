@@ -79,6 +79,8 @@ class Outcome:
     lost_settlements: int = 0
     forgotten_settlements: int = 0
     forgotten_nanousd: int = 0
+    suspected_after_us: int = 0
+    """How long after the store's clock jumped a worker first said so."""
     over_budget_nanousd: int = 0
     """Most that was billed beyond a hard budget."""
     over_bound_nanousd: int = 0
@@ -109,7 +111,7 @@ class Run:
         self._network = Network(self._loop, self._store, seed, ordered=plan.ordered)
         self._clock = SimulatedTime(self._loop)
         self._stage = Stage(self._loop, self._network, self._auditor, Providers(self._auditor))
-        self._faults = 0
+        self._faults = self._jumped_us = 0
         self._births: Counter[int] = Counter()
         self._killed: set[str] = set()
         self._reader = ScriptLedger(self._store.engine)
@@ -172,6 +174,7 @@ class Run:
                 self._store.flush()
             case Kind.STORE_CLOCK:
                 self._store.offset_us += fault.value
+                self._jumped_us = self._jumped_us or self._loop.now_us
             case Kind.WORKER_CLOCK:
                 name = self._stage.workers[max(0, fault.target)].name
                 self._clock.wall_us[name] = self._clock.wall_us.get(name, 0) + fault.value
@@ -331,6 +334,7 @@ class Run:
     def _sum_up(self) -> None:
         outcome = self.outcome
         outcome.steps, outcome.ended_us, outcome.trace = self._loop.steps, self._loop.now_us, self._auditor.trace
+        outcome.suspected_after_us = max(0, self._auditor.suspected_at_us - self._jumped_us)
         outcome.forgotten_nanousd = sum(self._auditor.forgotten.values())
         outcome.calls, outcome.calls_beyond = self._stage.providers.calls, self._stage.providers.beyond_max
 

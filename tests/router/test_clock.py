@@ -14,6 +14,24 @@ from apikeyrouter.simulator import SimulatorProcess
 from tests.router.house import MASTER_KEY, intent, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
+SECOND = 1_000_000
+
+
+async def test_an_answer_that_waited_while_its_process_was_stopped_is_no_proof_against_the_clock() -> None:
+    watch = housekeeping.ClockWatch()
+    now = 1_800_000_000 * SECOND
+    told = [
+        watch.compare(now + cell * SECOND, 1 + own * SECOND) for cell, own in ((0, 0), (1, 1), (2, 6), (7, 7), (8, 8))
+    ]
+    assert told == [None, None, None, False, None]
+
+
+async def test_two_answers_that_disagree_are_proof_and_five_seconds_of_agreement_end_it() -> None:
+    watch = housekeeping.ClockWatch()
+    now = 1_800_000_000 * SECOND
+    steps = [(0, 0), (100, 1), (100, 1), (101, 2), (102, 3), (106, 7), (107, 8), (108, 9)]
+    told = [watch.compare(now + cell * SECOND, 1 + own * SECOND) for cell, own in steps]
+    assert told == [None, None, None, True, None, None, False, None]
 
 
 @pytest.mark.parametrize("step_seconds", [3600, -3])

@@ -162,9 +162,11 @@ class Housekeeper:
             self._emit("circuit.opened", lane=lane.id, until_us=lane.breaker_until_us)
 
     async def _compare_clocks(self) -> None:
+        suspected = self._clock.suspects
         verdict = self._clock.compare(*self._ledger.clock)
         if verdict is not None:
-            _log.warning("clock.suspected" if verdict else "clock.agrees")
+            if verdict or suspected:
+                _log.warning("clock.suspected" if verdict else "clock.agrees")
             await self._ledger.suspect_clock(verdict)
 
 
@@ -175,26 +177,38 @@ def cell_now_us(ledger: ScriptLedger) -> int:
 
 
 class ClockWatch:
-    """Compares the advance of the cell's clock with this process's own (law 3). Pure."""
+    """Compares the advance of the cell's clock with this process's own (law 3). Pure.
+
+    It takes two answers in a row that disagree: one that waited while this process was stopped looks alike. What others
+    have said of the clock is not known here, and those who doubted may be dead: who agrees for some time after its
+    beginning says so once.
+    """
 
     def __init__(self) -> None:
         self._base: tuple[int, int] | None = None
-        self._suspected_at_us = 0
+        self._seen_us = self._agrees_since_us = 0
+        self._disagreed = False
+        self.suspects: bool | None = None
+        """What this process has said last of the cell's clock; None: nothing yet."""
 
     def compare(self, cell_us: int, own_us: int) -> bool | None:
-        """True: the clocks have come to disagree by more than 2 s. False: they agree again. None: nothing new."""
-        if cell_us == 0:
+        """True: the clocks have come to disagree by more than 2 s. False: they agree (again). None: nothing new."""
+        if cell_us == 0 or own_us == self._seen_us:
             return None
+        self._seen_us = own_us
         if self._base is None:
-            self._base = (cell_us, own_us)
+            self._base, self._agrees_since_us = (cell_us, own_us), own_us
             return None
         apart = abs((cell_us - self._base[0]) - (own_us - self._base[1]))
-        if apart > CLOCK_DISAGREEMENT_US:
-            self._base = (cell_us, own_us)
-            news = self._suspected_at_us == 0
-            self._suspected_at_us = own_us
-            return True if news else None
-        if self._suspected_at_us and own_us - self._suspected_at_us > CLOCK_AGREES_AGAIN_SECONDS * 1e6:
-            self._suspected_at_us = 0
-            return False
-        return None
+        if apart <= CLOCK_DISAGREEMENT_US:
+            self._disagreed = False
+            return self._say(False) if own_us - self._agrees_since_us > CLOCK_AGREES_AGAIN_SECONDS * 1e6 else None
+        if not self._disagreed:
+            self._disagreed = True
+            return None
+        self._base, self._agrees_since_us, self._disagreed = (cell_us, own_us), own_us, False
+        return self._say(True)
+
+    def _say(self, suspects: bool) -> bool | None:
+        before, self.suspects = self.suspects, suspects
+        return None if before is suspects else suspects
