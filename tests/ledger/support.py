@@ -91,12 +91,13 @@ async def configure(ledger: ScriptLedger, *configs: LaneConfig | ScopeConfig) ->
 
 def local_image(engine: LocalEngine) -> Image:
     """Everything that a cell in this process holds, by structure."""
-    peek = engine._lua.globals()[b"peek"]
+    look = engine._lua.globals()
+    peek, ranks = look[b"peek"], look[b"scores"]
     image: Image = {}
     for name in STRUCTURES:
         key = cell_key(name).encode()
         fields = {bytes(field): bytes(value) for field, value in peek(key).items()}
-        scores = {member: repr(score).encode() for score, member in engine._sets._orders.get(key, ())}
+        scores = {bytes(member): repr(float(score)).encode() for member, score in ranks(key).items()}
         image[name] = fields | scores
     return image
 

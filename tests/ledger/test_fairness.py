@@ -264,5 +264,5 @@ def greedily() -> ReserveRequest:
 
 
 def fair_counters(cell: LocalCell) -> dict[bytes, bytes]:
-    order = cell.engine._sets._orders.get(cell_key("F:pool").encode(), ())
-    return {member: repr(score).encode() for score, member in order}
+    scores = cell.engine._lua.globals()[b"scores"](cell_key("F:pool").encode())
+    return {bytes(member): repr(float(score)).encode() for member, score in scores.items()}

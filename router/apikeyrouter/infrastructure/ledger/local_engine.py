@@ -1,4 +1,4 @@
-"""The scripts in this process: LuaJIT, or Lua 5.1, over hashes in Lua tables and sorted sets in Python.
+"""The scripts in this process: LuaJIT, or Lua 5.1, over hashes and sorted sets in Lua tables.
 
 The same files that Redis runs, so that a router without a server has the same accounting, not a second
 implementation. A differential test holds both engines equal, reply for reply.
@@ -7,10 +7,8 @@ implementation. A differential test holds both engines equal, reply for reply.
 import contextlib
 import struct
 import time
-from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import islice
 from typing import Any
 
 from apikeyrouter.domain.models.system_error import LedgerProtocolError
@@ -18,8 +16,8 @@ from apikeyrouter.infrastructure.ledger.engine import Argument, Reply, cell_keys
 from apikeyrouter.infrastructure.ledger.scripts import load_library
 
 _PRELUDE = b"""
-local clock, zset, pack, unpack_struct = ...
-local hashes = {}
+local pack, unpack_struct = ...
+local now, hashes, sets = 0, {}, {}
 local function text(value)
   return type(value) == 'number' and string.format('%.17g', value) or value
 end
@@ -33,8 +31,7 @@ local function hash(key)
 end
 local commands = {}
 function commands.TIME()
-  local now = clock()
-  return { string.format('%.0f', math.floor(now / 1000000)), string.format('%.0f', now % 1000000) }
+  return { math.floor(now / 1000000), now % 1000000 }
 end
 function commands.HGET(key, field)
   return hash(key)[field] or false
@@ -79,12 +76,130 @@ function commands.HDEL(key, ...)
   return 0
 end
 function commands.DEL(key)
-  hashes[key] = nil
-  return zset.DEL(key)
+  hashes[key], sets[key] = nil, nil
+  return 0
 end
 commands.UNLINK = commands.DEL
-for _, name in ipairs({ 'ZADD', 'ZREM', 'ZCARD', 'ZSCORE', 'ZMSCORE', 'ZRANGE', 'ZRANGEBYSCORE' }) do
-  commands[name] = zset[name]
+
+-- Sorted sets: members in order of (score, member), from `first` to `last`. Scores are told as numbers, not as text.
+local nobody = { first = 1, last = 0, order = {}, scores = {} }
+local function sorted(key)
+  local found = sets[key]
+  if not found then
+    found = { first = 1, last = 0, order = {}, scores = {} }
+    sets[key] = found
+  end
+  return found
+end
+local function place(set, score, member) -- where it stands, or would
+  local order, scores, low, high = set.order, set.scores, set.first, set.last
+  if low > high or scores[order[high]] < score then
+    return high + 1
+  end
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    local other = order[middle]
+    local at = scores[other]
+    if at < score or at == score and other < member then
+      low = middle + 1
+    else
+      high = middle
+    end
+  end
+  if scores[order[low]] == score and order[low] < member then
+    low = low + 1
+  end
+  return low
+end
+local function put(set, score, member)
+  local order, last = set.order, set.last + 1
+  local at = place(set, score, member)
+  for i = last, at + 1, -1 do
+    order[i] = order[i - 1]
+  end
+  order[at], set.scores[member], set.last = member, score, last
+end
+local function take(set, member) -- the shorter side moves: the oldest mostly go first
+  local order, first, last = set.order, set.first, set.last
+  local at = place(set, set.scores[member], member)
+  set.scores[member] = nil
+  if at - first < last - at then
+    for i = at, first + 1, -1 do
+      order[i] = order[i - 1]
+    end
+    order[first], set.first = nil, first + 1
+  else
+    for i = at, last - 1 do
+      order[i] = order[i + 1]
+    end
+    order[last], set.last = nil, last - 1
+  end
+  first, last = set.first, set.last
+  if first > 64 and first > last - first then -- more is free at the front than is in use
+    for i = first, last do
+      order[i - first + 1], order[i] = order[i], nil
+    end
+    set.first, set.last = 1, last - first + 1
+  end
+end
+function commands.ZADD(key, ...)
+  local set, list, at = sorted(key), { ... }, 1
+  local known, rises, falls = false, false, false
+  while list[at] == 'XX' or list[at] == 'GT' or list[at] == 'LT' do
+    known, rises, falls = known or list[at] == 'XX', rises or list[at] == 'GT', falls or list[at] == 'LT'
+    at = at + 1
+  end
+  for i = at, #list, 2 do
+    local score, member = tonumber(list[i]), list[i + 1]
+    local old = set.scores[member]
+    if not old then
+      if not known then
+        put(set, score, member)
+      end
+    elseif score ~= old and not (rises and score < old or falls and score > old) then
+      take(set, member)
+      put(set, score, member)
+    end
+  end
+  return 0
+end
+function commands.ZREM(key, ...)
+  local set, list = sets[key] or nobody, { ... }
+  for i = 1, #list do
+    if set.scores[list[i]] then
+      take(set, list[i])
+    end
+  end
+  return 0
+end
+function commands.ZCARD(key)
+  local set = sets[key] or nobody
+  return set.last - set.first + 1
+end
+function commands.ZMSCORE(key, ...)
+  local scores, list = (sets[key] or nobody).scores, { ... }
+  for i = 1, #list do
+    list[i] = scores[list[i]] or false
+  end
+  return list
+end
+function commands.ZRANGE(key, from, to, with_scores)
+  local set, found = sets[key] or nobody, {}
+  for i = set.first + from, math.min(set.first + to, set.last) do
+    found[#found + 1] = set.order[i]
+    if with_scores then
+      found[#found + 1] = set.scores[set.order[i]]
+    end
+  end
+  return found
+end
+function commands.ZRANGEBYSCORE(key, low, high, _, offset, count)
+  local set, found = sets[key] or nobody, {}
+  local at = (low == '-inf' and set.first or place(set, tonumber(low), '')) + offset
+  while #found < tonumber(count) and at <= set.last and set.scores[set.order[at]] <= tonumber(high) do
+    found[#found + 1], at = set.order[at], at + 1
+  end
+  return found
 end
 local functions = {}
 redis = {
@@ -121,7 +236,7 @@ if has_ffi and ffi.abi('le') then -- LuaJIT packs in place; elsewhere Python doe
   end
 end
 function flush()
-  hashes = {}
+  hashes, sets = {}, {}
 end
 function poke(key, field, value)
   hash(key)[field] = value
@@ -129,12 +244,16 @@ end
 function peek(key)
   return hash(key)
 end
+function scores(key)
+  return (sets[key] or nobody).scores
+end
 function load(chunk, name)
   assert(loadstring(chunk, '@' .. name))()
 end
 function callable(name)
   local run = functions[name]
-  return function(keys, ...)
+  return function(time, keys, ...)
+    now = time
     return unpack(run(keys, { ... }))
   end
 end
@@ -146,80 +265,8 @@ setmetatable(_G, {
 _CACHE_MAX = 64
 
 
-class _SortedSets:
-    """Sorted sets as Redis has them: members in order of (score, member)."""
-
-    def __init__(self, table_from: Callable[[list[Any]], Any]) -> None:
-        self._table = table_from
-        self._orders: dict[bytes, list[tuple[float, bytes]]] = {}
-        self._scores: dict[bytes, dict[bytes, float]] = {}
-
-    def clear(self) -> None:
-        self._orders.clear()
-        self._scores.clear()
-
-    def commands(self) -> dict[bytes, Callable[..., Any]]:
-        return {
-            b"ZADD": self.add, b"ZREM": self.remove, b"ZCARD": self.count, b"ZSCORE": self.score,
-            b"ZMSCORE": self.scores, b"ZRANGE": self.range, b"ZRANGEBYSCORE": self.due, b"DEL": self.delete,
-        }  # fmt: skip
-
-    def add(self, key: bytes, *rest: Any) -> int:
-        words = list(rest)
-        flags: set[bytes] = set()
-        while words and words[0] in (b"XX", b"GT", b"LT"):
-            flags.add(words.pop(0))
-        order, scores = self._orders.setdefault(key, []), self._scores.setdefault(key, {})
-        for raw, member in zip(words[::2], words[1::2], strict=True):
-            score, old = float(raw), scores.get(member)
-            if old is None and b"XX" in flags:
-                continue
-            if old is not None:
-                if (b"GT" in flags and score <= old) or (b"LT" in flags and score >= old):
-                    continue
-                del order[bisect_left(order, (old, member))]
-            scores[member] = score
-            insort(order, (score, member))
-        return 0
-
-    def remove(self, key: bytes, *members: bytes) -> int:
-        order, scores = self._orders.get(key, []), self._scores.get(key, {})
-        for member in members:
-            score = scores.pop(member, None)
-            if score is not None:
-                del order[bisect_left(order, (score, member))]
-        return 0
-
-    def delete(self, key: bytes) -> int:
-        self._orders.pop(key, None)
-        self._scores.pop(key, None)
-        return 0
-
-    def count(self, key: bytes) -> int:
-        return len(self._orders.get(key, ()))
-
-    def score(self, key: bytes, member: bytes) -> bytes | bool:
-        found = self._scores.get(key, {}).get(member)
-        return False if found is None else _number_text(found)
-
-    def scores(self, key: bytes, *members: bytes) -> Any:
-        return self._table([self.score(key, member) for member in members])
-
-    def range(self, key: bytes, first: float, last: float, *options: bytes) -> Any:
-        found = self._orders.get(key, [])[int(first) : int(last) + 1]
-        if options:
-            return self._table([part for score, member in found for part in (member, _number_text(score))])
-        return self._table([member for _, member in found])
-
-    def due(self, key: bytes, low: float, high: float, _limit: bytes, _offset: float, most: float) -> Any:
-        order = self._orders.get(key, [])
-        start = bisect_left(order, float(low), key=lambda pair: pair[0])
-        end = min(bisect_right(order, float(high), key=lambda pair: pair[0]), start + int(most))
-        return self._table([member for _, member in islice(order, start, end)])
-
-
-def _number_text(value: float) -> bytes:
-    return (b"%d" % int(value)) if value == int(value) else repr(value).encode()
+def _now_us() -> int:
+    return time.time_ns() // 1000
 
 
 @cache
@@ -271,9 +318,8 @@ class LocalEngine:
         self._lua = implementation.LuaRuntime(
             encoding=None, unpack_returned_tuples=True, register_eval=False, register_builtins=False
         )
-        self._sets = _SortedSets(self._lua.table_from)
-        clock = clock_us or (lambda: time.time_ns() // 1000)
-        self._lua.compile(_PRELUDE)(clock, self._lua.table_from(self._sets.commands()), _pack, _unpack)
+        self._clock_us = clock_us or _now_us
+        self._lua.compile(_PRELUDE)(_pack, _unpack)
         library = load_library()
         self._scripts = library.scripts
         self._lua.globals()[b"load"](library.text.partition("\n")[2].encode(), library.name.encode())
@@ -290,7 +336,6 @@ class LocalEngine:
     def flush(self) -> None:
         """Forget everything, as FLUSHALL would."""
         self._lua.globals()[b"flush"]()
-        self._sets.clear()
 
     def _keys(self, name: str, pool: str) -> Any:
         found = self._key_tables.get((name, pool))
@@ -308,7 +353,7 @@ class LocalEngine:
     def run_now(self, name: str, args: Sequence[Argument], *, pool: str = "") -> Reply:
         """`run`, without a loop."""
         try:
-            reply = self._functions[name](self._keys(name, pool), *encoded(args))
+            reply = self._functions[name](self._clock_us(), self._keys(name, pool), *encoded(args))
         except (self._error, struct.error) as exc:
             raise LedgerProtocolError(f"script {name} failed: {exc}") from exc
         return [int(value) if isinstance(value, float) else value for value in reply]
