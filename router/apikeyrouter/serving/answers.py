@@ -25,21 +25,17 @@ def response_of(provider: Provider, call: Call, exchange: Exchange) -> SystemRes
     facts = exchange.facts
     answer: SystemResponse = exchange.response or provider.adapter.decode_response(exchange.body, call.intent)
     cost = cost_of(facts)
-    metadata = answer.metadata.model_copy(
-        update={
-            "provider_id": facts.provider_id, "response_time_ms": facts.total_us // 1000,
-            "request_id": call.request_id, "correlation_id": call.request_id, "key_used": facts.key_id,
-            "model_used": answer.metadata.model_used or facts.model_used,
-            "cost": cost.amount if cost else None, "cost_actual": cost.amount if cost else None,
-            "tokens_used": TokenUsage.from_usage(facts.usage) if facts.usage else answer.metadata.tokens_used,
-        }
+    amount, key_id = cost.amount if cost else None, facts.key_id
+    metadata = answer.metadata.but(
+        provider_id=facts.provider_id, response_time_ms=facts.total_us // 1000, request_id=call.request_id,
+        correlation_id=call.request_id, key_used=key_id, model_used=answer.metadata.model_used or facts.model_used,
+        cost=amount, cost_actual=amount,
+        tokens_used=TokenUsage.from_usage(facts.usage) if facts.usage else answer.metadata.tokens_used,
     )  # fmt: skip
     if facts.soft_exceeded:
         marks = {**metadata.additional_metadata, "soft_budgets_exceeded": list(facts.soft_exceeded)}
-        metadata = metadata.model_copy(update={"additional_metadata": marks})
-    return answer.model_copy(
-        update={"metadata": metadata, "cost": cost, "key_used": facts.key_id, "request_id": call.request_id}
-    )
+        metadata = metadata.but(additional_metadata=marks)
+    return answer.but(metadata=metadata, cost=cost, key_used=key_id, request_id=call.request_id)
 
 
 def deltas_of(provider: Provider, call: Call) -> DeltaReader | None:

@@ -31,7 +31,7 @@ class CostEstimate(EdgeModel):
     def from_nanousd(cls, amount_nanousd: int, *, input_tokens: int = 0, output_tokens: int = 0) -> "CostEstimate":
         """The estimate of an integer amount of nano-dollars (≥ 0), exactly."""
         amount = dollars(amount_nanousd)
-        return cls(amount=amount, input_tokens=input_tokens, output_tokens=output_tokens)
+        return cls.made(amount=amount, input_tokens=input_tokens, output_tokens=output_tokens)
 
 
 def dollars(amount_nanousd: int) -> Decimal:

@@ -1,8 +1,9 @@
 """The base of the public models: pydantic, whose complaints leave as `InvalidRequestError` naming the field."""
 
 import re
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, Self, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -79,6 +80,15 @@ def _joined(outer: str, inner: str) -> str:
     return f"{outer}.{inner}".replace(".[", "[") if outer and inner else outer or inner
 
 
+@cache
+def _blank(model: type[BaseModel]) -> tuple[dict[str, Any], list[tuple[str, Callable[[], Any]]]]:
+    """Every field in its order, with its default where it has one, and those whose defaults are made each time."""
+    fields = model.model_fields.items()
+    factories = [(name, cast("Callable[[], Any]", field.default_factory)) for name, field in fields]
+    values = {name: None if field.is_required() else field.default for name, field in fields}
+    return values, [(name, factory) for name, factory in factories if factory is not None]
+
+
 class EdgeModel(BaseModel):
     """A public model. Unknown fields are refused; errors are `InvalidRequestError` and never show the input."""
 
@@ -95,6 +105,30 @@ class EdgeModel(BaseModel):
             super().__init__(**data)
         except ValidationError as exc:
             raise invalid(exc) from exc
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # models within models are made without it
+
+    @classmethod
+    def made(cls, **fields: Any) -> Self:
+        """A model of values that are right already, because we made them: nothing is checked or converted."""
+        blank, factories = _blank(cls)
+        values = {**blank, **fields}
+        for name, factory in factories:
+            if name not in fields:
+                values[name] = factory()
+        found, write = cls.__new__(cls), object.__setattr__
+        write(found, "__dict__", values)
+        write(found, "__pydantic_fields_set__", set(fields))
+        write(found, "__pydantic_extra__", None)
+        write(found, "__pydantic_private__", None)
+        return found
+
+    def but(self, **fields: Any) -> Self:
+        """A copy in which these fields are others; their values are right already."""
+        found = self.__copy__()
+        found.__dict__.update(fields)
+        found.__pydantic_fields_set__.update(fields)
+        return found
 
     @classmethod
     def parse(cls, value: Self | Mapping[str, Any]) -> Self:

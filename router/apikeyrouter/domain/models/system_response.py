@@ -45,7 +45,7 @@ class TokenUsage(EdgeModel):
     @classmethod
     def from_usage(cls, usage: Usage) -> "TokenUsage":
         """The public face of what an adapter read."""
-        return cls(
+        return cls.made(
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
             cache_read_tokens=usage.cache_read_tokens,

@@ -147,9 +147,9 @@ class HTTPAdapter(ProviderAdapter):
             raise ProviderError("the provider's answer is not JSON", category=ErrorCategory.ProviderError) from exc
         answer = self.wire.read_answer(body)
         usage = answer.usage
-        return SystemResponse(
+        return SystemResponse.made(
             content=answer.text,
-            metadata=ResponseMetadata(
+            metadata=ResponseMetadata.made(
                 model_used=answer.model or (intent.model if intent else ""),
                 tokens_used=TokenUsage.from_usage(usage) if usage else TokenUsage(estimated=True),
                 provider_id=self._provider_id,
