@@ -5,7 +5,6 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -273,6 +272,8 @@ async def test_a_due_return_is_seen_without_any_change_in_the_store(
 ) -> None:
     async with plain(simulator, store) as router:
         key = await router.register_key(A1, "openai")
+        await router.key_manager.update_key_state(key.id, "throttled", for_seconds=3600)
         assert not router.key_manager.is_due()
-        router.catalogue.keys[key.id].state_until = datetime.now(UTC) - timedelta(seconds=1)
-        assert router.key_manager.is_due()
+        await router.key_manager.update_key_state(key.id, "throttled", for_seconds=0.05)
+        await until(lambda: router.catalogue.keys[key.id].state is KeyState.Available)
+        assert not router.key_manager.is_due()

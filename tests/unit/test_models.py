@@ -406,3 +406,25 @@ def test_a_query_that_makes_no_sense_is_refused(filters: dict[str, Any]) -> None
 def test_times_without_a_zone_are_refused() -> None:
     with pytest.raises(InvalidRequestError, match="state_until"):
         APIKey(id="k", provider_id="p", state_until=datetime(2026, 1, 1) + timedelta(days=1))  # noqa: DTZ001
+
+
+# --- models that are made without being checked ----------------------------------------------------------------------
+
+
+def test_a_model_that_is_made_of_checked_values_is_the_one_that_checking_gives() -> None:
+    usage, now = {"input_tokens": 3, "output_tokens": 4}, datetime.now(UTC)
+    made = ResponseMetadata.made(tokens_used=TokenUsage.made(**usage), model_used="m", timestamp=now)
+    checked = ResponseMetadata(model_used="m", tokens_used=TokenUsage(**usage), timestamp=now)
+    assert made == checked
+    assert repr(made) == repr(checked)
+    assert made.model_dump_json() == checked.model_dump_json()
+    assert made.model_fields_set == checked.model_fields_set
+    assert pickle.loads(pickle.dumps(made)) == checked
+    assert made.model_copy(update={"model_used": "n"}) == checked.but(model_used="n") != checked
+
+
+def test_what_each_model_makes_for_itself_is_its_own() -> None:
+    first, second = ResponseMetadata.made(model_used="m"), ResponseMetadata.made(model_used="m")
+    first.additional_metadata["mark"] = True
+    assert second.additional_metadata == {}
+    assert second.timestamp.tzinfo is not None

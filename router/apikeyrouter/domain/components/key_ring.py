@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from apikeyrouter.domain.components.catalogue import Catalogue, Key, key_price_name
+from apikeyrouter.domain.components.due_times import DueTimes
 from apikeyrouter.domain.components.key_states import due_transition, noted
 from apikeyrouter.domain.components.quota_groups import Conflict, group_of, merges
-from apikeyrouter.domain.components.quotas import due
+from apikeyrouter.domain.components.quotas import due, next_due
 from apikeyrouter.domain.interfaces.state_store import StateQuery, StateStore
 from apikeyrouter.domain.models.api_key import APIKey, KeyChange, KeyMaterial, KeyRouting, StateTransition
 from apikeyrouter.domain.models.system_error import EncryptionError, InvalidRequestError
@@ -84,6 +85,8 @@ class KeyRing:
         self._members: dict[str, set[str]] = {}
         """Keys by organisation, where that is known."""
         self._unreadable: set[str] = set()
+        self._times = DueTimes()
+        """Of each key, when its time in its state, or the first window of its quotas, is over."""
         self.turn = asyncio.Lock()
         """Held while a key is written and taken over, or all keys are read: never one within the other."""
 
@@ -101,6 +104,7 @@ class KeyRing:
         await self._lanes.declare_key(made, routing)
         self._unreadable.discard(key.id)
         self._catalogue.put_key(made)
+        self._note_time(made)
         self._note_organization(key)
 
     def drop(self, key_id: str) -> None:
@@ -108,6 +112,7 @@ class KeyRing:
         known = self._catalogue.keys.get(key_id)
         if known is not None:
             self._members.get(known.organization, set()).discard(key_id)
+        self._times.set(key_id, None)
         self._catalogue.drop_key(key_id)
         self._lanes.forget_key(key_id)
 
@@ -116,7 +121,12 @@ class KeyRing:
         known = self._catalogue.keys.get(key.id)
         if known is not None:
             known.state, known.state_reason, known.state_until = key.state, key.state_reason, key.state_until
+            self._note_time(known)
             self._catalogue.state_changed(key.id)
+
+    def _note_time(self, key: Key) -> None:
+        times = (key.state_until, next_due(key.quotas))
+        self._times.set(key.id, min((at for at in times if at is not None), default=None))
 
     async def mark(self) -> None:
         """Note in the store that it has keys, so that emptying it can be told from revoking them all."""
@@ -185,11 +195,7 @@ class KeyRing:
 
     def is_due(self) -> bool:
         """Whether a key's time in its state, or a window of its quotas, is over, so that `refresh` should be called."""
-        now = _now()
-        return any(
-            (key.state_until is not None and key.state_until <= now) or (key.quotas and due(key.quotas, now))
-            for key in self._catalogue.keys.values()
-        )
+        return self._times.any(_now())
 
     async def restore_if_emptied(self) -> bool:
         """Whether the store lost the marker, and so was emptied: what this process knows is put back, not dropped."""

@@ -13,7 +13,7 @@ from apikeyrouter.domain.models.accounting import Limit, LimitKind, LimitState, 
 from apikeyrouter.domain.models.quota_state import Quota, QuotaUnit, TimeWindow
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 
-__all__ = ["COUNTED_ONLY", "due", "limit_of", "quota_of", "told_name", "unit_of", "window_of"]
+__all__ = ["COUNTED_ONLY", "due", "limit_of", "next_due", "quota_of", "told_name", "unit_of", "window_of"]
 
 COUNTED_ONLY = 2**50
 """A capacity that nobody reaches: the quota is counted and refuses nothing."""
@@ -67,6 +67,11 @@ def due(quotas: Iterable[Quota], now: datetime) -> tuple[Quota, ...] | None:
     """The quotas after those whose time has come were set back; None: none has."""
     found = [_advanced(quota, now) if _is_due(quota, now) else quota for quota in quotas]
     return tuple(found) if any(before is not after for before, after in zip(quotas, found, strict=True)) else None
+
+
+def next_due(quotas: Iterable[Quota]) -> datetime | None:
+    """When the first of them is to be set back; None: none ever is."""
+    return min((quota.resets_at for quota in quotas if quota.resets_at is not None), default=None)
 
 
 def window_of(limit: LimitState) -> TimeWindow | None:
