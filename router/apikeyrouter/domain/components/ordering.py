@@ -59,7 +59,7 @@ class Order:
     """
 
     __slots__ = (
-        "_places", "_plan", "_standings", "came", "distinct", "excluded", "gone", "options", "rows", "turning",
+        "_places", "_plan", "_standings", "calm", "came", "distinct", "excluded", "gone", "options", "rows", "turning",
         "version", "wanted_at", "worn",
     )  # fmt: skip
 
@@ -78,6 +78,8 @@ class Order:
         self.excluded: list[Exclusion] = []
         self.turning = 1
         self.distinct = True
+        self.calm = False
+        """Whether waits alone decide: nothing is out or scarce, no target goes before another."""
         self.rows: list[Row] = []
         self._standings: list[Standing | None] = []
         self._places: dict[Option, int] | None = None
@@ -175,15 +177,25 @@ class Row(msgspec.Struct, eq=False, gc=False):
     value: float = 0.0
     alone: float = 0.0
     others: int = 0
+    told: Standing | None = None
+    told_at: int = 0
 
-    def standing(self) -> Standing:
-        """How it stands, for facts."""
+    def standing(self, values: Sequence[float] = ()) -> Standing:
+        """How it stands, for facts, by its own values or by others."""
         option, key = self.option, self.option.key
         return _standing(
             Standing,
-            (key.id, option.provider.id, option.model, option.rank, self.out_us, tuple(self.values), self.scarce,
-             key.weight),
+            (key.id, option.provider.id, option.model, option.rank, self.out_us, tuple(values or self.values),
+             self.scarce, key.weight),
         )  # fmt: skip
+
+    def tell(self, plan: Plan, under_way: int) -> Standing:
+        """How it stands with so many requests under way. The last answer is kept: few candidates have moved since."""
+        if self.told is None or self.told_at != under_way:
+            values = list(self.values)
+            values[plan.waits], values[plan.in_flight] = self.alone * (under_way + 1), float(under_way)
+            self.told, self.told_at = self.standing(values), under_way
+        return self.told
 
 
 class Building:
@@ -244,6 +256,7 @@ class Building:
         turns = _woven(head) if plan.waits < 0 else head
         order.distinct = len(turns) == len(head)
         order.fill(turns, rest)
+        order.calm = plan.waits >= 0 and not (plan.weights or plan.ties) and _is_calm(rows)
         return order
 
     def _kept(self, order: Order) -> list[Row]:
@@ -308,6 +321,21 @@ def _doubted(option: "Option", us: float, best: float, at: Conditions) -> float:
     return best + (us - best) * math.exp(-age / LATENCY_SECONDS)
 
 
+def by_waits(plan: Plan, rows: list[Row], count: int) -> tuple[list[Standing], list["Option"], int]:
+    """At most `count` rows of a calm order, by how long each makes one wait now: how they stand, what they are, and how
+    many at the head are equally good."""
+    told = [row.tell(plan, row.others + row.option.key.under_way) for row in rows]
+    waits = [standing.values[plan.waits] for standing in told]
+    places = sorted(range(len(rows)), key=waits.__getitem__)
+    limit, equals = plan.equal_to(waits[places[0]]), 1
+    while equals < len(places) and waits[places[equals]] <= limit:
+        equals += 1
+    if equals > 1:
+        places[:equals] = sorted(places[:equals])
+    del places[count:]
+    return [told[at] for at in places], [rows[at].option for at in places], min(equals, count)
+
+
 def settled(plan: Plan, rows: "list[Row]") -> "tuple[list[Row], int]":
     """A few rows in order, by their values as they are now, and how many at the head are equally good."""
     if not rows:
@@ -346,6 +374,11 @@ def place_of(plan: Plan, out_until_us: int, scarce: int, rank: int) -> Place:
 def _calm(rank: int) -> Place:
     """The place of what is neither out nor scarce."""
     return False, rank, 0
+
+
+def _is_calm(rows: list[Row]) -> bool:
+    place = rows[0].place
+    return not (place[0] or [row for row in rows if row.place != place or row.scarce])
 
 
 def _sorted(rows: list[Row]) -> list[Row]:

@@ -14,7 +14,7 @@ from apikeyrouter.domain.components.capacity import Level
 from apikeyrouter.domain.components.members import Members
 from apikeyrouter.domain.components.objectives import Plan
 from apikeyrouter.domain.components.observations import Seen
-from apikeyrouter.domain.components.ordering import Building, Order, Row, settled
+from apikeyrouter.domain.components.ordering import Building, Order, Row, by_waits, settled
 from apikeyrouter.domain.components.price_book import ModelPrice
 from apikeyrouter.domain.components.scoring import TYPICAL_TOKENS, Conditions, lane_out_until_us
 from apikeyrouter.domain.models.accounting import LaneState, Words, place_words
@@ -336,6 +336,11 @@ class Pool:
         gone, blocked = order.gone, snapshot.blocked
         refused = skip or gone or blocked
         leaders = count if len(order.options) <= count else max(1, count - TURNING)
+        if order.calm and not refused:
+            places = _window(len(order.options), order.turning, start, leaders)
+            near = [order.rows[at] for at in places]
+            ranking.standings, options, ranking.equals = by_waits(plan, near, count)
+            return Ranked(options, ranking)
         rows: list[Row] = []
         for at in _window(len(order.options), order.turning, start, 2 * leaders if refused else leaders):
             known = order.rows[at]
@@ -447,13 +452,16 @@ def _typical(bits: int) -> int:
     return (3 << bits) >> 2
 
 
-def _window(count: int, turning: int, start: int, leaders: int) -> Iterator[int]:
+def _window(count: int, turning: int, start: int, leaders: int) -> list[int]:
     """The places of the leaders, equals in turn, and of some others that take turns too."""
-    head = min(turning, leaders)
-    for step in range(head):
-        yield (start + step) % turning
-    first = min(count, max(turning, leaders))
-    yield from range(turning, first)
+    head, first = min(turning, leaders), min(count, max(turning, leaders))
+    start_at = start % turning
+    if head == turning:
+        places = [*range(start_at, turning), *range(start_at), *range(turning, first)]
+    else:
+        places = [(start_at + step) % turning for step in range(head)]
     others = min(count, first + TURNING_FROM_MAX) - first
-    for step in range(min(TURNING, others)):
-        yield first + (start // TURN_REQUESTS * TURNING + step) % others
+    if others:
+        turn = start // TURN_REQUESTS * TURNING
+        places += [first + (turn + step) % others for step in range(min(TURNING, others))]
+    return places
