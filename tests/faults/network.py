@@ -94,12 +94,13 @@ class Store:
 
 def put_back(engine: LocalEngine, image: dict[str, dict[bytes, bytes]]) -> None:
     """Fill an engine that holds nothing with what a cell held."""
-    poke = engine._lua.globals()[b"poke"]
+    doors = engine._lua.globals()
+    poke, call = doors[b"poke"], doors[b"redis"][b"call"]
     for structure, entries in image.items():
         key = cell_key(structure).encode()
         for field, value in entries.items():
             if structure in _SETS:
-                engine._sets.add(key, float(value), field)
+                call(b"ZADD", key, float(value), field)
             else:
                 poke(key, field, value)
 

@@ -340,9 +340,10 @@ class Run:
 
 
 def at_once(work: Coroutine[Any, Any, _T]) -> _T:
-    """The result of a coroutine that waits for nothing."""
+    """The result of a coroutine that waits for nothing, but may let others go first: here there are none."""
     try:
-        work.send(None)
+        while work.send(None) is None:
+            pass
     except StopIteration as ended:
         result: _T = ended.value
         return result

@@ -412,9 +412,10 @@ def test_times_without_a_zone_are_refused() -> None:
 
 
 def test_a_model_that_is_made_of_checked_values_is_the_one_that_checking_gives() -> None:
-    usage, now = {"input_tokens": 3, "output_tokens": 4}, datetime.now(UTC)
-    made = ResponseMetadata.made(tokens_used=TokenUsage.made(**usage), model_used="m", timestamp=now)
-    checked = ResponseMetadata(model_used="m", tokens_used=TokenUsage(**usage), timestamp=now)
+    now = datetime.now(UTC)
+    usage = TokenUsage.made(output_tokens=4, input_tokens=3)
+    made = ResponseMetadata.made(tokens_used=usage, model_used="m", timestamp=now)
+    checked = ResponseMetadata(model_used="m", tokens_used=TokenUsage(input_tokens=3, output_tokens=4), timestamp=now)
     assert made == checked
     assert repr(made) == repr(checked)
     assert made.model_dump_json() == checked.model_dump_json()
