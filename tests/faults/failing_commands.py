@@ -5,6 +5,7 @@ Over the engine in this process: `redis.call` is put before the real one, counts
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from apikeyrouter.domain.models.system_error import LedgerProtocolError
 from apikeyrouter.infrastructure.ledger.codes import Code
@@ -112,8 +113,9 @@ class FailingCell:
 
     def look(self) -> Whole:
         """What it holds now."""
-        orders = self.engine._sets._orders
-        fairness = {key: tuple(order) for key, order in orders.items() if key.startswith(FAIRNESS) and order}
+        found = {bytes(key): ranked[b"scores"] for key, ranked in self._doors()[b"ranked"]().items()}
+        pools = {key: tuple((score, member) for member, score in scores.items()) for key, scores in found.items()}
+        fairness = {key: tuple(sorted(pool)) for key, pool in pools.items() if key.startswith(FAIRNESS) and pool}
         return Whole(local_image(self.engine), fairness)
 
     def be(self, whole: Whole) -> None:
@@ -122,7 +124,10 @@ class FailingCell:
         put_back(self.engine, whole.image)
         for key, order in whole.fairness.items():
             for score, member in order:
-                self.engine._sets.add(key, score, member)
+                self._doors()[b"redis"][b"call"](b"ZADD", key, score, member)
+
+    def _doors(self) -> Any:
+        return self.engine._lua.globals()
 
     def _repeated(self, call: Call) -> Reply:
         try:

@@ -248,6 +248,9 @@ end
 function scores(key)
   return (sets[key] or nobody).scores
 end
+function ranked()
+  return sets
+end
 function load(chunk, name)
   assert(loadstring(chunk, '@' .. name))()
 end
