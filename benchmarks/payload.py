@@ -63,7 +63,7 @@ ANSWER_HEADERS: tuple[tuple[str, str], ...] = (
 
 
 def request_body(*, stream: bool = False) -> bytes:
-    """A chat request of about one kilobyte, with a cap on its output."""
+    """A chat request of about one kilobyte, with a cap on its output, written as the official SDKs write it."""
     messages = [
         {"role": "system", "content": "You are a concise assistant. " + _SAID * 3},
         {"role": "user", "content": _SAID * 10},
@@ -71,7 +71,7 @@ def request_body(*, stream: bool = False) -> bytes:
     body = {"model": MODEL, "messages": messages, "temperature": 0.2, "max_tokens": 100}
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-    return json.dumps(body).encode()
+    return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def stream_events() -> list[bytes]:

@@ -21,6 +21,8 @@ MESSAGE_TOKENS = 4
 """Control tokens of one chat message (role and separators), OpenAI cookbook; K."""
 REQUEST_TOKENS = 3
 STRETCHES, STRETCH_BYTES = 8, 96
+WHOLE_BYTES_MAX = 1280
+"""A body up to this size is looked at whole: that costs no more than taking a sample."""
 MARKS_IN_CODE = 8
 """One byte of so many is a mark, in code, markup and tables; prose has fewer."""
 MARKS_OUTSIDE = 0.5
@@ -96,9 +98,9 @@ def shape_of(parsed: ParsedRequest) -> Shape:
 
 
 def _sample(body: bytes) -> bytes:
-    spare = len(body) - STRETCH_BYTES
-    if spare <= STRETCHES * STRETCH_BYTES:
+    if len(body) <= WHOLE_BYTES_MAX:
         return body
+    spare = len(body) - STRETCH_BYTES
     step = spare // (STRETCHES - 1)
     return b"".join([body[at : at + STRETCH_BYTES] for at in range(0, step * STRETCHES, step)])
 

@@ -136,10 +136,11 @@ def checked(
     """A Usage whose parts fit their totals; None for negative or absurd totals."""
     if read < 0 or written < 0 or read > AMOUNT_MAX or written > AMOUNT_MAX:
         return None
-    cached = min(max(cached, 0), read)
-    stored_long = min(max(stored_long, 0), read - cached)
-    stored = min(max(stored, 0), read - cached - stored_long)
-    reasoning = min(max(reasoning, 0), written)
+    if cached or stored or stored_long or reasoning:
+        cached = min(max(cached, 0), read)
+        stored_long = min(max(stored_long, 0), read - cached)
+        stored = min(max(stored, 0), read - cached - stored_long)
+        reasoning = min(max(reasoning, 0), written)
     return Usage(
         input_tokens=read,
         output_tokens=written,
