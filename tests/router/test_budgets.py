@@ -114,3 +114,25 @@ async def test_budgets_of_teams_clients_keys_and_providers_apply_to_theirs(
         assert caught.value.details["scope"] == "team:blue:team"
         assert {(await made.route(team="red")).key_used for _ in range(4)} == {"a2"}
         assert await made.at_rest() == await made.billed()
+
+
+@pytest.mark.parametrize(
+    "budgets",
+    [
+        [hard(0.00001)],
+        [hard(0.00001, scope="provider", scope_id=name, name=name) for name in ("openai", "other")],
+        [hard(0.00001, scope="provider", scope_id="openai")],
+    ],
+)
+async def test_whoever_has_the_turn_a_request_that_no_budget_ever_admits_is_told_so(
+    simulator: SimulatorProcess, store: StateStore, budgets: list[dict[str, Any]]
+) -> None:
+    small = [{"quota_group": "org-b", "tpm": 10, "headroom": 0}]
+    async with house(simulator, store, ["a1", "b1"], budgets=[SOFT_BUDGET, *budgets], limits=small) as made:
+        told = []
+        for _ in range(4):
+            with pytest.raises(BudgetExceededError) as caught:
+                await made.route("a question that is longer than ten tokens " * 5)
+            told.append(caught.value.details["scope"])
+        assert len(set(told)) == 1
+        assert await made.at_rest() == 0

@@ -21,6 +21,7 @@ from apikeyrouter.domain.models.accounting import (
     Charge,
     Denial,
     Loss,
+    Reason,
     ReserveRequest,
     RetryKind,
 )
@@ -36,6 +37,7 @@ CANDIDATES = 8
 ROUNDS_MAX = 200
 """Further rounds of CANDIDATES_MAX options before a denial is final; more keys than that are not looked at."""
 ANY_VERSION = 0
+_BUDGETS = (Reason.BUDGET, Reason.UNPRICED)
 LOSSES_TOLD_MAX = 64
 """Candidates of earlier rounds that a decision tells of."""
 
@@ -244,5 +246,8 @@ def new_rid() -> bytes:
     return (time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10)
 
 
-def _soonest(loss: Loss) -> tuple[bool, int]:
-    return loss.retry_kind is RetryKind.NEVER, loss.retry_at_us
+def _soonest(loss: Loss) -> tuple[bool, int, bool, str]:
+    """What ends first binds; of what ends together, or never, a budget, and whichever candidate's turn it is."""
+    never = loss.retry_kind is RetryKind.NEVER
+    of_budget = loss.reason in _BUDGETS or (loss.reason is Reason.NEVER_FITS and not loss.limit)
+    return never, 0 if never else loss.retry_at_us, not of_budget, loss.where
