@@ -73,6 +73,21 @@ def test_the_choice_can_be_made_again_from_the_numbers_of_the_decision(data: st.
     assert rechosen(again) == decision.selected_key_id
 
 
+@pytest.mark.parametrize("denied", range(4))
+def test_ties_are_broken_among_the_best_and_what_is_behind_them_stands_by_the_primary_measure(denied: int) -> None:
+    options = [
+        option("a", priced=price("2", "2")), option("b", priced=price("1", "1")), option("c", priced=price("3", "3")),
+        option("d", priced=price("1", "1")),
+    ]  # fmt: skip
+    known = snapshot({f"k:{name}": {"successes": 40, "failures": count} for name, count in (("c", 10), ("d", 11))})
+    ranked = rank(Pool("m", options), plan(RoutingObjective("reliability", ["cost"])), known)
+    assert [each.key.id for each in ranked.options] == ["b", "a", "c", "d"], (
+        "d is as good as c, and cheaper, but not best"
+    )
+    decision = decision_of(facts_of(ranked, denied))
+    assert rechosen(decision) == decision.selected_key_id == "bacd"[denied]
+
+
 def test_every_loser_is_told_why_with_numbers() -> None:
     options = [
         option("full", priced=price("1", "1")), option("won", priced=price("2", "2")),
