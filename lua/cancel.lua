@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- PURPOSE  End an ambiguous reserve. Leaves a tombstone even for an unknown rid, so that a delayed reserve does nothing.
--- KEYS     C0 C1 L D S G
+-- KEYS     C0 C1 L G
 -- ARGV     rid
 -- RETURNS  OK: stamp, CANCELLED · REPLAYED: it was cancelled before · CONFLICT: stamp, state: it ended otherwise
 --          NO_CELL · BAD_SCHEMA

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- PURPOSE  Give back what a reservation held, when it was certainly not billed.
--- KEYS     C0 C1 L D S G
+-- KEYS     C0 C1 L
 -- ARGV     rid · sent (1: the provider may have counted request and tokens, they stay) · failed lanes (bits) ·
 --          latency (us)
 -- RETURNS  OK: stamp, RELEASED · REPLAYED: it was released before · CONFLICT: stamp, state: it ended otherwise

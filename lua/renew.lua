@@ -11,24 +11,25 @@
 -- @include cell_write
 -- @include codes
 -- @include reply_stamp
+-- @include reservation_record
+-- @include states
 -- @include working
 
 local lease = argument_amount(ARGV[1])
 if not lease or #ARGV < 2 or #ARGV > 129 then
   return reply_stamp(BAD_ARGUMENT)
 end
-local begun, code = cell_begin()
-if not begun then
+local found, code = cell_begin(unpack(ARGV, 2))
+if not found then
   return reply_stamp(code)
 end
-local deadlines = redis.call('ZMSCORE', D, unpack(ARGV, 2))
 local extended, lost = {}, {}
-for i = 1, #deadlines do
-  if deadlines[i] then
+for i = 2, #ARGV do
+  if reservation_state(found[i]) == OPEN then
     extended[#extended + 1] = cell.now + lease
-    extended[#extended + 1] = ARGV[i + 1]
+    extended[#extended + 1] = ARGV[i]
   else
-    lost[#lost + 1] = ARGV[i + 1]
+    lost[#lost + 1] = ARGV[i]
   end
 end
 if #extended > 0 then

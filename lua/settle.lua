@@ -1,14 +1,13 @@
 #!lua flags=allow-oom
 -- PURPOSE  Book what reservations really used, in the windows that were charged. More than was held is debt.
--- KEYS     C0 C1 L D S G U
+-- KEYS     C0 C1 L S G U
 -- ARGV     for each of at most 32 settlements: rid · integers as packed: input tokens, output tokens, cost (nano-dollars,
 --          -1: unknown), outcome, failed lanes (bits), latency (us)
 -- RETURNS  OK: stamp, then code and state for each: OK, SETTLED · REPLAYED, SETTLED: it was settled before · CONFLICT,
 --          state: it was released or cancelled · UNMATCHED, 0: the rid is unknown; listed, not added
 --          CALENDAR_NEEDED: stamp, number of the calendar · NO_CELL · BAD_SCHEMA · BAD_ARGUMENT
 -- IDEMPOTENT by rid, one by one: the tombstone answers a repeat.
--- COST     each reservation once, each lane and scope once for all; at most 4 tombstones removed for each. Runs when
---          memory is full: it repays.
+-- COST     each reservation once, each lane and scope once for all. Runs when memory is full: it repays.
 
 -- @include cell_begin
 -- @include codes
@@ -22,7 +21,6 @@
 -- @include reservation_scopes_end
 -- @include reservations_load
 -- @include states
--- @include sweep_graves
 -- @include working
 
 local settlements, rids = {}, {}
@@ -64,11 +62,13 @@ local function settle(rid, numbers, ids, input, output, cost, outcome, failed, l
   local at = reservation_lanes_end(numbers, ids, actuals, true, outcome, failed, latency)
   reservation_scopes_end(numbers, ids, at, cost, true)
   if state == OPEN then
-    lease_end(rid)
-  elseif state == SUSPENDED then
-    suspense_end(rid)
+    reservation_end(rid, SETTLED)
+  else
+    if state == SUSPENDED then
+      suspense_end(rid)
+    end
+    reservation_bury(rid, tombstone_write(SETTLED))
   end
-  reservation_bury(rid, tombstone_write(SETTLED))
   ended[rid] = true
   return OK, SETTLED
 end
@@ -87,7 +87,6 @@ for i = 1, #unmatched, 2 do
   news = news + 1 - redis.call('HEXISTS', U, unmatched[i])
 end
 if next(ended) or news > 0 then
-  sweep_graves(4 * #rids)
   commit()
 end
 for i = 1, #unmatched, 2 do

@@ -2,7 +2,7 @@
 -- PURPOSE  Let time do its work: expire leases, resolve suspense, remove tombstones that are due.
 -- KEYS     C0 C1 L D S G
 -- ARGV     (none)
--- RETURNS  OK: stamp, count of expired leases, of resolved suspense, of removed tombstones · NO_CELL · BAD_SCHEMA
+-- RETURNS  OK: stamp, count of leases that were over, of resolved suspense, of removed tombstones · NO_CELL · BAD_SCHEMA
 --          CALENDAR_NEEDED: stamp, number of the calendar
 -- IDEMPOTENT by nature: what was due is done once.
 -- COST     at most 8 leases, 8 suspended reservations, 64 tombstones. Call again while it finds as many.
@@ -26,7 +26,7 @@ local resolved = expired == 0 and sweep_suspense(8) or 0
 if missing_calendar then
   return reply_transition(CALENDAR_NEEDED, missing_calendar)
 end
-local removed = sweep_graves(64)
+local removed = #sweep_graves(64)
 if expired + resolved + removed > 0 then
   commit()
 end

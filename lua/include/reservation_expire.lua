@@ -30,7 +30,6 @@ local function reservation_expire(rid, numbers, ids)
     due = math.min(due, numbers[at + A_DUE])
     at = at + SCOPE_PART
   end
-  lease_end(rid)
   if numbers[R_SCOPES] == 0 then
     numbers[R_STATE] = EXPIRED
     reservation_bury(rid, reservation_write(numbers, ids))

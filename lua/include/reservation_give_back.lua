@@ -3,7 +3,6 @@
 -- @include reservation_lanes_end
 -- @include reservation_scopes_end
 -- @include states
--- @include working
 
 local NOTHING = { 0, 0, 0, 0, 0, 0 }
 local NO_SPEND = { -1, -1, -1, -1, 0, -1 }
@@ -12,6 +11,5 @@ local function reservation_give_back(rid, numbers, ids, sent, failed_lanes, late
   local outcome = failed_lanes > 0 and FAILURE or NEUTRAL
   local at = reservation_lanes_end(numbers, ids, sent and NO_SPEND or NOTHING, sent, outcome, failed_lanes, latency)
   reservation_scopes_end(numbers, ids, at, 0, false)
-  lease_end(rid)
-  reservation_bury(rid, tombstone_write(state))
+  reservation_end(rid, state)
 end

@@ -13,6 +13,11 @@ local function reservation_read(packed)
   return numbers, ids
 end
 
+-- Its state alone; nil when there is none.
+local function reservation_state(packed)
+  return packed and select(2, struct.unpack('<dd', packed)) or nil
+end
+
 local function reservation_write(numbers, ids)
   numbers[R_COUNT] = #numbers
   return numbers_pack(numbers) .. table.concat(ids, '\n')

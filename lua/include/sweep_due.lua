@@ -1,7 +1,11 @@
--- Expires leases that are due, at most `most`, in the working set, and learns when the next one is.
+-- Looks after leases that are over, at most `most`, in the working set: expires who is open and buries who has ended.
+-- Learns when the next one is.
+-- @include layout_reservation
 -- @include numbers
+-- @include reservation_bury
 -- @include reservation_expire
 -- @include reservations_load
+-- @include states
 -- @include working
 
 local function sweep_due(most)
@@ -11,7 +15,12 @@ local function sweep_due(most)
   if #rids > 0 then
     local reservations, ids = reservations_load(redis.call('HMGET', L, unpack(rids)), 1)
     for i = 1, #rids do
-      reservation_expire(rids[i], reservations[i], ids[i])
+      if reservations[i][R_STATE] == OPEN then
+        reservation_expire(rids[i], reservations[i], ids[i])
+      else
+        reservation_bury(rids[i], tombstone_write(reservations[i][R_STATE]))
+      end
+      lease_end(rids[i])
     end
   end
   return #rids

@@ -304,16 +304,21 @@ class Oracle:
 
     # --- what the reservations say -----------------------------------------------------------------------------------
 
+    def open_ones(self) -> list[Reservation]:
+        """Those with a lease that have not ended."""
+        held = [self.reservations[rid] for rid in self.leases]
+        return [found for found in held if found.state is State.OPEN]
+
     def in_flight(self, lane: bytes) -> int:
         """Open reservations that use a lane."""
-        return sum(place.lane == lane for rid in self.leases for place in self.reservations[rid].places)
+        return sum(place.lane == lane for found in self.open_ones() for place in found.places)
 
     def held(self, scope: bytes, start: int) -> int:
         """Money held in a scope's period by open reservations."""
         return sum(
             hold.amount
-            for rid in self.leases
-            for hold in self.reservations[rid].holds
+            for found in self.open_ones()
+            for hold in found.holds
             if hold.scope == scope and hold.start == start
         )
 
@@ -713,6 +718,10 @@ class Turn:
             book.unpriced_requests += requests
         self.changed_scopes.add(hold.scope)
 
+    def end(self, rid: bytes, state: State) -> None:
+        """An open one is buried when its end is acknowledged, or its lease over."""
+        self.reservations[rid] = Reservation(state)
+
     def bury(self, rid: bytes, found: Reservation) -> None:
         self.reservations[rid] = found
         self.graves[rid] = self.now + DAY_US
@@ -738,6 +747,9 @@ class Turn:
         due = _due(self.oracle.leases, self.now, most)
         for rid in due:
             found = self.oracle.reservations[rid]
+            if found.state is not State.OPEN:
+                self.bury(rid, found)
+                continue
             self.load(found)
             probes = sum(place.probe << number for number, place in enumerate(found.places))
             self.leave_lanes(found, {}, Outcome.FAILURE if probes else Outcome.NEUTRAL, probes, 0, arrived=True)
@@ -1072,13 +1084,15 @@ def _settle(turn: Turn, words: list[bytes]) -> Answer:
             }  # fmt: skip
             turn.leave_lanes(found, actual, outcome, failed, latency, arrived=True)
             turn.leave_scopes(found, cost, billed=True)
-            turn.bury(rid, Reservation(State.SETTLED))
+            if found.state is State.OPEN:
+                turn.end(rid, State.SETTLED)
+            else:
+                turn.bury(rid, Reservation(State.SETTLED))
             results += [Code.OK, State.SETTLED]
     if turn.missing:
         raise CalendarMissingError(turn.missing)
     news = unmatched.keys() - turn.oracle.unmatched.keys()
     if turn.reservations or news:
-        turn.remove_graves(4 * len(rows))
         turn.commit()
     for rid in news:
         turn.oracle.unmatched[rid] = unmatched[rid]
@@ -1093,7 +1107,7 @@ def _give_back(
     outcome = Outcome.FAILURE if failed else Outcome.NEUTRAL
     turn.leave_lanes(found, actual, outcome, failed, latency, arrived=sent)
     turn.leave_scopes(found, 0, billed=False)
-    turn.bury(rid, Reservation(state))
+    turn.end(rid, state)
 
 
 def _release(turn: Turn, words: list[bytes]) -> Answer:
@@ -1157,10 +1171,10 @@ def _renew(turn: Turn, words: list[bytes]) -> Answer:
         raise BadArgumentError
     lease = _amount(words[0])
     turn.begin()
-    leases = turn.oracle.leases
-    lost = [rid for rid in words[1:] if rid not in leases]
+    leases, known = turn.oracle.leases, turn.oracle.reservations
+    lost = [rid for rid in words[1:] if rid not in known or known[rid].state is not State.OPEN]
     for rid in words[1:]:
-        if rid in leases:
+        if rid not in lost:
             leases[rid] = max(leases[rid], turn.now + lease)
     if len(lost) < len(words) - 1:
         turn.next_seq()
@@ -1171,9 +1185,12 @@ def _acknowledge(turn: Turn, words: list[bytes]) -> Answer:
     if not 1 <= len(words) <= 128:
         raise BadArgumentError
     turn.begin()
+    turn.remove_graves(2 * len(words))
     for rid in words:
-        if rid in turn.oracle.graves:
-            turn.oracle.graves[rid] = min(turn.oracle.graves[rid], turn.now + MINUTE_US)
+        found = turn.reservation(rid)
+        if found and found.state not in (State.OPEN, State.SUSPENDED) and rid not in turn.graves_gone:
+            turn.leases[rid], turn.graves[rid] = None, turn.now + MINUTE_US
+    turn.commit()
     return turn.stamp(Code.OK)
 
 
@@ -1295,7 +1312,8 @@ def _audit(turn: Turn, words: list[bytes]) -> Answer:
     index = turn.oracle.suspended if words[0] == b"2" else turn.oracle.leases
     answer = [*turn.stamp(Code.OK), len(index)]
     for rid in _due(index, None, len(index))[first : first + count]:
-        answer += [rid, turn.oracle.record_of(rid)]
+        if turn.oracle.reservations[rid].state in (State.OPEN, State.SUSPENDED):
+            answer += [rid, turn.oracle.record_of(rid)]
     return answer
 
 

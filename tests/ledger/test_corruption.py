@@ -61,6 +61,7 @@ class Cell:
         await ledger.sweep()
         for rid, lease_us in ((b"open", DAY), (b"due", SECOND)):
             await ledger.reserve(wish(rid=rid, lease_us=lease_us, **fair))  # type: ignore[arg-type]
+        await ledger.reserve(wish(rid=b"due, without a scope", lease_us=SECOND))
         self.clock.advance(SECOND)
         await self.server.run("configure", ["begin", 9])
         self.server.tick()

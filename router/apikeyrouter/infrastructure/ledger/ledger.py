@@ -258,7 +258,7 @@ class ScriptLedger:
             seqs.add(_int(reply[2]))
             rows = reply[6:]
             pairs = zip(rows[::2], rows[1::2], strict=True)
-            found.extend(read_reservation(rid_of(_bytes(field)), _bytes(raw)) for field, raw in pairs if raw)
+            found.extend(read_reservation(rid_of(_bytes(field)), _bytes(raw)) for field, raw in pairs)
             start += PAGE_AUDIT
             if start >= _int(reply[5]):
                 return seqs, found
