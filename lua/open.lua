@@ -27,7 +27,7 @@ if code == NO_CELL then
   for _, index in ipairs({ D, S, G }) do
     redis.call('UNLINK', index)
   end
-  redis.call('HSET', L, '', struct.pack('<dddddddd', SCHEMA, epoch, 0, 0, 1, 0, 0, AMOUNT_MAX))
+  redis.call('HSET', L, '', struct.pack('<ddddddddd', SCHEMA, epoch, 0, 0, 1, 0, 0, AMOUNT_MAX, 0))
 end
 local reply = reply_stamp(cell and OK or code)
 reply[6] = code == NO_CELL and 1 or 0

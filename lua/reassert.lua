@@ -28,7 +28,7 @@ local numbers, candidate, others_at = request_read()
 if not numbers then
   return reply_stamp(BAD_ARGUMENT)
 end
-local found, code = cell_begin(ARGV[1], unpack(ARGV, 4, others_at - 1))
+local found, code = cell_begin(ARGV[1])
 if not found then
   return reply_stamp(code)
 end
@@ -36,8 +36,7 @@ if found[2] then
   local state = reservation_read(found[2])[R_STATE]
   return reply_transition(state == OPEN and REPLAYED or CONFLICT, state)
 end
-records_take(candidate.lanes, found, 3)
-local unknown = records_take(candidate.scopes, found, 3 + #candidate.lanes)
+local unknown = records_load({ unpack(ARGV, 4, others_at - 1) })
 if unknown then
   return reply_transition(UNKNOWN_SCOPE, unknown)
 end

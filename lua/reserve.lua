@@ -9,13 +9,14 @@
 --          UNKNOWN_SCOPE: stamp, field · CALENDAR_NEEDED: stamp, number of the calendar · BAD_ARGUMENT: no integers, or
 --          more than 64 candidates, 6 lanes and 4 scopes each, 8 shared scopes
 -- IDEMPOTENT by rid. A denial writes nothing but leases that were due.
--- COST     one read for the first candidate, one for all others; at most 4 expired leases.
+-- COST     one read for the first candidate unless it is kept, one for all others; at most 4 expired leases.
 
 -- @include candidate_check
 -- @include cell_begin
 -- @include codes
 -- @include commit
 -- @include fair_gate
+-- @include kept
 -- @include layout_reservation
 -- @include probe_lanes
 -- @include reasons
@@ -36,7 +37,7 @@ local numbers, candidate, others_at = request_read()
 if not numbers or numbers[Q_WEIGHT] == 0 then
   return reply_stamp(BAD_ARGUMENT)
 end
-local found, code = cell_begin(rid, unpack(ARGV, 4, others_at - 1))
+local found, code = cell_begin(rid)
 if not found then
   return reply_stamp(code)
 end
@@ -52,8 +53,7 @@ if numbers[Q_CONFIG] > 0 and numbers[Q_CONFIG] ~= cell.config then
 end
 
 local swept = cell.now >= cell.due and sweep_due(4) or 0
-records_take(candidate.lanes, found, 3)
-local unknown = records_take(candidate.scopes, found, 3 + #candidate.lanes)
+local unknown = records_load({ unpack(ARGV, 4, others_at - 1) })
 local candidates, losses, index = { candidate }, {}, 1
 local holds, modes, soft, fair, charge
 while candidate and not unknown do
@@ -93,6 +93,8 @@ end
 if not candidate then
   if swept > 0 then
     commit()
+  else
+    kept_leave()
   end
   return reply_losses(reply_stamp(DENIED), losses)
 end

@@ -16,9 +16,10 @@ local function cell_begin(...)
     return nil, BAD_SCHEMA
   end
   local now = clock_now()
+  writer = writer or now
   cell = {
-    epoch = epoch, seq = seq, now = now < last_now and last_now or now, config = config, slot = slot, suspect = suspect,
-    due = due,
+    text = found[1], epoch = epoch, seq = seq, now = now < last_now and last_now or now, config = config, slot = slot,
+    suspect = suspect, due = due,
   }
   return found
 end

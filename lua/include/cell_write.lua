@@ -1,12 +1,17 @@
 -- The cell's own state as the next seq has it, and the write of that alone.
+-- @include kept
 -- @include numbers
 -- @include working
 
 local function cell_pack()
   cell.seq = cell.seq + 1
-  return struct.pack('<dddddddd', SCHEMA, cell.epoch, cell.seq, cell.now, cell.config, cell.slot, cell.suspect, cell.due)
+  return struct.pack(
+    '<ddddddddd', SCHEMA, cell.epoch, cell.seq, cell.now, cell.config, cell.slot, cell.suspect, cell.due, writer
+  )
 end
 
 local function cell_write()
-  redis.call('HSET', L, '', cell_pack())
+  local text = cell_pack()
+  redis.call('HSET', L, '', text)
+  kept_close(text)
 end

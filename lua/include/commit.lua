@@ -2,6 +2,7 @@
 -- another type must fail before the first write: what may not have been read yet is looked at first, but for D, which is
 -- written first. Records are packed before that, so that one that cannot be packed leaves nothing behind.
 -- @include cell_write
+-- @include kept
 -- @include layout_lane
 -- @include record
 -- @include working
@@ -51,4 +52,5 @@ local function commit()
     end
   end
   redis.call('HSET', L, unpack(fields))
+  kept_close(fields[#fields])
 end

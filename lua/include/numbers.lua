@@ -1,6 +1,6 @@
 -- Records are arrays of little-endian doubles: every integer up to 2^53 exactly, no formatting, no parsing.
 local AMOUNT_MAX = 9007199254740991
-local SCHEMA = 3
+local SCHEMA = 4
 
 -- The format of so many numbers. More than any record or calendar has.
 local formats, format = {}, '<'

@@ -1,4 +1,5 @@
 -- Brings lanes and scopes into the working set, as of now: a lane's limits advanced, a scope rolled to its current period.
+-- @include kept
 -- @include lane_configure
 -- @include layout_lane
 -- @include layout_scope
@@ -10,15 +11,14 @@
 -- @include working
 
 -- What is not there yet is a fresh, unlearned lane.
-local function lane_take(field, packed)
-  local lane
+local function lane_take(field, lane, packed)
   if packed then
     local count = #packed / 8 - HEALTH_SIZE
     if count < LANE_SIZE - 1 or count % 1 > 0 then
       error('lane record of ' .. #packed .. ' bytes')
     end
     lane = record_read(packed, count)
-  else
+  elseif not lane then
     lane = { numbers_zero(HEALTH_SIZE), unpack(numbers_zero(LANE_SIZE - 1)) }
     lane[L_CONFIG], lane[REST][H_DECAYED] = -1, cell.now
   end
@@ -32,8 +32,7 @@ local function lane_take(field, packed)
 end
 
 -- nil: it is not configured. A budget that nobody declared cannot be enforced.
-local function scope_take(field, packed)
-  local scope
+local function scope_take(field, scope, packed)
   if packed then
     if #packed ~= (SCOPE_SIZE + PERIODS_SIZE) * 8 then
       error('scope record of ' .. #packed .. ' bytes')
@@ -49,37 +48,39 @@ local function scope_take(field, packed)
   return scope
 end
 
--- Takes what was read of these fields, `packed` from `at` on, unless the working set has it already. Returns a scope that
--- is not configured, if there is one.
-local function records_take(fields, packed, at)
-  local unknown
-  for i = 1, #fields do
-    local field = fields[i]
-    if not records[field] then
-      if string.byte(field) == LANE_PREFIX then
-        records[field] = lane_take(field, packed[at])
-      else
-        records[field] = scope_take(field, packed[at])
-        unknown = unknown or not records[field] and field or nil
-      end
-    end
-    at = at + 1
-  end
-  return unknown
+local ASKED = {}
+
+local function record_take(field, kept, packed)
+  local take = string.byte(field) == LANE_PREFIX and lane_take or scope_take
+  records[field] = take(field, kept, packed) or false
+  return not records[field] and field or nil
 end
 
--- Reads those that the working set does not have, with one command.
+-- Brings these into the working set unless it has them: what is kept as it is, all others with one command. Returns a scope
+-- that is not configured, if there is one.
 local function records_load(fields)
-  local missing, asked = {}, {}
+  local kept = cell.kept or kept_open()
+  local now, before = kept.now, kept.before
+  local missing, unknown
   for i = 1, #fields do
     local field = fields[i]
-    if not (records[field] or asked[field]) then
-      asked[field] = true
-      missing[#missing + 1] = field
+    if records[field] == nil then
+      local record = now[field] or before[field]
+      if record then
+        unknown = record_take(field, record) or unknown
+      else
+        missing = missing or {}
+        missing[#missing + 1], records[field] = field, ASKED
+      end
+    elseif not records[field] then
+      unknown = field
     end
   end
-  if #missing == 0 then
-    return nil
+  if missing then
+    local packed = redis.call('HMGET', L, unpack(missing))
+    for i = 1, #missing do
+      unknown = record_take(missing[i], nil, packed[i]) or unknown
+    end
   end
-  return records_take(missing, redis.call('HMGET', L, unpack(missing)), 1)
+  return unknown
 end

@@ -2,7 +2,8 @@
 -- So nothing can fail after the first write: there is only one place that writes, and it decides nothing.
 -- `records` has lanes (`l:` and id) and scopes (`s:` and id) by the field that keeps them.
 -- `ends` is what reservations that end write; nil until one does.
-local cell, missing_calendar
+-- `writer` is the time at which this copy of the library was called first.
+local cell, missing_calendar, writer
 local records, reservations_set, lease_set, ends
 
 local function ends_begin()

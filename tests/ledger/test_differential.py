@@ -116,7 +116,7 @@ class Pair:
         self.oracle.schema_is_ours = ours
         key = cell_key("L")
         peek = self.local._lua.globals()[b"peek"]
-        marked = struct.pack("<d", 3 if ours else 2) + bytes(peek(key.encode())[b""])[8:]
+        marked = struct.pack("<d", 4 if ours else 3) + bytes(peek(key.encode())[b""])[8:]
         for engine in (self.local, self.plain):
             engine._lua.globals()[b"poke"](key.encode(), b"", marked)
         self.server.client.hset(key, "", marked)
