@@ -1,25 +1,22 @@
--- Lanes and scopes stay in memory between calls, so that a call need not read and unpack again what this library wrote last.
--- They are used only while the cell's own field in L is, byte for byte, the one that this very copy of the library wrote:
--- every write of a cell changes that field, and `writer` in it tells one copy from all others (another version's, another
--- server's, the same server's before it was started anew). So whoever else wrote, or brought back an older state, is seen.
--- A call that fails leaves its cell without a text, so that nothing of what it had begun is used.
+-- Lanes and scopes stay in memory between calls, so that a call need not read and unpack what this library wrote last. They
+-- are used only while the cell's own field in L is, byte for byte, what this very copy of the library wrote: every write of a
+-- cell changes that field, and `writer` in it tells one copy from all others (another version's, another server's, the same
+-- server's before it started anew). So whoever else wrote, or brought an older state back, is seen.
+-- A call that fails leaves its cell without a text: nothing of what it had begun is used.
 -- @include layout_lane
 -- @include working
 
-local KEPT_MAX, CELLS_MAX = 4096, 64 -- records of a cell, twice at most; what is not asked for goes
+local KEPT_MAX = 8192 -- records of all cells; then all are let go
 
-local cells, cell_count = {}, 0
+local cells, kept_count = {}, 0
 
 local function kept_open()
+  if kept_count > KEPT_MAX then
+    cells, kept_count = {}, 0
+  end
   local kept = cells[L]
-  if not kept and cell_count == CELLS_MAX then
-    cells, cell_count = {}, 0
-  end
-  if not kept then
-    cell_count = cell_count + 1
-  end
   if not kept or kept.text ~= cell.text then
-    kept = { now = {}, before = {}, count = 0 }
+    kept, kept_count = { records = {} }, kept_count + 1
     cells[L] = kept
   end
   kept.text, cell.kept = nil, kept
@@ -37,27 +34,22 @@ local function kept_close(text)
     end
     return
   end
-  local count, now, before, seq = kept.count, kept.now, kept.before, cell.seq
+  local stay, seq = kept.records, cell.seq
   for field, record in pairs(records) do
-    if record and record[L_SEQ] == seq then
-      if not now[field] then
-        now[field], count = record, count + 1
-      end
-    else
-      now[field], before[field] = nil, nil
+    if not record or record[L_SEQ] ~= seq then
+      stay[field] = nil
+    elseif not stay[field] then
+      stay[field], kept_count = record, kept_count + 1
     end
   end
-  if count > KEPT_MAX then
-    kept.before, kept.now, count = now, {}, 0
-  end
-  kept.count, kept.text = count, text
+  kept.text = text
 end
 
 -- The call writes nothing.
 local function kept_leave()
   local kept = cell.kept
   for field in pairs(records) do
-    kept.now[field], kept.before[field] = nil, nil
+    kept.records[field] = nil
   end
   kept.text = cell.text
 end

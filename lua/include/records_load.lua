@@ -59,15 +59,13 @@ end
 -- Brings these into the working set unless it has them: what is kept as it is, all others with one command. Returns a scope
 -- that is not configured, if there is one.
 local function records_load(fields)
-  local kept = cell.kept or kept_open()
-  local now, before = kept.now, kept.before
+  local kept = (cell.kept or kept_open()).records
   local missing, unknown
   for i = 1, #fields do
     local field = fields[i]
     if records[field] == nil then
-      local record = now[field] or before[field]
-      if record then
-        unknown = record_take(field, record) or unknown
+      if kept[field] then
+        unknown = record_take(field, kept[field]) or unknown
       else
         missing = missing or {}
         missing[#missing + 1], records[field] = field, ASKED
