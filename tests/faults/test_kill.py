@@ -86,8 +86,8 @@ async def test_a_worker_killed_under_load_leaves_no_hold_no_drift_and_no_debt(re
         house(simulator, RedisStateStore(redis_url), KEYS, **PARTS) as made,
         worker(redis_url, simulator) as process,
     ):
-        assert (await said(process))["settled"] == SETTLEMENTS
-        billed_before = await made.billed()
+        begun = await said(process)
+        assert begun["settled"] == SETTLEMENTS
         ready = await said(process)
         assert (ready["streams"], ready["open"]) == (STREAMS, STREAMS)
         assert ready["waiting"] >= SETTLEMENTS >= 20
@@ -108,7 +108,7 @@ async def test_a_worker_killed_under_load_leaves_no_hold_no_drift_and_no_debt(re
 
         stop.set()
         earned = sum(await asyncio.gather(*working))
-        await at_rest_but_for_suspense(made, settled=billed_before + earned)
+        await at_rest_but_for_suspense(made, settled=begun["cost"] + earned)
         await nothing_was_over_a_limit(simulator)
         await freed_capacity_is_used_again(made)
 

@@ -32,7 +32,7 @@ async def work(redis_url: str, providers: Providers, streams: int, settlements: 
         await router.apply(config_of(providers, KEYS, **PARTS))
         settled = [await router.route(intent(provider_id="other")) for _ in range(settlements)]
         assert await router.books.flush(seconds=10)
-        say(settled=len(settled))
+        say(settled=len(settled), cost=sum(int(answer.cost.amount * 10**9) for answer in settled if answer.cost))
         faults_in(router).unreachable["settle"] = ALWAYS
         opened = [await opened_stream(router) for _ in range(streams)]
         await asyncio.gather(*(router.route(intent(provider_id="other")) for _ in range(settlements)))
