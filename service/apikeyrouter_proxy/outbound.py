@@ -7,28 +7,15 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from apikeyrouter.domain.models.system_error import InvalidRequestError
+from apikeyrouter.infrastructure.security.addresses import is_public
 
 if TYPE_CHECKING:
     from apikeyrouter_proxy.outbound_session import OutboundSession
 
-__all__ = ["Outbound", "is_public"]
+__all__ = ["Outbound"]
 
 URL_LENGTH_MAX = 2048
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-"""A gateway of the network makes IPv4 addresses of these (RFC 6052)."""
 REMEDY = "PROXY_PRIVATE_URLS=true allows it"
-
-
-def is_public(host: str) -> bool:
-    """Whether an address belongs to nobody's own network; names and anything unreadable do not."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    found = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
-    if address in _NAT64:
-        found = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return bool(found.is_global and not found.is_multicast and not found.is_reserved)
 
 
 class Outbound:

@@ -8,7 +8,8 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
-from apikeyrouter_proxy.outbound import REMEDY, is_public
+from apikeyrouter.infrastructure.security.addresses import is_public
+from apikeyrouter_proxy.outbound import REMEDY
 
 __all__ = ["OutboundSession"]
 

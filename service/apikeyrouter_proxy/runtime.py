@@ -72,6 +72,7 @@ class Runtime:
         self.settings = settings
         self.options = options
         self.router = router
+        self.router.private_urls = options.private_urls
         self.draining = False
         self.leaving = False
         self._environ = environ

@@ -1,6 +1,7 @@
 """Limits and providers stated over the API: in force in every worker, versioned, in the audit log and the export."""
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -228,3 +229,39 @@ async def test_what_is_stated_comes_back_from_a_backup_and_a_restart(
     assert done.json()["made"] == {"provider": 1, "key": 1, "limit": 1}
     assert answers == [200, 429]
     assert (second["limits"], second["providers"]) == (backup["limits"], backup["providers"])
+
+
+async def test_a_stated_providers_address_is_looked_at_when_a_connection_is_made(
+    service_valkey: Server, config: dict[str, Any], simulator: SimulatorProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At registration the name stands for a public address, later for this machine; and one has no address of its own,
+    but a default that is one of this machine."""
+    port = int(simulator.openai_url.rpartition(":")[2].partition("/")[0])
+    told = iter(["93.184.216.34"])
+    real = socket.getaddrinfo
+
+    def name_service(host: str, *rest: Any, **more: Any) -> Any:
+        if host != "rebinding.example":
+            return real(host, *rest, **more)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(told, "127.0.0.1"), port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", name_service)
+    stated = [
+        {"id": "moved", "adapter": "openai", "base_url": f"http://rebinding.example:{port}/v1"},
+        {"id": "default", "adapter": "vllm"},
+    ]
+    async with running_service(service_valkey.url, config) as service, service.operator() as operator:
+        for provider in stated:
+            assert (await operator.post("/api/v1/providers", json=provider)).status_code == 201
+            key = {"key_material": MATERIAL, "provider_id": provider["id"], "metadata": {"models": [provider["id"]]}}
+            made = await operator.post("/api/v1/keys", json=key)
+            body = {**BODY, "model": provider["id"]}
+            answer = await operator.post(
+                "/v1/chat/completions", json=body, headers={"x-akr-provider": str(provider["id"])}
+            )
+            assert answer.status_code >= 500, answer.text
+            assert "private address" in answer.text
+            probed = (await operator.post(f"/api/v1/keys/{made.json()['id']}/probe")).json()
+            assert probed["works"] is None
+        assert (await operator.post("/v1/chat/completions", json=BODY)).status_code == 200
+    assert (await simulator.report())["total"]["arrived"] == 1

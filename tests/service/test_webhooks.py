@@ -19,8 +19,9 @@ from aiohttp import web
 
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.infrastructure.cancellation import end_task
+from apikeyrouter.infrastructure.security.addresses import is_public
 from apikeyrouter_proxy import deliveries
-from apikeyrouter_proxy.outbound import Outbound, is_public
+from apikeyrouter_proxy.outbound import Outbound
 from tests.servers import Server
 from tests.service.running import Running, fresh_namespace, running_service, wait_until
 

@@ -134,7 +134,8 @@ class Attempts:
             key=_secret(attempt), headers=call.headers, path_query=call.path_query and _query(call, wire),
         )  # fmt: skip
         attempt.sent = True
-        response = await self.open().send(request, timeouts=timeouts)
+        transport = admitted.option.provider.transport or self.open()
+        response = await transport.send(request, timeouts=timeouts)
         try:
             attempt.own.status = response.status
             self._observe(admitted, response)

@@ -83,6 +83,8 @@ class RouterBackground:
         self._refresh_asked = self._refresh_done = 0
         self._adopting = asyncio.Lock()
         self._file_digest = ""
+        self.private_urls = True
+        """Whether providers that are stated while running may be at private addresses."""
         self.follow_file: Callable[[str], Awaitable[None]] | None = None
         """Who has a file and is asked to read it again when another one is in force, with that one's digest."""
         self._chores: set[asyncio.Task[None]] = set()

@@ -38,6 +38,7 @@ from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from apikeyrouter.infrastructure.ledger.redis_engine import RedisEngine
 from apikeyrouter.infrastructure.observability.events import EventLog, level_of
 from apikeyrouter.infrastructure.observability.manager import Observability
+from apikeyrouter.infrastructure.security.addresses import is_public
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.infrastructure.state_store.mongo_store import MongoStateStore
@@ -138,6 +139,7 @@ class RouterLife(RouterBelonging):
         self._deferrals = Deferrals()
         self._vault: KeyVault | None = None
         self._file_providers, self._stated_taken, self._timed_by_file = {}, {}, False
+        self._guarded: Transport | None = None
         self._take_settings(self.settings)
 
     def _take_settings(self, settings: RouterSettings) -> None:
@@ -260,6 +262,12 @@ class RouterLife(RouterBelonging):
         self._housekeeper.start()
         self._watcher = loop.create_task(self._watch(), name="apikeyrouter.watcher")
 
+    def _guarded_transport(self) -> Transport:
+        """For providers whose address came over the network: it connects to public addresses only."""
+        if self._guarded is None:
+            self._guarded = _open_transport(is_public)
+        return self._guarded
+
     async def drain(self, timeout_s: float = 60.0) -> bool:
         """Wait until no call is open and every settlement is booked; whether both came true in time."""
         deadline = time.perf_counter() + timeout_s
@@ -290,6 +298,8 @@ class RouterLife(RouterBelonging):
         with contextlib.suppress(Exception):  # learned ratios are a convenience; losing them costs accuracy only
             await self._share_learned()
         await self._attempts.close()
+        if self._guarded is not None:
+            await self._guarded.close()
         for provider in self.catalogue.providers.values():
             closing = getattr(provider.adapter, "close", None)
             if closing is not None:
@@ -360,7 +370,7 @@ def _engine_for(store: StateStore) -> Engine:
     return LocalEngine()
 
 
-def _open_transport() -> Transport:
+def _open_transport(admits: Callable[[str], bool] | None = None) -> Transport:
     from apikeyrouter.infrastructure.adapters.transports import make_transport
 
-    return make_transport()
+    return make_transport(admits=admits)

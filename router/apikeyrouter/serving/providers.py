@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from apikeyrouter.domain.components.catalogue import Provider
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
+from apikeyrouter.infrastructure.adapters.transport import Transport
 from apikeyrouter.infrastructure.config.compiled import ProviderRecord
 
 __all__ = ["adapters_of", "provider_of"]
@@ -24,11 +25,13 @@ def provider_of(provider_id: str, adapter: ProviderAdapter) -> Provider:
     )
 
 
-def adapters_of(records: Mapping[str, ProviderRecord]) -> dict[str, Provider]:
-    """Configured providers, each with a new adapter. Errors: ConfigurationError where one refuses its options."""
+def adapters_of(records: Mapping[str, ProviderRecord], transport: Transport | None = None) -> dict[str, Provider]:
+    """Configured providers, each with a new adapter. `transport`: their own. Errors: ConfigurationError where one
+    refuses its options."""
     from apikeyrouter.infrastructure.adapters.registry import make_adapter
 
-    made = {record.id: provider_of(record.id, make_adapter(record)) for record in records.values()}
+    made = {record.id: provider_of(record.id, make_adapter(record, transport=transport)) for record in records.values()}
     for record in records.values():
         made[record.id].timeouts_told = record.timeouts
+        made[record.id].transport = transport
     return made

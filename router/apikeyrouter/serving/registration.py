@@ -230,12 +230,13 @@ class RouterRegistration(RouterLife):
         gone = self._stated_taken.keys() - wanted.keys()
         for provider_id in gone:
             self.catalogue.providers.pop(provider_id, None)
-        again = [record for id_, record in self._file_providers.items() if id_ in gone]
-        news = [one.record() for id_, one in wanted.items() if self._stated_taken.get(id_) != one]
+        again = [(record, None) for id_, record in self._file_providers.items() if id_ in gone]
+        guarded = None if self.private_urls else self._guarded_transport()
+        news = [(one.record(), guarded) for id_, one in wanted.items() if self._stated_taken.get(id_) != one]
         self._stated_taken = wanted
-        for record in (*again, *news):
+        for record, transport in (*again, *news):
             try:
-                self.catalogue.put_providers(adapters_of({record.id: record}).values())
+                self.catalogue.put_providers(adapters_of({record.id: record}, transport).values())
             except ConfigurationError as exc:  # of another version, perhaps: the others must not suffer
                 _log.error("provider.unusable", provider_id=record.id, error=str(exc))
         if gone or news:

@@ -30,6 +30,8 @@ class Provider:
     """By model, as its adapter declares it, 0 … 1."""
     timeouts: Timeouts | None = None
     """Its own; None: those of all."""
+    transport: Any = None
+    """Its own; None: that of all."""
     timeouts_told: Mapping[str, float | None] = field(default_factory=dict)
     """What was said of its own, seconds by phase."""
     answered_at: float = 0.0

@@ -5,12 +5,14 @@
 
 import asyncio
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, zip_longest
 from typing import Any
 from weakref import WeakKeyDictionary
+
+from apikeyrouter.infrastructure.security.addresses import AddressRefused
 
 __all__ = ["open_socket"]
 
@@ -24,9 +26,14 @@ _RESOLVERS: "WeakKeyDictionary[asyncio.AbstractEventLoop, ThreadPoolExecutor]" =
 _Address = tuple[int, int, int, str, Any]
 
 
-async def open_socket(host: str, port: int) -> socket.socket:
-    """A connected, non-blocking socket. The name is looked up anew. Raises OSError."""
+async def open_socket(host: str, port: int, *, admits: Callable[[str], bool] | None = None) -> socket.socket:
+    """A connected, non-blocking socket. The name is looked up anew.
+
+    `admits`: whether an address may be connected to; None: any. Raises OSError, AddressRefused when one may not be.
+    """
     found = await _looked_up(host, port)
+    if admits is not None and not all(admits(str(where[0])) for *_, where in found):
+        raise AddressRefused(f"{host} stands for an address that is not admitted")
     addresses = _in_turn(found)[:ADDRESSES_MAX]
     if not addresses:
         raise OSError("the name has no address")

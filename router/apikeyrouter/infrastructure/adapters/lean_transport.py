@@ -5,6 +5,7 @@ Imported where httptools is there (`transports.py`). Foreign errors are mapped h
 
 import asyncio
 import ssl as ssl_module
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -20,6 +21,7 @@ from apikeyrouter.infrastructure.adapters.transport import (
     Transport,
     UpstreamTimeout,
 )
+from apikeyrouter.infrastructure.security.addresses import AddressRefused
 
 __all__ = ["LeanTransport"]
 
@@ -32,9 +34,19 @@ class LeanTransport:
 
     Connections belong to the event loop that made them: on another loop, as in a forked process, it begins anew.
     TLS is verified, compressed answers are decompressed. What goes through a proxy goes through aiohttp.
+
+    `admits`: whether an address may be connected to, asked of what a name stands for when a connection is made; None:
+    any. Behind a proxy, names are the proxy's.
     """
 
-    def __init__(self, *, trust_env: bool = True, ssl: ssl_module.SSLContext | bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        trust_env: bool = True,
+        ssl: ssl_module.SSLContext | bool = True,
+        admits: Callable[[str], bool] | None = None,
+    ) -> None:
+        self._admits = admits
         self._trust_env = trust_env
         self._ssl = ssl
         self._context: ssl_module.SSLContext | None = None
@@ -98,9 +110,11 @@ class LeanTransport:
         phase = "total" if timeouts.connect is None or min(limits) < timeouts.connect else "connect"
         try:
             async with asyncio.timeout(min(limits, default=None)):
-                return await pool.dial(origin, self._tls() if origin.tls else None)
+                return await pool.dial(origin, self._tls() if origin.tls else None, self._admits)
         except TimeoutError as exc:
             raise UpstreamTimeout(phase, sent=False) from exc
+        except AddressRefused as exc:
+            raise ConnectFailed("no connection to the provider (its name stands for a private address)") from exc
         except (OSError, ValueError) as exc:  # TLS failures are OSErrors, a name that is none is a ValueError
             raise ConnectFailed(f"no connection to the provider ({type(exc).__name__})") from exc
 
@@ -151,9 +165,11 @@ class _Pool:
             if not idle:
                 del self._idle[connection.origin]
 
-    async def dial(self, origin: Origin, tls: ssl_module.SSLContext | None) -> LeanConnection:
+    async def dial(
+        self, origin: Origin, tls: ssl_module.SSLContext | None, admits: Callable[[str], bool] | None
+    ) -> LeanConnection:
         """A new connection. Raises OSError, ValueError."""
-        opened = await open_socket(origin.host, origin.port)
+        opened = await open_socket(origin.host, origin.port, admits=admits)
         _, connection = await self.loop.create_connection(
             lambda: LeanConnection(self.loop, self, origin), sock=opened, ssl=tls,
             server_hostname=origin.host if tls is not None else None,

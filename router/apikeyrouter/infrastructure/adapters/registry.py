@@ -10,6 +10,7 @@ from apikeyrouter.infrastructure.adapters.azure_adapter import AzureOpenAIAdapte
 from apikeyrouter.infrastructure.adapters.gemini_adapter import GeminiAdapter
 from apikeyrouter.infrastructure.adapters.generic_http_adapter import GenericHTTPAdapter
 from apikeyrouter.infrastructure.adapters.openai_adapter import OpenAIAdapter
+from apikeyrouter.infrastructure.adapters.transport import Transport
 from apikeyrouter.infrastructure.config.compiled import ProviderRecord
 
 __all__ = ["ADAPTERS", "make_adapter"]
@@ -26,8 +27,8 @@ ADAPTERS: Mapping[str, Callable[..., ProviderAdapter]] = {
 }
 
 
-def make_adapter(record: ProviderRecord) -> ProviderAdapter:
-    """The adapter of a configured provider.
+def make_adapter(record: ProviderRecord, *, transport: Transport | None = None) -> ProviderAdapter:
+    """The adapter of a configured provider. `transport`: what it is to use, where it speaks a wire dialect.
 
     Raises:
         ConfigurationError: no adapter of that name, or options it does not take.
@@ -36,7 +37,8 @@ def make_adapter(record: ProviderRecord) -> ProviderAdapter:
     if make is None:
         raise ConfigurationError(f"providers.{record.id}.adapter: must be one of {', '.join(ADAPTERS)}")
     try:
-        return make(record.base_url, provider_id=record.id, **record.options)
+        given = {} if transport is None or record.adapter == "generic" else {"transport": transport}
+        return make(record.base_url, provider_id=record.id, **given, **record.options)
     except TypeError as exc:
         raise ConfigurationError(f"providers.{record.id}.options: {exc}") from exc
     except ConfigurationError as exc:
