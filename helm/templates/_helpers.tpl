@@ -68,6 +68,9 @@ capabilities: {drop: [ALL]}
 {{- if and .Values.existingConfigMap .Values.config -}}
 {{- fail "existingConfigMap and config exclude each other" -}}
 {{- end -}}
+{{- if eq (int .Values.management.port) 8000 -}}
+{{- fail "management.port: 8000 is the data plane's" -}}
+{{- end -}}
 {{- if and .Values.autoscaling.enabled (not .Values.autoscaling.cpuUtilization) (not .Values.autoscaling.inFlight) -}}
 {{- fail "autoscaling needs a measure: autoscaling.cpuUtilization or autoscaling.inFlight" -}}
 {{- end -}}

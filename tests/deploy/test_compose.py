@@ -1,12 +1,10 @@
 """docker-compose.yml, its containers run as processes behind a real HAProxy."""
 
-import asyncio
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
@@ -14,17 +12,12 @@ import yaml
 
 from apikeyrouter.infrastructure.config.compile import compile_config
 from apikeyrouter.infrastructure.config.config_file import load_config
-from tests.cli.processes import wait_until
 from tests.deploy.containers import compose
 from tests.deploy.stack import MASTER_KEY, OPERATOR, TOKEN, Stack, stack_up
 from tests.house.tree import ROOT
 
 needs_haproxy = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
 BEARER = {"authorization": f"Bearer {TOKEN}"}
-STREAM: dict[str, Any] = {
-    "model": "gpt-4o-mini", "stream": True, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 300,
-}  # fmt: skip
-CLIENTS = 12
 IN_USE = {"APIKEYROUTER_ENCRYPTION_KEY": MASTER_KEY}
 
 
@@ -124,56 +117,6 @@ def test_a_router_that_is_gone_costs_its_clients_nothing(stack: Stack) -> None:
             assert httpx.post(f"{stack.url}/v1/chat/completions", json=body, headers=BEARER).status_code == 200
     finally:
         stack.up("router-2")
-
-
-@needs_haproxy
-async def test_a_rolling_restart_under_load_loses_no_stream_and_leaks_no_hold(stack: Stack) -> None:
-    over = asyncio.Event()
-
-    async def client() -> list[str]:
-        ends = []
-        async with httpx.AsyncClient(base_url=stack.url, headers=BEARER, timeout=60) as http:
-            while not over.is_set():
-                ends.append(await _stream(http))
-        return ends
-
-    clients = [asyncio.create_task(client()) for _ in range(CLIENTS)]
-    for name in ("router-1", "router-2"):
-        await asyncio.sleep(1)
-        assert await asyncio.to_thread(stack.down, name) == 0
-        await asyncio.to_thread(stack.up, name)
-    await asyncio.sleep(1)
-    over.set()
-    ends = [end for told in await asyncio.gather(*clients) for end in told]
-    assert set(ends) == {"whole"}
-    assert len(ends) >= CLIENTS * 2
-    await asyncio.to_thread(wait_until, lambda: _held(stack) == [0, 0, 0])
-
-
-async def _stream(http: httpx.AsyncClient) -> str:
-    """How one stream ended, in a word; what else came where it did not end well."""
-    try:
-        async with http.stream("POST", "/v1/chat/completions", json=STREAM) as answer:
-            text = (await answer.aread()).decode()
-    except httpx.TransportError as exc:
-        return repr(exc)
-    if answer.status_code == 200 and text.rstrip().endswith("data: [DONE]") and '"error"' not in text:
-        return "whole"
-    return f"{answer.status_code} {text[-300:]}"
-
-
-def _held(stack: Stack) -> list[float]:
-    """Money held, requests under way and ends that are not confirmed, of everything."""
-    state = httpx.get(f"{stack.operators_url}/state", headers={"X-API-Key": OPERATOR}).json()
-    gauges = [
-        int(float(line.split()[1]))
-        for name in ("router-1", "router-2")
-        for line in httpx.get(f"{stack.router_url(name)}/metrics").text.splitlines()
-        if line.startswith(("apikeyrouter_inflight ", "apikeyrouter_settlements_pending "))
-    ]
-    assert len(gauges) == 4
-    costs = state["costs"]
-    return [float(costs["held"]) + float(costs["suspense"]), sum(gauges[::2]), sum(gauges[1::2])]
 
 
 def test_the_probe_says_no_where_nothing_listens_and_refuses_what_it_does_not_know() -> None:

@@ -89,6 +89,8 @@ def test_everything_that_the_chart_can_make_is_made() -> None:
         (["--set", "replicaCount=many"], "replicaCount"),
         (["--set", "replicas=3"], "replicas"),
         (["--set", "drainSeconds=-1"], "drainSeconds"),
+        (["--set", "management.port=99999"], "management.port"),
+        (["--set", "valkey.enabled=true,secret.existingSecret=a,management.port=8000"], "data plane's"),
         (["--set", "valkey.enabled=true,secret.existingSecret=a,secret.data.B=c"], "exclude each other"),
         (
             ["--set", "valkey.enabled=true,secret.existingSecret=a", "--set", SCALED_BY_NOTHING],
@@ -136,8 +138,13 @@ def test_selectors_find_their_pods_and_monitors_their_service() -> None:
     assert the("PodDisruptionBudget", manifests)["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert the("NetworkPolicy", manifests)["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
     monitor = the("ServiceMonitor", manifests)["spec"]
-    assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-    assert monitor["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+    inner = next(one for one in manifests if one["metadata"]["name"].endswith("-management"))
+    assert inner["spec"]["selector"].items() <= labels.items()
+    assert monitor["selector"]["matchLabels"].items() <= inner["metadata"]["labels"].items()
+    assert monitor["endpoints"][0]["port"] == inner["spec"]["ports"][0]["name"]
+    other = next(one for one in rendered("everything", "--set", "management.port=0") if one["kind"] == "ServiceMonitor")
+    assert other["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert other["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
     rule = the("PrometheusRule", manifests)["spec"]
     assert rule == yaml.safe_load((ROOT / "helm/files/alerts.yml").read_text())
     scaled = the("HorizontalPodAutoscaler", manifests)["spec"]
@@ -145,6 +152,32 @@ def test_selectors_find_their_pods_and_monitors_their_service() -> None:
     assert "replicas" not in the("Deployment", manifests)["spec"]
     measured = [one["pods"]["metric"]["name"] for one in scaled["metrics"] if one["type"] == "Pods"]
     assert measured == ["apikeyrouter_inflight"]
+
+
+@needs_helm
+def test_management_has_a_door_that_neither_ingress_nor_load_balancer_leads_to() -> None:
+    manifests = rendered("everything")
+    _, container = router_of(manifests)
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    environ = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert environ["PROXY_MANAGEMENT_PORT"] == str(ports["management"]) == "8001"
+    assert environ["PROXY_MANAGEMENT_HOST"] == "0.0.0.0"
+    services = {one["metadata"]["name"]: one["spec"] for one in manifests if one["kind"] == "Service"}
+    assert services["router-management"]["type"] == "ClusterIP"
+    assert [port["targetPort"] for port in services["router"]["ports"]] == ["http"]
+    backends = {
+        path["backend"]["service"]["name"]
+        for rule in the("Ingress", manifests)["spec"]["rules"]
+        for path in rule["http"]["paths"]
+    }
+    assert backends == {"router"}
+    allowed = {
+        port["port"]: one.get("from")
+        for one in the("NetworkPolicy", manifests)["spec"]["ingress"]
+        for port in one["ports"]
+    }
+    assert allowed["management"] != allowed["http"]
+    assert "PROXY_MANAGEMENT_PORT" not in {entry["name"] for entry in router_of(rendered("minimal"))[1]["env"]}
 
 
 @needs_helm
