@@ -79,6 +79,7 @@ class RouterLife(RouterBelonging):
     _file_providers: Mapping[str, ProviderRecord]
     _stated_taken: Mapping[str, StatedProvider]
     """The providers that were stated while running, as they are registered here."""
+    _guarded: Transport | None = None
 
     def __init__(
         self,
@@ -139,7 +140,6 @@ class RouterLife(RouterBelonging):
         self._deferrals = Deferrals()
         self._vault: KeyVault | None = None
         self._file_providers, self._stated_taken, self._timed_by_file = {}, {}, False
-        self._guarded: Transport | None = None
         self._take_settings(self.settings)
 
     def _take_settings(self, settings: RouterSettings) -> None:
