@@ -7,6 +7,7 @@ from apikeyrouter.infrastructure.surface.routes import ROUTES, ROUTES_WITH_NAMES
 
 __all__ = ["with_data_plane"]
 
+MANAGEMENT = "/api/v1"
 _NAMED = re.compile(r"\{(\w+)\}")
 _SECURITY: list[dict[str, list[str]]] = [{"clientToken": []}]
 _KINDS = ["application/json"]
@@ -80,6 +81,7 @@ def with_data_plane(schema: dict[str, Any]) -> dict[str, Any]:
                     {status: {**told, "content": _ERROR_CONTENT} for status, told in _MANAGEMENT_ERRORS.items()}
                 )
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+    _describe_answers(schema["paths"], schemas)
     for name in _FOREIGN_SCHEMAS:
         schemas.pop(name, None)
     schemas["Error"] = _ERROR
@@ -91,6 +93,20 @@ def with_data_plane(schema: dict[str, Any]) -> dict[str, Any]:
     for route in (*ROUTES.values(), *ROUTES_WITH_NAMES):
         schema["paths"].setdefault(route.path, {})[route.method.lower()] = _operation(route)
     return schema
+
+
+def _describe_answers(paths: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """What management answers with 200 and 201, from the models of it."""
+    from apikeyrouter_proxy.management.answers import answer_schemas
+
+    answers, found = answer_schemas(taken=frozenset(schemas))
+    schemas.update(found)
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            told = answers.get((method, path.removeprefix(MANAGEMENT)))
+            for status in ("200", "201") if "security" in operation and told is not None else ():
+                if status in operation["responses"]:
+                    operation["responses"][status].setdefault("content", {})["application/json"] = {"schema": told}
 
 
 def _operation(route: Route) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
 import tempfile
@@ -20,6 +21,7 @@ from apikeyrouter.simulator import SimulatorProcess
 from apikeyrouter_proxy.http_protocol import ServiceProtocol
 from apikeyrouter_proxy.main import Service, create_app
 from apikeyrouter_proxy.runtime import Runtime
+from tests.service.described import Description
 
 MASTER_KEY = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 MANAGEMENT_KEY = "management-key-of-the-tests"
@@ -62,8 +64,8 @@ class Running:
         return httpx.AsyncClient(base_url=self.url, timeout=WAIT_SECONDS_MAX, **options)
 
     def operator(self) -> httpx.AsyncClient:
-        """A plain client with the management key."""
-        return self.http(headers={"X-API-Key": MANAGEMENT_KEY})
+        """A plain client with the management key. Every answer is held against the service's own description."""
+        return self.http(headers={"X-API-Key": MANAGEMENT_KEY}, event_hooks={"response": [described().check]})
 
     async def count(self, line: str) -> int:
         """The value of one sample in `/metrics`, e.g. `apikeyrouter_inflight`; 0 when it is not there."""
@@ -71,6 +73,12 @@ class Running:
             text = (await client.get("/metrics")).text
         values = [row.rpartition(" ")[2] for row in text.splitlines() if row.startswith(line) and row[0] != "#"]
         return sum(int(value) for value in values)
+
+
+@functools.cache
+def described() -> Description:
+    """What the service says of itself, made once."""
+    return Description(create_app({}).openapi())
 
 
 def providers_of(simulator: SimulatorProcess) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import Field, SecretStr
 
+from apikeyrouter.domain.components.key_identity import derive_key_id
 from apikeyrouter.domain.models.api_key import APIKey
 from apikeyrouter_proxy.access import Refused
 from apikeyrouter_proxy.admin_keys import Role
@@ -63,14 +64,18 @@ class NewMaterial(Input):
 @routes.post("/keys", status_code=201)
 @aliases.post("/keys", status_code=201)
 async def register_key(desk: AdminDesk, new: NewKey) -> Response:
-    """Register a key; the same material and provider give the same key. The answer has everything but the material."""
+    """Register a key. The answer has everything but the material. The same material and provider again: the same key,
+    with the new metadata."""
 
     async def make() -> Made:
         material = new.key_material.get_secret_value()
+        known = await desk.router.key_manager.get_key(derive_key_id(material.strip(), provider_id=new.provider_id))
         key = await desk.router.key_manager.register_key(material, new.provider_id, new.metadata)
-        return Made(id=key.id, shown=key.public())
+        if known is not None and known.metadata != key.metadata:
+            await desk.note("key", key.id, "updated", {"changed": {"metadata": [known.metadata, key.metadata]}})
+        return Made(id=key.id, shown=key.public(), is_new=known is None)
 
-    return await desk.create(KEY, new, make)
+    return await desk.create(KEY, new, make, again=201)
 
 
 @routes.get("/keys")

@@ -1,7 +1,6 @@
 """Limits: what is metered, what of it is used and when it is free again; those stated here, changed."""
 
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Response
@@ -167,13 +166,8 @@ def _settings(lane_id: str, desk: Desk) -> dict[str, Any]:
     return {
         "id": lane_id, "kind": _KINDS.get(kind, kind), "name": name, "models": pool or None,
         "source": "file" if of_file else "other" if stated is None else "api",
-        "rows": None if stated is None else [_row(row) for row in stated.rows],
+        "rows": None if stated is None else stated.told_rows(stated.rows),
     }  # fmt: skip
-
-
-def _row(row: LimitRow) -> dict[str, Any]:
-    told = row.model_dump(exclude_none=True)
-    return {name: float(value) if isinstance(value, Decimal) else value for name, value in told.items()}
 
 
 def _limit(limit: LimitState) -> dict[str, Any]:

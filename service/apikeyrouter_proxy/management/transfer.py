@@ -90,7 +90,7 @@ async def export(
         "version": VERSION, "exported_at": datetime.now(UTC).isoformat(), "secrets": secrets,
         "providers": [one.model_dump(mode="json") for one in router.stated_providers.values()],
         "keys": [_told(key, {"encrypted_material"}, secrets) for key in keys],
-        "limits": [one.model_dump(mode="json", exclude_none=True) for one in router.stated_limits.values()],
+        "limits": [one.model_dump(mode="json") for one in router.stated_limits.values()],
         "clients": [_told(one, {"token_sha256", "old_token_sha256", "old_token_until"}, secrets) for one in clients],
         "budgets": [budget.model_dump(mode="json", exclude={"current_spending", "resets_at"}) for budget in budgets],
         "policies": [policy.model_dump(mode="json") for policy in policies],

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from decimal import Decimal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, Field, ValidationError, model_validator
+from pydantic import AfterValidator, AwareDatetime, Field, ValidationError, field_serializer, model_validator
 
 from apikeyrouter.domain.components.catalogue import key_lane, provider_lane
 from apikeyrouter.domain.components.limits import SAFE_PROFILE, LimitRow, compile_limits
@@ -15,10 +16,14 @@ from apikeyrouter.infrastructure.config.compiled import ProviderRecord, pool_nam
 from apikeyrouter.infrastructure.config.fields import BaseUrl, ModelName, Name
 from apikeyrouter.infrastructure.config.limit_profiles import profile_for
 
-__all__ = ["StatedLimits", "StatedProvider"]
+__all__ = ["RowName", "StatedLimits", "StatedProvider"]
 
 MODELS_MAX = 256
 OPTIONS_MAX = 32
+RowName = Literal[
+    "rpm", "tpm", "input_tpm", "output_tpm", "rpd", "tpd", "concurrency", "spend_usd", "kind", "burst", "headroom",
+    "timezone", "spend_period",
+]  # fmt: skip
 
 
 def _now() -> datetime:
@@ -47,6 +52,14 @@ class StatedLimits(EdgeModel):
             )
         self.lane()
         return self
+
+    @field_serializer("rows")
+    def told_rows(self, rows: list[LimitRow]) -> list[dict[RowName, int | float | str]]:
+        """The rows as they were stated: what was left out is left out, and dollars are numbers."""
+        told: list[dict[Any, Any]] = [row.model_dump(exclude_none=True) for row in rows]
+        return [
+            {name: float(value) if isinstance(value, Decimal) else value for name, value in row.items()} for row in told
+        ]
 
     @property
     def pool(self) -> frozenset[str] | None:

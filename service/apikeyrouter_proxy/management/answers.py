@@ -1,0 +1,526 @@
+"""What management answers, by route: the models behind its description. Imported when somebody asks for that.
+
+Every field is always there, unless it says otherwise, and there are no others. Nothing is validated by these while
+answering: a test holds every answer against them.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Set
+from datetime import date
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, create_model
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+
+from apikeyrouter.domain.models.accounting import LimitKind, Metric, SuspenseRule, UnpricedRule
+from apikeyrouter.domain.models.api_key import APIKey, KeyState, StateTransition
+from apikeyrouter.domain.models.budget import Budget, BudgetForecast, BudgetScope, TimeWindow
+from apikeyrouter.domain.models.client import Client
+from apikeyrouter.domain.models.policy import Policy, PolicyCounts, PolicyImpact, ValidationResult
+from apikeyrouter.domain.models.routing_decision import RoutingDecision
+from apikeyrouter.domain.models.state_summary import StateSummary
+from apikeyrouter.infrastructure.config.stated import RowName, StatedLimits, StatedProvider
+from apikeyrouter_proxy.admin_keys import AdminKey, RoleName
+from apikeyrouter_proxy.webhooks import Webhook, WebhookEvent
+
+__all__ = ["ANSWERS", "answer_schemas"]
+
+REF = "#/components/schemas/{model}"
+Breaker = Literal["closed", "open", "half_open"]
+OPTIONAL = "may be left out"
+Absent = Annotated[str | None, Field(description=OPTIONAL)]
+"""A field that is not always there."""
+
+
+class Answer(BaseModel):
+    """Something of ours: closed."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class Paged(Answer):
+    """One page of a list."""
+
+    total: int
+    next_cursor: str | None
+
+
+def _without(model: type[BaseModel], name: str, *excluded: str, **added: Any) -> Any:
+    """A model of what is shown of an entity: all but some fields, and some more."""
+    told = {field: (info.annotation, ...) for field, info in model.model_fields.items() if field not in excluded}
+    fields: dict[str, Any] = {**told, **{field: (of, ...) for field, of in added.items()}}
+    return create_model(name, __base__=Answer, __doc__=model.__doc__, **fields)
+
+
+# --- keys --------------------------------------------------------------------------------------------------------
+
+KeyShown: Any = _without(APIKey, "KeyShown", "encrypted_material")
+
+
+class KeyPage(Paged):
+    """Keys, oldest first."""
+
+    keys: list[KeyShown]
+
+
+class Transitions(Answer):
+    """What became of a key, newest first."""
+
+    transitions: list[StateTransition]
+
+
+class Probed(Answer):
+    """What the provider said of a key. `works` null: nothing."""
+
+    key_id: str
+    works: bool | None
+    state: KeyState
+    checked_at: AwareDatetime
+    latency_ms: int
+    message: str
+
+
+# --- clients, admin keys, webhooks -------------------------------------------------------------------------------
+
+ClientShown: Any = _without(
+    Client, "ClientShown", "token_sha256", "old_token_sha256", "created_at", created_at=AwareDatetime | None,
+    source=Literal["api", "file"], budget_ids=list[str],
+)  # fmt: skip
+ClientMade: Any = create_model("ClientMade", __base__=ClientShown, token=(str, ...))
+AdminKeyShown: Any = _without(AdminKey, "AdminKeyShown", "token_sha256")
+AdminKeyMade: Any = create_model("AdminKeyMade", __base__=AdminKeyShown, key=(str, ...))
+
+
+class LastDelivery(Answer):
+    """How the last try went, whichever worker made it. `status`: of the answer, null: there was none."""
+
+    event_id: str
+    delivered: bool
+    status: int | None
+    error: str | None
+    attempt: int
+    at: AwareDatetime
+
+
+WebhookShown: Any = _without(Webhook, "WebhookShown", "sealed_secret", last_delivery=LastDelivery | None)
+WebhookMade: Any = create_model("WebhookMade", __base__=WebhookShown, secret=(str, ...))
+
+
+class ClientPage(Paged):
+    """Clients, by name."""
+
+    clients: list[ClientShown]
+
+
+class AdminKeyPage(Paged):
+    """Admin keys, by name."""
+
+    admin_keys: list[AdminKeyShown]
+
+
+class WebhookPage(Paged):
+    """Webhooks, by name."""
+
+    webhooks: list[WebhookShown]
+
+
+class EventSent(Answer):
+    """The event that is on its way."""
+
+    event_id: str
+
+
+class Delivery(Answer):
+    """One event for one webhook. `next_at`: when it is tried again."""
+
+    event_id: str
+    type: WebhookEvent
+    state: Literal["waiting", "delivered", "given_up"]
+    attempts: int
+    status: int | None
+    error: str | None
+    created_at: AwareDatetime
+    tried_at: AwareDatetime | None
+    next_at: AwareDatetime | None
+
+
+class DeliveryPage(Answer):
+    """What waits, then what has ended, newest first."""
+
+    deliveries: list[Delivery]
+    next_cursor: str | None
+
+
+# --- budgets, limits, providers, policies ------------------------------------------------------------------------
+
+
+class BudgetShown(Answer):
+    """A budget and its books as of now, in dollars."""
+
+    id: str
+    name: str
+    scope: BudgetScope
+    scope_id: str | None
+    limit_usd: float
+    period: TimeWindow
+    enforcement: Literal["hard", "soft"]
+    timezone: str
+    unpriced: UnpricedRule
+    flat_usd: float | None
+    suspense: SuspenseRule
+    suspense_after_seconds: int
+    source: Literal["code", "file", "policy"]
+    settled_usd: float
+    held_usd: float
+    suspense_usd: float
+    remaining_usd: float
+    unpriced_usd: float
+    unpriced_requests: int
+    late_usd: float
+    resets_at: AwareDatetime | None
+    forecast: BudgetForecast | None
+
+
+class BudgetPage(Paged):
+    """Budgets, by id."""
+
+    budgets: list[BudgetShown]
+
+
+class LimitShown(Answer):
+    """One limit of a lane. Spend is in dollars, everything else is counted. `learned`: from a provider's answers."""
+
+    name: str
+    counts: Metric
+    kind: LimitKind
+    capacity: float
+    used: float
+    remaining: float
+    full_again_at: AwareDatetime | None
+    learned: bool
+
+
+class LaneShown(Answer):
+    """A lane: what its limits are, what of them is used. `rows`: as they were stated here."""
+
+    id: str
+    kind: Literal["key", "quota_group", "provider", "client"]
+    name: str
+    models: str | None
+    source: Literal["file", "api", "other"]
+    rows: list[dict[RowName, int | float | str]] | None
+    in_flight: int
+    breaker: Breaker
+    blocked_until: AwareDatetime | None
+    requests_total: int
+    failures_total: int
+    limits: list[LimitShown]
+
+
+class LanePage(Paged):
+    """Lanes, by id."""
+
+    limits: list[LaneShown]
+
+
+class ProviderShown(Answer):
+    """A provider, where it was declared, and how it fares. `breaker`: the state of its circuit."""
+
+    id: str
+    adapter: str | None
+    base_url: str | None
+    options: dict[str, Any]
+    timeouts: dict[str, int | None]
+    breaker_settings: dict[str, int | None]
+    source: Literal["file", "api", "builtin", "code"]
+    keys: int
+    breaker: Breaker
+    in_flight: int
+    requests_total: int
+    failures_total: int
+
+
+class ProviderPage(Paged):
+    """Providers, by id."""
+
+    providers: list[ProviderShown]
+
+
+PolicyShown: Any = _without(
+    Policy, "PolicyShown", source=Literal["api", "file", "client"], counts=PolicyCounts
+)  # fmt: skip
+PolicyTried: Any = _without(PolicyImpact, "PolicyTried", cost_difference=str)
+
+
+class PolicyPage(Paged):
+    """Policies, by id."""
+
+    policies: list[PolicyShown]
+
+
+# --- decisions, reservations, usage ------------------------------------------------------------------------------
+
+DecisionShown: Any = _without(RoutingDecision, "DecisionShown", "candidates")
+DecisionExplained: Any = _without(RoutingDecision, "DecisionExplained", text=str)
+
+
+class DecisionPage(Paged):
+    """Decisions, newest first."""
+
+    decisions: list[DecisionShown]
+
+
+class ScopeHeld(Answer):
+    """What a budget holds. `due_at`: when its rule decides on what is in suspense."""
+
+    id: str
+    held_usd: float
+    due_at: AwareDatetime | None
+
+
+class LaneCharge(Answer):
+    """What a limit was charged with."""
+
+    lane: str
+    limit: str
+    amount: int
+
+
+class ReservationShown(Answer):
+    """A reservation and everything it holds."""
+
+    id: str
+    state: Literal["open", "suspended"]
+    created_at: AwareDatetime
+    deadline: AwareDatetime
+    lanes: list[str]
+    held_usd: float
+    scopes: list[ScopeHeld]
+    charges: list[LaneCharge]
+
+
+class ReservationPage(Paged):
+    """What is held right now."""
+
+    reservations: list[ReservationShown]
+
+
+class SuspensePage(Paged):
+    """What is in suspense."""
+
+    suspense: list[ReservationShown]
+    total_usd: float
+
+
+class Resolved(Answer):
+    """What became of suspended money."""
+
+    id: str
+    action: Literal["charge", "refund"]
+    cost_usd: float
+
+
+class UsageSum(Answer):
+    """What was used."""
+
+    requests: int
+    served: int
+    denied: int
+    failed: int
+    input_tokens: int
+    output_tokens: int
+    cached_input_tokens: int
+    unpriced_requests: int
+    estimated_requests: int
+    cost_usd: float
+
+
+class UsageRow(UsageSum):
+    """The same of one client, team, key, provider, model, day: of what it was asked `by`. null: nobody's, or none."""
+
+    client: Absent
+    team: Absent
+    key: Absent
+    provider: Absent
+    model: Absent
+    day: Absent
+
+
+class UsagePage(Paged):
+    """What was used on those days. A row has what it was asked `by`."""
+
+    usage: list[UsageRow]
+    since: date
+    until: date
+    by: list[str]
+    sum: UsageSum
+
+
+# --- the whole ---------------------------------------------------------------------------------------------------
+
+
+class AuditEntry(Answer):
+    """One change: when, by whom, of what, from what to what. `entry`: its place in the journal."""
+
+    entry: str
+    at: AwareDatetime
+    actor: str
+    role: RoleName
+    action: str
+    kind: str
+    id: str
+    details: dict[str, Any]
+
+
+class AuditPage(Answer):
+    """Changes, newest first."""
+
+    audit: list[AuditEntry]
+    next_cursor: str | None
+
+
+class DriftShown(Answer):
+    """A counter that differs from what reservations add up to."""
+
+    where: str
+    counter: str
+    counted: int
+    recomputed: int
+
+
+class LedgerAudit(Answer):
+    """Whether the books agree: of how many lanes and budgets."""
+
+    lanes: int
+    scopes: int
+    drift: list[DriftShown]
+
+
+class Reloaded(Answer):
+    """What the configuration file has now."""
+
+    keys: int
+    clients: int
+    budgets: int
+    warnings: list[str]
+
+
+ClientExported: Any = _without(Client, "ClientExported", "token_sha256", "old_token_sha256", "old_token_until")
+BudgetExported: Any = _without(Budget, "BudgetExported", "current_spending", "resets_at")
+WebhookExported: Any = _without(Webhook, "WebhookExported", "sealed_secret")
+
+
+class Exported(Answer):
+    """What was made through the API or in code. With `secrets`: ciphertext and hashes, too."""
+
+    version: Literal[1]
+    exported_at: AwareDatetime
+    secrets: bool
+    providers: list[StatedProvider]
+    keys: list[KeyShown | APIKey]
+    limits: list[StatedLimits]
+    clients: list[ClientExported | Client]
+    budgets: list[BudgetExported]
+    policies: list[Policy]
+    admin_keys: list[AdminKeyShown | AdminKey]
+    webhooks: list[WebhookExported | Webhook]
+
+
+class Imported(Answer):
+    """How many of each kind were made, replaced, left as they were."""
+
+    made: dict[str, int]
+    replaced: dict[str, int]
+    kept: dict[str, int]
+    dry_run: bool
+
+
+ANSWERS: Mapping[tuple[str, str], tuple[Any, ...]] = {
+    ("get", "/keys"): (KeyPage,),
+    ("post", "/keys"): (KeyShown,),
+    ("get", "/keys/{key_id}"): (KeyShown,),
+    ("patch", "/keys/{key_id}"): (KeyShown,),
+    ("get", "/keys/{key_id}/transitions"): (Transitions,),
+    ("post", "/keys/{key_id}/rotate"): (KeyShown,),
+    ("post", "/keys/{key_id}/probe"): (Probed,),
+    ("get", "/clients"): (ClientPage,),
+    ("post", "/clients"): (ClientMade, ClientShown),
+    ("get", "/clients/{name}"): (ClientShown,),
+    ("patch", "/clients/{name}"): (ClientShown,),
+    ("post", "/clients/{name}/rotate"): (ClientMade,),
+    ("get", "/budgets"): (BudgetPage,),
+    ("post", "/budgets"): (BudgetShown,),
+    ("get", "/budgets/{budget_id}"): (BudgetShown,),
+    ("patch", "/budgets/{budget_id}"): (BudgetShown,),
+    ("get", "/limits"): (LanePage,),
+    ("post", "/limits"): (LaneShown,),
+    ("get", "/limits/{lane_id}"): (LaneShown,),
+    ("patch", "/limits/{lane_id}"): (LaneShown,),
+    ("get", "/providers"): (ProviderPage,),
+    ("post", "/providers"): (ProviderShown,),
+    ("get", "/providers/{provider_id}"): (ProviderShown,),
+    ("patch", "/providers/{provider_id}"): (ProviderShown,),
+    ("get", "/policies"): (PolicyPage,),
+    ("post", "/policies"): (PolicyShown,),
+    ("get", "/policies/{policy_id}"): (PolicyShown,),
+    ("patch", "/policies/{policy_id}"): (PolicyShown,),
+    ("post", "/policies/validate"): (ValidationResult,),
+    ("post", "/policies/dry-run"): (PolicyTried,),
+    ("get", "/decisions"): (DecisionPage,),
+    ("get", "/decisions/{request_id}"): (DecisionExplained,),
+    ("get", "/reservations"): (ReservationPage,),
+    ("get", "/suspense"): (SuspensePage,),
+    ("post", "/suspense/{reservation_id}/resolve"): (Resolved,),
+    ("get", "/usage"): (UsagePage,),
+    ("get", "/state"): (StateSummary,),
+    ("get", "/audit"): (AuditPage,),
+    ("get", "/audit/ledger"): (LedgerAudit,),
+    ("get", "/admin-keys"): (AdminKeyPage,),
+    ("post", "/admin-keys"): (AdminKeyMade, AdminKeyShown),
+    ("get", "/admin-keys/{name}"): (AdminKeyShown,),
+    ("patch", "/admin-keys/{name}"): (AdminKeyShown,),
+    ("post", "/admin-keys/{name}/rotate"): (AdminKeyMade,),
+    ("get", "/webhooks"): (WebhookPage,),
+    ("post", "/webhooks"): (WebhookMade, WebhookShown),
+    ("get", "/webhooks/{name}"): (WebhookShown,),
+    ("patch", "/webhooks/{name}"): (WebhookShown,),
+    ("post", "/webhooks/{name}/test"): (EventSent,),
+    ("get", "/webhooks/{name}/deliveries"): (DeliveryPage,),
+    ("post", "/webhooks/{name}/deliveries/{event_id}/repeat"): (EventSent,),
+    ("post", "/config/reload"): (Reloaded,),
+    ("get", "/export"): (Exported,),
+    ("post", "/import"): (Imported,),
+}
+"""By method and path (below `/api/v1`, or without it): what is answered; of several, whichever it is. DELETE answers
+nothing."""
+
+
+class _Generator(GenerateJsonSchema):
+    """Whatever has a field has it always, but for what says otherwise."""
+
+    def field_is_required(self, field: Any, total: bool) -> bool:
+        updates = field.get("metadata", {}).get("pydantic_js_updates") or {}
+        return not field.get("serialization_exclude") and updates.get("description") != OPTIONAL
+
+
+def answer_schemas(*, taken: Set[str] = frozenset()) -> tuple[dict[tuple[str, str], Any], dict[str, Any]]:
+    """The schema of every answer, by method and path; and the components that they name. `taken`: names of others."""
+    models = dict.fromkeys(model for told in ANSWERS.values() for model in told)
+    named, found = models_json_schema(
+        [(model, "serialization") for model in models], ref_template=REF, schema_generator=_Generator
+    )
+    refs = {model: schema for (model, _), schema in named.items()}
+    answers = {"/".join(route): _any_of(refs[model] for model in told) for route, told in ANSWERS.items()}
+    text = json.dumps([answers, found["$defs"]])
+    for name in taken & found["$defs"].keys():  # what may be sent has fields that may be left out
+        text = text.replace(f'"{REF.format(model=name)}"', f'"{REF.format(model=name)}Shown"')
+    answers, components = json.loads(text)
+    return (
+        {route: answers["/".join(route)] for route in ANSWERS},
+        {f"{name}Shown" if name in taken else name: schema for name, schema in components.items()},
+    )
+
+
+def _any_of(schemas: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    told = list(schemas)
+    return told[0] if len(told) == 1 else {"anyOf": told}
