@@ -4,15 +4,16 @@ import asyncio
 import json as jsonlib
 import os
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from collections.abc import Awaitable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from apikeyrouter.commands.doctor_store import look_into
 from apikeyrouter.commands.environment import Surroundings, look_around
+from apikeyrouter.commands.findings import Finding, Verdict, ok, problem, warning
 from apikeyrouter.commands.redis_version import is_too_old, server_name
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError
 from apikeyrouter.infrastructure.embedded_valkey import default_data_dir, running_url
@@ -20,30 +21,12 @@ from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.redis_connection import mapped_errors, open_client, redacted_url
 from apikeyrouter_proxy.options import ProxyOptions
 
-__all__ = ["Finding", "Verdict", "run"]
+__all__ = ["run"]
 
 CLOCK_SECONDS_MAX = 1.0
 """The ledger uses the server's clock alone; calendar periods come from ours, so they should be near each other."""
 REACH_SECONDS_MAX = 5.0
 BASE_URLS = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}
-
-
-class Verdict(StrEnum):
-    """How a check ended."""
-
-    OK = "ok"
-    WARNING = "warning"
-    PROBLEM = "problem"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One check: what was found, and what to do about it ("" when nothing)."""
-
-    check: str
-    verdict: Verdict
-    found: str
-    remedy: str = ""
 
 
 def run(*, redis_url: str | None, config: Path | None, data_dir: Path | None, json: bool) -> int:
@@ -62,7 +45,7 @@ async def _examine(redis_url: str | None, config: Path | None, data_dir: Path | 
         around = look_around(config=config)
         ProxyOptions.read(around.environ)
     except ApiKeyRouterError as exc:
-        return [_problem("configuration", str(exc), "correct what is named here; nothing else was checked")]
+        return [problem("configuration", str(exc), "correct what is named here; nothing else was checked")]
     url = redis_url or around.settings.redis_url
     findings = [_configuration(around), *_warnings(around)]
     if url is None:
@@ -70,7 +53,7 @@ async def _examine(redis_url: str | None, config: Path | None, data_dir: Path | 
         url = running_url(directory)
         findings.append(_embedded(directory, url))
     if url is not None:
-        findings += await _server(url)
+        findings += await _server(url, around, embedded=not (redis_url or around.settings.redis_url))
     findings.append(_encryption_key(around, embedded=not (redis_url or around.settings.redis_url)))
     return findings + await _providers(around)
 
@@ -80,34 +63,31 @@ def _configuration(around: Surroundings) -> Finding:
     where = around.config_path or "no configuration file"
     if keys == 0:
         remedy = "set OPENAI_API_KEY or ANTHROPIC_API_KEY, name keys in the file, or register them while it runs"
-        return _warning("configuration", f"{where}; no provider keys", remedy)
-    return _ok("configuration", f"{where}; {keys} provider keys")
+        return warning("configuration", f"{where}; no provider keys", remedy)
+    return ok("configuration", f"{where}; {keys} provider keys")
 
 
 def _warnings(around: Surroundings) -> list[Finding]:
     """What the file says that is of no use, or not yet."""
     if around.config is None:
         return []
-    warnings = around.config.warnings
-    return [
-        _warning("configuration", warning, "correct the file, or do not rely on this part of it")
-        for warning in warnings
-    ]
+    remedy = "correct the file, or do not rely on this part of it"
+    return [warning("configuration", told, remedy) for told in around.config.warnings]
 
 
 def _embedded(directory: Path, url: str | None) -> Finding:
     if url is not None:
-        return _ok("embedded server", f"runs in {directory}")
+        return ok("embedded server", f"runs in {directory}")
     parent = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not os.access(parent, os.W_OK):
-        return _problem("embedded server", f"{directory} is not writable", "choose another with --data-dir")
-    return _ok("embedded server", f"does not run; serve would start it in {directory}")
+        return problem("embedded server", f"{directory} is not writable", "choose another with --data-dir")
+    return ok("embedded server", f"does not run; serve would start it in {directory}")
 
 
 # --- Redis -----------------------------------------------------------------------------------------------------------
 
 
-async def _server(url: str) -> list[Finding]:
+async def _server(url: str, around: Surroundings, *, embedded: bool) -> list[Finding]:
     try:
         client = open_client(url)
         try:
@@ -119,35 +99,36 @@ async def _server(url: str) -> list[Finding]:
         finally:
             await client.aclose()
     except ApiKeyRouterError as exc:
-        return [_problem("redis", str(exc), "check REDIS_URL, that the server runs, and that it lets us in")]
+        return [problem("redis", str(exc), "check REDIS_URL, that the server runs, and that it lets us in")]
     distance = _distance(float(seconds) + float(microseconds) / 1e6, before, after)
-    return [_version(url, info), _eviction(info), _persistence(info), _clock(distance)]
+    found = [_version(url, info), _eviction(info), _persistence(info), _clock(distance)]
+    return [*found, *(await look_into(url, info, around, embedded=embedded))]
 
 
 def _version(url: str, info: dict[str, Any]) -> Finding:
     found = f"{server_name(info)} at {redacted_url(url)}"
     if is_too_old(info):
-        return _problem("redis", found, "the scripts need Redis 7 or Valkey; upgrade the server")
-    return _ok("redis", found)
+        return problem("redis", found, "the scripts need Redis 7 or Valkey; upgrade the server")
+    return ok("redis", found)
 
 
 def _eviction(info: dict[str, Any]) -> Finding:
     policy = str(info.get("maxmemory_policy", "unknown"))
     if policy == "noeviction":
-        return _ok("eviction", "noeviction")
+        return ok("eviction", "noeviction")
     remedy = (
         "CONFIG SET maxmemory-policy noeviction (and in its configuration): an evicted counter is a forgotten limit"
     )
-    return _problem("eviction", policy, remedy)
+    return problem("eviction", policy, remedy)
 
 
 def _persistence(info: dict[str, Any]) -> Finding:
     if info.get("aof_enabled"):
         if info.get("aof_last_write_status", "ok") != "ok":
-            return _problem("persistence", "append-only file, the last write failed", "look at the server's disk")
-        return _ok("persistence", "append-only file")
+            return problem("persistence", "append-only file, the last write failed", "look at the server's disk")
+        return ok("persistence", "append-only file")
     remedy = "turn on appendonly (appendfsync everysec): a restart of the server resets limits and budgets otherwise"
-    return _warning("persistence", "no append-only file", remedy)
+    return warning("persistence", "no append-only file", remedy)
 
 
 def _distance(server: float, before: float, after: float) -> float:
@@ -158,8 +139,8 @@ def _distance(server: float, before: float, after: float) -> float:
 def _clock(distance: float) -> Finding:
     found = f"{distance:.3f} s from ours"
     if distance <= CLOCK_SECONDS_MAX:
-        return _ok("clock", found)
-    return _warning(
+        return ok("clock", found)
+    return warning(
         "clock", found, "let both machines keep time with NTP; days and months would begin at other instants"
     )
 
@@ -171,14 +152,14 @@ def _encryption_key(around: Surroundings, *, embedded: bool) -> Finding:
     configured = around.router.encryption_key
     if not configured:
         if embedded:
-            return _ok("encryption key", "made by serve for its embedded server, kept beside the data")
+            return ok("encryption key", "made by serve for its embedded server, kept beside the data")
         remedy = "set APIKEYROUTER_ENCRYPTION_KEY to 32 random bytes in base64, the same for every process"
-        return _problem("encryption key", "none; registering a key is refused", remedy)
+        return problem("encryption key", "none; registering a key is refused", remedy)
     try:
         KeyVault.parse(configured)
     except ApiKeyRouterError as exc:
-        return _problem("encryption key", str(exc), "correct APIKEYROUTER_ENCRYPTION_KEY")
-    return _ok("encryption key", "configured")
+        return problem("encryption key", str(exc), "correct APIKEYROUTER_ENCRYPTION_KEY")
+    return ok("encryption key", "configured")
 
 
 async def _providers(around: Surroundings) -> list[Finding]:
@@ -203,20 +184,8 @@ async def _reach(provider: str, url: str) -> Finding:
             answer = await client.get(url.rstrip("/") + "/models")
     except httpx.HTTPError as exc:
         remedy = "check the network, the proxy settings, and the provider's base_url"
-        return _problem(f"provider {provider}", f"{url} does not answer ({type(exc).__name__})", remedy)
-    return _ok(f"provider {provider}", f"{url} answers ({answer.status_code} without a key)")
-
-
-def _finding(verdict: Verdict) -> Callable[..., Finding]:
-    def make(check: str, found: str, remedy: str = "") -> Finding:
-        return Finding(check=check, verdict=verdict, found=found, remedy=remedy)
-
-    return make
-
-
-_ok = _finding(Verdict.OK)
-_warning = _finding(Verdict.WARNING)
-_problem = _finding(Verdict.PROBLEM)
+        return problem(f"provider {provider}", f"{url} does not answer ({type(exc).__name__})", remedy)
+    return ok(f"provider {provider}", f"{url} answers ({answer.status_code} without a key)")
 
 
 def _line(finding: Finding) -> str:
