@@ -97,7 +97,7 @@ def with_data_plane(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _describe_answers(paths: dict[str, Any], schemas: dict[str, Any]) -> None:
     """What management answers with 200 and 201, from the models of it."""
-    from apikeyrouter_proxy.management.answers import answer_schemas
+    from apikeyrouter_proxy.management.answer_schemas import answer_schemas
 
     answers, found = answer_schemas(taken=frozenset(schemas))
     schemas.update(found)

@@ -10,7 +10,7 @@ from apikeyrouter.domain.models.accounting import Candidate, Charge, ReserveRequ
 from apikeyrouter.serving.admission import new_rid
 from apikeyrouter_proxy import deliveries
 from apikeyrouter_proxy.main import create_app
-from apikeyrouter_proxy.management.answers import ANSWERS
+from apikeyrouter_proxy.management.answer_schemas import ANSWERS
 from tests.servers import Server
 from tests.service.described import Description
 from tests.service.running import MANAGEMENT_KEY, Running, running_service, wait_until
