@@ -15,12 +15,12 @@ from apikeyrouter.infrastructure.config.compile import compile_config
 from apikeyrouter.infrastructure.config.config_file import read_config
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
-from benchmarks.payload import COST_NANOUSD, request_body
+from benchmarks.payload import COST_NANOUSD, MODEL, request_body
 from benchmarks.workers import BUDGETS, CLIENT, TEAM, configuration
 
 __all__ = ["Told", "main"]
 
-AT_ONCE = 32
+AT_ONCE, ASKED = 32, 2_000
 FLUSH_SECONDS_MAX = 10.0
 OTHERS: list[dict[str, object]] = [
     {
@@ -40,6 +40,8 @@ class Told(msgspec.Struct, kw_only=True):
     route_us: list[float]
     policies_us: list[float]
     """`route()` while there are policies, none of which applies."""
+    asked_us: list[float]
+    """What each request asks of the policies then."""
     bare_us: list[float]
     requests: int
     settled: int
@@ -62,7 +64,7 @@ def main() -> None:
 async def _measure(base_url: str, redis_url: str, rounds: int, requests: int) -> Told:
     store = RedisStateStore(redis_url, "library") if redis_url else InMemoryStateStore()
     key = base64.b64encode(secrets.token_bytes(32)).decode()
-    told = Told(route_us=[], policies_us=[], bare_us=[], requests=0, settled=0)
+    told = Told(route_us=[], policies_us=[], asked_us=[], bare_us=[], requests=0, settled=0)
     async with (
         ApiKeyRouter(state_store=store, config={"encryption_key": key}) as router,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
@@ -74,12 +76,14 @@ async def _measure(base_url: str, redis_url: str, rounds: int, requests: int) ->
             for policy in OTHERS:
                 await router.configure_policy(policy)
             under = await _cpu_us(_router_call(router), requests)
+            asked = _asked_us(router)
             for policy in OTHERS:
                 await router.policy_engine.delete_policy(str(policy["id"]))
             told.requests += 2 * requests
             if number:
                 told.route_us.append(route)
                 told.policies_us.append(under)
+                told.asked_us.append(asked)
                 told.bare_us.append(bare)
         await router.books.flush(seconds=FLUSH_SECONDS_MAX)
         told.settled = (await router.ledger.scopes([BUDGETS[3]]))[0].settled
@@ -91,6 +95,15 @@ async def _cpu_us(call: Callable[[], Awaitable[object]], requests: int) -> float
     for at in range(0, requests, AT_ONCE):
         await asyncio.gather(*(call() for _ in range(min(AT_ONCE, requests - at))))
     return (time.process_time() - before) / requests * 1e6
+
+
+def _asked_us(router: ApiKeyRouter) -> float:
+    """CPU of asking which policies apply to a call: none."""
+    engine = router.policy_engine
+    before = time.process_time()
+    for _ in range(ASKED):
+        engine.constraints(client=CLIENT, team=TEAM, provider_id=None, model=MODEL, own=None)
+    return (time.process_time() - before) / ASKED * 1e6
 
 
 def _router_call(router: ApiKeyRouter) -> Callable[[], Awaitable[object]]:
