@@ -73,13 +73,12 @@ def write_results(path: Path, sections: Sequence[Section], *, command: str, fact
     ]
     for section in sections:
         lines += ["", *_written(section)]
-    missed = [f"{f.name}: {f.measured}, budget {f.budget}" for s in sections for f in s.figures if f.holds is False]
-    lines += ["", "## Budgets not met", "", *([f"- {line}" for line in missed] or ["None."]), ""]
-    path.write_text("\n".join(lines), encoding="utf-8")
+    path.write_text("\n".join([*lines, "", *_missed(lines)]), encoding="utf-8")
 
 
 def replace_sections(path: Path, sections: Sequence[Section]) -> None:
-    """Write some sections in place of those of the same title; new ones before what was missed. The rest stays."""
+    """Write some sections in place of those of the same title; new ones before what was missed, which is told anew. The
+    rest stays."""
     parts = re.split(r"(?m)^(?=## )", path.read_text(encoding="utf-8"))
     for section in sections:
         text = "\n".join([*_written(section), "", ""])
@@ -89,7 +88,15 @@ def replace_sections(path: Path, sections: Sequence[Section]) -> None:
             parts[places[0]] = text
         else:
             parts.insert(len(parts) - 1, text)
+    parts[-1] = "\n".join(_missed("".join(parts[:-1]).splitlines()))
     path.write_text("".join(parts), encoding="utf-8")
+
+
+def _missed(lines: Sequence[str]) -> list[str]:
+    """What the tables say is not met."""
+    rows = [line.strip("| ").split(" | ") for line in lines if line.endswith("| NO |")]
+    missed = [f"- {name}: {measured}, budget {budget}" for name, measured, budget, _ in rows]
+    return ["## Budgets not met", "", *(missed or ["None."]), ""]
 
 
 def _written(section: Section) -> list[str]:
