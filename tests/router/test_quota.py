@@ -299,6 +299,8 @@ async def test_absurd_use_is_refused(simulator: SimulatorProcess, store: StateSt
         key = await router.register_key(A1, "openai")
         with pytest.raises(InvalidRequestError, match="integer"):
             await router.quota_awareness_engine.update_capacity(key.id, **amounts)
+        with pytest.raises(InvalidRequestError, match="cost_estimate"):
+            await router.quota_awareness_engine.update_capacity(key.id, 1, "daily")  # type: ignore[arg-type]
 
 
 # --- forecasts and routing -------------------------------------------------------------------------------------------

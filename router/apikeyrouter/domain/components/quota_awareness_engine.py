@@ -229,6 +229,8 @@ class QuotaAwarenessEngine:
         tokens = used_tokens if consumed is None else consumed
         tokens = _check_count(tokens, "consumed", UNSEEN_TOKENS_MAX)
         _check_count(requests, "requests", UNSEEN_REQUESTS_MAX)
+        if not isinstance(cost_estimate, CostEstimate | None):
+            raise InvalidRequestError("must be a CostEstimate", field="cost_estimate")
         key, window = self._key(key_id), _window(time_window)
         if self._worst(await self._read(key), window or TimeWindow.Daily) is None:
             await self.configure_quota(key_id, window or TimeWindow.Daily, None)
