@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 CODE   := router/apikeyrouter service/apikeyrouter_proxy tests benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: audit go-tools helm-check help setup run demo docs test lint format types imports lua-lint laws exact faults bench ci constraints clean
+.PHONY: audit go-tools helm-check help setup run demo docs test lint format types imports lua-lint laws exact faults mutants bench ci constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -66,6 +66,9 @@ exact: $(READY) ## a million settlements on each engine, and the sum to the nano
 
 faults: $(READY) ## the fault laboratory: 100,000 reservations under seeded faults, and every promised figure
 	$(BIN)/python -m tests.faults
+
+mutants: $(READY) ## each line of the scripts taken out or negated: which of them nobody sees; an hour or two
+	$(BIN)/python -m tests.faults.mutants
 
 bench: $(READY) ## CPU per request against the reference pass-through
 	$(BIN)/python -m benchmarks.run

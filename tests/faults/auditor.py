@@ -56,6 +56,8 @@ class Auditor:
         self.requests: dict[bytes, ReserveRequest] = {}
         self.costs: dict[bytes, int] = {}
         """What each call that ended did cost."""
+        self.booked: set[bytes] = set()
+        """Whose cost was booked, whether or not the store still knows."""
         self.forgotten: Counter[Place] = Counter()
         """Nano-dollars that the store forgot, by budget and period."""
         self.expired_at: dict[bytes, int] = {}
@@ -194,6 +196,7 @@ class Auditor:
                 self.tally.settled += 1
                 self.tally.settled_late += known.state is not State.OPEN
                 self.books.settle(known, settlement)
+                self.booked.add(settlement.rid)
             elif code == Code.REPLAYED:
                 _require(self._is(settlement.rid, State.SETTLED), f"I3 {name} was not settled before")
             elif code == Code.CONFLICT:

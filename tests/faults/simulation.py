@@ -317,11 +317,12 @@ class Run:
     def _judge_settlements(self) -> None:
         for rid, worker in self._stage.facts.handed_in.items():
             found = self._auditor.books.held_by.get(rid)
-            if worker not in self._killed and (found is None or found.state is not State.SETTLED):
-                if self._plan.lossy:
-                    self.outcome.forgotten_settlements += 1
-                else:
-                    self.outcome.lost_settlements += 1
+            if worker in self._killed:
+                continue
+            if rid not in self._auditor.booked:
+                self.outcome.lost_settlements += 1
+            elif found is None or found.state is not State.SETTLED:
+                self.outcome.forgotten_settlements += 1
         lost = self.outcome.lost_settlements
         _require(not lost, f"I6 {lost} settlements that were handed in were not booked")
 

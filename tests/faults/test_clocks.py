@@ -12,7 +12,7 @@ KILLED = tuple(Fault(JUMP_US + SECOND, Kind.CRASH, number, SECOND // 2) for numb
 
 def after(*faults: Fault, seed: int = 0) -> Outcome:
     """A run with these faults only."""
-    return run(Plan(seed, faults, horizon_us=HORIZON_US // 2))
+    return run(Plan(seed, faults, callers=tuple(range(6)), horizon_us=HORIZON_US // 2))
 
 
 @pytest.mark.parametrize("seed", range(2))
