@@ -75,6 +75,9 @@ def test_a_client_lives_on_the_command_line(run: Run, served: dict[str, Any]) ->
 
 def test_keys_are_taken_out_brought_back_rotated_and_revoked(run: Run) -> None:
     key_id = json.loads(run("keys", "add", "--provider", "openai", "--json", stdin="sk-sim-of-this-test").stdout)["id"]
+    grouped = ("--quota-group", "org-q", "--model", MODEL, "--weight", "2", "--json")
+    again = json.loads(run("keys", "add", "--provider", "openai", *grouped, stdin="sk-sim-of-this-test").stdout)
+    assert (again["id"], again["metadata"]) == (key_id, {"quota_group": "org-q", "models": [MODEL], "weight": 2.0})
     states = [
         run("keys", "disable", key_id, "--reason", "on holiday").stdout,
         run("keys", "enable", key_id).stdout,
@@ -132,6 +135,8 @@ def test_what_there_is_to_look_at(run: Run, served: dict[str, Any]) -> None:
     assert all(limit["used"] <= limit["capacity"] for limit in limits)
     usage = json.loads(run("usage", "--by", "model", "--json").stdout)["usage"]
     assert sum(row["requests"] for row in usage) > 0
+    nobody = json.loads(run("usage", "--model", "nobody-asked-for", "--key", "k1", "--json").stdout)["usage"]
+    assert nobody == []
     assert run("usage", "--csv").stdout.startswith("day,requests,")
     assert run("config", "reload").stdout.startswith("taken over: ")
 

@@ -77,10 +77,16 @@ def _add_lists(app: typer.Typer) -> None:
         until: Annotated[str | None, typer.Option("--until", help="Last day; today.")] = None,
         client: Annotated[str | None, typer.Option("--client", help="Only this client's.")] = None,
         team: Annotated[str | None, typer.Option("--team", help="Only this team's.")] = None,
+        key: Annotated[str | None, typer.Option("--key", help="Only this key's.")] = None,
+        provider: Annotated[str | None, typer.Option("--provider", help="Only this provider's.")] = None,
+        model: Annotated[str | None, typer.Option("--model", help="Only this model's.")] = None,
         csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     ) -> None:
         """Requests, tokens and dollars of the whole fleet."""
-        asked: dict[str, Any] = {"by": by, "since": since, "until": until, "client": client, "team": team}
+        asked: dict[str, Any] = {
+            "by": by, "since": since, "until": until, "client": client, "team": team, "key": key, "provider": provider,
+            "model": model,
+        }  # fmt: skip
         if csv:
             typer.echo(service.get("/usage", format="csv", **asked), nl=False)
             return

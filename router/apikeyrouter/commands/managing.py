@@ -68,10 +68,20 @@ def show_history(service: Service, key_id: Id) -> None:
 
 
 @command(keys, "add")
-def add_key(service: Service, provider: Annotated[str, typer.Option("--provider", help="Whose key it is.")]) -> None:
+def add_key(
+    service: Service,
+    provider: Annotated[str, typer.Option("--provider", help="Whose key it is.")],
+    quota_group: Annotated[str | None, typer.Option("--quota-group", help="What the provider meters together.")] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", help="A model it serves; again for more.")] = None,
+    weight: Weight = None,
+    metadata: Annotated[str | None, typer.Option("--metadata", help="More of it: a YAML or JSON file.")] = None,
+) -> None:
     """Register a key. The material is read from standard input, not from the command line."""
-    told = service.send("POST", "/keys", {"key_material": read_secret("key"), "provider_id": provider})
-    service.document(told, line=f"registered {told['id']}")
+    told = {} if metadata is None else read_file(metadata)
+    told = {**told, **settings(quota_group=quota_group, models=model or None, weight=weight)}
+    body = {"key_material": read_secret("key"), "provider_id": provider, "metadata": told}
+    made = service.send("POST", "/keys", body)
+    service.document(made, line=f"registered {made['id']}")
 
 
 @command(keys, "rotate")
