@@ -1,6 +1,7 @@
 """Fixtures that every folder of tests may use."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,9 +11,12 @@ from hypothesis import HealthCheck, settings
 from apikeyrouter.infrastructure.observability.events import EventLog
 from tests.servers import Server, default_flavour, describe, flavours, running
 
-settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("busy")
-"""Properties hold however busy the machine is."""
+EXPLORING = bool(os.environ.get("AKR_LONG"))
+settings.register_profile(
+    "repeatable", deadline=None, derandomize=not EXPLORING, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeatable")
+"""Properties hold however busy the machine is; their examples are the same in every run, unless one explores."""
 
 
 def pytest_report_header() -> str:
