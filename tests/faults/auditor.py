@@ -173,12 +173,13 @@ class Auditor:
     def _expire_due(self, most: int) -> int:
         count = 0
         for found in islice(self.books.due_leases(), most):
-            late = self.books.now_us - found.deadline_us
-            self.tally.expired_late_us_max = max(self.tally.expired_late_us_max, late)
-            self.books.expire(found)
-            self.expired_at[found.rid] = self.elapsed_us()
+            if found.state is State.OPEN:
+                late = self.books.now_us - found.deadline_us
+                self.tally.expired_late_us_max = max(self.tally.expired_late_us_max, late)
+                self.tally.expired += 1
+                self.expired_at[found.rid] = self.elapsed_us()
+            self.books.look_after(found)
             count += 1
-        self.tally.expired += count
         return count
 
     def _settle(self, words: Words, reply: Reply) -> None:

@@ -53,6 +53,8 @@ class Held:
     deadline_us: int = 0
     probe: bool = False
     gone_us: int = NEVER
+    listed: bool = False
+    """Whether a sweep looks after it when its lease is over: it is open, or ended and nobody has acknowledged that."""
 
 
 @dataclass(slots=True)
@@ -126,7 +128,7 @@ class Books:
         parts = tuple(self._part(scope, request, index) for scope in (*request.scopes, *candidate.scopes))
         for part in parts:
             self.held[part.place] += part.amount
-        found = Held(request.rid, State.OPEN, candidate.lanes, parts, index, deadline_us, probe)
+        found = Held(request.rid, State.OPEN, candidate.lanes, parts, index, deadline_us, probe, listed=True)
         self.held_by[request.rid] = found
         heapq.heappush(self._leases, (deadline_us, request.rid))
         return found
@@ -177,7 +179,8 @@ class Books:
                 self.held[part.place] -= part.amount
             elif found.state is State.SUSPENDED and part.due_us:
                 self.suspense[part.place] -= part.amount
-        self.held_by[found.rid] = replace(found, state=state, gone_us=self.now_us + DAY)
+        gone_us = NEVER if found.state is State.OPEN else self.now_us + DAY
+        self.held_by[found.rid] = replace(found, state=state, gone_us=gone_us)
 
     def bury(self, rid: bytes) -> None:
         """A reserve that nobody waits for any more has no effect when it comes."""
@@ -186,8 +189,8 @@ class Books:
     def seen(self, rid: bytes) -> None:
         """Its caller knows how it ended."""
         found = self.held_by.get(rid)
-        if found is not None and found.gone_us < NEVER:
-            self.held_by[rid] = replace(found, gone_us=min(found.gone_us, self.now_us + MINUTE))
+        if found is not None and found.state not in (State.OPEN, State.SUSPENDED) and self.now_us < found.gone_us:
+            self.held_by[rid] = replace(found, gone_us=self.now_us + MINUTE, listed=False)
 
     def _leave_lanes(self, found: Held) -> None:
         for lane in found.lanes:
@@ -196,15 +199,22 @@ class Books:
     # --- time --------------------------------------------------------------------------------------------------------
 
     def due_leases(self) -> Iterator[Held]:
-        """Open reservations whose lease is over, the oldest first; each is expired before the next is asked for."""
+        """Whose lease is over, the oldest first; each is looked after before the next is asked for."""
         while self._leases and self._leases[0][0] <= self.now_us:
             deadline_us, rid = self._leases[0]
             found = self.held_by.get(rid)
-            if found is not None and found.state is State.OPEN and found.deadline_us == deadline_us:
+            if found is not None and found.listed and found.deadline_us == deadline_us:
                 yield found
             heapq.heappop(self._leases)
 
-    def expire(self, found: Held) -> None:
+    def look_after(self, found: Held) -> None:
+        """Its lease is over: expire it, or, if it has ended before, keep its tombstone for a day."""
+        if found.state is State.OPEN:
+            self._expire(replace(found, listed=False))
+        else:
+            self.held_by[found.rid] = replace(found, gone_us=self.now_us + DAY, listed=False)
+
+    def _expire(self, found: Held) -> None:
         """Its slot is free, its counts stay, its money waits."""
         self._leave_lanes(found)
         parts = tuple(replace(part, due_us=self._due(part.scope)) for part in found.parts)

@@ -18,7 +18,7 @@ from itertools import chain
 
 from apikeyrouter.infrastructure.ledger import local_engine as engines
 from apikeyrouter.infrastructure.ledger import scripts
-from apikeyrouter.infrastructure.ledger.scripts import Library, SourceLine, load_library, source_lines
+from apikeyrouter.infrastructure.ledger.scripts import Library, SourceLine, load_library, lua_root, source_lines
 from tests.faults.simulation import plan_of, run
 from tests.ledger.cells import local_engine, require_same
 from tests.ledger.histories import Call, Flush, History, Schema, Wind
@@ -29,7 +29,9 @@ from tests.ledger.test_differential import what_chance_may_miss
 SEEDS, EVENTS = (1_000, 1_001, 1_002), 700
 LABORATORY_SEEDS = (0, 2)
 SECONDS_MAX = 60
-SCHEMA = 3
+SCHEMA = int(
+    re.findall(r"^local SCHEMA = (\d+)", (lua_root() / "include" / "numbers.lua").read_text(), re.MULTILINE)[0]
+)
 _CONDITION = re.compile(r"^(\s*(?:if|elseif|while) )(.+)( (?:then|do))$")
 _NO_STATEMENT = re.compile(r"^\s*(--.*|#!.*|end\)?|else|local function .*|function .*|\}|)$")
 SEEN, SURVIVED, NONE = 1, 0, 2

@@ -17,7 +17,7 @@ _HALFWAY = "what was written before the command that failed stays: a lease taken
 _UNREPAIRED = {
     "reserve": f"{_HALFWAY} is swept by nobody; one in D without a record fails every later sweep",
     "sweep": f"{_HALFWAY} is swept by nobody; one in D without a record fails every later sweep",
-    "settle": "tombstones taken out of G before they are deleted are deleted by nobody",
+    "acknowledge": "tombstones taken out of G before they are deleted are deleted by nobody",
     "configure": "a put is written before the version grows: its repeat finds nothing new, and no lane takes it over",
 }
 
