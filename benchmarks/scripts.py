@@ -110,6 +110,7 @@ async def open_cell(server: Server, keys: int, lanes: int) -> AsyncIterator[Cell
         first = next_request(cell)
         await reserved(cell, first)  # supplies calendars
         await ledger.settle(settlement_of(first))
+        await ledger.acknowledge([first.rid])
         cell.requests += 1
         yield cell
         await ledger.close()
@@ -143,7 +144,9 @@ async def _due(cell: Cell) -> None:
     if len(await cell.ledger.reservations(suspended=True)) != ENDED * AT_ONCE:
         raise ProofError(f"{cell.keys} keys: the reserves did not end {ENDED} leases each")
     cell.note("reserve with 8 due", us)
-    await cell.ledger.settle_many([settlement_of(ended) for ended in (*short, *requests)])
+    ended = (*short, *requests)
+    await cell.ledger.settle_many([settlement_of(each) for each in ended])
+    await cell.ledger.acknowledge([each.rid for each in ended])
     cell.requests += (DUE + 1) * AT_ONCE
 
 

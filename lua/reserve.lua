@@ -37,7 +37,9 @@ local numbers, candidate, others_at = request_read()
 if not numbers or numbers[Q_WEIGHT] == 0 then
   return reply_stamp(BAD_ARGUMENT)
 end
-local found, code = cell_begin(rid)
+local fields = { unpack(ARGV, 4, others_at - 1) }
+local asked = kept_missing(fields)
+local found, code = cell_begin(rid, unpack(asked))
 if not found then
   return reply_stamp(code)
 end
@@ -53,7 +55,7 @@ if numbers[Q_CONFIG] > 0 and numbers[Q_CONFIG] ~= cell.config then
 end
 
 local swept = cell.now >= cell.due and sweep_due(4) or 0
-local unknown = records_load({ unpack(ARGV, 4, others_at - 1) })
+local unknown = records_load(fields, asked, found, 3)
 local candidates, losses, index = { candidate }, {}, 1
 local holds, modes, soft, fair, charge
 while candidate and not unknown do
@@ -75,11 +77,11 @@ while candidate and not unknown do
   local n = #losses
   losses[n + 1], losses[n + 2], losses[n + 3], losses[n + 4], losses[n + 5] = reason, where, limit, retry, trust
   if index == 1 and ARGV[others_at] then -- as they are needed: the first mostly has room, then all others together
-    local fields = candidates_read(candidates, ARGV[others_at], numbers)
-    if not fields then
+    local others = candidates_read(candidates, ARGV[others_at], numbers)
+    if not others then
       return reply_stamp(BAD_ARGUMENT)
     end
-    unknown = records_load(fields)
+    unknown = records_load(others)
   end
   index = index + 1
   candidate = candidates[index]

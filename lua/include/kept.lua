@@ -3,12 +3,36 @@
 -- cell changes that field, and `writer` in it tells one copy from all others (another version's, another server's, the same
 -- server's before it started anew). So whoever else wrote, or brought an older state back, is seen.
 -- A call that fails leaves its cell without a text: nothing of what it had begun is used.
+-- What is written twice among some hundred others is kept, so that ten thousand lanes that come by now and then cost nothing.
 -- @include layout_lane
 -- @include working
 
-local KEPT_MAX = 8192 -- records of all cells; then all are let go
+local KEPT_MAX, ONCE_MAX = 1024, 512 -- records of all cells; then all are let go
 
 local cells, kept_count = {}, 0
+local once, once_count = {}, 0
+
+local function kept_worth(field)
+  if once[field] then
+    return true
+  elseif once_count == ONCE_MAX then
+    once, once_count = {}, 0
+  end
+  once[field], once_count = true, once_count + 1
+  return false
+end
+
+-- Those that will have to be read, as far as one can tell before the cell is.
+local function kept_missing(fields)
+  local kept, missing = cells[L], {}
+  local known = kept and kept.text and kept.records or missing
+  for i = 1, #fields do
+    if not known[fields[i]] then
+      missing[#missing + 1] = fields[i]
+    end
+  end
+  return missing
+end
 
 local function kept_open()
   if kept_count > KEPT_MAX then
@@ -38,7 +62,7 @@ local function kept_close(text)
   for field, record in pairs(records) do
     if not record or record[L_SEQ] ~= seq then
       stay[field] = nil
-    elseif not stay[field] then
+    elseif not stay[field] and kept_worth(field) then
       stay[field], kept_count = record, kept_count + 1
     end
   end

@@ -56,11 +56,16 @@ local function record_take(field, kept, packed)
   return not records[field] and field or nil
 end
 
--- Brings these into the working set unless it has them: what is kept as it is, all others with one command. Returns a scope
--- that is not configured, if there is one.
-local function records_load(fields)
+-- Brings these into the working set unless it has them: what is kept as it is, all others with one command, but for those
+-- that were `asked` for already and `found`, from `at` on. Returns a scope that is not configured, if there is one.
+local function records_load(fields, asked, found, at)
   local kept = (cell.kept or kept_open()).records
   local missing, unknown
+  for i = 1, asked and #asked or 0 do
+    if records[asked[i]] == nil then
+      unknown = record_take(asked[i], kept[asked[i]], found[at + i - 1]) or unknown
+    end
+  end
   for i = 1, #fields do
     local field = fields[i]
     if records[field] == nil then
