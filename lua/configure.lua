@@ -51,11 +51,11 @@ if mode == 'put' or mode == 'calendar' then
     changed = changed or redis.call('HGET', cell_catalogue(), entries[i]) ~= entries[i + 1]
   end
   if changed then
-    redis.call('HSET', cell_catalogue(), unpack(entries))
-    if mode == 'put' then
+    if mode == 'put' then -- first: lanes that look anew find what they had, and a repeat finds its change still to be made
       cell.config = cell.config + 1
       cell_write()
     end
+    redis.call('HSET', cell_catalogue(), unpack(entries))
   end
   return reply_stamp(OK)
 elseif mode == 'begin' then

@@ -1,6 +1,7 @@
--- Writes the working set: what is kept in sorted sets, then all fields with one command, the new seq among them. A key of
--- another type must fail before the first write: what may not have been read yet is looked at first, but for D, which is
--- written first. Records are packed before that, so that one that cannot be packed leaves nothing behind.
+-- Writes the working set: what comes into an index, then all fields with one command, the new seq among them, then what goes
+-- out of an index. So whichever command a server refuses, nothing that counts is in no index, and what is in one too many is
+-- dropped when it is due. A key of another type must fail before the first write: what may not have been read yet is looked
+-- at first. Records are packed before that, so that one that cannot be packed leaves nothing behind.
 -- @include cell_write
 -- @include kept
 -- @include layout_lane
@@ -23,6 +24,9 @@ end
 local function commit()
   local fields = fields_changed()
   if ends then
+    if #ends.leases_gone > 0 then
+      redis.call('ZCARD', D)
+    end
     if #ends.graves_set > 0 and not ends.graves_read then
       redis.call('ZCARD', G)
     end
@@ -34,23 +38,25 @@ local function commit()
     redis.call('ZADD', D, unpack(lease_set))
   end
   if ends then
-    if #ends.leases_gone > 0 then
-      redis.call('ZREM', D, unpack(ends.leases_gone))
-    end
-    if #ends.graves_gone > 0 then -- first, for one that ended again just now has a new tombstone
-      redis.call('ZREM', G, unpack(ends.graves_gone))
-      redis.call('HDEL', L, unpack(ends.graves_gone))
-    end
     if #ends.graves_set > 0 then
       redis.call('ZADD', G, unpack(ends.graves_set))
     end
     if #ends.suspense_set > 0 then
       redis.call('ZADD', S, unpack(ends.suspense_set))
     end
-    if #ends.suspense_gone > 0 then
-      redis.call('ZREM', S, unpack(ends.suspense_gone))
-    end
   end
   redis.call('HSET', L, unpack(fields))
   kept_close(fields[#fields])
+  if ends then
+    if #ends.leases_gone > 0 then
+      redis.call('ZREM', D, unpack(ends.leases_gone))
+    end
+    if #ends.suspense_gone > 0 then
+      redis.call('ZREM', S, unpack(ends.suspense_gone))
+    end
+    if #ends.graves_gone > 0 then
+      redis.call('HDEL', L, unpack(ends.graves_gone))
+      redis.call('ZREM', G, unpack(ends.graves_gone))
+    end
+  end
 end

@@ -15,10 +15,11 @@ local function sweep_due(most)
   if #rids > 0 then
     local reservations, ids = reservations_load(redis.call('HMGET', L, unpack(rids)), 1)
     for i = 1, #rids do
-      if reservations[i][R_STATE] == OPEN then
+      local state = reservations[i] and reservations[i][R_STATE]
+      if state == OPEN then
         reservation_expire(rids[i], reservations[i], ids[i])
-      else
-        reservation_bury(rids[i], tombstone_write(reservations[i][R_STATE]))
+      elseif state and state ~= SUSPENDED and state ~= EXPIRED then -- those are in another index already
+        reservation_bury(rids[i], tombstone_write(state))
       end
       lease_end(rids[i])
     end

@@ -50,7 +50,11 @@ local function sweep_suspense(most)
   if #rids > 0 then
     local reservations, ids = reservations_load(redis.call('HMGET', L, unpack(rids)), 1)
     for i = 1, #rids do
-      suspense_resolve(rids[i], reservations[i], ids[i])
+      if reservations[i] and reservations[i][R_STATE] == SUSPENDED then
+        suspense_resolve(rids[i], reservations[i], ids[i])
+      else
+        suspense_end(rids[i])
+      end
     end
   end
   return #rids
