@@ -27,6 +27,8 @@ CLIENTS, ROUNDS = 6, 12
 BODY = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
 NAMESPACE = "versions"
 CELL = f"{NAMESPACE}:{{c:main}}:L"
+SCHEMA = 4
+"""Of this version (`lua/include/numbers.lua`)."""
 
 
 @pytest.fixture
@@ -43,8 +45,9 @@ def another_version(folder: Path, *, schema: int | None = None) -> Path:
     settle.write_text(settle.read_text().replace("\nlocal ", "\nlocal of_another_version = 1\nlocal ", 1))
     if schema is not None:
         text = numbers.read_text()
-        numbers.write_text(text.replace("local SCHEMA = 3", f"local SCHEMA = {schema}"))
-        assert numbers.read_text() != text
+        changed = text.replace(f"local SCHEMA = {SCHEMA}", f"local SCHEMA = {schema}")
+        assert changed != text
+        numbers.write_text(changed)
     return folder
 
 
@@ -142,7 +145,7 @@ async def drift(store: Server) -> list[Any]:
         await ledger.close()
 
 
-@pytest.mark.parametrize("schema", [2, 4])
+@pytest.mark.parametrize("schema", [SCHEMA - 1, SCHEMA + 1])
 async def test_a_worker_of_another_schema_does_not_start_and_does_no_damage(
     store: Server, tmp_path: Path, schema: int
 ) -> None:
@@ -157,7 +160,7 @@ async def test_a_worker_of_another_schema_does_not_start_and_does_no_damage(
             assert "another version" in said.decode()
             assert await load(ours) == [200] * ROUNDS
         before = image(store)
-        assert struct.unpack("<d", schema_of(store))[0] == 3
+        assert struct.unpack("<d", schema_of(store))[0] == SCHEMA
         process, _ = await started(other, environ)
         await process.communicate()
         assert image(store) == before
