@@ -291,7 +291,9 @@ class ScriptLedger:
                 self.forgotten += 1
                 raise LedgerUnavailableError("the cell is gone: the store was flushed or replaced")
             if code == Code.BAD_SCHEMA:
-                raise LedgerProtocolError("the cell was written by another version of the scripts")
+                raise LedgerProtocolError(
+                    "the cell was written by another version of the scripts: docs/operations.md says how to change over"
+                )
             if code == Code.BAD_ARGUMENT:
                 raise LedgerConfigError(f"script {name} refused an argument: {_shown(args)}")
             return reply
