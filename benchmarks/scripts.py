@@ -42,7 +42,9 @@ DUE, ENDED = 8, 4
 SHORT_LEASE_US = 400_000
 LONG_LEASE_US = 30_000_000
 CPU = "CPU of every phase"
-PHASES = ("reserve", "settle", "settle by page", "acknowledge")
+FEW = 7
+"""Settlements in a page of a service that has one request at a time: it sends what has come in some milliseconds."""
+PHASES = ("reserve", "settle", "settle by few", "settle by page", "acknowledge")
 """What a round runs, in this order; CPU has one sample for each."""
 RESERVE_SETTLE_US_MAX, RESERVE_SETTLE_US_AIM = 60.0, 45.0
 DUE_US_MAX = 150.0
@@ -120,14 +122,15 @@ async def _round(cell: Cell, requests: int) -> None:
     """Hold, settle one by one and in pages, acknowledge: each phase by itself."""
     held = [next_request(cell) for _ in range(requests)]
     cell.note("reserve", await _phase(cell, [reserved(cell, request) for request in held], requests))
-    half = requests // 2
-    single, paged = (
-        [settlement_of(request) for request in held[:half]],
-        [settlement_of(request) for request in held[half:]],
-    )
-    cell.note("settle", await _phase(cell, [cell.ledger.settle(end) for end in single], len(single)))
-    pages = [paged[at : at + AT_ONCE] for at in range(0, len(paged), AT_ONCE)]
-    cell.note("settle by page", await _phase(cell, [cell.ledger.settle_many(page) for page in pages], len(paged)))
+    part = requests // 3
+    ends = [settlement_of(request) for request in held]
+    for name, some, size in (
+        ("settle", ends[:part], 1),
+        ("settle by few", ends[part : 2 * part], FEW),
+        ("settle by page", ends[2 * part :], AT_ONCE),
+    ):
+        pages = [some[at : at + size] for at in range(0, len(some), size)]
+        cell.note(name, await _phase(cell, [cell.ledger.settle_many(page) for page in pages], len(some)))
     rids = [request.rid for request in held]
     parts = [rids[at : at + AT_ONCE] for at in range(0, len(rids), AT_ONCE)]
     cell.note("acknowledge", await _phase(cell, [cell.ledger.acknowledge(part) for part in parts], len(rids)))
@@ -213,7 +216,11 @@ def _section(server: Server, cells: Sequence[Cell], rounds: int, requests: int) 
         what = f"{cell.keys:,} keys, {min(CANDIDATES, cell.keys)} candidates of {cell.lanes} lanes"
         for name in PHASES:
             section.figures.append(Figure(name=f"{what}: {name}", measured=cell.spread(name).text("µs", digits=1)))
-        for settle, note in (("settle", "one by one"), ("settle by page", f"settled {AT_ONCE} at a time")):
+        for settle, note in (
+            ("settle", "one by one"),
+            ("settle by few", f"settled {FEW} at a time"),
+            ("settle by page", f"settled {AT_ONCE} at a time"),
+        ):
             section.figures.append(_budgeted(cell, f"{what}: reserve + settle, {note}", settle))
         section.figures.append(_server_cpu(cell, what))
     section.figures.append(_growth(cells[1], cells[2]))
@@ -228,7 +235,8 @@ def _section(server: Server, cells: Sequence[Cell], rounds: int, requests: int) 
         f"{rounds} rounds of {requests:,} requests a cell, after one round to warm up; cells in turn, each on a server"
         " of its own; 4 hard budgets, fairness on, no lease due",
         "`commandstats` counts wall time of the server's thread",
-        f"the service holds {_SERVICE_LANES} lanes a candidate (key, group, provider) and settles in pages",
+        f"the service holds {_SERVICE_LANES} lanes a candidate (key, group, provider) and settles in pages:"
+        f" about {FEW} a page with one request at a time, {AT_ONCE} with {AT_ONCE} (`other scripts` says how often)",
         "proven: number of scripts, every admission, and settled money equal the requests; nothing held",
     ]
     return section
