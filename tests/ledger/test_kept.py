@@ -111,7 +111,8 @@ async def test_a_history_of_another_server_with_the_same_number_and_time_is_seen
     taken = (1, LIMIT - 1)
     for ledger, tokens in zip(ledgers, taken, strict=True):
         await ledger.put(lanes=[lane("lane", window(LIMIT, name="tpm"))])
-        admitted(await ledger.reserve(wish(charge=cost(1, tokens=tokens), rid=b"the same")))
+        for rid, share in ((b"the same", tokens), (b"and again", 0)):  # what is written twice is kept
+            admitted(await ledger.reserve(wish(charge=cost(1, tokens=share), rid=rid)))
     here, key = engine_of_server.client, cell_key("L")
     cells = [cast("bytes", client.hget(key, "")) for client in (here, there.client)]
     assert cells[0][:-8] == cells[1][:-8], "they differ in their writer alone"

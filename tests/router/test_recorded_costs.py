@@ -10,7 +10,7 @@ from apikeyrouter.domain.models.budget import BudgetScope
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.simulator import SimulatorProcess
-from tests.router.house import house
+from tests.router.house import house, until
 from tests.router.test_cost_controller import SCOPES, settled
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -94,4 +94,8 @@ async def test_what_another_process_has_served_and_told_is_known(simulator: Simu
         rest = await other.router.cost_controller.record_actual_cost(answer.request_id, "0.1")
         assert rest == Decimal("0.1") - answer.cost.amount
         assert await made.router.cost_controller.record_actual_cost(answer.request_id, "0.25") == Decimal("0.15")
-        assert (await other.router.cost_controller.get_budget_status(budget.id)).settled == Decimal("0.25")
+
+        async def booked() -> bool:
+            return (await other.router.cost_controller.get_budget_status(budget.id)).settled == Decimal("0.25")
+
+        await until(booked)

@@ -117,5 +117,5 @@ async def test_its_failures_are_errors_of_each_dialect(http: httpx2.AsyncClient)
 async def test_what_it_does_not_have_is_refused(http: httpx2.AsyncClient) -> None:
     client = AsyncOpenAI(api_key="any", http_client=http)
     with pytest.raises(openai.BadRequestError) as refused:
-        await client.responses.create(model="parrot", input="hi")
+        await client.embeddings.create(model="parrot", input="hi")
     assert refused.value.code == "unsupported_endpoint"
