@@ -3,23 +3,26 @@
 -- cell changes that field, and `writer` in it tells one copy from all others (another version's, another server's, the same
 -- server's before it started anew). So whoever else wrote, or brought an older state back, is seen.
 -- A call that fails leaves its cell without a text: nothing of what it had begun is used.
--- What is written twice among some hundred others is kept, so that ten thousand lanes that come by now and then cost nothing.
+-- What is written thrice among some hundred others is kept (one request writes twice), so that ten thousand lanes that come
+-- by now and then cost nothing: neither their place nor the collector's way through it.
 -- @include layout_lane
 -- @include working
 
-local KEPT_MAX, ONCE_MAX = 1024, 512 -- records of all cells; then all are let go
+local KEPT_MAX, LATELY_MAX = 1024, 512 -- records of all cells; then all are let go
 
 local cells, kept_count = {}, 0
-local once, once_count = {}, 0
+local lately, lately_count = {}, 0 -- how often
 
 local function kept_worth(field)
-  if once[field] then
-    return true
-  elseif once_count == ONCE_MAX then
-    once, once_count = {}, 0
+  local times = lately[field] or 0
+  if times == 0 then
+    if lately_count == LATELY_MAX then
+      lately, lately_count = {}, 0
+    end
+    lately_count = lately_count + 1
   end
-  once[field], once_count = true, once_count + 1
-  return false
+  lately[field] = times + 1
+  return times > 1
 end
 
 -- Those that will have to be read, as far as one can tell before the cell is.
