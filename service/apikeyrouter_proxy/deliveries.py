@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError
-from apikeyrouter.infrastructure.cancellation import end_task
+from apikeyrouter.infrastructure.cancellation import end_task, stop_if_cancelled
 from apikeyrouter.infrastructure.state_store.records import Records, Taken
 
 __all__ = ["JOURNAL", "QUEUE", "Deliveries", "Sent"]
@@ -84,6 +84,7 @@ class Deliveries:
 
     async def _run(self) -> None:
         while True:
+            stop_if_cancelled()
             try:
                 await self._take()
             except ApiKeyRouterError as exc:
