@@ -87,6 +87,11 @@ async def test_what_another_process_has_served_and_told_is_known(simulator: Simu
         house(simulator, RedisStateStore(redis_url), ["a1"]) as other,
     ):
         budget = await made.router.cost_controller.create_budget("team", 1, scope_id="blue")
+
+        async def known() -> bool:
+            return budget.id in [each.id for each in await other.router.cost_controller.list_budgets()]
+
+        await until(known)
         answer = await made.route(team="blue")
         await settled(made)
         assert answer.cost is not None
