@@ -22,7 +22,11 @@ OPERATE = {
     ("POST", "/api/v1/suspense/{reservation_id}/resolve"),
     ("POST", "/api/v1/config/reload"),
 }
-LOOKS = {("POST", "/api/v1/policies/validate"), ("POST", "/api/v1/policies/dry-run")}
+LOOKS = {
+    ("POST", "/api/v1/policies/validate"),
+    ("POST", "/api/v1/policies/dry-run"),
+    ("POST", "/api/v1/decisions/dry-run"),
+}
 """Requests with a body that change nothing."""
 REF = r"#/components/schemas/(\w+)"
 KEPT_FROM_READERS = {("GET", "/api/v1/admin-keys"), ("GET", "/api/v1/admin-keys/{name}"), ("GET", "/api/v1/export")}

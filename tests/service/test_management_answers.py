@@ -89,14 +89,18 @@ async def _look(ask: Tour, service: Running) -> None:
     await wait_until(known)
     await ask("GET", "/decisions", limit=1)
     await ask("GET", "/decisions/asked-1")
+    await ask("POST", "/decisions/dry-run", {"model": "gpt-4o-mini", "max_tokens": 5, "objective": "cost"})
     for path in ("/keys", "/clients", "/budgets", "/policies", "/limits", "/providers", "/admin-keys", "/webhooks"):
         assert (await ask("GET", path, limit=1))["total"] > 0
         await ask("GET", path, limit=1000)
-    await ask("GET", "/limits", everything=True)
+    await ask("GET", "/limits", everything=True, forecast=True)
+    assert (await ask("GET", "/pool", limit=1))["total"] > 1
+    await ask("GET", "/pool", quota_group="k1")
     for path in (
         "/keys/k1", "/keys/k1/transitions", "/clients/app", "/budgets/global:daily", "/policies/no-gemini",
         "/limits/k:k1", "/limits/k:k2", "/providers/mine", "/providers/openai", "/admin-keys/ann", "/webhooks/pager",
-        "/webhooks/pager/deliveries", "/reservations", "/suspense", "/state", "/audit", "/audit/ledger", "/export",
+        "/webhooks/pager/deliveries", "/reservations", "/suspense", "/state", "/whoami", "/audit",
+        "/audit/ledger", "/export",
     ):  # fmt: skip
         await ask("GET", path)
     await ask("GET", "/export", secrets=True)

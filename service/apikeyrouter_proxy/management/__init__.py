@@ -14,19 +14,21 @@ from apikeyrouter_proxy.management import (
     keys,
     limits,
     policies,
+    pool,
     providers,
     reservations,
     state,
     transfer,
     usage,
     webhooks,
+    whoami,
 )
 
 __all__ = ["aliases", "management"]
 
 _RESOURCES = (
     keys, clients, budgets, limits, policies, providers, decisions, reservations, usage, state, audit, admin_keys,
-    configuration, transfer, webhooks,
+    configuration, transfer, webhooks, pool, whoami,
 )  # fmt: skip
 _ANY_ROLE = [Depends(require(Role.READ))]
 

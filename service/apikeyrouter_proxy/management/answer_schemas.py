@@ -33,6 +33,7 @@ from apikeyrouter_proxy.management.answers import (
     PolicyPage,
     PolicyShown,
     PolicyTried,
+    PoolPage,
     Probed,
     ProviderPage,
     ProviderShown,
@@ -45,6 +46,7 @@ from apikeyrouter_proxy.management.answers import (
     WebhookMade,
     WebhookPage,
     WebhookShown,
+    WhoAmI,
 )
 
 __all__ = ["ANSWERS", "answer_schemas"]
@@ -84,11 +86,14 @@ ANSWERS: Mapping[tuple[str, str], tuple[Any, ...]] = {
     ("post", "/policies/dry-run"): (PolicyTried,),
     ("get", "/decisions"): (DecisionPage,),
     ("get", "/decisions/{request_id}"): (DecisionExplained,),
+    ("post", "/decisions/dry-run"): (DecisionExplained,),
     ("get", "/reservations"): (ReservationPage,),
     ("get", "/suspense"): (SuspensePage,),
     ("post", "/suspense/{reservation_id}/resolve"): (Resolved,),
     ("get", "/usage"): (UsagePage,),
     ("get", "/state"): (StateSummary,),
+    ("get", "/pool"): (PoolPage,),
+    ("get", "/whoami"): (WhoAmI,),
     ("get", "/audit"): (AuditPage,),
     ("get", "/audit/ledger"): (LedgerAudit,),
     ("get", "/admin-keys"): (AdminKeyPage,),

@@ -3,17 +3,33 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
+from pydantic import Field
 
 from apikeyrouter.domain.interfaces.state_store import QUERY_LIMIT_MAX, StateQuery
 from apikeyrouter.domain.models.routing_decision import RoutingDecision
-from apikeyrouter.domain.models.system_error import InvalidRequestError
+from apikeyrouter.domain.models.system_error import InvalidRequestError, ModelNotFoundError
 from apikeyrouter_proxy.access import Refused
-from apikeyrouter_proxy.management.desk import Page, ReadDesk, cursor_at
+from apikeyrouter_proxy.management.desk import Input, Page, ReadDesk, cursor_at
 
 __all__ = ["routes"]
 
 routes = APIRouter()
 RequestId = Annotated[str, Path(min_length=1, max_length=256)]
+Named = Annotated[str, Field(min_length=1, max_length=256)]
+PROMPT_LENGTH_MAX = 100_000
+TOKENS_MAX = 10_000_000
+
+
+class Asked(Input):
+    """A request to try out: a chat of one message."""
+
+    model: Named
+    prompt: Annotated[str, Field(min_length=1, max_length=PROMPT_LENGTH_MAX)] = "Hello"
+    max_tokens: Annotated[int, Field(ge=1, le=TOKENS_MAX)] | None = None
+    provider_id: Named | None = None
+    client: Named | None = None
+    team: Named | None = None
+    objective: Named | None = None
 
 
 @routes.get("/decisions")
@@ -36,6 +52,19 @@ async def list_decisions(
         "total": len(newest),
         "next_cursor": cursor_at(_place(shown[-1])) if more else None,
     }
+
+
+@routes.post("/decisions/dry-run")
+async def try_request(desk: ReadDesk, asked: Asked) -> dict[str, Any]:
+    """What would happen to such a request now, and why, with all candidates and numbers. Nothing is held or sent."""
+    told = asked.model_dump(exclude_none=True, include={"model", "provider_id", "client", "team"})
+    parameters = {} if asked.max_tokens is None else {"max_tokens": asked.max_tokens}
+    intent = {**told, "messages": [{"role": "user", "content": asked.prompt}], "parameters": parameters}
+    try:
+        decision = await desk.router.dry_run(intent, asked.objective)
+    except ModelNotFoundError as exc:
+        raise Refused(400, "invalid_request", "model: no key serves it", param="model") from exc
+    return {**decision.model_dump(mode="json"), "text": desk.router.routing_engine.explain_decision(decision)}
 
 
 @routes.get("/decisions/{request_id}")

@@ -13,7 +13,7 @@ from apikeyrouter_proxy.access import Refused
 from apikeyrouter_proxy.lanes import unused_limits
 from apikeyrouter_proxy.management.desk import AdminDesk, Desk, Input, Made, Page, ReadDesk, Resource, page_of
 
-__all__ = ["routes"]
+__all__ = ["routes", "show_limit"]
 
 NANOUSD = 1_000_000_000
 LANE_LENGTH_MAX = 512
@@ -91,18 +91,24 @@ async def forget_limits(desk: AdminDesk, lane_id: LaneId) -> Response:
 
 
 @routes.get("/limits")
-async def list_limits(desk: ReadDesk, page: Page, kind: str | None = None, everything: bool = False) -> dict[str, Any]:
+async def list_limits(
+    desk: ReadDesk, page: Page, kind: str | None = None, everything: bool = False, forecast: bool = False
+) -> dict[str, Any]:
     """Every lane that has limits, or is cooling, or whose breaker is not closed; with `everything` the others too.
 
-    `kind`: those of a key, quota_group, provider or client.
+    `kind`: those of a key, quota_group, provider or client. `forecast`: say, too, when each limit will run out.
     """
     catalogue = desk.router.catalogue
     ids = [*catalogue.lane_ids(), *(lane for terms in catalogue.clients.values() for lane in terms.lanes)]
     wanted = [id_ for id_ in dict.fromkeys(ids) if kind in (None, _KINDS.get(id_[0]))]
-    found = [_shown(lane, desk) for lane in await desk.router.ledger.lanes(wanted)]
-    told = {one["id"] for one in found}
-    found += [_unused(id_, desk) for id_ in wanted if id_ not in told]
-    return page_of("limits", (one for one in found if everything or _tells(one)), page)
+    lanes = {lane.id: lane for lane in await desk.router.ledger.lanes(wanted)}
+    found = [_shown(lanes[id_], desk) if id_ in lanes else _unused(id_, desk) for id_ in wanted]
+    paged = page_of("limits", (one for one in found if everything or _tells(one)), page)
+    if forecast:
+        for one in paged["limits"]:
+            if one["id"] in lanes:
+                _foretell(one, lanes[one["id"]], desk)
+    return paged
 
 
 @routes.get("/limits/{lane_id:path}")
@@ -144,7 +150,7 @@ def _shown(lane: LaneState, desk: Desk) -> dict[str, Any]:
         **_settings(lane.id, desk), "in_flight": lane.in_flight, "breaker": lane.breaker,
         "blocked_until": _time(lane.blocked_until_us) if lane.blocked_until_us > now_us else None,
         "requests_total": lane.requests_total, "failures_total": lane.failures_total,
-        "limits": [_limit(limit) for limit in lane.limits],
+        "limits": [show_limit(limit) for limit in lane.limits],
     }  # fmt: skip
 
 
@@ -153,7 +159,7 @@ def _unused(lane_id: str, desk: Desk) -> dict[str, Any]:
     limits = unused_limits(desk.router.lane_config(lane_id))
     return {
         **_settings(lane_id, desk), "in_flight": 0, "breaker": "closed", "blocked_until": None, "requests_total": 0,
-        "failures_total": 0, "limits": [_limit(limit) for limit in limits],
+        "failures_total": 0, "limits": [show_limit(limit) for limit in limits],
     }  # fmt: skip
 
 
@@ -170,8 +176,15 @@ def _settings(lane_id: str, desk: Desk) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _limit(limit: LimitState) -> dict[str, Any]:
-    """Spend is in dollars, everything else is counted."""
+def _foretell(shown: dict[str, Any], lane: LaneState, desk: Desk) -> None:
+    """Say of each limit when it will be used up at the present rate; null where nothing is known of its rate."""
+    for told, limit in zip(shown["limits"], lane.limits, strict=True):
+        found = desk.router.quota_awareness_engine.forecast_of(lane.id, limit)
+        told["forecast"] = None if found is None else found.model_dump(mode="json")
+
+
+def show_limit(limit: LimitState) -> dict[str, Any]:
+    """A limit in JSON types. Spend is in dollars, everything else is counted."""
     remaining = max(0, limit.capacity - limit.used)
     amounts: dict[str, float] = {"capacity": limit.capacity, "used": limit.used, "remaining": remaining}
     if limit.metric is Metric.SPEND:
@@ -179,6 +192,7 @@ def _limit(limit: LimitState) -> dict[str, Any]:
     return {
         "name": limit.name, "counts": limit.metric.value, "kind": limit.kind.value, **amounts,
         "full_again_at": _time(limit.reset_at_us) if limit.reset_at_us else None, "learned": limit.learned,
+        "forecast": None,
     }  # fmt: skip
 
 

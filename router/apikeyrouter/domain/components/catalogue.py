@@ -423,6 +423,18 @@ class Catalogue:
                     found.update(dict.fromkeys(option.lanes[1:-1]))
         return list(found)
 
+    def metering_lanes(self) -> dict[str, tuple[str, ...]]:
+        """The lanes that meter each key, as `lanes_of` has them, of all keys at once."""
+        shared = {group: [pool.lane for pool in pools] for group, pools in self._model_pools.items()}
+        found = {
+            key.id: dict.fromkeys([key_lane(key.id), *shared.get(key.quota_group, ())]) for key in self.keys.values()
+        }
+        for pool in self._pools.values():
+            for option in pool.options:
+                if option.key.id in found:
+                    found[option.key.id].update(dict.fromkeys(option.lanes[1:-1]))
+        return {key_id: tuple(lanes) for key_id, lanes in found.items()}
+
     def levels(self, capacity: Mapping[str, Level]) -> dict[str, Level]:
         """How the keys are off that are metered in these lanes: each as its worst lane."""
         found = {key_id: capacity[lane] for key_id in self.keys if (lane := key_lane(key_id)) in capacity}

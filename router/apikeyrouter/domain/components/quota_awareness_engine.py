@@ -26,6 +26,7 @@ from apikeyrouter.domain.models.accounting import (
     LaneState,
     LimitKind,
     LimitState,
+    Metric,
     Outcome,
     ReserveRequest,
     Settlement,
@@ -34,6 +35,7 @@ from apikeyrouter.domain.models.cost_estimate import CostEstimate, nanousd
 from apikeyrouter.domain.models.quota_state import (
     CapacityEstimate,
     ExhaustionPrediction,
+    LimitForecast,
     Quota,
     QuotaState,
     QuotaUnit,
@@ -50,6 +52,7 @@ UNSEEN_REQUESTS_MAX = 1000
 """Requests that the router did not see, told at once."""
 UNSEEN_TOKENS_MAX = 2**31
 LEASE_US = 30_000_000
+NANOUSD = 1_000_000_000
 _NEVER_US = 2**53 - 1
 """When the ledger resets what never resets."""
 _FAR = datetime.max.replace(tzinfo=UTC)
@@ -131,6 +134,20 @@ class QuotaAwarenessEngine:
                 )
             )  # fmt: skip
         return min(found, key=lambda told: (told.expected_at or _FAR, -told.probability), default=None)
+
+    def forecast_of(self, lane_id: str, limit: LimitState, *, confidence: float = CONFIDENCE) -> LimitForecast | None:
+        """When one limit of a lane will be used up; None: no such limit, or nothing is known of its rate."""
+        now_us = self._ledger.stamp.now_us
+        crossing = self._watch.crossing(lane_id, limit, now_us, confidence=confidence)
+        burn = self._watch.burn(lane_id, limit)
+        if crossing is None or burn is None or limit.capacity >= COUNTED_ONLY:
+            return None
+        per_hour = burn.per_second * 3600
+        return LimitForecast(
+            probability=crossing.chance, expected_at=_after(now_us, crossing.expected),
+            earliest_at=_after(now_us, crossing.earliest), latest_at=_after(now_us, crossing.latest),
+            per_hour=per_hour / NANOUSD if limit.metric is Metric.SPEND else per_hour, confidence=confidence,
+        )  # fmt: skip
 
     async def calculate_capacity_estimate(
         self, key_id: str, time_window: TimeWindow | str | None = None, *, confidence: float = CONFIDENCE

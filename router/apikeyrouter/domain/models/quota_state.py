@@ -12,6 +12,7 @@ __all__ = [
     "CapacityEstimate",
     "CapacityState",
     "ExhaustionPrediction",
+    "LimitForecast",
     "Quota",
     "QuotaState",
     "QuotaUnit",
@@ -100,6 +101,20 @@ class ExhaustionPrediction(EdgeModel):
     reset_at: AwareDatetime | None = None
     burn_rate_per_hour: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     confidence: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+
+
+class LimitForecast(EdgeModel):
+    """When a limit will be used up at the present rate, as `ExhaustionPrediction` has it; None: not before it resets.
+
+    `probability`: that it is used up before then. `per_hour`: what is used, in the limit's unit.
+    """
+
+    probability: float = Field(ge=0, le=1, allow_inf_nan=False)
+    expected_at: AwareDatetime | None = None
+    earliest_at: AwareDatetime | None = None
+    latest_at: AwareDatetime | None = None
+    per_hour: float = Field(ge=0, allow_inf_nan=False)
+    confidence: float = Field(ge=0, le=1, allow_inf_nan=False)
 
 
 class CapacityEstimate(EdgeModel):
