@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import Any
 
-from apikeyrouter.domain.components.catalogue import ANY_CLIENT, Provider
+from apikeyrouter.domain.components.catalogue import ANY_CLIENT
 from apikeyrouter.domain.components.objectives import Plan
 from apikeyrouter.domain.components.policy_constraints import Constraints
 from apikeyrouter.domain.components.pool import Option, Pool
@@ -281,7 +281,7 @@ class ApiKeyRouter(RouterWaysIn):
         if policy is not None:
             call.policy = await self._own_policy(policy)
         exchange = await self.serve(call)
-        return response_of(self._provider_of(exchange.facts), call, exchange)
+        return response_of(call, exchange)
 
     async def route_stream(
         self,
@@ -307,7 +307,7 @@ class ApiKeyRouter(RouterWaysIn):
         assert exchange.chunks is not None
         received: list[str] = []
         try:
-            provider = self._provider_of(exchange.facts)
+            provider = exchange.provider
             deltas = deltas_of(provider, call)
             async for piece in exchange.chunks:
                 for chunk in pieces_of(provider, piece, deltas):
@@ -319,10 +319,6 @@ class ApiKeyRouter(RouterWaysIn):
         finally:
             await exchange.chunks.aclose()
         yield last_chunk(exchange.facts)
-
-    def _provider_of(self, facts: Facts) -> Provider:
-        provider: Provider = self.catalogue.providers[facts.provider_id]
-        return provider
 
     async def get_state_summary(self) -> StateSummary:
         """Keys, quotas and costs in a few numbers."""

@@ -1,6 +1,8 @@
 """The adapter for any HTTP API: what it sends, what it reads, what it costs, and what goes wrong."""
 
+import asyncio
 import base64
+import gzip
 import json
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
@@ -15,8 +17,10 @@ from apikeyrouter.domain.models.api_key import KeyMaterial, KeyState
 from apikeyrouter.domain.models.request_intent import Message, Operation, RequestIntent
 from apikeyrouter.domain.models.system_error import ConfigurationError, ErrorCategory, ProviderError
 from apikeyrouter.infrastructure.adapters.generic_http_adapter import GenericHTTPAdapter
+from apikeyrouter.infrastructure.adapters.lean_transport import LeanTransport
 from apikeyrouter.infrastructure.adapters.registry import make_adapter
 from apikeyrouter.infrastructure.config.compiled import ProviderRecord
+from tests.adapters import raw_upstream
 from tests.router.house import MASTER_KEY
 
 SECRET = "generic-secret-0123456789"
@@ -335,3 +339,45 @@ async def test_chat_may_be_served_too_in_openais_words() -> None:
         "messages": [{"role": "user", "content": "x"}],
         "temperature": 0,
     }
+
+
+@pytest.mark.parametrize("coded", [False, True], ids=["plain", "gzip"])
+async def test_it_may_use_a_transport_of_ours(coded: bool) -> None:
+    body = gzip.compress(b'{"summary":"dry"}') if coded else b'{"summary":"dry"}'
+    coding = b"content-encoding: gzip\r\n" if coded else b""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n%bcontent-length: %d\r\n\r\n" % (coding, len(body))
+    async with raw_upstream.upstream(raw_upstream.says(head + body)) as (url, seen), LeanTransport() as transport:
+        options = {"method": "GET", "path": "/weather", "content": "summary"}
+        record = ProviderRecord(id="geo", adapter="generic", base_url=url, lane="p:geo", options=options)
+        adapter = make_adapter(record, transport=transport)
+        assert isinstance(adapter, GenericHTTPAdapter)
+        assert (await adapter.execute_request(intent(q="Rome"), KEY)).content == "dry"
+        assert seen[0].startswith(b"GET /weather?q=Rome HTTP/1.1\r\n")
+        assert b"authorization: Bearer %b\r\n" % SECRET.encode() in seen[0]
+        await adapter.close()
+        assert (await adapter.execute_request(intent(q="Rome"), KEY)).content == "dry"  # ours is not its to close
+
+
+@pytest.mark.parametrize(
+    ("answer", "admits", "category"),
+    [
+        (None, lambda _: False, ErrorCategory.NetworkError),
+        (b"", lambda _: True, ErrorCategory.NetworkError),
+        (None, lambda _: True, ErrorCategory.TimeoutError),
+    ],
+    ids=["not-admitted", "closed", "silent"],
+)
+async def test_trouble_of_a_transport_of_ours_means_the_same(
+    answer: bytes | None, admits: Callable[[str], bool], category: ErrorCategory
+) -> None:
+    async def silent(request: bytes, writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    asked = silent if answer is None else raw_upstream.says(b"", close=True)
+    async with raw_upstream.upstream(asked) as (url, _), LeanTransport(admits=admits) as transport:
+        options = {"method": "GET", "seconds": 0.05}
+        record = ProviderRecord(id="geo", adapter="generic", base_url=url, lane="p:geo", options=options)
+        adapter = make_adapter(record, transport=transport)
+        with pytest.raises(httpx.TransportError) as failed:
+            await adapter.execute_request(intent(), KEY)
+        assert adapter.map_error(failed.value).category is category

@@ -20,10 +20,10 @@ from apikeyrouter.domain.models.system_error import (
 from apikeyrouter.domain.models.system_response import StreamChunk, SystemResponse, TokenUsage
 
 
-def response_of(provider: Provider, call: Call, exchange: Exchange) -> SystemResponse:
+def response_of(call: Call, exchange: Exchange) -> SystemResponse:
     """The whole answer, with how it came about filled in. Raises ProviderError when the body is no answer."""
     facts = exchange.facts
-    answer: SystemResponse = exchange.response or provider.adapter.decode_response(exchange.body, call.intent)
+    answer: SystemResponse = exchange.response or exchange.provider.adapter.decode_response(exchange.body, call.intent)
     cost = cost_of(facts)
     amount, key_id = cost.amount if cost else None, facts.key_id
     metadata = answer.metadata.but(

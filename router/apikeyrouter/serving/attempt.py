@@ -173,7 +173,7 @@ class Attempts:
             self.ends.watch.whole(attempt, body)
         return Exchange(
             status=response.status, content_type=response.headers.get("content-type", "application/json"),
-            facts=attempt.facts, body=body, wire=attempt.wire,
+            facts=attempt.facts, body=body, provider=attempt.admitted.option.provider,
         )  # fmt: skip
 
     def _unusable(self, attempt: Attempt, response: Response, body: bytes) -> Failure | None:
@@ -200,7 +200,7 @@ class Attempts:
             return replace(failure, billed=None)
         return Exchange(
             status=response.status, content_type=response.headers.get("content-type", "text/event-stream"),
-            facts=attempt.facts, chunks=stream, wire=wire,
+            facts=attempt.facts, chunks=stream, provider=attempt.admitted.option.provider,
         )  # fmt: skip
 
     # --- adapters that only take intents -------------------------------------------------------------------------
@@ -215,7 +215,10 @@ class Attempts:
             if attempt.call.stream:
                 stream = AdapterStream(self.ends, attempt, adapter, adapter.execute_stream(intent, key))
                 await stream.begin()
-                return Exchange(status=200, content_type="text/event-stream", facts=attempt.facts, chunks=stream)
+                return Exchange(
+                    status=200, content_type="text/event-stream", facts=attempt.facts, chunks=stream,
+                    provider=attempt.admitted.option.provider,
+                )  # fmt: skip
             told = await finish_within(
                 adapter.execute_request(intent, key), attempt.timeouts.first_byte,
                 provider_id=attempt.admitted.option.provider.id,
@@ -239,7 +242,10 @@ class Attempts:
         )
         if self.ends.watch.wanted:
             self.ends.watch.response(attempt, answer)
-        return Exchange(status=200, content_type="application/json", facts=attempt.facts, response=answer)
+        return Exchange(
+            status=200, content_type="application/json", facts=attempt.facts, response=answer,
+            provider=attempt.admitted.option.provider,
+        )  # fmt: skip
 
 
 def _capped(attempt: Attempt) -> RequestIntent:

@@ -29,11 +29,13 @@ from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.infrastructure.observability.manager import Observability
 from apikeyrouter.serving.admission import Admissions, Admitted
+from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.configuring import Configuration
 from apikeyrouter.serving.decisions import Decisions
 from apikeyrouter.serving.learned import DOCUMENT_KINDS as LEARNED_KINDS
 from apikeyrouter.serving.learned import Learned
 from apikeyrouter.serving.observing import Observer
+from apikeyrouter.serving.retiring import Retired, close_adapter
 from apikeyrouter.serving.spending import Spending
 from apikeyrouter.serving.waiting import WaitQueue
 
@@ -62,6 +64,7 @@ class RouterBackground:
     observability: Observability
     on_finished: list[Callable[[Facts], None]]
     quota_awareness_engine: QuotaAwarenessEngine
+    books: Bookkeeper
     _admissions: Admissions
     _configuration: Configuration
     _decisions: Decisions
@@ -88,6 +91,7 @@ class RouterBackground:
         self.follow_file: Callable[[str], Awaitable[None]] | None = None
         """Who has a file and is asked to read it again when another one is in force, with that one's digest."""
         self._chores: set[asyncio.Task[None]] = set()
+        self._retired = Retired()
 
     async def _watch(self) -> None:
         """Take over what other processes change, within a second."""
@@ -174,8 +178,10 @@ class RouterBackground:
 
     async def _periodic(self) -> None:
         """What is due by time: the retry budget's window, keys that come back, what was learned, samples of what
-        budgets have spent."""
+        budgets have spent, adapters that nobody uses any more."""
         self.failure_handler.note_time()
+        for provider in self._retired.unused(self.in_flight, self.books.open):
+            self._chore(close_adapter(provider))
         if self.key_manager.is_due():
             await self._refresh()
         await self.key_manager.flush_tally()

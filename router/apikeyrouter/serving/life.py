@@ -59,6 +59,7 @@ from apikeyrouter.serving.patience import Patience
 from apikeyrouter.serving.policing import Policing
 from apikeyrouter.serving.quoting import Quotes
 from apikeyrouter.serving.requests import call_of, check_wait
+from apikeyrouter.serving.retiring import close_adapter
 from apikeyrouter.serving.spending import Spending
 from apikeyrouter.serving.waiting import WaitQueue
 
@@ -300,11 +301,8 @@ class RouterLife(RouterBelonging):
         await self._attempts.close()
         if self._guarded is not None:
             await self._guarded.close()
-        for provider in self.catalogue.providers.values():
-            closing = getattr(provider.adapter, "close", None)
-            if closing is not None:
-                with contextlib.suppress(Exception):  # an adapter's mistake must not keep the rest open
-                    await closing()
+        for provider in (*self.catalogue.providers.values(), *self._retired.unused(0, ())):
+            await close_adapter(provider)
         await self.observability.flush(TELL_SECONDS_AT_CLOSE)
         await self.ledger.close()
         await self.state_store.aclose()

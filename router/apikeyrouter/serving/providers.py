@@ -34,4 +34,5 @@ def adapters_of(records: Mapping[str, ProviderRecord], transport: Transport | No
     for record in records.values():
         made[record.id].timeouts_told = record.timeouts
         made[record.id].transport = transport
+        made[record.id].made_here = True
     return made

@@ -1,7 +1,7 @@
 """What a router is told: providers, keys, whole configuration files. The layer right below `ApiKeyRouter`."""
 
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ class RouterRegistration(RouterLife):
         await self._started()
         made = provider_of(id_, adapter)
         await self._configuration.declare_provider(id_)
-        self.catalogue.put_providers([made])
+        self._put_providers([made])
         self.observability.emit("provider.registered", provider_id=id_)
         await self._refresh()
 
@@ -229,19 +229,29 @@ class RouterRegistration(RouterLife):
         wanted = {id_: one for id_, one in self.stated_providers.items() if not self._is_registered_otherwise(id_)}
         gone = self._stated_taken.keys() - wanted.keys()
         for provider_id in gone:
-            self.catalogue.providers.pop(provider_id, None)
+            self._drop_provider(provider_id)
         again = [(record, None) for id_, record in self._file_providers.items() if id_ in gone]
         guarded = None if self.private_urls else self._guarded_transport()
         news = [(one.record(), guarded) for id_, one in wanted.items() if self._stated_taken.get(id_) != one]
         self._stated_taken = wanted
         for record, transport in (*again, *news):
             try:
-                self.catalogue.put_providers(adapters_of({record.id: record}, transport).values())
+                self._put_providers(adapters_of({record.id: record}, transport).values())
             except ConfigurationError as exc:  # of another version, perhaps: the others must not suffer
                 _log.error("provider.unusable", provider_id=record.id, error=str(exc))
         if gone or news:
             self.catalogue.changed()
             self._time_providers()
+
+    def _put_providers(self, providers: Iterable[Provider]) -> None:
+        """Add or replace providers. Calls under way end with the adapter that they chose."""
+        new = list(providers)
+        for provider in new:
+            self._retired.put(self.catalogue.providers.get(provider.id))
+        self.catalogue.put_providers(new)
+
+    def _drop_provider(self, provider_id: str) -> None:
+        self._retired.put(self.catalogue.providers.pop(provider_id, None))
 
     def _is_registered_otherwise(self, provider_id: str) -> bool:
         of_file = self._file_providers.get(provider_id)
@@ -317,9 +327,9 @@ class RouterRegistration(RouterLife):
 
     async def _put_file(self, config: CompiledConfig, adapters: Mapping[str, Provider], digest: str) -> None:
         for provider_id in self._file_providers.keys() - adapters.keys():
-            self.catalogue.providers.pop(provider_id, None)
+            self._drop_provider(provider_id)
         self._file_providers = config.providers
-        self.catalogue.put_providers(adapters.values())
+        self._put_providers(adapters.values())
         self._stated_taken = {}
         self._take_stated()
         dropped = await self._configuration.replace_file(config, digest)

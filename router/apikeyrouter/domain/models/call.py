@@ -201,5 +201,10 @@ class Exchange(msgspec.Struct, kw_only=True):
     chunks: "Chunks | None" = None
     response: "SystemResponse | None" = None
     """Set instead of `body` by an adapter that is no wire."""
-    wire: Any = None
-    """Whose dialect the answer is in; None: an adapter's that is no wire."""
+    provider: Any = None
+    """Who gave it, as it was when it was asked: a `Provider` of the catalogue."""
+
+    @property
+    def wire(self) -> Any:
+        """Whose dialect the answer is in; None: an adapter's that is no wire."""
+        return None if self.provider is None else self.provider.wire

@@ -28,7 +28,7 @@ ADAPTERS: Mapping[str, Callable[..., ProviderAdapter]] = {
 
 
 def make_adapter(record: ProviderRecord, *, transport: Transport | None = None) -> ProviderAdapter:
-    """The adapter of a configured provider. `transport`: what it is to use, where it speaks a wire dialect.
+    """The adapter of a configured provider. `transport`: what it is to use, and somebody else closes; None: its own.
 
     Raises:
         ConfigurationError: no adapter of that name, or options it does not take.
@@ -37,9 +37,18 @@ def make_adapter(record: ProviderRecord, *, transport: Transport | None = None) 
     if make is None:
         raise ConfigurationError(f"providers.{record.id}.adapter: must be one of {', '.join(ADAPTERS)}")
     try:
-        given = {} if transport is None or record.adapter == "generic" else {"transport": transport}
+        given = {} if transport is None else {"transport": _for(record.adapter, transport)}
         return make(record.base_url, provider_id=record.id, **given, **record.options)
     except TypeError as exc:
         raise ConfigurationError(f"providers.{record.id}.options: {exc}") from exc
     except ConfigurationError as exc:
         raise ConfigurationError(f"providers.{record.id}: {exc}") from exc
+
+
+def _for(adapter: str, transport: Transport) -> object:
+    """The transport as that adapter takes it."""
+    if adapter != "generic":
+        return transport
+    from apikeyrouter.infrastructure.adapters.httpx_over_transport import HttpxOverTransport
+
+    return HttpxOverTransport(transport)
