@@ -1,6 +1,8 @@
-"""A real server that speaks MongoDB's protocol: SecantusDB, over MongoDB's own storage engine, in a process of its own.
+"""Real servers that speak MongoDB's protocol, in processes of their own.
 
-`TEST_MONGODB_URL` names another server to test against, e.g. a real mongod; databases of the tests are dropped there.
+SecantusDB, over MongoDB's own storage engine, comes with the packages. FerretDB, over SQLite, is built by
+`make go-tools` where there is Go. `TEST_MONGODB_URL` names another server to test against, e.g. a real mongod;
+databases of the tests are dropped there.
 """
 
 import contextlib
@@ -9,14 +11,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pytest
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
+from tools.go_tools import found
 
 from tests.servers import free_port
 
+FLAVOURS = ("mongodb", "ferretdb")
 DATABASE = "apikeyrouter-tests"
 START_SECONDS_MAX = 60.0
 
@@ -28,12 +33,30 @@ def mongo_running() -> Iterator[str]:
         drop(url)
         yield url
         return
+    port = free_port()
+    program = str(Path(sys.executable).parent / "secantusd-py")
+    command = [program, "--host", "127.0.0.1", "--port", str(port), "--storage-path", ":memory:", "--standalone"]
+    with _running(command, port) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def ferretdb_running() -> Iterator[str]:
+    """The same of a FerretDB 1 over SQLite; skips the test where none was built."""
+    program = found("ferretdb")
+    if program is None:
+        pytest.skip("no FerretDB: `make go-tools` builds it where there is Go")
+    port = free_port()
+    command = [program, "--handler=sqlite", "--sqlite-url=file:./", "--state-dir=.", f"--listen-addr=127.0.0.1:{port}"]
+    with _running([*command, "--debug-addr=-", "--telemetry=disable", "--log-level=warn"], port) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def _running(command: Sequence[str], port: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="akr-mongo-", ignore_cleanup_errors=True) as folder:
-        port = free_port()
-        program = str(Path(sys.executable).parent / "secantusd-py")
-        command = [program, "--host", "127.0.0.1", "--port", str(port), "--storage-path", ":memory:"]
         with (Path(folder) / "log").open("wb") as log:
-            process = subprocess.Popen([*command, "--standalone"], cwd=folder, stdout=log, stderr=log)
+            process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
         try:
             url = f"mongodb://127.0.0.1:{port}/?directConnection=true"
             _wait(url, process, Path(folder) / "log")

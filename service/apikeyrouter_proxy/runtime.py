@@ -1,7 +1,6 @@
 """What a worker process consists of, and its life: settings, store, router, clients, counts, logs. Started once."""
 
 import asyncio
-import contextlib
 import gc
 import time
 from collections.abc import Mapping
@@ -237,12 +236,16 @@ class Runtime:
         at, healthy = self._healthy
         if time.monotonic() - at < HEALTH_SECONDS:
             return healthy
-        healthy = False
-        with contextlib.suppress(ApiKeyRouterError, TimeoutError):
+        trouble = ""
+        try:
             async with asyncio.timeout(HEALTH_SECONDS):
-                healthy = await self.router.state_store.health_check()
-        self._healthy = (time.monotonic(), healthy)
-        return healthy
+                await self.router.state_store.health_check()
+        except (ApiKeyRouterError, TimeoutError) as exc:
+            trouble = str(exc) or "no answer in time"
+        if trouble and (healthy or not at):
+            _log.warning("store.unhealthy", error=trouble)
+        self._healthy = (time.monotonic(), not trouble)
+        return not trouble
 
     async def metrics_text(self) -> str:
         """The host's counts in Prometheus' format, this worker's as of now."""

@@ -17,7 +17,7 @@ from apikeyrouter.infrastructure.adapters.openai_adapter import OpenAIAdapter
 from apikeyrouter.infrastructure.state_store.mongo_connection import redacted_mongodb_url
 from apikeyrouter.infrastructure.state_store.mongo_store import MongoStateStore
 from apikeyrouter.simulator import SimulatorProcess
-from tests.mongo_servers import DATABASE, drop, mongo_running
+from tests.mongo_servers import DATABASE, drop, ferretdb_running, mongo_running
 from tests.servers import free_port
 from tests.service.running import MASTER_KEY, providers_of, running_service, wait_until
 
@@ -111,6 +111,19 @@ async def test_a_change_by_another_process_is_heard(url: str) -> None:
     listening.cancel()
     await asyncio.gather(listening, return_exceptions=True)
     await store.aclose()
+
+
+async def test_a_server_that_loses_changes_made_at_once_is_refused_and_no_worker_over_it_becomes_ready(
+    redis_url: str,
+) -> None:
+    with ferretdb_running() as url:
+        store = MongoStateStore(url, DATABASE)
+        with pytest.raises(StateStoreError, match="use MongoDB or FerretDB 2"):
+            await store.health_check()
+        await store.aclose()
+        environ = {"MONGODB_URL": url, "MONGODB_DATABASE": DATABASE}
+        async with running_service(redis_url, {}, environ=environ) as service, service.http() as client:
+            assert (await client.get("/health/ready")).status_code == 503
 
 
 async def test_something_of_somebody_else_in_our_collection_is_an_error_that_names_it(url: str) -> None:

@@ -60,6 +60,7 @@ async def look_into(url: str, info: Mapping[str, Any], around: Surroundings, *, 
     )
     records = records_for(entities)
     try:
+        await entities.health_check()
         keys: list[APIKey] = await entities.query_state(StateQuery("APIKey"))
         store = _Store(
             around=around, entities=entities, records=records, keys=keys, vault=None if embedded else _vault(around)

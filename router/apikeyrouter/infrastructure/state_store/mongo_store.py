@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from apikeyrouter.domain.components.explaining import decision_of
@@ -29,6 +29,7 @@ from apikeyrouter.infrastructure.state_store.codec import (
 )
 from apikeyrouter.infrastructure.state_store.loop_clients import LoopClients
 from apikeyrouter.infrastructure.state_store.mongo_connection import (
+    check_keeps_every_change,
     check_mongodb_url,
     mapped_mongo_errors,
     open_mongo_client,
@@ -158,7 +159,7 @@ class MongoStateStore(StateStore):
             moved = {each["token"] async for each in transitions.find({"token": tokens})}
             fresh = [{"token": one["id"], "e": one["e"]} for one in waiting if one["id"] not in moved]
             await self._append("transitions", fresh, self.caps.transitions)
-            await keys.update_one({"_id": key_id}, {"$pull": {"trail": {"id": tokens}}})
+            await keys.update_one({"_id": key_id}, {"$pullAll": {"trail": waiting}})
         if found is not None and found["e"] == _GONE:
             await keys.delete_one({"_id": key_id, "e": _GONE, "trail": []})
 
@@ -329,9 +330,13 @@ class MongoStateStore(StateStore):
             yield change
 
     async def health_check(self) -> bool:
-        """True when the server answers and takes commands. Errors: StateStoreUnavailableError, StateStoreError."""
+        """True when the server answers, takes commands, and changes a document in one step.
+
+        Errors: StateStoreUnavailableError; StateStoreError, also for a FerretDB that loses changes made at once.
+        """
         with self._errors():
             await self._at("meta").find_one({"_id": "version"})
+            check_keeps_every_change(await self._at("meta").database.command("buildInfo"))
         return True
 
     async def aclose(self) -> None:
@@ -350,7 +355,7 @@ class MongoStateStore(StateStore):
     async def _changes(self) -> "Collection":
         """The notices, made when they are not there: a capped collection is followed without being asked again and
         again, and forgets by itself."""
-        from pymongo.errors import OperationFailure
+        from pymongo.errors import DuplicateKeyError, OperationFailure
 
         made = self._at("changes")
         with self._errors():
@@ -360,7 +365,8 @@ class MongoStateStore(StateStore):
                 if exc.code != COLLECTION_EXISTS:
                     raise
             if await made.find_one() is None:  # nobody can follow what is empty
-                await made.update_one({"_id": 0}, {"$set": {"kind": "", "id": ""}}, upsert=True)
+                with suppress(DuplicateKeyError):  # another process was faster
+                    await made.insert_one({"_id": 0, "kind": "", "id": ""})
         self._tells = True
         return made
 
