@@ -48,12 +48,15 @@ class Offers:
 
     def all(self, options: Sequence[Option]) -> tuple[Candidate, ...]:
         """A candidate for each option."""
-        more, known = self._call.lanes, self._known
+        more, rate, charge = self._call.lanes, -1, _NO_CHARGE
         made = []
         for option in options:
-            lanes, words = option.place(more)
-            charge = (known.get(option.rate) or self.details(option))[0]
-            made.append(Candidate(lanes=lanes, scopes=option.scopes, words=words, charge=charge))
+            placed = option.placed
+            if placed is None or placed[0] is not more:
+                placed = option.place(more)
+            if option.rate != rate:
+                rate, charge = option.rate, self.details(option)[0]
+            made.append(Candidate(lanes=placed[1], scopes=placed[2], words=placed[3], charge=charge))
         return tuple(made)
 
     def details(self, option: Option) -> tuple[Charge, TokenEstimate, int | None]:

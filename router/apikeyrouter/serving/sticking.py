@@ -6,13 +6,14 @@ from apikeyrouter.domain.components.capacity import Level
 from apikeyrouter.domain.components.objectives import Plan
 from apikeyrouter.domain.components.ordering import Order
 from apikeyrouter.domain.components.pool import Option, Pool, Ranked, Snapshot
-from apikeyrouter.domain.components.stickiness import SessionKey, Sessions, session_key, turn_of
+from apikeyrouter.domain.components.stickiness import NAMED_BY, SessionKey, Sessions, session_key, turn_of
 from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.usage import Usage
 from apikeyrouter.serving.offers import FREE_OPERATIONS, Offers, ParsedFor
 
 KEYS_PER_GROUP_MAX = 2
 """Keys of a group with a warm cache that are offered besides the others."""
+_UNCACHED = FREE_OPERATIONS | {"embedding"}
 
 
 class Session:
@@ -46,11 +47,13 @@ class Sticking:
 
     def session(self, call: Call, pool: Pool, plan: Plan, parsed_for: ParsedFor, now: float) -> Session | None:
         """The session of a call; None where it has none. To be asked only of pools where caches save something."""
-        if call.operation in FREE_OPERATIONS or call.operation == "embedding":
+        if call.operation in _UNCACHED:
             return None
-        _, parsed = parsed_for(pool.samples[0])
+        parsed, implicit = parsed_for(pool.samples[0])[1], plan.costs >= 0
+        if not (implicit or call.session or (parsed is not None and NAMED_BY in parsed.fields)):
+            return None
         tenant = call.principal or call.team or ""
-        key = session_key(pool.model, tenant, call.session, parsed, implicit=plan.costs >= 0)
+        key = session_key(pool.model, tenant, call.session, parsed, implicit=implicit)
         return None if key is None else Session(self._sessions, key, now)
 
     def warm(

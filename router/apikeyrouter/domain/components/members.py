@@ -12,25 +12,21 @@ __all__ = ["Members"]
 class Members:
     """The options of one pool by key and by quota group. `always`: those count whose keys are out, too."""
 
-    __slots__ = ("_by_group", "_by_key", "eligible")
+    __slots__ = ("_by_key", "by_group", "eligible")
 
     def __init__(self, options: "Iterable[Option]", *, always: bool = False) -> None:
         self.eligible: dict[Option, None] = {}
         self._by_key: dict[str, list[Option]] = {}
-        self._by_group: dict[str, dict[Option, None]] = {}
+        self.by_group: dict[str, dict[Option, None]] = {}
+        """The eligible options of each quota group that has any."""
         for option in options:
             self._by_key.setdefault(option.key.id, []).append(option)
             if always or option.key.state.eligible:
                 self._enter(option)
 
-    @property
-    def groups(self) -> int:
-        """How many quota groups there are to choose from."""
-        return len(self._by_group)
-
     def in_group(self, group: str, count: int) -> "list[Option]":
         """At most `count` eligible options of a quota group."""
-        return [option for option, _ in zip(self._by_group.get(group, ()), range(count), strict=False)]
+        return [option for option, _ in zip(self.by_group.get(group, ()), range(count), strict=False)]
 
     def moved(self, key_id: str) -> "Sequence[Option]":
         """The state of a key is another: the options that have come or gone by that."""
@@ -43,11 +39,11 @@ class Members:
 
     def _enter(self, option: "Option") -> None:
         self.eligible[option] = None
-        self._by_group.setdefault(option.key.quota_group, {})[option] = None
+        self.by_group.setdefault(option.key.quota_group, {})[option] = None
 
     def _leave(self, option: "Option") -> None:
         del self.eligible[option]
-        group = self._by_group[option.key.quota_group]
+        group = self.by_group[option.key.quota_group]
         del group[option]
         if not group:
-            del self._by_group[option.key.quota_group]
+            del self.by_group[option.key.quota_group]

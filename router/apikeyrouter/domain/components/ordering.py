@@ -4,7 +4,6 @@ Scoring ten thousand options takes longer than a request may wait, so an order c
 """
 
 import bisect
-import math
 import operator
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -15,19 +14,11 @@ import msgspec
 from apikeyrouter.domain.components.capacity import Level
 from apikeyrouter.domain.components.objectives import (
     EXPECTED_US,
-    FAILURE_SHARE,
-    IN_FLIGHT,
-    LATENCY_US,
     Plan,
     equal_to,
 )
-from apikeyrouter.domain.components.scoring import (
-    LATENCY_SECONDS,
-    SUCCESS_LEAST,
-    Conditions,
-    out_until_us,
-    scarcity,
-)
+from apikeyrouter.domain.components.scoring import Conditions, out_until_us, scarcity
+from apikeyrouter.domain.components.waits import Waits, doubted
 from apikeyrouter.domain.models.ranking import Exclusion, Standing
 from apikeyrouter.domain.models.routing_decision import ObjectiveType
 
@@ -48,8 +39,6 @@ CAME_MAX = 32
 """An order is built anew when more than so many options are not in it."""
 STANDINGS_AHEAD = 56
 """How many are made before they are asked for: the next request's turn is one further."""
-UNKNOWN_US = 1.0
-"""The latency of everybody where nobody's is known."""
 
 
 class Order:
@@ -134,6 +123,13 @@ class Order:
         self._places = None
         return True
 
+    def tell_ahead(self, others: int) -> None:
+        """Make what requests ask first: how those stand that take turns, and so many others."""
+        if self.calm:
+            at = self._plan.in_flight
+            for row in self.rows[: self.turning + others]:
+                row.tell(self._plan, int(row.values[at]))
+
     def place_of(self, option: "Option") -> int | None:
         """Where an option stands first; None: it is excluded."""
         if self._places is None:
@@ -178,7 +174,8 @@ class Row(msgspec.Struct, eq=False, gc=False):
     alone: float = 0.0
     others: int = 0
     told: Standing | None = None
-    told_at: int = 0
+    told_at: int = -1
+    wait: float = 0.0
 
     def standing(self, values: Sequence[float] = ()) -> Standing:
         """How it stands, for facts, by its own values or by others."""
@@ -189,13 +186,14 @@ class Row(msgspec.Struct, eq=False, gc=False):
              self.scarce, key.weight),
         )  # fmt: skip
 
-    def tell(self, plan: Plan, under_way: int) -> Standing:
-        """How it stands with so many requests under way. The last answer is kept: few candidates have moved since."""
-        if self.told is None or self.told_at != under_way:
-            values = list(self.values)
+    def tell(self, plan: Plan, under_way: int) -> None:
+        """Note how it stands with so many requests under way, and how long that makes one wait."""
+        values = self.values
+        if values[plan.in_flight] != under_way:
+            values = list(values)
             values[plan.waits], values[plan.in_flight] = self.alone * (under_way + 1), float(under_way)
-            self.told, self.told_at = self.standing(values), under_way
-        return self.told
+        self.wait, self.told_at = values[plan.waits], under_way
+        self.told = self.standing(values)
 
 
 class Building:
@@ -205,24 +203,36 @@ class Building:
         self._plan, self._options, self._at = plan, options, at
         self._moved: list[Option] = []
         self.version = version
+        self._done = 0
         self._rows: list[Row] = []
+        self._excluded: list[Exclusion] = []
+        self._waits = Waits(plan, options, at) if EXPECTED_US in plan.measures else None
+        named = zip(plan.measures, plan.functions, strict=True)
+        self._functions = [None if name == EXPECTED_US else function for name, function in named]
 
     def step(self, count: int) -> Order | None:
         """Score `count` more options; the order, once all are scored."""
-        at, plan, rows = self._at, self._plan, self._rows
-        functions, valued = plan.functions, plan.ranked == 1 and not plan.weights
-        start = len(rows)
+        plan, start = self._plan, self._done
         for option in self._options[start : start + count]:
-            values = tuple([0.0 if measure is None else measure(option, at) for measure in functions])
-            if at.out or at.capacity:
-                out_us, scarce = out_until_us(option, at), scarcity(option, at)
-                row = Row(option, out_us, scarce, place_of(plan, out_us, scarce, option.rank), values)
-            else:
-                row = Row(option, 0, 0, _calm(option.rank), values)
-            if valued:
-                row.value = values[0]
-            rows.append(row)
-        return self._finished() if len(rows) == len(self._options) else None
+            row = self._row(option)
+            if plan.bounds and (broken := self._broken(row)) is not None:
+                if len(self._excluded) < EXCLUSIONS_TOLD_MAX:
+                    self._excluded.append(broken)
+                continue
+            if self._waits is not None:
+                self._waits.settle(row)
+            row.value = plan.value(row.values)
+            self._rows.append(row)
+        self._done = min(start + count, len(self._options))
+        return self._finished() if self._done == len(self._options) else None
+
+    def _row(self, option: "Option") -> Row:
+        plan, at = self._plan, self._at
+        values = tuple([0.0 if measure is None else measure(option, at) for measure in self._functions])
+        if not (at.out or at.capacity):
+            return Row(option, 0, 0, _calm(option.rank), values)
+        out_us, scarce = out_until_us(option, at), scarcity(option, at)
+        return Row(option, out_us, scarce, place_of(plan, out_us, scarce, option.rank), values)
 
     def moved(self, option: "Option") -> None:
         """An option has come or gone meanwhile."""
@@ -243,15 +253,10 @@ class Building:
         return order
 
     def _ordered(self) -> Order:
-        order, plan = Order(self._plan, self.version), self._plan
-        rows = self._kept(order)
+        order, plan, rows = Order(self._plan, self.version), self._plan, self._rows
+        order.excluded = self._excluded
         if not rows:
             return order
-        if EXPECTED_US in plan.measures:
-            self._settle_waits(rows)
-        if plan.weights or plan.waits >= 0:
-            for row in rows:
-                row.value = plan.value(row.values)
         head, rest = _split(_sorted(rows), plan)
         turns = _woven(head) if plan.waits < 0 else head
         order.distinct = len(turns) == len(head)
@@ -259,24 +264,15 @@ class Building:
         order.calm = plan.waits >= 0 and not (plan.weights or plan.ties) and _is_calm(rows)
         return order
 
-    def _kept(self, order: Order) -> list[Row]:
-        bounds, rows = self._plan.bounds, self._rows
-        if not bounds:
-            return rows
-        kept = []
-        for row in rows:
-            broken = next((found for bound in bounds if (found := self._broken(row, *bound)) is not None), None)
-            if broken is None:
-                kept.append(row)
-            elif len(order.excluded) < EXCLUSIONS_TOLD_MAX:
-                order.excluded.append(broken)
-        return kept
+    def _broken(self, row: Row) -> Exclusion | None:
+        """What excludes an option, if anything does."""
+        return next((found for bound in self._plan.bounds if (found := self._breaks(row, *bound)) is not None), None)
 
-    def _broken(self, row: Row, constraint: str, at: int, bound: float) -> Exclusion | None:
+    def _breaks(self, row: Row, constraint: str, at: int, bound: float) -> Exclusion | None:
         """The exclusion, where an option does not keep within a bound. What is not known keeps within it."""
         option, value = row.option, row.values[at]
         if constraint == "max_latency_ms":
-            value = _doubted(option, value, 0.0, self._at) / 1000
+            value = doubted(option, value, 0.0, self._at) / 1000
             broken = value > bound
         else:
             value = 1.0 - value
@@ -286,54 +282,6 @@ class Building:
         if not broken:
             return None
         return Exclusion(option.key.id, option.provider.id, option.model, constraint, bound, value)
-
-    def _settle_waits(self, rows: list[Row]) -> None:
-        """Latencies into expected waits: what is unknown is taken to be as good as the best until it was tried."""
-        plan, at = self._plan, self._at
-        expected, latency, in_flight, failed = (
-            plan.measures.index(name) for name in (EXPECTED_US, LATENCY_US, IN_FLIGHT, FAILURE_SHARE)
-        )
-        known = [row.values[latency] for row in rows if row.values[latency] > 0]
-        best = min(known, default=UNKNOWN_US)
-        for row in rows:
-            option, values = row.option, list(row.values)
-            lane = at.lanes.get(option.lanes[0])
-            us = values[latency] = _doubted(option, values[latency], best, at)
-            own = option.key.under_way
-            others = max(0, (0 if lane is None else lane.in_flight) - own)
-            row.alone = us / (option.key.weight * max(SUCCESS_LEAST, 1.0 - values[failed]))
-            row.others = others
-            values[in_flight] = float(others + own)
-            values[expected] = row.alone * (others + own + 1)
-            row.values = tuple(values)
-
-
-def _doubted(option: "Option", us: float, best: float, at: Conditions) -> float:
-    """A latency as it is believed: an old bad one less than a new one, an untried key's like the best."""
-    lane = at.lanes.get(option.lanes[0])
-    if us <= 0:
-        tries = 0 if lane is None else lane.requests_total + lane.in_flight
-        return best * (1 + tries)
-    if option.seen.latency(at.stream) > 0:
-        age = option.seen.latency_age(at.stream, at.now)
-    else:
-        age = max(0.0, (at.now_us - lane.last_used_us) / 1e6) if lane is not None else 0.0
-    return best + (us - best) * math.exp(-age / LATENCY_SECONDS)
-
-
-def by_waits(plan: Plan, rows: list[Row], count: int) -> tuple[list[Standing], list["Option"], int]:
-    """At most `count` rows of a calm order, by how long each makes one wait now: how they stand, what they are, and how
-    many at the head are equally good."""
-    told = [row.tell(plan, row.others + row.option.key.under_way) for row in rows]
-    waits = [standing.values[plan.waits] for standing in told]
-    places = sorted(range(len(rows)), key=waits.__getitem__)
-    limit, equals = plan.equal_to(waits[places[0]]), 1
-    while equals < len(places) and waits[places[equals]] <= limit:
-        equals += 1
-    if equals > 1:
-        places[:equals] = sorted(places[:equals])
-    del places[count:]
-    return [told[at] for at in places], [rows[at].option for at in places], min(equals, count)
 
 
 def settled(plan: Plan, rows: "list[Row]") -> "tuple[list[Row], int]":

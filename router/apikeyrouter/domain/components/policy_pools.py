@@ -1,7 +1,6 @@
 """A pool as policies see it: without what they refuse, in their order of preference, held in their budgets. Pure."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from apikeyrouter.domain.components.policy_constraints import Constraints, Verdict
 from apikeyrouter.domain.components.pool import Option, Pool
@@ -47,10 +46,10 @@ def _changed(option: Option, verdict: Verdict, budgets: Sequence[ScopeConfig], r
     """The option with what the policies ask of it; itself where that is nothing."""
     if not budgets and verdict.cost_max_nanousd is None and not verdict.success_min:
         return option
-    made = replace(
-        option, scopes=tuple(dict.fromkeys((*option.scopes, *(scope.id for scope in budgets)))),
+    made = option.changed(
+        scopes=tuple(dict.fromkeys((*option.scopes, *(scope.id for scope in budgets)))),
         hard=option.hard or any(scope.hard for scope in budgets), cost_max_nanousd=verdict.cost_max_nanousd,
-        success_min=verdict.success_min, _words={},
+        success_min=verdict.success_min,
     )  # fmt: skip
     made.rate = rate_of(made)
     return made
@@ -61,6 +60,6 @@ def _placed(options: Sequence[Option], constraints: Constraints) -> list[Option]
     places = [constraints.placed(option) for option in options]
     numbers = {place: number for number, place in enumerate(sorted(set(places)))}
     return [
-        option if option.rank == numbers[place] else replace(option, rank=numbers[place], _words={})
+        option if option.rank == numbers[place] else option.changed(rank=numbers[place])
         for option, place in zip(options, places, strict=True)
     ]

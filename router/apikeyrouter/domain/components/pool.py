@@ -7,16 +7,17 @@ request takes its K candidates from there. Whoever asks next starts one further,
 import random
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from apikeyrouter.domain.components.capacity import Level
 from apikeyrouter.domain.components.members import Members
 from apikeyrouter.domain.components.objectives import Plan
 from apikeyrouter.domain.components.observations import Seen
-from apikeyrouter.domain.components.ordering import Building, Order, Row, by_waits, settled
+from apikeyrouter.domain.components.ordering import Building, Order, Row, settled
 from apikeyrouter.domain.components.price_book import ModelPrice
 from apikeyrouter.domain.components.scoring import TYPICAL_TOKENS, Conditions, lane_out_until_us
+from apikeyrouter.domain.components.waits import by_waits
 from apikeyrouter.domain.models.accounting import LaneState, Words, place_words
 from apikeyrouter.domain.models.capabilities import ModelCapabilities
 from apikeyrouter.domain.models.ranking import Barred, Ranking, Standing
@@ -38,8 +39,8 @@ before meanwhile."""
 TURNING = 2
 """Where waits decide, a request compares the best of the order, and so many of the next that take turns."""
 TURNING_FROM_MAX = 256
-TURN_REQUESTS = 16
-"""For so many requests, the others are the same ones."""
+TURN_REQUESTS = 8
+"""After so many requests, one of the others gives its place to the next."""
 Which = tuple[Plan, bool, tuple[int, int]]
 """What an order is for: a plan, whether for streams, and the size of the request (bits of input and output; 0: any)."""
 
@@ -50,6 +51,11 @@ TURNS_APART = 1 << 20
 TURNS_KEPT_MAX = 64
 """Of one pool: the combinations of policies whose turns are kept."""
 _ANY = ModelCapabilities()
+
+
+Place = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], Words]
+"""Where an option is metered for a client: the client's own lanes, all lanes, its scopes; and the latter two as the
+ledger sends them."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -77,17 +83,25 @@ class Option:
     cost_max_nanousd: int | None = None
     success_min: float = 0.0
     able: ModelCapabilities = _ANY
-    _words: dict[tuple[str, ...], tuple[tuple[str, ...], Words]] = field(default_factory=dict)
+    placed: Place | None = None
+    """The last answer of `place`."""
+    _places: dict[tuple[str, ...], Place] = field(default_factory=dict)
 
-    def place(self, more: tuple[str, ...]) -> tuple[tuple[str, ...], Words]:
-        """Its lanes with a client's own behind them, and both with its scopes as the ledger sends them. Made once."""
-        known = self._words.get(more)
+    def place(self, more: tuple[str, ...]) -> Place:
+        """Its lanes with a client's own (`more`) behind them, and both with its scopes as the ledger sends them. Made
+        once for each client."""
+        known = self._places.get(more)
         if known is None:
-            if len(self._words) >= PLACES_MAX:
-                self._words.clear()
+            if len(self._places) >= PLACES_MAX:
+                self._places.clear()
             lanes = (*self.lanes, *more)
-            known = self._words[more] = (lanes, place_words(lanes, self.scopes))
+            known = self._places[more] = (more, lanes, self.scopes, place_words(lanes, self.scopes))
+        self.placed = known
         return known
+
+    def changed(self, **fields: Any) -> "Option":
+        """Itself but for some fields."""
+        return replace(self, placed=None, _places={}, **fields)
 
 
 @dataclass(slots=True)
@@ -223,7 +237,7 @@ class Pool:
     @property
     def caches(self) -> bool:
         """Whether it may matter which quota group holds the cache of a prompt."""
-        return self._saves and self.members.groups > 1
+        return self._saves and len(self.members.by_group) > 1
 
     def moved(self, key_id: str) -> None:
         """The state of a key is another. Its options come or go; none of the others is looked at.
@@ -337,13 +351,11 @@ class Pool:
         refused = skip or gone or blocked
         leaders = count if len(order.options) <= count else max(1, count - TURNING)
         if order.calm and not refused:
-            places = _window(len(order.options), order.turning, start, leaders)
-            near = [order.rows[at] for at in places]
+            near = _near(order.rows, order.turning, start, leaders)
             ranking.standings, options, ranking.equals = by_waits(plan, near, count)
             return Ranked(options, ranking)
         rows: list[Row] = []
-        for at in _window(len(order.options), order.turning, start, 2 * leaders if refused else leaders):
-            known = order.rows[at]
+        for known in _near(order.rows, order.turning, start, 2 * leaders if refused else leaders):
             option = known.option
             if refused and (option in gone or (skip and (option in skip or not option.key.state.eligible))):
                 continue
@@ -413,6 +425,8 @@ class Pool:
             self._building[which] = building
             return False
         self._building.pop(which, None)
+        if len(self.options) > SCORED_AT_ONCE_MAX:
+            order.tell_ahead(TURNING_FROM_MAX)
         if len(self._orders) >= ORDERS_MAX and which not in self._orders:
             self._orders.clear()
             self._building.clear()
@@ -452,16 +466,17 @@ def _typical(bits: int) -> int:
     return (3 << bits) >> 2
 
 
-def _window(count: int, turning: int, start: int, leaders: int) -> list[int]:
-    """The places of the leaders, equals in turn, and of some others that take turns too."""
-    head, first = min(turning, leaders), min(count, max(turning, leaders))
-    start_at = start % turning
-    if head == turning:
-        places = [*range(start_at, turning), *range(start_at), *range(turning, first)]
+def _near(rows: list[Row], turning: int, start: int, leaders: int) -> list[Row]:
+    """The leaders, equals in turn, and some others that take turns too."""
+    count, first = len(rows), max(turning, leaders)
+    at = start % turning
+    end = at + leaders
+    if turning <= leaders:
+        near = rows[at:turning] + rows[:at] + rows[turning:leaders]
     else:
-        places = [(start_at + step) % turning for step in range(head)]
-    others = min(count, first + TURNING_FROM_MAX) - first
-    if others:
-        turn = start // TURN_REQUESTS * TURNING
-        places += [first + (turn + step) % others for step in range(min(TURNING, others))]
-    return places
+        near = rows[at:end] if end <= turning else rows[at:turning] + rows[: end - turning]
+    others = min(count - first, TURNING_FROM_MAX) - TURNING
+    if others >= 0:
+        at = first + start // TURN_REQUESTS % (others + 1)
+        return near + rows[at : at + TURNING]
+    return near + rows[first:]

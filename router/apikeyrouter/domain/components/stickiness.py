@@ -24,6 +24,8 @@ CACHED_TOKENS_LEAST = 1024
 PREFIX_BYTES = 4096
 """The beginning of a prompt that makes a session of its own, and the least prompt that does."""
 MISSES_MAX = 2
+NAMED_BY = "prompt_cache_key"
+"""The field of a request that names its session."""
 _PREFIX_MEMBERS = ("system", "systemInstruction", "instructions", "tools", "messages", "input", "contents")
 
 SessionKey = tuple[str, str, str | bytes]
@@ -90,7 +92,7 @@ def session_key(
         return model, tenant, told
     if parsed is None:
         return None
-    key = parsed.fields.get("prompt_cache_key")
+    key = parsed.fields.get(NAMED_BY)
     if key is not None:
         return model, tenant, bytes(key)
     if not implicit or parsed.text_bytes < PREFIX_BYTES:
