@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 CODE   := router/apikeyrouter service/apikeyrouter_proxy tests benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: audit go-tools helm-check help setup run demo docs test lint format types imports lua-lint laws exact faults mutants bench ci constraints clean
+.PHONY: audit go-tools helm-check help setup run demo docs test lint format types imports lua-lint laws exact faults mutants bench guard guard-keep ci constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -73,7 +73,13 @@ mutants: $(READY) ## each line of the scripts taken out or negated: which of the
 bench: $(READY) ## CPU per request against the reference pass-through
 	$(BIN)/python -m benchmarks.run
 
-ci: lint types imports lua-lint audit go-tools test laws ## every check: what .ci/run runs
+guard: $(READY) ## what fixed requests make the worker execute: fails when it is a tenth more than what is kept
+	@$(BIN)/python -m benchmarks.guard
+
+guard-keep: $(READY) ## keep what is counted now as what is allowed
+	@$(BIN)/python -m benchmarks.guard --keep
+
+ci: lint types imports guard lua-lint audit go-tools test laws ## every check: what .ci/run runs
 
 constraints: ## resolve every dependency anew and pin it in constraints.txt
 	rm -rf $(VENV).new
