@@ -60,12 +60,13 @@ class Running:
         return AsyncAnthropic(**{"api_key": token, "base_url": self.url, "max_retries": 0, **options})
 
     def http(self, **options: Any) -> httpx.AsyncClient:
-        """A plain client."""
-        return httpx.AsyncClient(base_url=self.url, timeout=WAIT_SECONDS_MAX, **options)
+        """A plain client. Every answer is held against the service's own description."""
+        hooks = {"response": [described().check]}
+        return httpx.AsyncClient(base_url=self.url, timeout=WAIT_SECONDS_MAX, **{"event_hooks": hooks, **options})
 
     def operator(self) -> httpx.AsyncClient:
-        """A plain client with the management key. Every answer is held against the service's own description."""
-        return self.http(headers={"X-API-Key": MANAGEMENT_KEY}, event_hooks={"response": [described().check]})
+        """A plain client with the management key."""
+        return self.http(headers={"X-API-Key": MANAGEMENT_KEY})
 
     async def count(self, line: str) -> int:
         """The value of one sample in `/metrics`, e.g. `apikeyrouter_inflight`; 0 when it is not there."""
