@@ -174,7 +174,7 @@ def _launch(flavour: str, program: Path, directory: Path, options: Sequence[str]
     )  # fmt: skip
     with (directory / "log").open("ab") as log:
         process = subprocess.Popen(
-            [program, *arguments], stdout=log, stderr=log, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent
+            [program, *arguments], stdout=log, stderr=log, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent
         )
     return Server(
         flavour=flavour,
@@ -185,7 +185,8 @@ def _launch(flavour: str, program: Path, directory: Path, options: Sequence[str]
     )
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """In a child, before it begins: be killed when the process that started it ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

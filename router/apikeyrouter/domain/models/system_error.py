@@ -242,6 +242,10 @@ class LedgerUnavailableError(LedgerError):
     """The store cannot be reached within the deadline. Nothing is held that will not end by itself."""
 
 
+class LedgerRefusedError(LedgerUnavailableError):
+    """The store answered that it takes no such call now (full, loading, a replica). It certainly did not run."""
+
+
 class ClockSuspectError(LedgerUnavailableError):
     """The store's clock and this process's disagree, so that no period can be trusted: hard budgets refuse until they
     agree again. Nothing was held. `retry_after`: seconds, estimated.

@@ -1,7 +1,7 @@
 """What runs a script. Two engines do: a pipelined Redis connection, and Lua in this process."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 Argument = str | bytes | int
 Reply = list[object]
@@ -35,6 +35,14 @@ class Engine(Protocol):
             LedgerProtocolError: the script failed; nothing was written.
         """
         ...
+
+
+@runtime_checkable
+class Replaceable(Protocol):
+    """An engine whose server may be replaced by another one while it is in use."""
+
+    on_another_server: Callable[[], None] | None
+    """Called when another server took over, which may lack writes that the one before had acknowledged."""
 
 
 def cell_keys(namespace: str, cell: str, names: Sequence[str], *, pool: str) -> list[str]:

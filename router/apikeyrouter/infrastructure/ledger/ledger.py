@@ -47,7 +47,7 @@ from apikeyrouter.infrastructure.ledger.encoding import (
     scope_entry,
     scope_field,
 )
-from apikeyrouter.infrastructure.ledger.engine import Argument, Engine, Reply
+from apikeyrouter.infrastructure.ledger.engine import Argument, Engine, Replaceable, Reply
 from apikeyrouter.infrastructure.ledger.records import ReservationRecord, read_lane, read_reservation, read_scope
 
 PAGE_CONFIG = 64
@@ -92,6 +92,8 @@ class ScriptLedger:
 
     async def open(self) -> Stamp:
         """Connect, load the scripts, make the cell if it is new."""
+        if isinstance(self.engine, Replaceable):
+            self.engine.on_another_server = self._on_another_server
         await self.engine.open()
         reply = await self._run("open", [secrets.randbelow(2**52)])
         return self._stamp(reply)
@@ -315,6 +317,10 @@ class ScriptLedger:
             self.forgotten += 1
         self.stamp = stamp
         return stamp
+
+    def _on_another_server(self) -> None:
+        """It may lack what the one before acknowledged, and seq may not tell: others have written there since."""
+        self.forgotten += 1
 
     def _transition(self, reply: Reply) -> Transition:
         if reply[0] == Code.UNKNOWN_SCOPE:

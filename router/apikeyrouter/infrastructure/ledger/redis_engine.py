@@ -1,158 +1,48 @@
-"""The scripts on Redis or Valkey, over one pipelined connection.
+"""The scripts on Redis or Valkey, over one pipelined connection to whichever server has the cell.
 
 Concurrent calls share the connection: what is asked within one turn of the event loop leaves in one write, and replies
-come back in order. Nothing is retried here except what certainly did not run (no such function, LOADING and the like);
-whoever made the reservation id decides what an ambiguous answer means.
+come back in order. Nothing is retried here except what certainly did not run (no such function, moved elsewhere,
+LOADING and the like); whoever made the reservation id decides what an ambiguous answer means.
 """
 
 import asyncio
-import ssl
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import cast
-from urllib.parse import parse_qs, unquote, urlsplit
+from functools import partial
 
 import hiredis
 
-from apikeyrouter.domain.models.system_error import LedgerConfigError, LedgerProtocolError, LedgerUnavailableError
+from apikeyrouter.domain.models.system_error import (
+    LedgerProtocolError,
+    LedgerRefusedError,
+    LedgerUnavailableError,
+)
 from apikeyrouter.infrastructure.ledger.engine import Argument, Reply, cell_keys
 from apikeyrouter.infrastructure.ledger.scripts import load_library
+from apikeyrouter.infrastructure.redis_servers.address import parse_redis_url
+from apikeyrouter.infrastructure.redis_servers.dialing import CONNECT_SECONDS_MAX, Dialled, Dialler, refusal
+from apikeyrouter.infrastructure.redis_servers.discovery import Finder, Node
+from apikeyrouter.infrastructure.redis_servers.pipelined import PipelinedConnection, packed
+from apikeyrouter.infrastructure.redis_servers.shared import SharedConnection
 
-PENDING_MAX = 10_000
-CONNECT_TIMEOUT_S = 2.0
-_NOT_EXECUTED = ("LOADING", "BUSY", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "MISCONF", "OOM", "TRYAGAIN")
+FIND_SECONDS_MAX = 3.0
+OPEN_SECONDS_MAX = FIND_SECONDS_MAX + 2 * CONNECT_SECONDS_MAX
+PAUSE_SECONDS = 0.01
+"""Before what was refused for the moment is asked again."""
+LOOK_SECONDS = 0.1
+"""Between two looks for a server that takes writes."""
 _CACHE_MAX = 256
 _NO_FUNCTION = "ERR Function not found"
-_packed = cast("Callable[[tuple[str | bytes | int, ...]], bytes]", hiredis.pack_command)
-"""One command as the protocol has it. (The package's own stub takes a tuple of one word only.)"""
-
-
-@dataclass(frozen=True, slots=True)
-class RedisAddress:
-    """Where a server is and how to be let in. Prints without the password."""
-
-    host: str
-    port: int
-    path: str | None
-    username: str | None
-    password: str | None
-    database: int
-    tls: bool
-    verify: bool
-
-    def __repr__(self) -> str:
-        where = f"unix://{self.path}" if self.path else f"{'rediss' if self.tls else 'redis'}://{self.host}:{self.port}"
-        return f"{where}/{self.database}"
-
-
-def parse_redis_url(url: str) -> RedisAddress:
-    """`redis://`, `rediss://` and `unix://` URLs.
-
-    Raises:
-        LedgerConfigError: another scheme, or a port or database that is no number.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("redis", "rediss", "unix"):
-        raise LedgerConfigError(
-            f"Redis URL: scheme {parts.scheme!r} is not supported; use redis://, rediss:// or unix://"
-        )
-    query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
-    path = unquote(parts.path) if parts.scheme == "unix" else None
-    database = query.get("db") or ("0" if path else parts.path.strip("/") or "0")
-    try:
-        return RedisAddress(
-            host=parts.hostname or "127.0.0.1", port=parts.port or 6379, path=path,
-            username=unquote(parts.username) if parts.username else query.get("username"),
-            password=unquote(parts.password) if parts.password else query.get("password"), database=int(database),
-            tls=parts.scheme == "rediss", verify=query.get("ssl_cert_reqs", "required") != "none",
-        )  # fmt: skip
-    except ValueError as exc:
-        raise LedgerConfigError("Redis URL: the port and the database must be numbers") from exc
-
-
-class _Connection(asyncio.Protocol):
-    """One connection: writes what was asked in a turn of the loop at once, hands replies out in order."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
-        self._loop, self.timeout_s = loop, timeout_s
-        self._reader = hiredis.Reader(notEnoughData=Ellipsis)
-        self._waiting: deque[asyncio.Future[object]] = deque()
-        self._due: deque[float] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-        self._outgoing: list[bytes] = []
-        self._transport: asyncio.Transport | None = None
-        self.closed = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's own class is no subclass of it
-
-    def data_received(self, data: bytes) -> None:
-        self._reader.feed(data)
-        try:
-            while (reply := self._reader.gets()) is not Ellipsis:
-                future = self._waiting.popleft()
-                self._due.popleft()
-                if not future.done():
-                    future.set_result(reply)
-        except (hiredis.ProtocolError, IndexError) as exc:
-            self._fail(f"the server's answer is not Redis protocol: {exc}")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(f"connection lost: {exc or 'closed by the server'}")
-
-    def _fail(self, why: str) -> None:
-        self.closed = True
-        if self._transport is not None:
-            self._transport.abort()
-        if self._timer is not None:
-            self._timer.cancel()
-        self._due.clear()
-        while self._waiting:
-            future = self._waiting.popleft()
-            if not future.done():
-                future.set_exception(LedgerUnavailableError(f"Redis: {why}"))
-
-    def send(self, command: bytes) -> asyncio.Future[object]:
-        future: asyncio.Future[object] = self._loop.create_future()
-        if self.closed or len(self._waiting) >= PENDING_MAX:
-            why = "connection lost" if self.closed else "too many calls wait"
-            future.set_exception(LedgerUnavailableError(f"Redis: {why}"))
-            return future
-        self._waiting.append(future)
-        self._due.append(self._loop.time() + self.timeout_s)
-        if self._timer is None:
-            self._timer = self._loop.call_at(self._due[0], self._expire)
-        self._outgoing.append(command)
-        if len(self._outgoing) == 1:
-            self._loop.call_soon(self._flush)
-        return future
-
-    def answer_within(self, timeout_s: float) -> None:
-        """From now on a call may take so long. Called while nothing waits."""
-        self.timeout_s = timeout_s
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _expire(self) -> None:
-        """End the waiting for what is overdue; its reply, if it still comes, is thrown away in its turn."""
-        self._timer = None
-        now = self._loop.time()
-        for future, due in zip(self._waiting, self._due, strict=True):
-            if due > now:
-                self._timer = self._loop.call_at(due, self._expire)
-                return
-            if not future.done():
-                future.set_exception(LedgerUnavailableError("Redis did not answer within the deadline"))
-
-    def _flush(self) -> None:
-        if self._transport is not None and not self.closed:
-            self._transport.write(b"".join(self._outgoing))
-        self._outgoing.clear()
-
-    def close(self) -> None:
-        self._fail("closed")
+_ASKING = packed(("ASKING",))
+_AWAY = ("LOADING", "BUSY", "CLUSTERDOWN", "MASTERDOWN")
+"""Refusals of a server that serves nobody now."""
+_PASSING = (*_AWAY, _NO_FUNCTION, "MOVED ", "ASK ", "READONLY", "TRYAGAIN")
+"""Refusals that may be over within the deadline of a call. None of those calls ran."""
+_LASTING = {
+    "OOM": "it is full (maxmemory): nothing is admitted until there is room, settlements go on; give it more memory",
+    "MISCONF": "it cannot write to its disk and therefore takes no writes; look at its disk and its log",
+    "NOREPLICAS": "too few replicas keep up with it (min-replicas-to-write); look at them",
+}
+"""Refusals that last until somebody does something. None of those calls ran."""
 
 
 class RedisEngine:
@@ -174,41 +64,55 @@ class RedisEngine:
         self._namespace, self._cell, self._timeout_s = namespace, cell, timeout_s
         self._library = load_library(virtual_time=virtual_time)
         self._heads: dict[tuple[str, str], tuple[bytes, int]] = {}
-        self._connection: _Connection | None = None
-        self._connecting: asyncio.Lock | None = None
+        self._finder, self._dialler = Finder(self.address), Dialler(self.address)
+        self._cell_key = cell_keys(namespace, cell, "L", pool="")[0]
+        self._main = SharedConnection(self._connect)
+        self._aside: tuple[Node, SharedConnection] | None = None
+        self._node: Node | None = None
+        self._moved_to: Node | None = None
+        self._identity = ""
+        self._look_at = 0.0
         self._closed = False
+        self.on_another_server: Callable[[], None] | None = None
+        """Called when a connection was made to another server, or another run of it, than the one before: it may lack
+        what that one had acknowledged."""
 
     async def open(self) -> None:
-        """Connect, refuse a server that evicts, load the library."""
+        """Find the server and connect, refuse one that evicts, load the library."""
         self._closed = False
-        await self._connected()
+        await self._main.get(OPEN_SECONDS_MAX, at_once=True)
 
     async def close(self) -> None:
         """Close the connection; calls under way end with LedgerUnavailableError."""
         self._closed = True
-        if self._connection is not None:
-            self._connection.close()
+        self._main.close()
+        if self._aside is not None:
+            self._aside[1].close()
 
     async def run(self, name: str, args: Sequence[Argument], *, pool: str = "") -> Reply:
-        """Run one script. One round trip; a server that lost its scripts gets them again first."""
+        """Run one script. One round trip; what was refused for the moment is asked again until the deadline."""
         reply = await self._call(name, args, pool)
-        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith(_NO_FUNCTION):
-            await self._load(await self._connected())
-            reply = await self._call(name, args, pool)
         if isinstance(reply, list):
             return reply
-        text = str(reply)
-        if isinstance(reply, hiredis.ReplyError) and text.startswith(_NOT_EXECUTED):
-            raise LedgerUnavailableError(f"Redis refused: {text}")
-        raise LedgerProtocolError(f"script {name} failed: {text}")
+        try:
+            async with asyncio.timeout(max(self._timeout_s, PAUSE_SECONDS)):
+                while not isinstance(reply, list):
+                    reply = await self._after(_passing(name, reply), name, args, pool)
+        except TimeoutError:
+            gone = str(reply).startswith(_AWAY)
+            raise (LedgerUnavailableError if gone else LedgerRefusedError)(f"Redis refused: {reply}") from None
+        return reply
 
     async def _call(self, name: str, args: Sequence[Argument], pool: str) -> object:
-        connection = self._connection
+        connection = self._main.current
         if connection is None or connection.closed:
             connection = await self._connected()
+        return await connection.send(self._command(name, args, pool))
+
+    def _command(self, name: str, args: Sequence[Argument], pool: str) -> bytes:
         head, count = self._heads.get((name, pool)) or self._head(name, pool)
         words = _words_of(tuple(args)) if args else b""
-        return await connection.send(b"*%d\r\n%b%b" % (count + len(args), head, words))
+        return b"*%d\r\n%b%b" % (count + len(args), head, words)
 
     def _head(self, name: str, pool: str) -> tuple[bytes, int]:
         """What every call of a script begins with, packed once (FCALL, function, keys), and how many words that is."""
@@ -220,90 +124,118 @@ class RedisEngine:
         head = self._heads[name, pool] = (_words_of(words), len(words))
         return head
 
-    async def _connected(self) -> _Connection:
+    # --- what was refused for the moment -----------------------------------------------------------------------------
+
+    async def _after(self, text: str, name: str, args: Sequence[Argument], pool: str) -> object:
+        """The reply to the next try, where that belongs and when it is of use."""
+        kind, *where = text.split()
+        if kind == "ASK":
+            aside = await self._aside_at(self._named(where))
+            asking = aside.send(_ASKING)
+            reply = aside.send(self._command(name, args, pool))
+            await asking
+            return await reply
+        if kind == "MOVED":
+            self._follow(self._named(where))
+        elif text.startswith(_NO_FUNCTION):
+            await self._load(self._node, await self._connected())
+        else:
+            if kind in ("READONLY", "MASTERDOWN", "CLUSTERDOWN"):
+                self._look_again()
+            await asyncio.sleep(PAUSE_SECONDS)
+        return await self._call(name, args, pool)
+
+    def _named(self, where: list[str]) -> Node:
+        """The node of a redirection, `slot host:port`; without a host it is the one that we asked."""
+        host, _, port = where[1].rpartition(":")
+        known = self._node.host if self._node is not None else ""
+        return Node(host.strip("[]") or known, int(port))
+
+    def _follow(self, node: Node) -> None:
+        """The cell is elsewhere: at this node. Of many calls one moves us."""
+        if self._main.current is None or node in (self._node, self._moved_to):
+            return
+        self._node, self._moved_to = None, node
+        self._main.retire()
+
+    def _look_again(self) -> None:
+        """Ask anew where the cell is: who answers here is not, or no longer, the one that takes writes."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._look_at and self._main.current is not None:
+            self._look_at = now + LOOK_SECONDS
+            self._node = None
+            self._main.retire()
+
+    async def _aside_at(self, node: Node) -> PipelinedConnection:
+        """A connection to the node that a slot is being moved to."""
+        if self._aside is None or self._aside[0] != node:
+            if self._aside is not None:
+                self._aside[1].retire()
+            self._aside = (node, SharedConnection(partial(self._dial, node)))
+        return await self._aside[1].get(self._timeout_s)
+
+    # --- connecting --------------------------------------------------------------------------------------------------
+
+    async def _connected(self) -> PipelinedConnection:
         if self._closed:
             raise LedgerUnavailableError("Redis: the ledger is closed")
-        if self._connecting is None:
-            self._connecting = asyncio.Lock()
-        async with self._connecting:
-            if self._connection is None or self._connection.closed:
-                self._connection = await self._connect()
-            return self._connection
+        return await self._main.get(self._timeout_s)
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self) -> Dialled:
+        moved_to, self._moved_to = self._moved_to, None
+        node = moved_to or await self._find()
+        dialled = await self._dial(node)
+        self._node = node
+        if self._identity and dialled.identity not in ("", self._identity) and self.on_another_server is not None:
+            self.on_another_server()
+        self._identity = dialled.identity or self._identity
+        return dialled
+
+    async def _find(self) -> Node:
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                connection = await self._dial()
-                try:
-                    await self._greet(connection)
-                except BaseException:
-                    connection.close()
-                    raise
-                connection.answer_within(self._timeout_s)
-                return connection
-        except (OSError, TimeoutError, ssl.SSLError) as exc:
-            raise LedgerUnavailableError(f"Redis at {self.address!r} cannot be reached: {exc or 'timed out'}") from exc
+            async with asyncio.timeout(FIND_SECONDS_MAX):
+                return await self._finder.find(self._cell_key)
+        except TimeoutError as exc:
+            raise LedgerUnavailableError(f"Redis: nobody at {self.address} told in time where the ledger is") from exc
 
-    async def _dial(self) -> _Connection:
-        loop, at = asyncio.get_running_loop(), self.address
+    async def _dial(self, node: Node) -> Dialled:
+        dialled = await self._dialler.dial(node)
+        try:
+            await self._load(node, dialled.connection)
+        except BaseException:
+            dialled.connection.close()
+            raise
+        dialled.connection.answer_within(self._timeout_s)
+        return dialled
 
-        def make() -> _Connection:
-            return _Connection(loop, CONNECT_TIMEOUT_S)
-
-        if at.path:
-            _, connection = await loop.create_unix_connection(make, at.path)
-            return connection
-        context = None
-        if at.tls:
-            context = ssl.create_default_context()
-            if not at.verify:
-                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        _, connection = await loop.create_connection(make, at.host, at.port, ssl=context)
-        return connection
-
-    async def _greet(self, connection: _Connection) -> None:
-        at = self.address
-        if at.password:
-            await self._expect_ok(connection, *filter(None, ("AUTH", at.username, at.password)))
-        if at.database:
-            await self._expect_ok(connection, "SELECT", str(at.database))
-        await self._refuse_eviction(connection)
-        await self._load(connection)
-
-    async def _refuse_eviction(self, connection: _Connection) -> None:
-        """A server that evicts keys would forget what was spent. Where CONFIG is forbidden, it is not known."""
-        reply = await connection.send(_packed(("CONFIG", "GET", "maxmemory-policy")))
-        policy = reply[1].decode() if isinstance(reply, list) and len(reply) == 2 else "noeviction"
-        if policy.startswith("allkeys"):
-            connection.close()
-            raise LedgerConfigError(
-                f"Redis at {self.address!r} evicts keys (maxmemory-policy {policy}), so spent budgets would be"
-                " forgotten; run: CONFIG SET maxmemory-policy noeviction"
-            )
-
-    async def _load(self, connection: _Connection) -> None:
+    async def _load(self, node: Node | None, connection: PipelinedConnection) -> None:
         """Give the server the library, unless it has it: loading is refused while memory is full, settling is not."""
-        known = await connection.send(_packed(("FUNCTION", "LIST", "LIBRARYNAME", self._library.name)))
+        known = await connection.send(packed(("FUNCTION", "LIST", "LIBRARYNAME", self._library.name)))
         if isinstance(known, list) and known:
             return
-        reply = await connection.send(_packed(("FUNCTION", "LOAD", self._library.text)))
+        reply = await connection.send(packed(("FUNCTION", "LOAD", self._library.text)))
         if isinstance(reply, hiredis.ReplyError) and "already exists" not in str(reply):
-            raise _refusal(reply, self.address)
+            raise refusal(reply, node or Node())
 
-    async def _expect_ok(self, connection: _Connection, *command: str) -> None:
-        reply = await connection.send(_packed(command))
-        if isinstance(reply, hiredis.ReplyError):
-            connection.close()
-            raise _refusal(reply, self.address)
+
+def _passing(name: str, reply: object) -> str:
+    """What was refused for the moment, in the server's words.
+
+    Raises:
+        LedgerRefusedError: refused until somebody does something.
+        LedgerProtocolError: it is no refusal.
+    """
+    text = str(reply)
+    if isinstance(reply, hiredis.ReplyError):
+        if text.startswith(_PASSING):
+            return text
+        remedy = _LASTING.get(text.partition(" ")[0])
+        if remedy is not None:
+            raise LedgerRefusedError(f"Redis refused: {text}; {remedy}")
+    raise LedgerProtocolError(f"script {name} failed: {text}")
 
 
 def _words_of(words: tuple[str | bytes | int, ...]) -> bytes:
     """Words as they stand in a command, without the count before them."""
-    packed = _packed(words)
-    return packed[packed.index(b"\n") + 1 :]
-
-
-def _refusal(reply: hiredis.ReplyError, address: RedisAddress) -> LedgerUnavailableError | LedgerConfigError:
-    if str(reply).startswith("NOPERM"):
-        return LedgerConfigError(f"Redis at {address!r} refused: {reply}; docs/redis-keys.md says what its user needs")
-    return LedgerUnavailableError(f"Redis at {address!r} refused: {reply}")
+    ready = packed(words)
+    return ready[ready.index(b"\n") + 1 :]

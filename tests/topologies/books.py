@@ -1,0 +1,69 @@
+"""A budget on a ledger, and calls that are booked through whatever happens to its servers."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from apikeyrouter.domain.models.accounting import (
+    Admission,
+    Candidate,
+    Charge,
+    Period,
+    ReserveRequest,
+    ScopeConfig,
+    Settlement,
+)
+from apikeyrouter.domain.models.system_error import LedgerUnavailableError
+from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
+from apikeyrouter.infrastructure.ledger.redis_engine import RedisEngine
+
+SCOPE = "global:all"
+COST = 1_000
+LANE = "k:one"
+WAIT_SECONDS_MAX = 40.0
+_CANDIDATE = Candidate(lanes=(LANE,), scopes=(SCOPE,), charge=Charge(expected_nanousd=COST, bound_nanousd=COST))
+
+
+@asynccontextmanager
+async def ledger_at(url: str, *, limit: int = 10**9, timeout_s: float = 0.5) -> AsyncIterator[ScriptLedger]:
+    """An open ledger with a hard budget of `limit` nano-dollars."""
+    ledger = ScriptLedger(RedisEngine(url, timeout_s=timeout_s))
+    await ledger.open()
+    try:
+        await ledger.put(scopes=[ScopeConfig(id=SCOPE, limit_nanousd=limit, hard=True, period=Period.TOTAL)])
+        yield ledger
+    finally:
+        await ledger.close()
+
+
+async def booked(ledger: ScriptLedger) -> bool:
+    """One call, reserved and settled, however long its server is away. Whether it was admitted."""
+    rid = uuid.uuid4().bytes
+    request = ReserveRequest(rid=rid, candidates=(_CANDIDATE,))
+    settlement = Settlement(rid=rid, input_tokens=1, output_tokens=1, cost_nanousd=COST)
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    admitted: bool | None = None
+    while time.monotonic() < deadline:
+        try:
+            if admitted is None:
+                admitted = isinstance(await ledger.reserve(request), Admission)
+            if admitted:
+                await ledger.settle(settlement)
+            return admitted
+        except LedgerUnavailableError:
+            await asyncio.sleep(0.02)
+    raise AssertionError(f"nobody serves after {WAIT_SECONDS_MAX} s")
+
+
+async def spent(ledger: ScriptLedger) -> tuple[int, int]:
+    """What the budget says is settled, and held; asked until somebody answers."""
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    while time.monotonic() < deadline:
+        try:
+            states = await ledger.scopes([SCOPE])
+            return sum(state.settled for state in states), sum(state.held for state in states)
+        except LedgerUnavailableError:
+            await asyncio.sleep(0.02)
+    raise AssertionError(f"nobody serves after {WAIT_SECONDS_MAX} s")
