@@ -34,9 +34,11 @@ class PipelinedConnection(asyncio.Protocol):
         self.closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The event loop connected it."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own class is no subclass of it
 
     def data_received(self, data: bytes) -> None:
+        """Hand out the replies in it, in the order in which their commands were sent."""
         self._reader.feed(data)
         self._silent_since = None
         try:
@@ -51,6 +53,7 @@ class PipelinedConnection(asyncio.Protocol):
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """What waits is told that nobody knows whether it ran."""
         self._fail(f"connection lost: {exc or 'closed by the server'}")
 
     def _fail(self, why: str) -> None:
