@@ -11,7 +11,7 @@ COPY . .
 RUN python -m venv /opt/build && /opt/build/bin/pip install -q build -c constraints.txt
 RUN /opt/build/bin/python -m build --wheel --outdir /opt/dist .
 RUN python -m venv /opt/apikeyrouter
-RUN /opt/apikeyrouter/bin/pip install -q -c constraints.txt "$(ls /opt/dist/*.whl)[proxy,tracing,mongodb]"
+RUN /opt/apikeyrouter/bin/pip install -q -c constraints.txt "$(ls /opt/dist/*.whl)[proxy,dashboard,tracing,mongodb]"
 RUN /opt/apikeyrouter/bin/pip uninstall -q -y pip && /opt/apikeyrouter/bin/python -m compileall -q /opt/apikeyrouter
 
 FROM ${PYTHON_IMAGE}

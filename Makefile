@@ -4,7 +4,7 @@ VENV   ?= .venv
 TEST_PROCESSES ?= 2
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-CODE   := router/apikeyrouter service/apikeyrouter_proxy tests benchmarks tools
+CODE   := router/apikeyrouter service/apikeyrouter_proxy service/apikeyrouter_dashboard tests benchmarks tools
 
 .DEFAULT_GOAL := help
 .PHONY: audit go-tools helm-check help setup run demo docs test lint format types imports lua-lint laws exact faults mutants bench guard guard-keep ci constraints clean
@@ -15,7 +15,7 @@ help: ## list the targets
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[proxy,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[proxy,dashboard,dev]'
 	@touch $(READY)
 
 setup: $(READY) ## create .venv with everything pinned in constraints.txt
@@ -84,7 +84,7 @@ ci: lint types imports guard lua-lint audit go-tools test laws ## every check: w
 constraints: ## resolve every dependency anew and pin it in constraints.txt
 	rm -rf $(VENV).new
 	$(PYTHON) -m venv $(VENV).new
-	$(VENV).new/bin/pip install -q --disable-pip-version-check -e '.[proxy,dev]'
+	$(VENV).new/bin/pip install -q --disable-pip-version-check -e '.[proxy,dashboard,dev]'
 	$(VENV).new/bin/pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' > constraints.txt
 	rm -rf $(VENV).new
 

@@ -11,7 +11,7 @@ import pytest
 from tests.house.tree import python_files, read
 
 PROJECT = tomllib.loads(read("pyproject.toml"))["project"]
-OURS = {"apikeyrouter", "apikeyrouter_proxy", "tests", "tools", "benchmarks"}
+OURS = {"apikeyrouter", "apikeyrouter_proxy", "apikeyrouter_dashboard", "tests", "tools", "benchmarks"}
 NOT_IMPORTED = {"tzdata", "types-pyyaml"}
 """Declared although nothing imports them: data and stubs."""
 TOOLS = {
@@ -27,7 +27,13 @@ TOOLS = {
 }
 """Run rather than imported."""
 INTEGRATED = "router/apikeyrouter/integrations/"
-PROXY = ("service/", "router/apikeyrouter/commands/", "router/apikeyrouter/cli.py", "router/apikeyrouter/simulator/")
+DASHBOARD = "service/apikeyrouter_dashboard/"
+PROXY = (
+    "service/apikeyrouter_proxy/",
+    "router/apikeyrouter/commands/",
+    "router/apikeyrouter/cli.py",
+    "router/apikeyrouter/simulator/",
+)
 INTEGRATIONS = {"httpx": "httpx", "httpx2": "httpx2", "otel": "opentelemetry"}
 """Extras of one package each, and the modules of `integrations` that import them."""
 NAMESPACES = {
@@ -55,6 +61,10 @@ def test_the_service_and_the_commands_import_exactly_the_extra_as_well() -> None
     extra = _declared(PROJECT["optional-dependencies"]["proxy"])
     imported = _imported([name for name in python_files(*PROXY) if name != TRACING]) | OPTIONAL_IN_LIBRARY
     assert imported - _declared(PROJECT["dependencies"]) == extra - NOT_IMPORTED
+
+
+def test_the_operators_page_imports_exactly_its_extra() -> None:
+    assert _imported(python_files(DASHBOARD)) == _declared(PROJECT["optional-dependencies"]["dashboard"])
 
 
 @pytest.mark.parametrize("extra", INTEGRATIONS)

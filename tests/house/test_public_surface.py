@@ -66,7 +66,7 @@ def test_every_public_name_of_the_package_is_there_and_listed_in_order() -> None
     assert sorted(apikeyrouter.__all__) == list(apikeyrouter.__all__)
 
 
-@pytest.mark.parametrize("package", ["apikeyrouter", "apikeyrouter_proxy"])
+@pytest.mark.parametrize("package", ["apikeyrouter", "apikeyrouter_proxy", "apikeyrouter_dashboard"])
 def test_the_packages_say_that_they_are_typed(package: str) -> None:
     assert files(package).joinpath("py.typed").is_file()
 

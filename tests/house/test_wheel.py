@@ -79,7 +79,12 @@ def test_the_wheel_holds_scripts_prices_and_type_markers_and_no_tests(wheel: Pat
     assert scripts - names == set()
     assert {"apikeyrouter/_data/prices.json", "apikeyrouter/py.typed", "apikeyrouter_proxy/py.typed"} <= names
     tops = {name.partition("/")[0] for name in names}
-    assert tops == {"apikeyrouter", "apikeyrouter_proxy", f"apikeyrouter-{__version__}.dist-info"}
+    assert tops == {
+        "apikeyrouter",
+        "apikeyrouter_proxy",
+        "apikeyrouter_dashboard",
+        f"apikeyrouter-{__version__}.dist-info",
+    }
 
 
 def test_the_installed_wheel_routes_a_request_in_memory(installed: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CODE = ("router/apikeyrouter", "service/apikeyrouter_proxy")
+CODE = ("router/apikeyrouter", "service/apikeyrouter_proxy", "service/apikeyrouter_dashboard")
 
 
 @cache

@@ -26,6 +26,7 @@ for _name, _group in (
     app.add_typer(_group, name=_name)
 looking.add_to(app)
 
+SERVICE_URL = "http://127.0.0.1:8000"
 Port = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port; 0 picks a free one.")]
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, max=512, help="Worker processes.")]
@@ -87,11 +88,35 @@ def demo(
     workers: Annotated[int, typer.Option("--workers", min=1, max=32, help="Worker processes.")] = 4,
     kill: Annotated[bool, typer.Option("--kill/--no-kill", help="Kill -9 one worker half way.")] = True,
     json: Json = False,
+    incident: Annotated[
+        bool, typer.Option("--incident", help="Instead: a bad day, to be read off the operator's page.")
+    ] = False,
 ) -> None:
     """Live traffic over simulated providers that enforce their limits, and the books afterwards. Loopback only."""
+    if incident:
+        from apikeyrouter.commands.demo import incident as bad_day
+
+        raise typer.Exit(bad_day.run(seconds=None, port=0, tell=typer.echo))
     from apikeyrouter.commands.demo import run
 
     raise typer.Exit(run(seconds=seconds, workers=workers, kill=kill, json=json))
+
+
+@app.command()
+def dashboard(
+    url: Annotated[str, typer.Option("--url", envvar="APIKEYROUTER_URL", help="Where the service is.")] = SERVICE_URL,
+    admin_key: Annotated[
+        str | None, typer.Option("--admin-key", help="Print a link that signs in with this admin key, once.")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 picks a free one.")] = 8100,
+    secure: Annotated[bool, typer.Option("--secure", help="Cookies over TLS alone; for behind a proxy.")] = False,
+    watch_stdin: Annotated[bool, typer.Option("--watch-stdin", hidden=True)] = False,
+) -> None:
+    """The operator's page for a running service: the pool, the money, the reasons."""
+    from apikeyrouter.commands.dashboard import run
+
+    raise typer.Exit(run(url=url, admin_key=admin_key, host=host, port=port, secure=secure, watch_stdin=watch_stdin))
 
 
 @app.command()

@@ -75,7 +75,10 @@ async def _perform(plan: _Plan, show: Show) -> Figures:
         SimulatorProcess(simulator_config()) as simulator,
         _open_ledger(embedded) as ledger,
     ):
-        async with stage.running_service(embedded, simulator.url, workers=plan.workers) as (service, listening):
+        async with stage.running_service(embedded, router_config(simulator.url), workers=plan.workers) as (
+            service,
+            listening,
+        ):
             performance = _Performance(plan, show, view, simulator, ledger, service, listening)
             clients, offered = await performance.run()
         view.headline = "the service has ended; now the same kind of load straight at a provider …"

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from apikeyrouter.commands.demo.plan import router_config
 from apikeyrouter.domain.models.system_error import ConfigurationError
 from apikeyrouter.infrastructure.embedded_valkey import EmbeddedServer, open_embedded
 
@@ -82,20 +81,20 @@ async def embedded_server() -> AsyncIterator[EmbeddedServer]:
 
 @contextlib.asynccontextmanager
 async def running_service(
-    embedded: EmbeddedServer, simulator_url: str, *, workers: int
+    embedded: EmbeddedServer, config: Mapping[str, Any], *, workers: int, environ: Mapping[str, str] | None = None
 ) -> AsyncIterator[tuple[Child, dict[str, Any]]]:
-    """`apikeyrouter serve` over that server and those providers, on a free loopback port; and what it announced.
+    """`apikeyrouter serve` over that server with that configuration, on a free loopback port; and what it announced.
 
-    It sees nothing of the caller's keys and settings, and runs in a directory without a `.env`.
+    It sees nothing of the caller's keys and settings but `environ`, and runs in a directory without a `.env`.
     """
     with tempfile.TemporaryDirectory(prefix="apikeyrouter-demo-") as directory:
         path = Path(directory) / "demo.yaml"
-        path.write_text(json.dumps(router_config(simulator_url), indent=2))
+        path.write_text(json.dumps(config, indent=2))
         arguments = ["-m", "apikeyrouter.cli", "serve", "--json", "--watch-stdin"]
         arguments += ["--host", "127.0.0.1", "--port", "0"]
         arguments += ["--workers", str(workers), "--config", str(path), "--redis-url", embedded.url]
-        environ = _environ() | {"APIKEYROUTER_ENCRYPTION_KEY": embedded.encryption_key, "PROXY_ACCESS_LOG": "false"}
-        async with _child("service", arguments, environ=environ, directory=directory) as child:
+        told = {"APIKEYROUTER_ENCRYPTION_KEY": embedded.encryption_key, "PROXY_ACCESS_LOG": "false", **(environ or {})}
+        async with _child("service", arguments, environ=_environ() | told, directory=directory) as child:
             yield child, await asyncio.wait_for(child.hear("listening"), START_SECONDS_MAX)
 
 

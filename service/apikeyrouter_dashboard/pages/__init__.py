@@ -1,0 +1,9 @@
+"""The pages: each asks for what it needs, has it shown, and takes actions. What is shown is made in `shown`."""
+
+from apikeyrouter_dashboard.pages.frame import Page
+from apikeyrouter_dashboard.pages.pool import PoolPage
+
+__all__ = ["PAGES"]
+
+PAGES: tuple[type[Page], ...] = (PoolPage,)
+"""In the order of the navigation."""

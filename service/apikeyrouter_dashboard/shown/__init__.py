@@ -1,0 +1,1 @@
+"""Answers of the management API as they are shown: pure functions, HTML and chart options out."""

@@ -1,0 +1,1 @@
+"""The operator's page, driven in a real browser."""

@@ -1,0 +1,96 @@
+"""The pool map, and what is done to keys from there, checked by its effect through the API."""
+
+import pytest
+
+from tests.dashboard.driving import Seat
+from tests.service.running import Running, wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+
+async def _key(service: Running, key_id: str) -> dict[str, object]:
+    async with service.operator() as client:
+        answer = await client.get(f"/api/v1/keys/{key_id}")
+        told: dict[str, object] = answer.json() if answer.status_code == 200 else {"state": "gone"}
+        return told
+
+
+async def test_every_key_has_a_tile_by_its_quota_group(operator: Seat) -> None:
+    await operator.reads("2 keys")
+    tiles = await operator.page.locator(".tile.card").evaluate_all("all => all.map(one => one.dataset.id)")
+    assert sorted(tiles) == ["north-1", "north-2", "west-1"]
+    west = operator.page.locator('.tile[data-id="west-1"]')
+    assert "unknown" in await west.inner_text()
+    await operator.page.get_by_text("by provider").click()
+    await operator.page.wait_for_selector('h2:has-text("anthropic")')
+
+
+async def test_a_key_is_disabled_and_enabled_from_its_tile(operator: Seat, service: Running) -> None:
+    await operator.act("open", id="north-2")
+    await operator.press("Disable")
+    await operator.press("Do it")
+    await operator.reads("north-2 is disabled")
+    assert (await _key(service, "north-2"))["state"] == "disabled"
+    await operator.page.wait_for_selector('.tile[data-id="north-2"].is-disabled')
+    await operator.press("Enable")
+
+    async def back() -> bool:
+        return (await _key(service, "north-2"))["state"] == "available"
+
+    await wait_until(back)
+
+
+async def test_a_key_is_probed_and_says_what_the_provider_said(operator: Seat, service: Running) -> None:
+    await operator.act("open", id="north-1")
+    await operator.press("Probe")
+    await operator.reads("north-1: the provider takes it")
+    async with service.operator() as client:
+        newest = (await client.get("/api/v1/audit", params={"limit": 1})).json()["audit"][0]
+    assert (newest["action"], newest["id"]) == ("key.probed", "north-1")
+
+
+async def test_what_destroys_asks_for_a_typed_word(operator: Seat, service: Running) -> None:
+    async with service.operator() as client:
+        body = {"key_material": "sk-sim-spare-1", "provider_id": "openai", "metadata": {"quota_group": "spare"}}
+        made = (await client.post("/api/v1/keys", json=body)).json()["id"]
+    await operator.act("open", id=made)
+    await operator.press("Rotate …")
+    dialog = operator.page.locator(".q-dialog").last
+    await dialog.get_by_label("New key material").fill("sk-sim-spare-2")
+    go = dialog.get_by_role("button", name="Rotate", exact=True)
+    assert await go.is_disabled()
+    await dialog.get_by_label(f"Type {made} to go on").fill(made)
+    await go.click()
+    await operator.reads(f"{made} is rotated")
+    assert (await _key(service, made))["generation"] == 1
+    await operator.press("Revoke …")
+    await operator.page.locator(".q-dialog").last.get_by_label(f"Type {made} to go on").fill(made)
+    await operator.press("Revoke")
+    await operator.reads(f"{made} is revoked")
+    assert (await _key(service, made))["state"] == "gone"
+
+
+async def test_whoever_looks_away_is_not_served(operator: Seat, service: Running) -> None:
+    """A hidden tab asks for nothing; one that is looked at again does."""
+    await operator.reads("keys that serve")
+    await operator.page.evaluate("emitEvent('seen', false)")
+    shown = operator.page.locator(".age")
+    async with service.operator() as client:
+        await client.patch("/api/v1/keys/north-2", json={"state": "disabled"})
+        await operator.page.wait_for_timeout(3000)
+        before = await shown.inner_text()
+        await operator.page.wait_for_timeout(2500)
+        assert await shown.inner_text() == before
+        await operator.page.evaluate("emitEvent('seen', true)")
+        await operator.page.wait_for_selector('.tile[data-id="north-2"].is-disabled')
+        await client.patch("/api/v1/keys/north-2", json={"state": "available"})
+
+
+async def test_the_map_is_walked_through_with_the_keyboard(operator: Seat) -> None:
+    tile = operator.page.locator('.tile[data-id="north-1"]')
+    await tile.focus()
+    await operator.page.wait_for_timeout(2500)
+    focused = "document.activeElement.dataset.id"
+    assert await operator.page.evaluate(focused) == "north-1"
+    await operator.page.keyboard.press("Enter")
+    await operator.reads("What became of it")
