@@ -47,9 +47,9 @@ class Block:
 
 @dataclass(eq=False)
 class Page:
-    """One page of one browser. Subclasses say what they read and how it is shown.
+    """One page of one browser.
 
-    `read` asks the API; `show` puts what it answered on the page; `build` makes the page's elements first.
+    Subclasses make elements (`_build`), ask the API (`_read`), put its answers into them (`_show`), take `_actions`.
     """
 
     path: ClassVar[str] = "/"
@@ -67,16 +67,16 @@ class Page:
 
     # --- what a page is ------------------------------------------------------------------------------------------
 
-    def build(self) -> None:
+    def _build(self) -> None:
         """Make the page's elements."""
 
-    async def read(self) -> Any:
+    async def _read(self) -> Any:
         """Ask the API for what is shown. Errors: Refusal, Trouble."""
 
-    def show(self, told: Any, now: datetime) -> None:
+    def _show(self, told: Any, now: datetime) -> None:
         """Put what was read on the page."""
 
-    def actions(self) -> dict[str, Action]:
+    def _actions(self) -> dict[str, Action]:
         """What `data-act` of a button in the page leads to."""
         return {}
 
@@ -95,7 +95,7 @@ class Page:
         self._trouble = Block("trouble", live=True)
         self._trouble.hidden(True)
         with ui.element("main").props('id="main"').on("click", self._act, js_handler=_CLICKED):
-            self.build()
+            self._build()
         self._age = Block("age dim")
         ui.on("seen", self._seen)
         ui.on("theme", lambda event: setattr(dark, "value", event.args))
@@ -109,7 +109,7 @@ class Page:
             return
         self._busy = True
         try:
-            told = await self.read()
+            told = await self._read()
         except Refusal as exc:
             await self._refused(exc)
         except Trouble as exc:
@@ -126,7 +126,7 @@ class Page:
             return
         with self._client:
             self._trouble.hidden(True)
-            self.show(self.told, datetime.now(UTC))
+            self._show(self.told, datetime.now(UTC))
             if self._read_at is not None:
                 self._age.put(Markup("as of {}").format(told_at(self._read_at)))
 
@@ -151,7 +151,7 @@ class Page:
 
     async def _act(self, event: GenericEventArguments) -> None:
         data = {str(name): str(value) for name, value in dict(event.args or {}).items()}
-        action = self.actions().get(data.get("act", ""))
+        action = self._actions().get(data.get("act", ""))
         if action is None:
             return
         done = action(data)

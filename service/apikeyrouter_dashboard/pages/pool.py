@@ -28,7 +28,7 @@ class PoolPage(Page):
     path, title = "/", "Pool"
     seconds: ClassVar[float] = 2.0
 
-    def build(self) -> None:
+    def _build(self) -> None:
         self._strip = Block("strip-block")
         self._incidents = Block("incidents-block", live=True)
         with ui.row().classes("tools"):
@@ -52,14 +52,14 @@ class PoolPage(Page):
         told = self.query.get("by", "")
         return told if told in shown.GROUPINGS else "quota_group"
 
-    async def read(self) -> Any:
+    async def _read(self) -> Any:
         api = self.session.api
         keys, budgets, state, health = await asyncio.gather(
             api.pages("/pool", "keys"), api.pages("/budgets", "budgets", most=1000), api.get("/state"), api.health()
         )
         return {"keys": keys, "budgets": budgets, "state": state, "health": health}
 
-    def show(self, told: Any, now: datetime) -> None:
+    def _show(self, told: Any, now: datetime) -> None:
         keys = told["keys"]
         self._strip.put(situation.strip(told["state"], told["health"]))
         self._incidents.put(situation.told(situation.incidents(keys, told["budgets"], now)) if keys else Markup(""))
@@ -81,7 +81,7 @@ class PoolPage(Page):
         for group in grouped:
             self._groups[group.name].put(group, size, now)
 
-    def actions(self) -> dict[str, Action]:
+    def _actions(self) -> dict[str, Action]:
         return {"open": lambda data: self._dialog.open(data["id"])}
 
 
