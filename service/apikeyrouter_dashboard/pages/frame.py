@@ -158,6 +158,14 @@ class Page:
         if done is not None:
             await done
 
+    @staticmethod
+    def _draw(chart: Any, options: Told) -> None:
+        """Give a chart other options, where they differ."""
+        if chart.options != options:
+            chart.options.clear()
+            chart.options.update(options)
+            chart.update()
+
     async def send(self, method: str, path: str, body: Any = None, *, done: str) -> Any:
         """Do something through the API, say how it went, and look again. None: it was refused, and that was said."""
         try:

@@ -1,0 +1,128 @@
+"""Budgets as a tree, what is in suspense, and spend over time."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from markupsafe import Markup
+
+from apikeyrouter_dashboard.shown.words import badge, bar, button, count, dollars, moment, note, percent, table, when
+
+__all__ = ["DIMENSIONS", "first_to_block", "spend_series", "spend_table", "suspense", "tree"]
+
+Told = Mapping[str, Any]
+SCOPES = ("global", "provider", "team", "client", "key", "policy")
+"""From the root of the tree to its leaves."""
+DIMENSIONS = ("client", "team", "provider", "model", "key")
+SERIES_MAX = 7
+
+
+def tree(budgets: Sequence[Told], now: datetime) -> Markup:
+    """Every budget with its books, the widest scopes first."""
+    rows = [_row(one, now) for one in sorted(budgets, key=lambda one: (SCOPES.index(one["scope"]), one["id"]))]
+    columns = ["scope", "", "books", "settled", "held", "suspense", "free", "limit", "used up", "resets"]
+    return table(columns, rows, none="no budgets: spend is counted, and nothing limits it", numbers=(3, 4, 5, 6, 7))
+
+
+def _row(budget: Told, now: datetime) -> tuple[object, ...]:
+    depth = min(SCOPES.index(budget["scope"]), 3)
+    name = Markup('<span style="padding-left:{}px">{}</span>').format(depth * 14, budget["id"])
+    limit = budget["limit_usd"] or 1e-9
+    parts = [(kind, budget[f"{kind}_usd"] / limit) for kind in ("settled", "held", "suspense")]
+    share = sum(part for _, part in parts)
+    gauge = Markup('<span class="gauge">{}<span>{}</span></span>').format(
+        bar(parts, f"{percent(share)} of {dollars(budget['limit_usd'])} taken"), percent(share)
+    )
+    unpriced = budget["unpriced_requests"]
+    more = Markup(' <span class="dim">+ {} unpriced</span>').format(unpriced) if unpriced else ""
+    hard = badge("settled", "hard") if budget["enforcement"] == "hard" else badge("free", "soft")
+    return (
+        name, hard, gauge, Markup("{}{}").format(dollars(budget["settled_usd"]), more), dollars(budget["held_usd"]),
+        dollars(budget["suspense_usd"]), dollars(budget["remaining_usd"]), dollars(budget["limit_usd"]),
+        _ends(budget, now), when(budget["resets_at"], now, unknown="never"),
+    )  # fmt: skip
+
+
+def _ends(budget: Told, now: datetime) -> Markup:
+    """When it is used up, with the band of the forecast."""
+    forecast = budget["forecast"]
+    if forecast is None or not forecast["observed_seconds"]:
+        return Markup('<span class="unknown">unknown</span>')
+    if forecast["used_up_at"] is None:
+        return Markup('<span class="dim">not before it resets</span>')
+    band = _band(forecast["earliest"], forecast["latest"], now)
+    return Markup('{} <span class="dim">{}</span>').format(when(forecast["used_up_at"], now), band)
+
+
+def _band(earliest: str | None, latest: str | None, now: datetime) -> Markup:
+    if earliest is None:
+        return Markup("")
+    return Markup("({} … {})").format(when(earliest, now), when(latest, now, unknown="later"))
+
+
+def first_to_block(budgets: Sequence[Told], now: datetime) -> Markup:
+    """The hard budget that will refuse requests first, and when."""
+    hard = [one for one in budgets if one["enforcement"] == "hard"]
+    full = [one for one in hard if one["remaining_usd"] <= 0]
+    if full:
+        resets = when(full[0]["resets_at"], now, unknown="never")
+        return Markup("<p>{} <b>{}</b> refuses requests now; resets {}.</p>").format(
+            badge("bad", "✕"), full[0]["id"], resets
+        )
+    known = [one for one in hard if one["forecast"] and one["forecast"]["used_up_at"]]
+    first = min(known, key=lambda one: moment(one["forecast"]["used_up_at"]) or now, default=None)
+    if first is None:
+        return note("No hard budget will be used up before it resets, as far as its pace tells.")
+    forecast = first["forecast"]
+    return Markup("<p>{} The first to block: <b>{}</b>, {} {} at {} an hour.</p>").format(
+        badge("warn", "△"), first["id"], when(forecast["used_up_at"], now),
+        _band(forecast["earliest"], forecast["latest"], now), dollars(forecast["burn_per_hour"]),
+    )  # fmt: skip
+
+
+def suspense(found: Sequence[Told], now: datetime, *, may: bool) -> Markup:
+    """What is neither spent nor free: requests whose end was never told."""
+    rows = [
+        (
+            Markup("<code>{}</code>").format(one["id"][:12]), when(one["created_at"], now), dollars(one["held_usd"]),
+            ", ".join(scope["id"] for scope in one["scopes"]),
+            when(min((scope["due_at"] for scope in one["scopes"] if scope["due_at"]), default=None), now),
+            Markup("{} {}").format(
+                button("charge", "Charge", id=one["id"]), button("refund", "Refund", id=one["id"])
+            ) if may else Markup('<span class="dim">takes the role operate</span>'),
+        )
+        for one in found
+    ]  # fmt: skip
+    return table(["reservation", "began", "held", "in budgets", "its rule decides", ""], rows,
+                 none="nothing is in suspense", numbers=(2,))  # fmt: skip
+
+
+def spend_series(usage: Sequence[Told], dimension: str, days: Sequence[str]) -> dict[str, list[float]]:
+    """Dollars by day of the largest spenders; the rest together. Days without a report are days without spend."""
+    sums: dict[str, dict[str, float]] = {}
+    for row in usage:
+        name = row.get(dimension) or "none"
+        told = sums.setdefault(str(name), {})
+        told[row["day"]] = told.get(row["day"], 0.0) + row["cost_usd"]
+    ranked = sorted(sums, key=lambda name: -sum(sums[name].values()))
+    found = {name: [round(sums[name].get(day, 0.0), 9) for day in days] for name in ranked[:SERIES_MAX]}
+    rest = ranked[SERIES_MAX:]
+    if rest:
+        found["the others"] = [round(sum(sums[name].get(day, 0.0) for name in rest), 9) for day in days]
+    return found
+
+
+def spend_table(usage: Sequence[Told], dimension: str) -> Markup:
+    """The same in rows, with what of it was estimated or has no price."""
+    sums: dict[str, dict[str, float]] = {}
+    counted = ("requests", "served", "denied", "failed", "estimated_requests", "unpriced_requests", "cost_usd")
+    for row in usage:
+        told = sums.setdefault(str(row.get(dimension) or "none"), dict.fromkeys(counted, 0.0))
+        for name in counted:
+            told[name] += row[name]
+    rows = [
+        (name, *(count(told[column]) for column in counted[:-1]), dollars(told["cost_usd"]))
+        for name, told in sorted(sums.items(), key=lambda one: -one[1]["cost_usd"])
+    ]
+    columns = [dimension, "requests", "served", "denied", "failed", "estimated", "unpriced", "spent"]
+    return table(columns, rows, none="nothing was used in this time", numbers=range(1, 8))
