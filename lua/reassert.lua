@@ -7,7 +7,7 @@
 --          UNKNOWN_SCOPE: stamp, field · CALENDAR_NEEDED: stamp, number of the calendar · NO_CELL · BAD_SCHEMA
 --          BAD_ARGUMENT
 -- IDEMPOTENT by rid.
--- COST     one read.
+-- COST     two reads.
 
 -- @include cell_begin
 -- @include codes

@@ -4,7 +4,7 @@
 -- ARGV     lease (us) · rids, at most 128
 -- RETURNS  OK: stamp, count of rids that are no longer open, those rids · NO_CELL · BAD_SCHEMA · BAD_ARGUMENT
 -- IDEMPOTENT by nature: the deadline is now + lease, and never moves back.
--- COST     two commands for the whole page.
+-- COST     one read and two writes for the whole page.
 
 -- @include argument_amount
 -- @include cell_begin

@@ -12,8 +12,7 @@ local function grave_keep(rid, keep)
 end
 
 local function reservation_bury(rid, record)
-  local at = #reservations_set
-  reservations_set[at + 1], reservations_set[at + 2] = rid, record
+  reservation_put(rid, record)
   grave_keep(rid, TOMBSTONE_KEEP)
 end
 
@@ -23,6 +22,5 @@ end
 
 -- An open one ends by one write: it is buried when that is acknowledged, else when its lease is over.
 local function reservation_end(rid, state)
-  local at = #reservations_set
-  reservations_set[at + 1], reservations_set[at + 2] = rid, tombstone_write(state)
+  reservation_put(rid, tombstone_write(state))
 end

@@ -47,8 +47,7 @@ local function reservation_open(rid, candidate, index, holds, modes, lease)
   end
   numbers[R_COUNT] = last
   local ids = table.concat(named, '\n') .. '\n' .. table.concat(booked, '\n')
-  local at = #reservations_set
-  reservations_set[at + 1], reservations_set[at + 2] = rid, struct.pack(formats[last], unpack(numbers, 1, last)) .. ids
+  reservation_put(rid, struct.pack(formats[last], unpack(numbers, 1, last)) .. ids)
   if deadline < cell.due then
     cell.due = deadline
   end

@@ -2,9 +2,8 @@
 -- @include working
 
 local function reservation_suspend(rid, record, due)
-  local at = #reservations_set
-  reservations_set[at + 1], reservations_set[at + 2] = rid, record
+  reservation_put(rid, record)
   local suspense = ends_begin().suspense_set
-  at = #suspense
+  local at = #suspense
   suspense[at + 1], suspense[at + 2] = due, rid
 end

@@ -6,6 +6,12 @@
 local cell, missing_calendar, writer
 local records, reservations_set, lease_set, ends
 
+-- What the record of a reservation becomes.
+local function reservation_put(rid, record)
+  local at = #reservations_set
+  reservations_set[at + 1], reservations_set[at + 2] = rid, record
+end
+
 local function ends_begin()
   if not ends then
     ends = { leases_gone = {}, suspense_set = {}, suspense_gone = {}, graves_set = {}, graves_gone = {} }

@@ -21,7 +21,7 @@ from apikeyrouter.infrastructure.ledger.redis_engine import RedisEngine
 from apikeyrouter.simulator import SimulatorProcess
 from tests.house.tree import ROOT
 from tests.servers import Server, free_port, running
-from tests.service.running import MANAGEMENT_KEY, environ_for, providers_of, wait_until
+from tests.service.running import MANAGEMENT_KEY, environ_for, providers_of, until_ready, wait_until
 
 CLIENTS, ROUNDS = 6, 12
 BODY = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
@@ -56,15 +56,7 @@ async def worker(tree: Path, environ: dict[str, str]) -> AsyncIterator[str]:
     """A process of that version; its URL, once it is ready."""
     process, url = await started(tree, environ)
     try:
-        async with httpx.AsyncClient() as client:
-
-            async def ready() -> bool:
-                assert process.returncode is None, "the worker did not start"
-                with contextlib.suppress(httpx.TransportError):
-                    return (await client.get(f"{url}/health/ready")).status_code == 200
-                return False
-
-            await wait_until(ready)
+        await until_ready(process, url)
         yield url
     finally:
         if process.returncode is None:

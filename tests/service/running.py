@@ -36,6 +36,19 @@ async def wait_until(done: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.02)
 
 
+async def until_ready(process: asyncio.subprocess.Process, url: str) -> None:
+    """Return once the server process answers at `url` that it is ready."""
+    async with httpx.AsyncClient() as client:
+
+        async def ready() -> bool:
+            assert process.returncode is None, "the server did not start"
+            with contextlib.suppress(httpx.TransportError):
+                return (await client.get(f"{url}/health/ready")).status_code == 200
+            return False
+
+        await wait_until(ready)
+
+
 @dataclass(slots=True, kw_only=True)
 class Running:
     """A service that answers at `url`. `log` is its access log."""

@@ -16,7 +16,7 @@ import yaml
 
 from apikeyrouter.simulator import SimulatorProcess
 from tests.servers import Server, free_port
-from tests.service.running import Running, environ_for, providers_of, running_service, wait_until
+from tests.service.running import Running, environ_for, providers_of, running_service, until_ready, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -139,15 +139,7 @@ async def worker_processes(
         sys.executable, "-m", *command, env={**inherited, **environ}, cwd=Path(environ["HOME"])
     )
     try:
-        async with httpx.AsyncClient() as client:
-
-            async def ready() -> bool:
-                assert process.returncode is None, "the server did not start"
-                with contextlib.suppress(httpx.TransportError):
-                    return (await client.get(f"{url}/health/ready")).status_code == 200
-                return False
-
-            await wait_until(ready)
+        await until_ready(process, url)
         yield process
     finally:
         if process.returncode is None:

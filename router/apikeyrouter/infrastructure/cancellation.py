@@ -1,21 +1,25 @@
 """Ends of tasks, and cancellations that libraries swallow.
 
-What waits with `asyncio.wait_for` may, up to Python 3.11, lose a cancellation that comes with the result. An endless
-loop must then notice by itself, or the program never ends.
+What waits with `asyncio.wait_for` may, up to Python 3.11, lose a cancellation that comes with the result. Who ends a
+task asks again until it has ended; a loop that the end of a program cancels, once, must notice by itself.
 """
 
 import asyncio
-import contextlib
 
 __all__ = ["end_task", "stop_if_cancelled"]
 
+AGAIN_SECONDS = 1.0
+
 
 async def end_task(task: "asyncio.Task[None] | None") -> None:
-    """Cancel a task of one's own, if there is one, and wait until it has ended. Raises what it ended with otherwise."""
-    if task is not None:
+    """Cancel a task of one's own, if there is one, and wait until it has ended. Raises what it failed with."""
+    if task is None:
+        return
+    while not task.done():
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await asyncio.wait((task,), timeout=AGAIN_SECONDS)
+    if not task.cancelled():
+        task.result()
 
 
 def stop_if_cancelled() -> None:

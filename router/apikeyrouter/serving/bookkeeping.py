@@ -21,7 +21,7 @@ from apikeyrouter.domain.models.accounting import (
     Transition,
 )
 from apikeyrouter.domain.models.system_error import LedgerError, LedgerUnavailableError
-from apikeyrouter.infrastructure.cancellation import stop_if_cancelled
+from apikeyrouter.infrastructure.cancellation import end_task, stop_if_cancelled
 from apikeyrouter.infrastructure.observability.events import EventLog
 
 BATCH_MAX = 64
@@ -134,11 +134,8 @@ class Bookkeeper:
 
     async def close(self) -> None:
         """Stop flushing. What waits stays in the outbox; its leases end it."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await end_task(self._task)
+        self._task = None
         await self._acknowledge()
 
     async def _run(self) -> None:

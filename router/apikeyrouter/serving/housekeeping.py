@@ -1,7 +1,6 @@
 """Housekeeping: what a process does for the cell between requests. Sweeps, renews, refreshes its view of the lanes."""
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,7 +10,7 @@ from apikeyrouter.domain.components.pool import Snapshot
 from apikeyrouter.domain.interfaces.observability import Emit
 from apikeyrouter.domain.models.accounting import LaneState
 from apikeyrouter.domain.models.system_error import LedgerError
-from apikeyrouter.infrastructure.cancellation import stop_if_cancelled
+from apikeyrouter.infrastructure.cancellation import end_task, stop_if_cancelled
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.bookkeeping import Bookkeeper
@@ -62,11 +61,8 @@ class Housekeeper:
 
     async def close(self) -> None:
         """Stop."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await end_task(self._task)
+        self._task = None
 
     async def _run(self) -> None:
         while True:
