@@ -239,7 +239,7 @@ class Auditor:
             found = self.books.held_by.get(rid)
             fits = found is not None and found.state is not State.OPEN
         _require(fits, f"I3 {rid.hex()} cannot be {state.name}: it is {known.state.name if known else 'unknown'}")
-        return code == Code.OK
+        return bool(code == Code.OK)
 
     def _is(self, rid: bytes, state: State) -> bool:
         found = self.books.held_by.get(rid)

@@ -96,5 +96,5 @@ def test_an_expired_lease_is_ended_whichever_command_of_the_sweep_failed(cell: F
 def test_a_configuration_that_is_put_again_is_taken_over_whichever_command_failed(cell: FailingCell) -> None:
     call = Call("configure", ["put", 0, "l:free", 5, 1, 0, 0, 0, 0])
     wrong = [failed.k for failed in cell.each_failure(call) if failed.repeated.image["C0"] != failed.right.image["C0"]]
-    wrong += [failed.k for failed in cell.each_failure(call) if failed.reply[4] < failed.right_reply[4]]  # type: ignore[operator]
+    wrong += [failed.k for failed in cell.each_failure(call) if failed.reply[4] < failed.right_reply[4]]
     assert wrong == []

@@ -3,9 +3,10 @@
 import os
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
+
+import msgspec
 
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.objectives import Plan
@@ -37,13 +38,15 @@ CANDIDATES = 8
 ROUNDS_MAX = 200
 """Further rounds of CANDIDATES_MAX options before a denial is final; more keys than that are not looked at."""
 ANY_VERSION = 0
+RANDOM_BYTES, DRAWN_AT_ONCE = 10, 256
+_random: list[bytes] = []
+"""Randomness for reservation ids, drawn from the system in advance. A forked process draws its own."""
 _BUDGETS = (Reason.BUDGET, Reason.UNPRICED)
 LOSSES_TOLD_MAX = 64
 """Candidates of earlier rounds that a decision tells of."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Admitted:
+class Admitted(msgspec.Struct, kw_only=True, eq=False):
     """A held option, with what was expected of it. `losses` are of the first so many candidates of `ranking`, and
     `place` is the held one's among them. `bounded`: a hard budget holds the bound of its cost."""
 
@@ -62,8 +65,7 @@ class Admitted:
     session: Session | None = None
 
 
-@dataclass(slots=True, kw_only=True)
-class Refused:
+class Refused(msgspec.Struct, kw_only=True, eq=False):
     """Nothing was held. `losses` pairs every option that was seen with why it lost; `binding` None: there was none.
 
     `ranking`: the first candidates, and what the objective's constraints excluded.
@@ -243,7 +245,17 @@ def _admitted(
 
 def new_rid() -> bytes:
     """A new reservation id: 48 bits of Unix milliseconds, then random (UUIDv7's order without its markers)."""
-    return (time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10)
+    try:
+        random = _random.pop()
+    except IndexError:
+        drawn = os.urandom(RANDOM_BYTES * DRAWN_AT_ONCE)
+        _random.extend([drawn[at : at + RANDOM_BYTES] for at in range(0, len(drawn), RANDOM_BYTES)])
+        random = _random.pop()
+    return (time.time_ns() // 1_000_000).to_bytes(6, "big") + random
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.clear)
 
 
 def _soonest(loss: Loss) -> tuple[bool, int, bool, str]:

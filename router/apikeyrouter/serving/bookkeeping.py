@@ -9,8 +9,9 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from apikeyrouter.domain.interfaces.ledger import Ledger
 from apikeyrouter.domain.models.accounting import (
@@ -32,8 +33,7 @@ ACKNOWLEDGE_SECONDS = 1.0
 _log = EventLog("apikeyrouter")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
+class Release(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A reservation that was certainly not billed. `sent`: the provider may have counted request and tokens."""
 
     rid: bytes
@@ -42,8 +42,7 @@ class Release:
     latency_us: int = 0
 
 
-@dataclass(slots=True, kw_only=True)
-class OpenHold:
+class OpenHold(msgspec.Struct, kw_only=True, eq=False):
     """A reservation that this process holds open, as it must be told again if the store forgets."""
 
     request: ReserveRequest
@@ -53,8 +52,7 @@ class OpenHold:
     """Ends the call, for the reason given: its lease was lost (law 6), or we shut down. It then hands its end in."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
+class _Waiting(msgspec.Struct, frozen=True, eq=False):
     """An end in the outbox, and what it ends, in case the store forgets that in between."""
 
     end: Settlement | Release

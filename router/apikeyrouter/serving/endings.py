@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from apikeyrouter.domain.components.output_estimator import OutputEstimator
 from apikeyrouter.domain.components.pool import Option
@@ -26,8 +27,7 @@ TOKENS_MAX = 2**31
 """Most tokens of one request that are believed; the ledger takes no more."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Attempt:
+class Attempt(msgspec.Struct, kw_only=True, eq=False):
     """What one attempt works with. `timeouts` None: the call's deadline leaves no time."""
 
     call: Call
@@ -37,7 +37,7 @@ class Attempt:
     hold: OpenHold
     wire: Wire | None
     timeouts: Timeouts | None
-    started: float = field(default_factory=time.perf_counter)
+    started: float = msgspec.field(default_factory=time.perf_counter)
     sent: bool = False
     """Whether the provider may have received something."""
     timed: bool = True
@@ -251,4 +251,4 @@ def _metered(attempt: Attempt, usage: Usage) -> int:
 
 
 def _believed(tokens: int) -> int:
-    return min(max(0, tokens), TOKENS_MAX)
+    return tokens if 0 <= tokens <= TOKENS_MAX else min(max(0, tokens), TOKENS_MAX)

@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from apikeyrouter.domain.components.capacity import Level
 from apikeyrouter.domain.components.members import Members
 from apikeyrouter.domain.components.objectives import Plan
@@ -165,8 +167,7 @@ class Snapshot:
         return self.ledger_us(now) + int((until - now) * 1e6)
 
 
-@dataclass(slots=True)
-class Ranked:
+class Ranked(msgspec.Struct, eq=False):
     """Options in the order in which they should be offered, and how they came to be in it."""
 
     options: list[Option]
@@ -291,11 +292,11 @@ class Pool:
         start %= order.turning
         if not skip and not snapshot.blocked and order.distinct and not order.gone:
             turning, end, options = order.turning, start + count, order.options
-            ranking.equals = min(turning, count)
+            ranking.equals = turning if turning < count else count
             if end <= turning:
                 ranking.standings = order.standings(start, end)
                 return Ranked(options[start:end], ranking)
-            wrapped = min(start, end - turning)
+            wrapped = start if start < end - turning else end - turning
             ranking.standings = order.standings(start, turning) + order.standings(0, wrapped)
             ranking.standings += order.standings(turning, count)
             return Ranked(options[start:turning] + options[:wrapped] + options[turning:count], ranking)

@@ -20,8 +20,8 @@ MEDIA_TOKENS = 1000
 MESSAGE_TOKENS = 4
 """Control tokens of one chat message (role and separators), OpenAI cookbook; K."""
 REQUEST_TOKENS = 3
-STRETCHES, STRETCH_BYTES = 8, 96
-WHOLE_BYTES_MAX = 1280
+STRETCHES, STRETCH_BYTES = 8, 64
+WHOLE_BYTES_MAX = 768
 """A body up to this size is looked at whole: that costs no more than taking a sample."""
 MARKS_IN_CODE = 8
 """One byte of so many is a mark, in code, markup and tables; prose has fewer."""
@@ -80,7 +80,7 @@ def shape_of(parsed: ParsedRequest) -> Shape:
     body, text = parsed.body, parsed.text_bytes
     if text < TEXT_BYTES_MIN or not body:
         return Shape(Kind.MEDIA if parsed.media else Kind.PROSE, (framing, text, 0.0, 0.0, 0.0, 0.0, 0.0))
-    sample, outside = _sample(body), max(0.0, 1 - text / len(body))
+    sample, outside = _sample(body), 1 - text / len(body) if text < len(body) else 0.0
     if 2 * len(body) > 3 * text + 2 * SCAFFOLD_BYTES * (parsed.messages + 1) and b"\\u" in sample and body.isascii():
         sample = sample.decode("raw_unicode_escape", "ignore").encode("utf-8", "surrogatepass")
         outside = 0.0

@@ -99,7 +99,7 @@ class TokenEstimator:
         if cap is not None and output > cap:
             output = cap
         return TokenEstimate(
-            int(min(max(expected, plain * RATIO_MIN), plain * RATIO_MAX)) + 1,
+            int(_within(expected, plain)) + 1,
             output * parsed.choices,
             bound_input(parsed),
             None if cap is None else bound_output(parsed, cap),
@@ -126,9 +126,9 @@ class TokenEstimator:
         weights = learned.kinds.get(shape.kind)
         if weights is None:
             weights = learned.kinds[shape.kind] = TokenWeights(shape.kind)
-        weights.learn(shape.parts, min(max(usage.input_tokens, plain * RATIO_MIN), plain * RATIO_MAX))
-        learned.weight = min(learned.weight + 1.0, WEIGHT_MAX)
-        learned.output += (usage.output_tokens / max(choices, 1) - learned.output) / learned.weight
+        weights.learn(shape.parts, _within(usage.input_tokens, plain))
+        learned.weight = learned.weight + 1.0 if learned.weight < WEIGHT_MAX else WEIGHT_MAX
+        learned.output += (usage.output_tokens / (choices or 1) - learned.output) / learned.weight
 
     def learn_cost(self, provider_id: str, model: str, *, estimated: int, actual: int) -> None:
         """Take into account what a request really cost, in the same unit as what was estimated. Bounds stay."""
@@ -204,6 +204,12 @@ def _merged(mine: float, my_weight: float, other: float, weight: float) -> tuple
     if weight == 0:
         return mine, my_weight
     return mine + (other - mine) * weight / (my_weight + weight), max(my_weight, weight)
+
+
+def _within(tokens: float, plain: float) -> float:
+    """Tokens, no fewer and no more than can be believed of a text of which so many would be expected."""
+    least, most = plain * RATIO_MIN, plain * RATIO_MAX
+    return least if tokens < least else most if tokens > most else tokens
 
 
 def _plain(shape: Shape) -> float:

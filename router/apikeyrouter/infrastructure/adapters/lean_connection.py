@@ -253,7 +253,7 @@ class LeanConnection(asyncio.Protocol):
     def _limit(self, seconds: float | None) -> None:
         """From now on this is how long may pass until something happens."""
         due = _NEVER if seconds is None else self.loop.time() + seconds
-        self._due = min(due, self._deadline)
+        self._due = due if due < self._deadline else self._deadline
         if self._due < self._timer_at:
             self._set_timer()
 

@@ -262,6 +262,8 @@ def _add_parts(total: Measure, parts: list[Part]) -> None:
 
 def choices_of(fields: dict[str, bytes]) -> int:
     """How many answers are asked for: `n`, or `best_of` where it is larger."""
+    if "n" not in fields and "best_of" not in fields:
+        return 1
     asked = read_whole(fields, "n", least=1, most=CHOICES_MAX) if "n" in fields else None
     tried = read_whole(fields, "best_of", least=1, most=CHOICES_MAX) if "best_of" in fields else None
     return max(asked or 1, tried or 1)

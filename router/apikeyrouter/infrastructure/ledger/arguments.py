@@ -50,9 +50,12 @@ def request_args(
     scopes, first = request.scopes, candidates[0]
     if scopes:
         shared_names, shared = _shared_scopes(scopes)
+        looked_at: tuple[str, ...] = ()
         for candidate in candidates:
-            if candidate.scopes and not shared_names.isdisjoint(candidate.scopes):
-                raise LedgerConfigError(f"a scope is named twice: {', '.join((*scopes, *candidate.scopes))}")
+            own = candidate.scopes
+            if own is not looked_at and not shared_names.isdisjoint(own):
+                raise LedgerConfigError(f"a scope is named twice: {', '.join((*scopes, *own))}")
+            looked_at = own
     else:
         shared = ()
     words = candidate_words(first)
@@ -67,15 +70,18 @@ def request_args(
 
 def _others(candidates: Sequence[Candidate], numbers: list[int]) -> bytes:
     """All but the first, as a text; charges that the first does not have are put behind `numbers`."""
-    charges = {id(candidates[0].charge): b"1\n"}
+    last, number = candidates[0].charge, b"1\n"
+    charges = {id(last): number}
     parts: list[bytes] = []
     for candidate in candidates[1:]:
-        charge = candidate.charge
-        number = charges.get(id(charge))
-        if number is None:
-            numbers += charge_numbers(charge)
-            number = charges[id(charge)] = b"%d\n" % (len(charges) + 1)
-        words = candidate_words(candidate)
+        charge, words = candidate.charge, candidate.words
+        if charge is not last:
+            last, number = charge, charges.get(id(charge), b"")
+            if not number:
+                numbers += charge_numbers(charge)
+                number = charges[id(charge)] = b"%d\n" % (len(charges) + 1)
+        if words is None or words.ids[0] is not candidate.lanes or words.ids[1] is not candidate.scopes:
+            words = candidate_words(candidate)
         parts += (number, words.text, b"\n")
     return b"".join(parts)
 
@@ -110,13 +116,14 @@ def charge_numbers(charge: Charge) -> tuple[int, int, int, int, int]:
 
 def settle_args(settlement: Settlement) -> tuple[bytes, bytes]:
     """One settlement of a page. Errors: LedgerConfigError: a count of tokens that no provider tells."""
-    tokens = (settlement.input_tokens, settlement.output_tokens)
-    if min(tokens) < 0 or max(tokens) > SETTLED_TOKENS_MAX:
+    told, made, latency_us = settlement.input_tokens, settlement.output_tokens, settlement.latency_us
+    if not (0 <= told <= SETTLED_TOKENS_MAX and 0 <= made <= SETTLED_TOKENS_MAX):
         raise LedgerConfigError(f"settlement of {settlement.rid.hex()}: token counts must be between 0 and 2^31")
     try:
         numbers = _SETTLEMENT.pack(
-            *tokens, settlement.cost_nanousd, settlement.outcome, settlement.failed_lanes, max(0, settlement.latency_us)
-        )
+            told, made, settlement.cost_nanousd, settlement.outcome, settlement.failed_lanes,
+            latency_us if latency_us > 0 else 0,
+        )  # fmt: skip
     except (OverflowError, struct.error) as exc:
         raise LedgerConfigError(f"settlement of {settlement.rid.hex()}: {exc}") from None
     return rid_field(settlement.rid), numbers

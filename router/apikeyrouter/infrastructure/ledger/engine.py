@@ -1,10 +1,10 @@
 """What runs a script. Two engines do: a pipelined Redis connection, and Lua in this process."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 Argument = str | bytes | int
-Reply = list[object]
+Reply = list[Any]
 
 
 def encoded(args: Sequence[Argument]) -> list[bytes]:

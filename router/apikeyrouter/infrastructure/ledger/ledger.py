@@ -57,12 +57,16 @@ PAGE_SNAPSHOT = 256
 PAGE_AUDIT = 256
 _CALENDAR_ROUNDS_MAX = 16
 _AUDIT_ROUNDS_MAX = 5
-_RESULTS = {
+_RESULTS: dict[int, Result] = {
     Code.OK: Result.OK,
     Code.REPLAYED: Result.REPLAYED,
     Code.CONFLICT: Result.CONFLICT,
     Code.UNMATCHED: Result.UNMATCHED,
 }
+_STATES = (None, *State)
+_TROUBLE = frozenset({Code.CALENDAR_NEEDED, Code.NO_CELL, Code.BAD_SCHEMA, Code.BAD_ARGUMENT})
+"""What no caller of a script can act on, whichever it is."""
+_REPLAYED, _DENIED = int(Code.REPLAYED), int(Code.DENIED)
 _LIMIT_NAMES = ("", *LIMIT_NAMES)
 _T = TypeVar("_T")
 
@@ -162,7 +166,7 @@ class ScriptLedger:
         for page in _pages(rids, PAGE_RIDS):
             reply = await self._run("renew", [lease_us, *map(rid_field, page)])
             self._stamp(reply)
-            lost.extend(rid_of(_bytes(field)) for field in reply[6:])
+            lost.extend(rid_of(field) for field in reply[6:])
         return lost
 
     async def acknowledge(self, rids: Sequence[bytes]) -> None:
@@ -176,7 +180,8 @@ class ScriptLedger:
         """Let time do its work, a bounded piece; returns how many leases and suspended amounts it ended."""
         reply = await self._run("sweep", [])
         self._stamp(reply)
-        return _int(reply[5]) + _int(reply[6])
+        leases, suspended = reply[5:7]
+        return int(leases + suspended)
 
     async def record(self, lane: str, *, observations: Sequence[Observation] = (), blocked_for_us: int = 0) -> Stamp:
         """Re-sync a lane with what its provider said; what makes no sense is left out."""
@@ -224,7 +229,7 @@ class ScriptLedger:
 
     def _refuse_conflict(self, reply: Reply) -> None:
         if reply[0] == Code.CONFLICT:
-            raise StaleConfigError(_int(reply[4]))
+            raise StaleConfigError(reply[4])
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -233,9 +238,9 @@ class ScriptLedger:
         found: list[LaneState] = []
         for page in _pages(ids, PAGE_SNAPSHOT):
             reply = await self._run("snapshot", [since_seq, *map(lane_field, page)])
-            now = _int(reply[3])
+            now = reply[3]
             for at in range(5, len(reply), 2):
-                found.append(read_lane(page[_int(reply[at])], _bytes(reply[at + 1]), now_us=now))
+                found.append(read_lane(page[reply[at]], reply[at + 1], now_us=now))
         return found
 
     async def scopes(self, ids: Sequence[str], *, since_seq: int = 0) -> list[ScopeState]:
@@ -244,7 +249,7 @@ class ScriptLedger:
         for page in _pages(ids, PAGE_SNAPSHOT):
             reply = await self._run("snapshot", [since_seq, *map(scope_field, page)])
             for at in range(5, len(reply), 2):
-                found.append(read_scope(page[_int(reply[at])], _bytes(reply[at + 1])))
+                found.append(read_scope(page[reply[at]], reply[at + 1]))
         return found
 
     async def reservations(self, *, suspended: bool = False) -> list[ReservationRecord]:
@@ -257,12 +262,12 @@ class ScriptLedger:
         start = 0
         while True:
             reply = await self._run("audit", [2 if suspended else 1, start, PAGE_AUDIT])
-            seqs.add(_int(reply[2]))
+            seqs.add(reply[2])
             rows = reply[6:]
             pairs = zip(rows[::2], rows[1::2], strict=True)
-            found.extend(read_reservation(rid_of(_bytes(field)), _bytes(raw)) for field, raw in pairs)
+            found.extend(read_reservation(rid_of(field), raw) for field, raw in pairs)
             start += PAGE_AUDIT
-            if start >= _int(reply[5]):
+            if start >= reply[5]:
                 return seqs, found
 
     async def audit(self, *, lanes: Sequence[str], scopes: Sequence[str]) -> list[Drift]:
@@ -276,7 +281,7 @@ class ScriptLedger:
             more, suspended = await self._reservations(suspended=True)
             lane_states, scope_states = await self.lanes(lanes), await self.scopes(scopes)
             end = await self._run("snapshot", [0])
-            if seqs | more == {_int(end[2])}:
+            if seqs | more == {end[2]}:
                 return _drifts(open_ones, suspended, lane_states, scope_states)
         raise LedgerUnavailableError("audit: the cell changed during every try; audit when traffic is low")
 
@@ -286,8 +291,10 @@ class ScriptLedger:
         for _ in range(_CALENDAR_ROUNDS_MAX):
             reply = await self.engine.run(name, args, pool=pool)
             code = reply[0]
+            if code not in _TROUBLE:
+                return reply
             if code == Code.CALENDAR_NEEDED:
-                await self._supply_calendar(_int(reply[5]), _int(reply[3]))
+                await self._supply_calendar(reply[5], reply[3])
                 continue
             if code == Code.NO_CELL:
                 self.forgotten += 1
@@ -296,9 +303,7 @@ class ScriptLedger:
                 raise LedgerProtocolError(
                     "the cell was written by another version of the scripts: docs/operations.md says how to change over"
                 )
-            if code == Code.BAD_ARGUMENT:
-                raise LedgerConfigError(f"script {name} refused an argument: {_shown(args)}")
-            return reply
+            raise LedgerConfigError(f"script {name} refused an argument: {_shown(args)}")
         raise LedgerProtocolError(f"script {name}: a calendar is still missing after {_CALENDAR_ROUNDS_MAX} tries")
 
     async def _supply_calendar(self, number: int, now_us: int) -> None:
@@ -310,10 +315,10 @@ class ScriptLedger:
 
     def _stamp(self, reply: Reply) -> Stamp:
         _, epoch, seq, now, config = reply[:5]
-        stamp = Stamp(epoch=_int(epoch), seq=_int(seq), now_us=_int(now), config_version=_int(config))
-        self.clock = (stamp.now_us, time.monotonic_ns() // 1000)
+        stamp = Stamp(epoch=epoch, seq=seq, now_us=now, config_version=config)
+        self.clock = (now, time.monotonic_ns() // 1000)
         before = self.stamp
-        if before.epoch and (stamp.epoch != before.epoch or stamp.seq < before.seq):
+        if before.epoch and (epoch != before.epoch or seq < before.seq):
             self.forgotten += 1
         self.stamp = stamp
         return stamp
@@ -330,22 +335,22 @@ class ScriptLedger:
     def _reserve_reply(self, request: ReserveRequest, reply: Reply) -> Admission | Denial:
         code = reply[0]
         stamp = self._stamp(reply)
-        if code == Code.DENIED:
+        if code == _DENIED:
             losses = _losses(reply, 5)
             return Denial(stamp=stamp, binding=min(losses, key=_loss_order), losses=losses)
-        if code in (Code.ADMITTED, Code.REPLAYED):
-            soft_count = _int(reply[8])
+        if code <= _REPLAYED:
+            soft_count = reply[8]
             return Admission(
-                stamp=stamp, rid=request.rid, index=_int(reply[5]), deadline_us=_int(reply[6]), probe=reply[7] == 1,
+                stamp=stamp, rid=request.rid, index=reply[5], deadline_us=reply[6], probe=reply[7] == 1,
                 soft_exceeded=tuple(id_of(_text(scope)) for scope in reply[9 : 9 + soft_count]) if soft_count else (),
                 losses=_losses(reply, 9 + soft_count) if reply[9 + soft_count] else (),
-                replayed=code == Code.REPLAYED,
+                replayed=code == _REPLAYED,
             )  # fmt: skip
         if code == Code.STALE_CONFIG:
             raise StaleConfigError(stamp.config_version)
         if code == Code.UNKNOWN_SCOPE:
             raise LedgerConfigError(f"scope {id_of(_text(reply[5]))} is not configured")
-        raise LedgerProtocolError(f"reservation {request.rid.hex()} has ended: {State(_int(reply[5])).name.lower()}")
+        raise LedgerProtocolError(f"reservation {request.rid.hex()} has ended: {State(reply[5]).name.lower()}")
 
     def _chore(self, work: Coroutine[object, object, Transition]) -> None:
         async def quietly() -> None:
@@ -357,8 +362,8 @@ class ScriptLedger:
         task.add_done_callback(self._chores.discard)
 
 
-def _transition(stamp: Stamp, code: object, state: object) -> Transition:
-    return Transition(stamp=stamp, result=_RESULTS[Code(_int(code))], state=State(_int(state)) if state else None)
+def _transition(stamp: Stamp, code: int, state: int) -> Transition:
+    return Transition(stamp=stamp, result=_RESULTS[code], state=_STATES[state])
 
 
 def _entries(lanes: Sequence[LaneConfig], scopes: Sequence[ScopeConfig]) -> list[tuple[str, list[int]]]:
@@ -377,12 +382,12 @@ def _pages(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
 
 
 def _losses(reply: Reply, at: int) -> tuple[Loss, ...]:
-    rows = range(at + 1, at + 1 + 5 * _int(reply[at]), 5)
+    rows = range(at + 1, at + 1 + 5 * reply[at], 5)
     return tuple(
         Loss(
-            index=number, reason=Reason(_int(reply[row])), where=id_of(_text(reply[row + 1])),
-            limit=_LIMIT_NAMES[_int(reply[row + 2])], retry_at_us=_int(reply[row + 3]),
-            retry_kind=RetryKind(_int(reply[row + 4])),
+            index=number, reason=Reason(reply[row]), where=id_of(_text(reply[row + 1])),
+            limit=_LIMIT_NAMES[reply[row + 2]], retry_at_us=reply[row + 3],
+            retry_kind=RetryKind(reply[row + 4]),
         )
         for number, row in enumerate(rows)
     )  # fmt: skip
@@ -420,16 +425,6 @@ def _drifts(
         suspense = waiting.get(period, 0)
         found.append(Drift(where=state.id, counter="suspense", counted=state.suspense, recomputed=suspense))
     return [drift for drift in found if drift.counted != drift.recomputed]
-
-
-def _int(value: object) -> int:
-    assert isinstance(value, int)
-    return value
-
-
-def _bytes(value: object) -> bytes:
-    assert isinstance(value, bytes)
-    return value
 
 
 def _text(value: object) -> str:

@@ -91,7 +91,10 @@ class RedisEngine:
 
     async def run(self, name: str, args: Sequence[Argument], *, pool: str = "") -> Reply:
         """Run one script. One round trip; what was refused for the moment is asked again until the deadline."""
-        reply = await self._call(name, args, pool)
+        connection = self._main.current
+        if connection is None or connection.closed:
+            connection = await self._connected()
+        reply = await connection.send(self._command(name, args, pool))
         if isinstance(reply, list):
             return reply
         try:
