@@ -22,6 +22,10 @@ PATCHES = Path(__file__).parent
 COPIED = ("lua/", "router/", "service/", "tests/", "pyproject.toml", "README.md")
 AT_ONCE = 2
 TEST_SECONDS_MAX = 120
+PLUGINS = ("-p", "pytest_asyncio.plugin", "-p", "pytest_timeout")
+"""What these tests need of pytest's plugins: to import all that are installed takes longer than a test."""
+LONG_AGO = 946_684_800
+"""When the copied files were changed, so that what is compiled of them serves every copy, and of a broken file none."""
 LAWS = range(1, 11)
 _FIELD = re.compile(r"^(Law|Breaks|Seen-By): (.+)$", re.MULTILINE)
 _FAILED = re.compile(r"^FAILED (\S+)", re.MULTILINE)
@@ -85,6 +89,7 @@ def copy_tree(to: Path) -> Path:
         if name.startswith(COPIED) and (ROOT / name).is_file():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, to / name)
+            os.utime(to / name, (LONG_AGO, LONG_AGO))
     return to
 
 
@@ -102,7 +107,7 @@ def judge(breach: Breach, whole: Path) -> Verdict:
     """Apply one patch to a copy of its own and run its tests there."""
     with tempfile.TemporaryDirectory(prefix="akr-law-") as directory:
         broken = Path(directory) / "tree"
-        shutil.copytree(whole, broken, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(whole, broken)
         applied = subprocess.run(
             ["git", "apply", "--recount", str(breach.path)], cwd=broken, capture_output=True, text=True, check=False,
             env=os.environ | {"GIT_CEILING_DIRECTORIES": directory},
@@ -124,7 +129,7 @@ def verdict_of(breach: Breach, done: subprocess.CompletedProcess[str]) -> Verdic
 
 def run_tests(tree: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Just these tests, in that tree."""
-    return python(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", *tests)
+    return python(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", *PLUGINS, "--tb=line", *tests)
 
 
 def python(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -132,7 +137,7 @@ def python(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join(str(tree / name) for name in ("router", "service"))
     return subprocess.run(
         [sys.executable, *arguments], cwd=tree, capture_output=True, text=True, check=False, timeout=TEST_SECONDS_MAX,
-        env=os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"},
+        env=os.environ | {"PYTHONPATH": paths, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
     )  # fmt: skip
 
 
