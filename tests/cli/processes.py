@@ -1,18 +1,24 @@
 """What these tests do with processes: start them, wait for what they say, and end only those, by their ids."""
 
 import contextlib
+import fcntl
+import io
 import json
 import os
+import pty
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 SECONDS_MAX = 60.0
 CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}
@@ -67,6 +73,40 @@ def command(
         cwd=cwd, env=dict(environ or clean_environ()), input=stdin, capture_output=True, text=True, check=False,
         timeout=180,
     )  # fmt: skip
+
+
+def invoke(*arguments: str, cwd: Path, environ: Mapping[str, str], stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the `apikeyrouter` command to its end, in this process: what takes a second otherwise is its imports."""
+    from apikeyrouter.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setattr(os, "environ", dict(environ))
+        patch.setattr(sys, "argv", ["apikeyrouter", *arguments])
+        patch.setattr(sys, "stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as left:
+            main()
+    code = left.value.code
+    return subprocess.CompletedProcess(arguments, code if isinstance(code, int) else 0, out.getvalue(), err.getvalue())
+
+
+def on_terminal(*arguments: str, cwd: Path, environ: Mapping[str, str], width: int) -> str:
+    """What the `apikeyrouter` command shows on a terminal so many characters wide."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "apikeyrouter.cli", *arguments],
+        cwd=cwd, env={**environ, "TERM": "xterm-256color"}, stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal tells that nobody writes to it any more
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    assert process.wait(SECONDS_MAX) == 0, shown
+    return shown.decode().replace("\r\n", "\n")
 
 
 def hear(process: subprocess.Popen[str], event: str) -> dict[str, Any]:

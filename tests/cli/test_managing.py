@@ -1,6 +1,7 @@
 """The commands on a running service, each told apart by what it changes there."""
 
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.cli.processes import CHAT, clean_environ, command, hear, running
+from tests.cli.processes import CHAT, clean_environ, command, hear, invoke, on_terminal, running
 
 MODEL = str(CHAT["model"])
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -29,7 +30,7 @@ def run(served: dict[str, Any], tmp_path: Path) -> Run:
     environ = clean_environ(APIKEYROUTER_URL=served["url"], MANAGEMENT_API_KEY=served["management_key"])
 
     def run(*arguments: str, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = command(*arguments, cwd=tmp_path, environ=environ, stdin=stdin)
+        done = invoke(*arguments, cwd=tmp_path, environ=environ, stdin=stdin)
         assert done.returncode == code, (arguments, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr
         return done
@@ -183,12 +184,124 @@ def test_a_webhook_and_a_backup_from_the_command_line(run: Run, tmp_path: Path) 
     assert "https://example.com/hook" in listed
 
 
+def test_what_a_client_and_a_budget_were_made_with_is_changed(run: Run, served: dict[str, Any]) -> None:
+    token = run("clients", "create", "poor", "--budget", "0.000001/daily").stdout.strip()
+    try:
+        before = _ask(served, token)
+        run("clients", "update", "poor", "--budget", "5/monthly", "--budget", "1/daily/soft", "--team", "blue")
+        after = _ask(served, token)
+        held = json.loads(run("budgets", "list", "--scope", "client", "--scope-id", "poor", "--json").stdout)["budgets"]
+        run("clients", "update", "poor", "--unset", "budgets", "--unset", "team")
+        shown = json.loads(run("clients", "show", "poor", "--json").stdout)
+    finally:
+        run("clients", "revoke", "poor")
+    rules = ("--unpriced", "flat", "--flat", "0.25", "--suspense", "hold", "--timezone", "Asia/Tokyo")
+    run("budgets", "create", "--scope", "team", "--scope-id", "blue", "--limit", "5", "--name", "b", *rules)
+    made = json.loads(run("budgets", "show", "team:blue:b", "--json").stdout)
+    run("budgets", "update", "team:blue:b", "--unpriced", "meter", "--suspense", "charge", "--suspense-after", "60")
+    changed = json.loads(run("budgets", "show", "team:blue:b", "--json").stdout)
+    run("budgets", "delete", "team:blue:b")
+    assert (before, after) == (429, 200)
+    assert sorted((one["period"], one["enforcement"], one["limit_usd"]) for one in held) == [
+        ("daily", "soft", 1), ("monthly", "hard", 5),
+    ]  # fmt: skip
+    assert (shown["budget_ids"], shown["team"]) == ([], None)
+    asked = ("unpriced", "flat_usd", "suspense", "timezone")
+    assert [made[name] for name in asked] == ["flat", 0.25, "hold", "Asia/Tokyo"]
+    assert [changed[name] for name in ("unpriced", "suspense", "suspense_after_seconds")] == ["meter", "charge", 60]
+
+
+def test_keys_policies_and_admin_keys_are_changed(run: Run, tmp_path: Path) -> None:
+    added = run("keys", "add", "--provider", "openai", "--weight", "2", "--json", stdin="sk-sim-to-be-changed")
+    key_id = json.loads(added.stdout)["id"]
+    cool = run("keys", "update", key_id, "--state", "throttled", "--for", "600", "--reason", "too eager").stdout
+    run("keys", "update", key_id, "--quota-group", "org-c", "--model", MODEL, "--unset", "weight")
+    key = json.loads(run("keys", "show", key_id, "--json").stdout)
+    throttled = run("keys", "list", "--state", "throttled").stdout
+    run("keys", "revoke", key_id)
+    (tmp_path / "policy.yaml").write_text("{name: p, rules: {allowed_providers: [openai]}}")
+    run("policies", "create", "policy.yaml")
+    run("policies", "update", "p", "-", "--disable", "--priority", "7", stdin="{rules: {denied_models: [x]}}")
+    policy = json.loads(run("policies", "show", "p", "--json").stdout)
+    wrong = run("policies", "update", "p", "-", stdin="{rules: {nonsense: 1}}", code=1)
+    run("policies", "delete", "p")
+    admin = run("admin-keys", "create", "bob", "--role", "read").stdout.strip()
+    run("admin-keys", "update", "bob", "--role", "operate", "--expires-at", "2030-01-01T00:00:00Z")
+    bob = json.loads(run("admin-keys", "show", "bob", "--json").stdout)
+    itself = json.loads(run("whoami", "--management-key", admin, "--json").stdout)
+    run("admin-keys", "revoke", "bob")
+    assert cool == f"{key_id} is throttled\n"
+    assert (key["state_reason"], key["metadata"]) == ("too eager", {"quota_group": "org-c", "models": [MODEL]})
+    assert key_id in throttled
+    assert (policy["enabled"], policy["priority"]) == (False, 7)
+    assert "denied_models" in str(policy["rules"])
+    assert "nonsense" in wrong.stderr
+    assert (bob["role"], bob["expires_at"][:10]) == ("operate", "2030-01-01")
+    assert (itself["name"], itself["role"]) == ("bob", "operate")
+
+
+def test_the_pool_is_looked_at_and_a_request_tried_out(run: Run) -> None:
+    assert "openai" in run("pool", "--provider", "openai").stdout
+    assert run("pool", "--quota-group", "nobodys").stdout == "no keys\n"
+    tried = json.loads(run("dry-run", MODEL, "--objective", "cost", "--json").stdout)
+    assert tried["selected_provider_id"] == "openai"
+    assert run("dry-run", MODEL).stdout.strip()
+    assert "no key serves it" in run("dry-run", "no-such-model", code=1).stderr
+    forecast = json.loads(run("limits", "list", "--all", "--forecast", "--json").stdout)["limits"]
+    assert any(one.get("forecast") for one in forecast)
+
+
+def test_a_configuration_file_is_checked_before_anything_reads_it(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text("keys: [{id: k, provider: openai, key: sk-x, quota_group: nobody-limits}]")
+    (tmp_path / "wrong.yaml").write_text("keys: [{id: k, provider: openai, key: 'env:NOT_SET'}]\nbudgets: [{scope: x}]")
+    good = run("config", "check", "good.yaml").stdout
+    wrong = run("config", "check", "wrong.yaml", code=1).stdout
+    told = json.loads(run("config", "check", "wrong.yaml", "--json", code=1).stdout)
+    assert good.splitlines()[-1] == "sound: 1 keys, 0 clients, 0 policies"
+    assert "error: " in wrong
+    assert (told["valid"], len(told["errors"])) == (False, 1)
+    assert "missing.yaml" in run("config", "check", "missing.yaml", code=1).stdout
+    assert "APIKEYROUTER_CONFIG" in run("config", "check", code=2).stderr
+
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def test_a_terminal_gets_tables_as_wide_as_it_is_and_a_pipe_plain_lines(
+    run: Run, served: dict[str, Any], tmp_path: Path
+) -> None:
+    name = "an-application-with-quite-a-long-name"
+    run("clients", "create", name, "--model", MODEL, "--rpm", "600")
+    environ = clean_environ(APIKEYROUTER_URL=served["url"], MANAGEMENT_API_KEY=served["management_key"])
+    environ = {key: value for key, value in environ.items() if key not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
+    try:
+        shown = {
+            width: on_terminal("clients", "list", cwd=tmp_path, environ=environ, width=width) for width in (40, 80, 200)
+        }
+        piped = run("clients", "list").stdout
+        keys = on_terminal("keys", "list", cwd=tmp_path, environ=environ, width=200)
+        grey = on_terminal("keys", "list", cwd=tmp_path, environ={**environ, "NO_COLOR": "1"}, width=200)
+    finally:
+        run("clients", "revoke", name)
+    for width, text in shown.items():
+        plain = ANSI.sub("", text)
+        assert max(map(len, plain.splitlines())) <= width
+        assert name in re.sub(r"\s", "", plain), width
+        assert {"name", "rpm", "600", "expires", MODEL} <= set(re.split(r"[\s:]+", plain)), width
+    assert len(shown[200].splitlines()) < len(shown[40].splitlines())
+    assert piped == f"{name}  -  {MODEL}  -  600  -  -  yes  -  api\n"
+    assert "\x1b[32mavailable" in keys
+    assert "available" in grey
+    assert "\x1b[3" not in grey
+
+
 def test_what_is_wrong_is_one_line_and_a_code(run: Run, tmp_path: Path) -> None:
     nowhere = run("state", "--url", "http://127.0.0.1:1", code=2)
     unreadable = run("policies", "create", str(tmp_path / "nothing.yaml"), code=2)
     wrong = run("budgets", "create", "--limit", "-5", code=1)
     usage = run("clients", "create", "x", "--rpm", "0", code=2)
     keyless = command("state", "--url", "http://127.0.0.1:1", cwd=tmp_path, environ=clean_environ())
+    elsewhere = run("config", "check", "--url", "x", code=2)
     empty = run("keys", "add", "--provider", "openai", code=2)
     assert "no service answers" in nowhere.stderr
     assert "nothing.yaml" in unreadable.stderr
@@ -196,6 +309,7 @@ def test_what_is_wrong_is_one_line_and_a_code(run: Run, tmp_path: Path) -> None:
     assert "--rpm" in usage.stderr
     assert (keyless.returncode, "MANAGEMENT_API_KEY" in keyless.stderr) == (2, True)
     assert "standard input" in empty.stderr
+    assert "--url" in elsewhere.stderr
     for done in (nowhere, unreadable, wrong, keyless, empty):
         assert done.stderr.startswith("error: ")
         assert len(done.stderr.splitlines()) == 1

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from apikeyrouter._version import __version__
-from apikeyrouter.commands import looking, managing, surroundings
+from apikeyrouter.commands import governing, looking, managing, surroundings
 
 __all__ = ["app"]
 
@@ -19,9 +19,9 @@ app = typer.Typer(
 )
 for _name, _group in (
     ("keys", managing.keys), ("clients", managing.clients), ("budgets", managing.budgets),
-    ("policies", managing.policies), ("admin-keys", managing.admin_keys), ("providers", surroundings.providers),
+    ("policies", governing.policies), ("admin-keys", governing.admin_keys), ("providers", surroundings.providers),
     ("limits", surroundings.limits), ("webhooks", surroundings.webhooks),
-    ("config", managing.config),
+    ("config", governing.config),
 ):  # fmt: skip
     app.add_typer(_group, name=_name)
 looking.add_to(app)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from apikeyrouter.commands.remote import Service, command, path_of
+from apikeyrouter.commands.shared import settings
 
 __all__ = ["add_to"]
 
@@ -35,6 +36,41 @@ def _add_state(app: typer.Typer) -> None:
             f"unpriced   {costs['unpriced_requests']} requests",
         ]  # fmt: skip
         service.document(told, line="\n".join(lines))
+
+    @command(app, "whoami")
+    def whoami(service: Service) -> None:
+        """Whose admin key this is, what it may, and the service's version."""
+        service.document(service.get("/whoami"))
+
+    @command(app, "pool")
+    def pool(
+        service: Service,
+        provider: Annotated[str | None, typer.Option("--provider", help="Only this provider's.")] = None,
+        quota_group: Annotated[str | None, typer.Option("--quota-group", help="Only this group's.")] = None,
+    ) -> None:
+        """Every key as routing sees it now: what is left to it, what keeps it out and until when."""
+        found = service.pages("/pool", "keys", provider_id=provider, quota_group=quota_group)
+        columns = ("id", "provider_id", "quota_group", "state", "headroom", "breaker", "out_until", "in_flight")
+        service.table(found, columns, name="keys")
+
+    @command(app, "dry-run")
+    def dry_run(
+        service: Service,
+        model: Annotated[str, typer.Argument(help="A model, or an alias.")],
+        prompt: Annotated[str | None, typer.Option("--prompt", help="What would be asked.")] = None,
+        max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="How long it may answer.")] = None,
+        provider: Annotated[str | None, typer.Option("--provider", help="Served by this one only.")] = None,
+        client: Annotated[str | None, typer.Option("--client", help="As this client.")] = None,
+        team: Annotated[str | None, typer.Option("--team", help="As this team.")] = None,
+        objective: Annotated[str | None, typer.Option("--objective", help="E.g. cost.")] = None,
+    ) -> None:
+        """Where such a request would go now, and why, with the numbers. Nothing is held or sent."""
+        asked = settings(
+            model=model, prompt=prompt, max_tokens=max_tokens, provider_id=provider, client=client, team=team,
+            objective=objective,
+        )  # fmt: skip
+        told = service.send("POST", "/decisions/dry-run", asked)
+        service.document(told, line=told["text"])
 
     @command(app, "explain")
     def explain(service: Service, request_id: Annotated[str, typer.Argument(help="Its x-request-id.")]) -> None:
@@ -95,9 +131,14 @@ def _add_lists(app: typer.Typer) -> None:
         service.table(rows, (*(name.strip() for name in by.split(",")), *columns), name="usage")
 
     @command(app, "decisions")
-    def decisions(service: Service, limit: Limit = 20) -> None:
+    def decisions(
+        service: Service,
+        limit: Limit = 20,
+        key: Annotated[str | None, typer.Option("--key", help="Only those for this key.")] = None,
+        provider: Annotated[str | None, typer.Option("--provider", help="Only those for this provider.")] = None,
+    ) -> None:
         """The latest decisions of all workers, newest first."""
-        found = service.pages("/decisions", "decisions", limit=limit)
+        found = service.pages("/decisions", "decisions", limit=limit, key_id=key, provider_id=provider)
         columns = ("timestamp", "request_id", "model", "selected_provider_id", "selected_key_id", "attempts")
         service.table(found, columns, name="decisions")
 

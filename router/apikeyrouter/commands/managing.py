@@ -1,24 +1,19 @@
-"""Commands on what a running service is configured with: keys, clients, budgets, policies, admin keys, the whole."""
+"""Commands on what a running service counts by: provider keys, clients, budgets."""
 
-import json
 from typing import Annotated, Any
 
 import typer
 
 from apikeyrouter.commands.remote import Service, command, path_of, read_secret
-from apikeyrouter.commands.shared import File, Id, Name, delete, group, read_file, settings
+from apikeyrouter.commands.shared import Expires, Id, Name, Team, Unset, delete, group, read_file, settings
 
-__all__ = ["admin_keys", "budgets", "clients", "config", "keys", "policies"]
+__all__ = ["budgets", "clients", "keys"]
 
 
 keys = group("Provider keys of a running service. Never their material.")
 clients = group("Clients: who may call, how much and of what.")
 budgets = group("Budgets and their books.")
-policies = group("Policies: what may serve whom.")
-admin_keys = group("Admin keys: who may manage.")
-config = group("The configuration as a whole.")
 
-Team = Annotated[str | None, typer.Option("--team", help="A team's.")]
 Models = Annotated[list[str] | None, typer.Option("--model", help="A model it may use; again for more. None: all.")]
 Providers = Annotated[
     list[str] | None, typer.Option("--provider", help="A provider that may serve it; again for more.")
@@ -28,8 +23,20 @@ Tpm = Annotated[int | None, typer.Option("--tpm", min=1, help="Tokens a minute."
 Concurrency = Annotated[int | None, typer.Option("--concurrency", min=1, help="Requests at once.")]
 Weight = Annotated[float | None, typer.Option("--weight", help="Its share where capacity is scarce.")]
 Priority = Annotated[str | None, typer.Option("--priority", help="interactive or batch.")]
-Expires = Annotated[str | None, typer.Option("--expires-at", help="When it ends, e.g. 2030-01-01T00:00:00Z.")]
+QuotaGroup = Annotated[str | None, typer.Option("--quota-group", help="What the provider meters together.")]
+Served = Annotated[list[str] | None, typer.Option("--model", help="A model it serves; again for more.")]
+Budgets = Annotated[list[str] | None, typer.Option("--budget", help="E.g. 50/monthly, or 5/daily/soft.")]
+Timezone = Annotated[str | None, typer.Option("--timezone", help="Where its periods begin; UTC.")]
+Unpriced = Annotated[
+    str | None, typer.Option("--unpriced", help="What has no price or bound: deny, flat (with --flat) or meter.")
+]
+Flat = Annotated[float | None, typer.Option("--flat", help="What such a request is charged, in dollars.")]
+Suspense = Annotated[
+    str | None, typer.Option("--suspense", help="Money whose end was never told: charge, refund or hold.")
+]
+SuspenseAfter = Annotated[int | None, typer.Option("--suspense-after", help="When that happens: after these seconds.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept.")]
+Enabled = Annotated[bool | None, typer.Option("--enable/--disable", help="Whether it is served.")]
 OwnToken = Annotated[
     bool, typer.Option("--token-from-stdin", help="Bring your own token: it is read from standard input.")
 ]
@@ -45,10 +52,12 @@ BUDGET_COLUMNS = (
 
 @command(keys, "list")
 def list_keys(
-    service: Service, provider: Annotated[str | None, typer.Option("--provider", help="Only this provider's.")] = None
+    service: Service,
+    provider: Annotated[str | None, typer.Option("--provider", help="Only this provider's.")] = None,
+    state: Annotated[str | None, typer.Option("--state", help="Only in this state, e.g. available.")] = None,
 ) -> None:
     """The keys that the service knows."""
-    found = service.pages("/keys", "keys", provider_id=provider)
+    found = service.pages("/keys", "keys", provider_id=provider, state=state)
     service.table(
         found, KEY_COLUMNS, name="keys", none="no keys; add one with: apikeyrouter keys add --provider openai"
     )
@@ -61,9 +70,11 @@ def show_key(service: Service, key_id: Id) -> None:
 
 
 @command(keys, "history")
-def show_history(service: Service, key_id: Id) -> None:
+def show_history(
+    service: Service, key_id: Id, limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 100
+) -> None:
     """What became of a key, newest first."""
-    found = service.get("/keys" + path_of(key_id) + "/transitions")["transitions"]
+    found = service.get("/keys" + path_of(key_id) + "/transitions", limit=limit)["transitions"]
     service.table(found, ("timestamp", "from_state", "to_state", "actor", "reason"), name="transitions")
 
 
@@ -71,8 +82,8 @@ def show_history(service: Service, key_id: Id) -> None:
 def add_key(
     service: Service,
     provider: Annotated[str, typer.Option("--provider", help="Whose key it is.")],
-    quota_group: Annotated[str | None, typer.Option("--quota-group", help="What the provider meters together.")] = None,
-    model: Annotated[list[str] | None, typer.Option("--model", help="A model it serves; again for more.")] = None,
+    quota_group: QuotaGroup = None,
+    model: Served = None,
     weight: Weight = None,
     metadata: Annotated[str | None, typer.Option("--metadata", help="More of it: a YAML or JSON file.")] = None,
 ) -> None:
@@ -82,6 +93,33 @@ def add_key(
     body = {"key_material": read_secret("key"), "provider_id": provider, "metadata": told}
     made = service.send("POST", "/keys", body)
     service.document(made, line=f"registered {made['id']}")
+
+
+@command(keys, "update")
+def update_key(
+    service: Service,
+    key_id: Id,
+    quota_group: QuotaGroup = None,
+    model: Served = None,
+    weight: Weight = None,
+    metadata: Annotated[str | None, typer.Option("--metadata", help="All of it anew: a YAML or JSON file.")] = None,
+    unset: Unset = None,
+    state: Annotated[str | None, typer.Option("--state", help="available, throttled, exhausted, disabled, …")] = None,
+    for_seconds: Annotated[float | None, typer.Option("--for", help="How long a throttled key stays out.")] = None,
+    reason: Reason = "",
+) -> None:
+    """Change what is named; the rest stays. Metadata goes on from what it is, or from a file."""
+
+    def changed(key: dict[str, Any]) -> dict[str, Any]:
+        body = settings(state=state, for_seconds=for_seconds, reason=reason or None)
+        told = settings(quota_group=quota_group, models=model or None, weight=weight)
+        if told or unset or metadata is not None:
+            known = key["metadata"] if metadata is None else read_file(metadata)
+            body["metadata"] = {name: value for name, value in {**known, **told}.items() if name not in (unset or ())}
+        return body
+
+    told = service.change("/keys" + path_of(key_id), changed)
+    service.document(told, line=f"{told['id']} is {told['state']}")
 
 
 @command(keys, "rotate")
@@ -143,13 +181,14 @@ def create_client(
     service: Service, name: Name, team: Team = None, model: Models = None, provider: Providers = None, rpm: Rpm = None,
     tpm: Tpm = None, concurrency: Concurrency = None, weight: Weight = None, priority: Priority = None,
     expires_at: Expires = None,
-    budget: Annotated[list[str] | None, typer.Option("--budget", help="E.g. 50/monthly, or 5/daily/soft.")] = None,
+    budget: Budgets = None,
+    enabled: Enabled = None,
     token_from_stdin: OwnToken = False,
 ) -> None:  # fmt: skip
     """Make a client. Its token is printed, this once."""
     body = settings(
         team=team, models=model or None, providers=provider or None, rpm=rpm, tpm=tpm, concurrency=concurrency,
-        weight=weight, priority=priority, expires_at=expires_at,
+        weight=weight, priority=priority, expires_at=expires_at, enabled=enabled,
         budgets=[_budget(text) for text in budget or ()] or None,
     )  # fmt: skip
     if token_from_stdin:
@@ -163,13 +202,15 @@ def update_client(
     service: Service, name: Name, team: Team = None, model: Models = None, provider: Providers = None, rpm: Rpm = None,
     tpm: Tpm = None, concurrency: Concurrency = None, weight: Weight = None, priority: Priority = None,
     expires_at: Expires = None,
-    enabled: Annotated[bool | None, typer.Option("--enable/--disable", help="Whether it is served.")] = None,
-    unset: Annotated[list[str] | None, typer.Option("--unset", help="A setting to take away, e.g. rpm.")] = None,
+    budget: Budgets = None,
+    enabled: Enabled = None,
+    unset: Unset = None,
 ) -> None:  # fmt: skip
-    """Change what is named; the rest stays."""
+    """Change what is named; the rest stays. Budgets replace those that it was made with."""
     body = settings(
         team=team, models=model or None, providers=provider or None, rpm=rpm, tpm=tpm, concurrency=concurrency,
         weight=weight, priority=priority, expires_at=expires_at, enabled=enabled,
+        budgets=[_budget(text) for text in budget or ()] or None,
     )  # fmt: skip
     told = service.send("PATCH", "/clients" + path_of(name), {**body, **dict.fromkeys(unset or ())})
     service.document(told, line=f"changed {name}")
@@ -180,9 +221,11 @@ def rotate_client(
     service: Service,
     name: Name,
     grace: Annotated[int, typer.Option("--grace", min=0, help="Seconds that the old token is taken too.")] = 0,
+    token_from_stdin: OwnToken = False,
 ) -> None:
     """A new token, printed this once."""
-    told = service.send("POST", f"/clients{path_of(name)}/rotate", {"grace_seconds": grace})
+    own = {"token": read_secret("token")} if token_from_stdin else {}
+    told = service.send("POST", f"/clients{path_of(name)}/rotate", {"grace_seconds": grace, **own})
     service.document(told, line=told["token"])
 
 
@@ -196,9 +239,14 @@ def revoke_client(service: Service, name: Name) -> None:
 
 
 @command(budgets, "list")
-def list_budgets(service: Service) -> None:
+def list_budgets(
+    service: Service,
+    scope: Annotated[str | None, typer.Option("--scope", help="Only of this kind, e.g. team.")] = None,
+    scope_id: Annotated[str | None, typer.Option("--scope-id", help="Only of this one.")] = None,
+) -> None:
     """Every budget, with its books as of now."""
-    service.table(service.pages("/budgets", "budgets"), BUDGET_COLUMNS, name="budgets")
+    found = service.pages("/budgets", "budgets", scope=scope, scope_id=scope_id)
+    service.table(found, BUDGET_COLUMNS, name="budgets")
 
 
 @command(budgets, "show")
@@ -216,12 +264,17 @@ def create_budget(
     period: Annotated[str, typer.Option("--period", help="hourly, daily, weekly, monthly or total.")] = "monthly",
     soft: Annotated[bool, typer.Option("--soft", help="Tell, but do not refuse.")] = False,
     name: Annotated[str | None, typer.Option("--name", help="Tells budgets of one scope apart.")] = None,
-    timezone: Annotated[str | None, typer.Option("--timezone", help="Where its periods begin; UTC.")] = None,
+    timezone: Timezone = None,
+    unpriced: Unpriced = None,
+    flat: Flat = None,
+    suspense: Suspense = None,
+    suspense_after: SuspenseAfter = None,
 ) -> None:
     """Make a budget."""
     body = settings(
         scope=scope, scope_id=scope_id, limit_usd=limit_usd, period=period, enforcement="soft" if soft else "hard",
-        name=name, timezone=timezone,
+        name=name, timezone=timezone, unpriced=unpriced, flat_usd=flat, suspense=suspense,
+        suspense_after_seconds=suspense_after,
     )  # fmt: skip
     told = service.send("POST", "/budgets", body)
     service.document(told, line=told["id"])
@@ -234,9 +287,17 @@ def update_budget(
     limit_usd: Annotated[float | None, typer.Option("--limit", help="Dollars.")] = None,
     period: Annotated[str | None, typer.Option("--period", help="hourly, daily, weekly, monthly or total.")] = None,
     enforcement: Annotated[str | None, typer.Option("--enforcement", help="hard or soft.")] = None,
+    timezone: Timezone = None,
+    unpriced: Unpriced = None,
+    flat: Flat = None,
+    suspense: Suspense = None,
+    suspense_after: SuspenseAfter = None,
 ) -> None:
     """Change what is named; what was spent stays."""
-    body = settings(limit_usd=limit_usd, period=period, enforcement=enforcement)
+    body = settings(
+        limit_usd=limit_usd, period=period, enforcement=enforcement, timezone=timezone, unpriced=unpriced,
+        flat_usd=flat, suspense=suspense, suspense_after_seconds=suspense_after,
+    )  # fmt: skip
     told = service.send("PATCH", "/budgets" + path_of(budget_id), body)
     service.document(told, line=f"changed {told['id']}")
 
@@ -245,121 +306,6 @@ def update_budget(
 def delete_budget(service: Service, budget_id: Id) -> None:
     """Forget a budget."""
     delete(service, "budgets", budget_id, "deleted")
-
-
-# --- policies ----------------------------------------------------------------------------------------------------
-
-
-@command(policies, "list")
-def list_policies(service: Service) -> None:
-    """Every policy."""
-    columns = ("id", "type", "scope", "scope_id", "enforcement", "priority", "enabled", "source")
-    service.table(service.pages("/policies", "policies"), columns, name="policies")
-
-
-@command(policies, "show")
-def show_policy(service: Service, policy_id: Id) -> None:
-    """One policy."""
-    service.document(service.get("/policies" + path_of(policy_id)))
-
-
-@command(policies, "create")
-def create_policy(service: Service, file: File) -> None:
-    """Put the policy of a file into force."""
-    told = service.send("POST", "/policies", read_file(file))
-    service.document(told, line=told["id"])
-
-
-@command(policies, "validate")
-def validate_policy(service: Service, file: File) -> None:
-    """Check the policy of a file; exit 1 if it is not sound."""
-    told = service.send("POST", "/policies/validate", read_file(file))
-    lines = [*(f"error: {one}" for one in told["errors"]), *(f"warning: {one}" for one in told["warnings"])]
-    service.document(told, line="\n".join(lines) or "sound")
-    raise typer.Exit(0 if told["valid"] else 1)
-
-
-@command(policies, "dry-run")
-def dry_run_policy(
-    service: Service,
-    file: File,
-    model: Annotated[str | None, typer.Option("--model", help="Try it on a request for this model.")] = None,
-    team: Team = None,
-    client: Annotated[str | None, typer.Option("--client", help="A client's.")] = None,
-) -> None:
-    """What the policy of a file would change."""
-    context = settings(model=model, team=team, client=client)
-    service.document(service.send("POST", "/policies/dry-run", {"policy": read_file(file), "context": context or None}))
-
-
-@command(policies, "delete")
-def delete_policy(service: Service, policy_id: Id) -> None:
-    """Take a policy out of force."""
-    delete(service, "policies", policy_id, "deleted")
-
-
-# --- admin keys and the whole ------------------------------------------------------------------------------------
-
-
-@command(admin_keys, "list")
-def list_admin_keys(service: Service) -> None:
-    """Named admin keys. Never the keys themselves."""
-    columns = ("name", "role", "created_at", "expires_at")
-    service.table(service.pages("/admin-keys", "admin_keys"), columns, name="admin_keys")
-
-
-@command(admin_keys, "create")
-def create_admin_key(
-    service: Service,
-    name: Name,
-    role: Annotated[str, typer.Option("--role", help="read, operate or admin.")] = "read",
-    expires_at: Expires = None,
-) -> None:
-    """Make an admin key. It is printed, this once."""
-    told = service.send("POST", "/admin-keys", {"name": name, "role": role, **settings(expires_at=expires_at)})
-    service.document(told, line=told.get("key") or f"{name} exists already, as it was asked for")
-
-
-@command(admin_keys, "rotate")
-def rotate_admin_key(service: Service, name: Name) -> None:
-    """A new key under the name, printed this once; the old one is refused."""
-    told = service.send("POST", f"/admin-keys{path_of(name)}/rotate")
-    service.document(told, line=told["key"])
-
-
-@command(admin_keys, "revoke")
-def revoke_admin_key(service: Service, name: Name) -> None:
-    """Refuse that key from now on."""
-    delete(service, "admin-keys", name, "revoked")
-
-
-@command(config, "reload")
-def reload(service: Service) -> None:
-    """Read the configuration file again, in every worker that has it."""
-    told = service.send("POST", "/config/reload")
-    lines = [f"taken over: {told['keys']} keys, {told['clients']} clients, {told['budgets']} budgets"]
-    service.document(told, line="\n".join([*lines, *(f"warning: {one}" for one in told["warnings"])]))
-
-
-@command(config, "export")
-def export(
-    service: Service,
-    secrets: Annotated[bool, typer.Option("--secrets", help="Keys as ciphertext, tokens as hashes: a backup.")] = False,
-) -> None:
-    """Everything that was configured through the API, as JSON."""
-    typer.echo(json.dumps(service.get("/export", secrets=secrets or None), indent=2))
-
-
-@command(config, "import")
-def import_(
-    service: Service,
-    file: File,
-    replace: Annotated[bool, typer.Option("--replace", help="The document's in place of what there is.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-) -> None:
-    """Take an export in: all of it is checked first."""
-    body = {"document": read_file(file), "replace": replace, "dry_run": dry_run}
-    service.document(service.send("POST", "/import", body))
 
 
 def _budget(text: str) -> dict[str, Any]:

@@ -17,6 +17,8 @@ __all__ = ["EXIT_REFUSED", "Service", "command", "path_of", "read_secret"]
 ANSWER_SECONDS_MAX = 60.0
 PAGES_MAX = 1000
 PAGE = 1000
+_WIDTH_MAX = 10_000
+"""Wider than any table."""
 EXIT_REFUSED = 1
 """The service understood and says no: not found, taken, changed meanwhile, wrong input."""
 URL_DEFAULT = "http://127.0.0.1:8000"
@@ -49,6 +51,12 @@ class Service:
     def send(self, method: str, path: str, body: object = None) -> Any:
         """What a request with a body answers; None where there is no content."""
         return self._call(method, path, json=body)
+
+    def change(self, path: str, decide: Callable[[Any], object]) -> Any:
+        """Read a thing and PATCH it with what `decide` makes of it, unless somebody else changed it meanwhile."""
+        found = self._answer("GET", path)
+        headers = {"If-Match": found.headers["etag"]}
+        return self._content(self._answer("PATCH", path, json=decide(found.json()), headers=headers))
 
     def pages(self, path: str, name: str, *, limit: int | None = None, **params: object) -> list[dict[str, Any]]:
         """The items of a list, page after page: all, or the first `limit`."""
@@ -86,19 +94,22 @@ class Service:
                 typer.echo(f"{name}: {_cell(value)}")
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
+        return self._content(self._answer(method, path, **options))
+
+    def _answer(self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **options: Any) -> Any:
         import httpx
 
         try:
             answer = httpx.request(
-                method, f"{self.url}/api/v1{path}", headers={"X-API-Key": self._key}, timeout=ANSWER_SECONDS_MAX,
-                **options,
+                method, f"{self.url}/api/v1{path}", headers={"X-API-Key": self._key, **(headers or {})},
+                timeout=ANSWER_SECONDS_MAX, **options,
             )  # fmt: skip
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as exc:
             raise ConfigurationError(
                 f"no service answers at {self.url} ({type(exc).__name__}); name another with --url"
             ) from exc
         if answer.is_success:
-            return self._content(answer)
+            return answer
         told = _complaint(answer)
         if answer.status_code in (401, 403):
             raise ConfigurationError(f"{self.url} refuses this management key ({answer.status_code}): {told}")
@@ -187,18 +198,29 @@ def _cell(value: Any) -> str:
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """A table where the terminal is wide enough for its longest words, else a line for each field."""
     from rich import box
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         numbers = all(isinstance(row.get(column), int | float | None) for row in rows)
         table.add_column(column.replace("_", " "), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(row.get(column)), _style(row.get(column))) for column in columns))
-    Console().print(table)
+    if Measurement.get(console, console.options.update(max_width=_WIDTH_MAX), table).minimum <= console.width:
+        console.print(table)
+        return
+    for row in rows:
+        fields = Table.grid("field", "value", padding=(0, 1))
+        for column in columns:
+            value = Text(_cell(row.get(column)), _style(row.get(column)), overflow="fold")
+            fields.add_row(Text(f"{column.replace('_', ' ')}:"), value)
+        console.print(fields, end="\n\n")
 
 
 def _style(value: Any) -> str:

@@ -9,11 +9,14 @@ import typer
 from apikeyrouter.commands.remote import Service, path_of
 from apikeyrouter.domain.models.system_error import ConfigurationError
 
-__all__ = ["File", "Id", "Name", "delete", "group", "read_file", "settings"]
+__all__ = ["Expires", "File", "Id", "Name", "Team", "Unset", "delete", "group", "read_file", "settings"]
 
 Name = Annotated[str, typer.Argument(help="Its name.")]
 Id = Annotated[str, typer.Argument(help="Its id.")]
 File = Annotated[str, typer.Argument(help="A YAML or JSON file; - for standard input.")]
+Team = Annotated[str | None, typer.Option("--team", help="A team's.")]
+Expires = Annotated[str | None, typer.Option("--expires-at", help="When it ends, e.g. 2030-01-01T00:00:00Z.")]
+Unset = Annotated[list[str] | None, typer.Option("--unset", help="A setting to take away, e.g. rpm; again for more.")]
 
 
 def group(words: str) -> typer.Typer:

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from apikeyrouter.commands.remote import Service, command, path_of
+from apikeyrouter.commands.remote import Service, command, path_of, read_secret
 from apikeyrouter.commands.shared import Id, Name, delete, group, read_file, settings
 
 __all__ = ["limits", "providers", "webhooks"]
@@ -25,8 +25,12 @@ Row = Annotated[
     list[str] | None,
     typer.Option("--row", help="E.g. rpm=500,tpm=200000 or rpd=1500,kind=calendar,timezone=UTC; again for more."),
 ]
+Timeouts = Annotated[
+    list[str] | None, typer.Option("--timeout", help="E.g. idle_ms=30000 or idle_ms=none, as in the file; again.")
+]
+Breaker = Annotated[list[str] | None, typer.Option("--breaker", help="E.g. failures=3, as in the file; again.")]
 PROVIDER_COLUMNS = (
-    "id", "adapter", "source", "keys", "breaker", "in_flight", "requests_total", "failures_total", "base_url",
+    "id", "adapter", "keys", "breaker", "in_flight", "requests_total", "failures_total", "base_url", "source",
 )  # fmt: skip
 _TEXTS = ("kind", "timezone", "spend_period")
 
@@ -37,18 +41,7 @@ _TEXTS = ("kind", "timezone", "spend_period")
 @command(providers, "list")
 def list_providers(service: Service) -> None:
     """Providers, their breakers, and how many keys they have."""
-    columns = (
-        "id",
-        "adapter",
-        "keys",
-        "breaker",
-        "in_flight",
-        "requests_total",
-        "failures_total",
-        "base_url",
-        "source",
-    )
-    service.table(service.pages("/providers", "providers"), columns, name="providers")
+    service.table(service.pages("/providers", "providers"), PROVIDER_COLUMNS, name="providers")
 
 
 @command(providers, "show")
@@ -64,19 +57,23 @@ def add_provider(
     adapter: Annotated[str, typer.Option("--adapter", help="Who talks to it: openai, anthropic, gemini, azure, …")],
     base_url: BaseUrl = None,
     options: OptionsFile = None,
+    timeout: Timeouts = None,
+    breaker: Breaker = None,
 ) -> None:
     """Register a provider."""
-    body = {"id": provider_id, **_provider(adapter, base_url, options)}
+    body = {"id": provider_id, "adapter": adapter, **_provider(base_url, options, timeout, breaker)}
     told = service.send("POST", "/providers", body)
     service.document(told, line=f"registered {told['id']}; add a key: apikeyrouter keys add --provider {told['id']}")
 
 
 @command(providers, "update")
 def update_provider(
-    service: Service, provider_id: Id, adapter: Adapter = None, base_url: BaseUrl = None, options: OptionsFile = None
-) -> None:
-    """Change what is named; the rest stays."""
-    told = service.send("PATCH", "/providers" + path_of(provider_id), _provider(adapter, base_url, options))
+    service: Service, provider_id: Id, adapter: Adapter = None, base_url: BaseUrl = None, options: OptionsFile = None,
+    timeout: Timeouts = None, breaker: Breaker = None,
+) -> None:  # fmt: skip
+    """Change what is named; the rest stays. Timeouts and the breaker's settings are told as a whole."""
+    body = {**settings(adapter=adapter), **_provider(base_url, options, timeout, breaker)}
+    told = service.send("PATCH", "/providers" + path_of(provider_id), body)
     service.document(told, line=f"changed {told['id']}")
 
 
@@ -86,8 +83,14 @@ def remove_provider(service: Service, provider_id: Id) -> None:
     delete(service, "providers", provider_id, "removed")
 
 
-def _provider(adapter: str | None, base_url: str | None, options: str | None) -> dict[str, Any]:
-    return settings(adapter=adapter, base_url=base_url, options=None if options is None else read_file(options))
+def _provider(
+    base_url: str | None, options: str | None, timeout: list[str] | None, breaker: list[str] | None
+) -> dict[str, Any]:
+    return settings(
+        base_url=base_url, options=None if options is None else read_file(options),
+        timeouts=dict(map(_setting, timeout)) if timeout else None,
+        breaker_settings=dict(map(_setting, breaker)) if breaker else None,
+    )  # fmt: skip
 
 
 # --- limits ------------------------------------------------------------------------------------------------------
@@ -97,11 +100,14 @@ def _provider(adapter: str | None, base_url: str | None, options: str | None) ->
 def list_limits(
     service: Service,
     kind: Annotated[str | None, typer.Option("--kind", help="Of a key, quota_group, provider or client.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also what has no limits and is in order.")] = False,
+    forecast: Annotated[bool, typer.Option("--forecast", help="Say, too, when each will run out.")] = False,
 ) -> None:
     """What is metered, and what of it is used."""
-    lanes = service.pages("/limits", "limits", kind=kind)
-    rows = [{**lane, **limit, "lane": lane["id"]} for lane in lanes for limit in lane["limits"]]
-    columns = ("lane", "name", "capacity", "used", "remaining", "full_again_at", "learned", "breaker", "source")
+    lanes = service.pages("/limits", "limits", kind=kind, everything=everything or None, forecast=forecast or None)
+    rows = [{**lane, **limit, "lane": lane["id"]} for lane in lanes for limit in lane["limits"] or [{"name": None}]]
+    known = ("lane", "name", "capacity", "used", "remaining", "full_again_at", "learned", "breaker", "source")
+    columns = (*known, "forecast") if forecast else known
     service.table(rows, columns, name="limits")
 
 
@@ -145,6 +151,8 @@ def _setting(text: str) -> tuple[str, Any]:
     name, _, value = text.strip().partition("=")
     if name in _TEXTS:
         return name, value
+    if value == "none":
+        return name, None
     try:
         return name, int(value) if value.isdigit() else float(value)
     except ValueError as exc:
@@ -167,9 +175,13 @@ def create_webhook(
     name: Name,
     target: Annotated[str, typer.Argument(help="The URL that events are sent to.")],
     event: Annotated[list[str] | None, typer.Option("--event", help="Which; again for more. None: all.")] = None,
+    secret_from_stdin: Annotated[
+        bool, typer.Option("--secret-from-stdin", help="Bring your own secret: it is read from standard input.")
+    ] = False,
 ) -> None:
     """Have events sent to a URL. The secret they are signed with is printed, this once."""
-    told = service.send("POST", "/webhooks", {"name": name, "url": target, **settings(events=event or None)})
+    own = {"secret": read_secret("secret")} if secret_from_stdin else {}
+    told = service.send("POST", "/webhooks", {"name": name, "url": target, **settings(events=event or None), **own})
     service.document(told, line=told.get("secret") or f"{name} exists already, as it was asked for")
 
 

@@ -179,6 +179,8 @@ class CostController:
         mode = changes.get("enforcement_mode")
         if mode is not None and "unpriced" not in changes and rule.scope.unpriced is not UnpricedRule.FLAT:
             changes["unpriced"] = default_unpriced(_known(EnforcementMode, mode, "enforcement_mode"))
+        if "unpriced" in changes and str(changes["unpriced"]).lower() != UnpricedRule.FLAT:
+            changes.setdefault("flat", 0)
         told = budget_of(rule).model_dump(exclude={"resets_at"})
         return await self._put(Budget(**{**told, **changes}))
 
