@@ -46,11 +46,19 @@ class GuardedProtocol(ServiceProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Some bytes. Headers are counted until they are complete."""
+        if len(data) > self.limits.header_bytes_max and self._is_all_head(data):
+            self._refuse("headers_too_large")
+            return
         super().data_received(data)
         if self._reading_since and self.cycle is self._cycle_before:
             self._head_bytes += len(data)
             if self._head_bytes > self.limits.header_bytes_max:
                 self._refuse("headers_too_large")
+
+    def _is_all_head(self, data: bytes) -> bool:
+        """Whether the head of a request takes more of these bytes than it may."""
+        in_head = not self._reading_since or self.cycle is self._cycle_before
+        return in_head and not 0 <= data.find(b"\r\n\r\n") <= self.limits.header_bytes_max
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""

@@ -10,6 +10,7 @@ from collections.abc import MutableMapping, Sequence
 from typing import Any, Protocol, cast
 
 import httptools
+import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 __all__ = ["EXTENSION", "Exchanging", "ServiceProtocol", "exchanging"]
@@ -18,6 +19,7 @@ EXTENSION = "apikeyrouter.exchange"
 JOINED_BYTES_MAX = 64 * 1024
 """Up to this size a body is copied behind its head; a larger one is written beside it."""
 _CHUNKED = (b"transfer-encoding", b"chunked")
+_OF_UPGRADES = (b"connection", b"upgrade", b"http2-settings")
 URLS_MAX = 1024
 _urls: dict[bytes, tuple[str, bytes, bytes]] = {}
 """Request targets → path, raw path and query; emptied when full."""
@@ -126,12 +128,87 @@ class _Cycle(RequestResponseCycle):
         return head
 
 
+class _UntilClosed(RequestResponseCycle):
+    """A request of HTTP/1.0, which knows no chunks: where an answer does not tell its length, it ends with the
+    connection."""
+
+    _unending = False
+
+    async def send(self, message: Any) -> None:
+        """A message."""
+        if message["type"] == "http.response.start":
+            self._unending = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+            self.chunked_encoding = False if self._unending else None
+        elif self._unending:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
+
+
+class _Nowhere(list[tuple[bytes, bytes]]):
+    """Takes headers, and keeps none."""
+
+    def append(self, header: tuple[bytes, bytes]) -> None:
+        """Forget it."""
+
+
+_TRAILERS = _Nowhere()
+"""Where headers behind a body go: they have no end that anybody counts, and say nothing that may be believed."""
+
+
+class _Answered:
+    """In place of a request that is not begun."""
+
+    response_complete = True
+
+
+_ANSWERED = _Answered()
+
+
 class ServiceProtocol(HttpToolsProtocol):
     """uvicorn's protocol with `_Cycle` for requests, and one timer per connection instead of one per request."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._idle_since = 0.0
+        self._before_upgrade: Any = None
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes of requests."""
+        self._idle_since = 0.0  # the connection is not idle; its timer stays
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as exc:
+            self._go_on_as_before(data[exc.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("this is no HTTP/1.1 request")
+
+    def send_400_response(self, msg: str) -> None:
+        """Say that this cannot be read, where no answer is under way that it would end up in, and close."""
+        cycle = self.cycle
+        if self.transport.is_closing():
+            return
+        if cycle is not None and not cycle.response_complete and cycle.response_started:
+            self.transport.close()
+            return
+        body = msgspec.json.encode(
+            {"error": {"message": msg, "type": "invalid_request_error", "param": None, "code": "malformed_http"}}
+        )
+        self.transport.write(
+            b"%bcontent-type: application/json\r\nx-content-type-options: nosniff\r\ncontent-length: %d\r\n"
+            b"connection: close\r\n\r\n%b" % (STATUS_LINE[400], len(body), body)
+        )
+        self.transport.close()
+
+    def _go_on_as_before(self, rest: bytes) -> None:
+        """A client would change to another protocol (HTTP/2, most often): it is answered in this one (RFC 9110, 7.8).
+
+        The parser takes what follows for the other protocol, so that the request is told to a new one.
+        """
+        self.cycle = self._before_upgrade
+        lines = [b"%b %b HTTP/1.1\r\n" % (self.parser.get_method(), self.url)]
+        lines += [b"%b: %b\r\n" % header for header in self.scope["headers"] if header[0] not in _OF_UPGRADES]
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"".join((*lines, b"\r\n", rest)))
 
     def on_headers_complete(self) -> None:
         """A request begins. The unusual ones (upgrades, other versions, a server at its limit) are left to uvicorn."""
@@ -143,8 +220,9 @@ class ServiceProtocol(HttpToolsProtocol):
             or parser.should_upgrade()
             or not parser.should_keep_alive()
         ):
-            super().on_headers_complete()
+            self._begin_unusual()
             return
+        self.headers = _TRAILERS
         scope["method"] = parser.get_method().decode("ascii")
         scope["path"], scope["raw_path"], scope["query_string"] = _urls.get(self.url) or _parsed(self.url)
         before = self.cycle
@@ -160,6 +238,15 @@ class ServiceProtocol(HttpToolsProtocol):
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
+
+    def _begin_unusual(self) -> None:
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._before_upgrade, self.cycle = self.cycle, cast("RequestResponseCycle", _ANSWERED)
+            return
+        super().on_headers_complete()
+        self.headers = _TRAILERS
+        if self.parser.get_http_version() == "1.0":
+            self.cycle.__class__ = _UntilClosed
 
     def on_response_complete(self) -> None:
         """The next pipelined request, or a connection that is idle from now on."""
@@ -191,10 +278,6 @@ class ServiceProtocol(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
-
-    def _unset_keepalive_if_required(self) -> None:
-        """Something came: the connection is not idle. The timer stays."""
-        self._idle_since = 0.0
 
     def _look_again(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)

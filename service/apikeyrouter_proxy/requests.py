@@ -30,8 +30,9 @@ async def read_body(receive: Receive, headers: Headers, bytes_max: int, exchange
         raise refuse(431, "invalid_request_error", "headers_too_large", f"more than {HEADERS_MAX} headers")
     declared = headers.get(b"content-length")
     if declared is not None and (not declared.isdigit() or len(declared) > 15 or int(declared) > bytes_max):
-        raise await _too_large(receive, bytes_max, more=True)
-    if (coding := headers.get(b"content-encoding", b"identity")) != b"identity":
+        raise await _too_large(receive, bytes_max, more=b"expect" not in headers)  # who asks first has sent nothing
+    coding = headers.get(b"content-encoding")
+    if coding is not None and coding.strip().lower() not in (b"", b"identity"):
         raise refuse(
             415,
             "invalid_request_error",

@@ -107,7 +107,13 @@ def test_headers_without_end_are_refused(url: str) -> None:
     with connected(url) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nx: " + b"y" * 3000)
         assert rest_of(connection).startswith("HTTP/1.1 431 ")
-    assert counted(url, "headers_too_large") == 2
+    with connected(url) as connection:  # all of it in one piece, and a request behind it
+        connection.sendall(b"GET /health HTTP/1.1\r\nx: " + b"y" * 3000 + b"\r\n\r\nGET /health HTTP/1.1\r\n\r\n")
+        assert rest_of(connection).count("HTTP/1.1 ") == 1
+    with connected(url) as connection:  # a body may be larger than headers
+        connection.sendall(b"POST /health HTTP/1.1\r\nconnection: close\r\ncontent-length: 9000\r\n\r\n" + b"y" * 9000)
+        assert rest_of(connection).startswith("HTTP/1.1 405 ")
+    assert counted(url, "headers_too_large") == 3
 
 
 def test_a_client_that_drips_its_body_is_closed_and_holds_nothing(url: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import Field, SecretStr
 
-from apikeyrouter.domain.components.key_identity import derive_key_id
+from apikeyrouter.domain.components.key_identity import check_material, derive_key_id
 from apikeyrouter.domain.models.api_key import APIKey
 from apikeyrouter_proxy.access import Refused
 from apikeyrouter_proxy.admin_keys import Role
@@ -68,8 +68,8 @@ async def register_key(desk: AdminDesk, new: NewKey) -> Response:
     with the new metadata."""
 
     async def make() -> Made:
-        material = new.key_material.get_secret_value()
-        known = await desk.router.key_manager.get_key(derive_key_id(material.strip(), provider_id=new.provider_id))
+        material = check_material(new.key_material.get_secret_value())
+        known = await desk.router.key_manager.get_key(derive_key_id(material, provider_id=new.provider_id))
         key = await desk.router.key_manager.register_key(material, new.provider_id, new.metadata)
         if known is not None and known.metadata != key.metadata:
             await desk.note("key", key.id, "updated", {"changed": {"metadata": [known.metadata, key.metadata]}})

@@ -42,6 +42,8 @@ __all__ = [
     "provider_lane",
 ]
 
+MODEL_LENGTH_MAX = 512
+"""Longest name of a model, in characters; fine-tuned ones and those in clouds are the longest in use."""
 POOLS_MAX = 1024
 """Pools remembered; beyond it the memory starts afresh."""
 QUALITY_DEFAULT = 0.5
@@ -229,7 +231,7 @@ class Catalogue:
         `constraints`: the policies that apply; what they refuse is left out, and may be everything.
 
         Raises:
-            InvalidRequestError: the pinned provider is not registered.
+            InvalidRequestError: the pinned provider is not registered, or no model can have that name.
             ModelNotFoundError: no key serves the model.
             UnsupportedEndpointError: keys do, at providers that speak another dialect or lack the operation.
         """
@@ -238,6 +240,7 @@ class Catalogue:
         place = model, provider_id, dialect, operation, group, team
         pool = self._pools.get(place)
         if pool is None:
+            _check_name(model)
             if provider_id is not None and provider_id not in self.providers:
                 raise InvalidRequestError(
                     f"provider {provider_id!r} is not registered; call register_provider first", field="provider_id"
@@ -484,3 +487,11 @@ def provider_lane(provider_id: str) -> str:
 def key_price_name(key_id: str) -> str:
     """The provider name under which a key's own price (`cost_per_1k`) is kept in the price book."""
     return f"key:{key_id}"
+
+
+def _check_name(model: str) -> None:
+    """A name goes into keys of the store, into logs, and at some providers into a path. Raises InvalidRequestError."""
+    if len(model) > MODEL_LENGTH_MAX:
+        raise InvalidRequestError(f"must have at most {MODEL_LENGTH_MAX} characters", field="model")
+    if not model.isprintable() or ".." in model.split("/"):
+        raise InvalidRequestError("must be printable, and no path", field="model")
