@@ -158,10 +158,10 @@ async def test_decisions_are_written_when_the_store_is_back(
 
 async def test_a_store_that_was_emptied_is_told_everything_again(simulator: SimulatorProcess, redis_url: str) -> None:
     hard = {"name": "tight", "scope": "global", "limit_usd": 1, "period": "total", "enforcement": "hard"}
-    limits = [{"quota_group": "org-a", "concurrency": 2}]
+    limits = [{"quota_group": "org-c", "concurrency": 2}]
     soft = {"name": "all", "scope": "global", "limit_usd": 1000, "period": "total", "enforcement": "soft"}
-    async with house(simulator, RedisStateStore(redis_url), ["a1", "s1"], budgets=[soft, hard], limits=limits) as made:
-        stream = made.router.route_stream(intent())
+    async with house(simulator, RedisStateStore(redis_url), ["c1", "s1"], budgets=[soft, hard], limits=limits) as made:
+        stream = made.router.route_stream(intent())  # of the slow key, which alone has this model
         await anext(stream)
         epoch = made.router.ledger.stamp.epoch
         (before,) = await made.router.ledger.scopes([SCOPE])
@@ -174,16 +174,16 @@ async def test_a_store_that_was_emptied_is_told_everything_again(simulator: Simu
             return [state.held for state in states] == [before.held]
 
         await until(remembered)
-        assert {key.id for key in await made.router.key_manager.list_keys()} == {"a1", "s1"}
+        assert {key.id for key in await made.router.key_manager.list_keys()} == {"c1", "s1"}
         await stream.aclose()  # type: ignore[attr-defined]
         after_stream = await made.at_rest()
         assert (after_stream > 0, made.router.books.unmatched) == (True, 0)
         billed_before = await made.billed()
-        answers = [await made.route("[[tokens:5]]", provider_id="openai") for _ in range(4)]
+        answers = [await made.route("[[tokens:5]]", model="claude-haiku-5") for _ in range(4)]
         assert len(answers) == 4
         assert await made.at_rest() - after_stream == await made.billed() - billed_before
-        lanes = {lane.id: lane for lane in await made.router.ledger.lanes(["g:org-a:*"])}
-        assert [limit.capacity for limit in lanes["g:org-a:*"].limits] == [2]
+        lanes = {lane.id: lane for lane in await made.router.ledger.lanes(["g:org-c:*"])}
+        assert [limit.capacity for limit in lanes["g:org-c:*"].limits] == [2]
 
 
 async def test_settlements_that_waited_while_the_store_forgot_are_booked(
