@@ -46,8 +46,8 @@ def simulator_config() -> dict[str, Any]:
     return {
         "organisations": [
             _organisation("north", 3, limits=[minute]),
-            _organisation("south", 3, limits=[{"rpm": 900, "tpm": 120_000, "kind": "bucket"}], revoked=2),
-            _organisation("east", 4, limits=[minute]),
+            _organisation("south", 3, limits=[{"rpm": 240, "tpm": 12_000, "kind": "bucket"}], revoked=2),
+            _organisation("east", 4, limits=[{"rpm": 900, "kind": "bucket"}, {"concurrency": 20}]),
             _organisation("west", 2, limits=[minute], dialect="anthropic", latency_ms=2_600),
         ],
         "failures": [{"name": "billing", "organisation": "north", "skip": CREDIT_REQUESTS}],

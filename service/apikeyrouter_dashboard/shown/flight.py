@@ -1,0 +1,57 @@
+"""Open reservations: how old, how long leased, what they hold."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from markupsafe import Markup
+
+from apikeyrouter_dashboard.shown.words import badge, count, dollars, moment, span_of, table, when
+
+__all__ = ["flight", "summary"]
+
+Told = Mapping[str, Any]
+OLD_SECONDS = 60
+
+
+def summary(found: Sequence[Told], suspended: Sequence[Told]) -> Markup:
+    """What is held, in one line; and what was reclaimed after crashes."""
+    facts = [
+        ("open", count(len(found))), ("money held", dollars(sum(one["held_usd"] for one in found))),
+        ("tokens held", count(sum(_tokens(one) for one in found))),
+        ("reclaimed, in suspense", count(len(suspended))),
+        ("money in suspense", dollars(sum(one["held_usd"] for one in suspended))),
+    ]  # fmt: skip
+    cells = Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, text) for name, text in facts)
+    return Markup('<dl class="strip">{}</dl>').format(cells)
+
+
+def flight(found: Sequence[Told], now: datetime) -> Markup:
+    """Every open reservation, the oldest first."""
+    rows = [
+        (
+            Markup("<code>{}</code>").format(one["id"]), _age(one, now), when(one["deadline"], now), _key(one),
+            _tokens(one) or Markup('<span class="unknown">not metered</span>'), dollars(one["held_usd"]),
+            ", ".join(scope["id"] for scope in one["scopes"]),
+            ", ".join(lane for lane in one["lanes"] if not lane.startswith(("k:", "p:"))),
+        )
+        for one in sorted(found, key=lambda one: one["created_at"])
+    ]  # fmt: skip
+    columns = ["reservation", "age", "lease ends", "key", "tokens", "held", "budgets", "lanes"]
+    return table(columns, rows, none="nothing is in flight", numbers=(4, 5))
+
+
+def _age(one: Told, now: datetime) -> Markup:
+    began = moment(one["created_at"]) or now
+    seconds = (now - began).total_seconds()
+    return badge("constrained" if seconds > OLD_SECONDS else "free", span_of(seconds))
+
+
+def _key(one: Told) -> str:
+    return next((lane[2:] for lane in one["lanes"] if lane.startswith("k:")), "unknown")
+
+
+def _tokens(one: Told) -> int:
+    """What it was admitted for, of the limit that counts the most tokens."""
+    told = [charge["amount"] for charge in one["charges"] if "t" in charge["limit"].rpartition("p")[0]]
+    return max(told, default=0)
