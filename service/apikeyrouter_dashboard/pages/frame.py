@@ -20,6 +20,8 @@ Told = dict[str, Any]
 Action = Callable[[dict[str, str]], Awaitable[None] | None]
 FIRST_SECONDS_MAX = 1.2
 """How long a page waits for its first answers before it is sent without them."""
+RETRY_SECONDS = 1.0
+"""How long to rest after a look that failed."""
 _CLICKED = """(e) => {
   const found = e.target.closest('[data-act]');
   if (found && !found.disabled) emit({...found.dataset});
@@ -63,7 +65,7 @@ class Page:
     """What was read last."""
     _read_at: datetime | None = None
     _busy: bool = False
-    _awake: bool = True
+    _timer: Any = None
 
     # --- what a page is ------------------------------------------------------------------------------------------
 
@@ -94,7 +96,7 @@ class Page:
         )
         self._trouble = Block("trouble", live=True)
         self._trouble.hidden(True)
-        with ui.element("main").props('id="main"').on("click", self._act, js_handler=_CLICKED):
+        with ui.element("div").props('id="main"').on("click", self._act, js_handler=_CLICKED):
             self._build()
         self._age = Block("age dim")
         ui.on("seen", self._seen)
@@ -124,11 +126,17 @@ class Page:
         """Show what was read last once more."""
         if self._client.is_deleted or self.told is None:
             return
+        self._pace(self.seconds)
         with self._client:
             self._trouble.hidden(True)
             self._show(self.told, datetime.now(UTC))
             if self._read_at is not None:
                 self._age.put(Markup("as of {}").format(told_at(self._read_at)))
+
+    def _pace(self, seconds: float) -> None:
+        """How long to rest between two looks from now on."""
+        if self._timer is not None and self._timer.interval != seconds:
+            self._timer.interval = seconds
 
     async def _refused(self, exc: Refusal) -> None:
         if exc.status == 401:
@@ -140,6 +148,7 @@ class Page:
     def _complain(self, message: str) -> None:
         if self._client.is_deleted:
             return
+        self._pace(RETRY_SECONDS)
         since = "" if self._read_at is None else f"; what is shown is of {told_at(self._read_at)}"
         with self._client:
             self._trouble.hidden(False)
@@ -147,7 +156,8 @@ class Page:
 
     def _seen(self, event: GenericEventArguments) -> None:
         """The tab came into sight, or left it: nobody asks for what nobody sees."""
-        self._timer.active = bool(event.args)
+        if self._timer is not None:
+            self._timer.active = bool(event.args)
 
     async def _act(self, event: GenericEventArguments) -> None:
         data = {str(name): str(value) for name, value in dict(event.args or {}).items()}

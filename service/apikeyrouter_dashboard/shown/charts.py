@@ -12,6 +12,7 @@ _INK = "#8a94a3"
 
 def _base(unit: str) -> dict[str, Any]:
     axis: dict[str, Any] = {"axisLine": {"lineStyle": {"color": _INK}}, "axisLabel": {"color": _INK, "fontSize": 11}}
+    label = "${value}" if unit == "$" else "{value}"
     split = {"splitLine": {"lineStyle": {"color": _INK, "opacity": 0.2}}}
     return {
         "color": COLOURS, "animation": False, "backgroundColor": "transparent",
@@ -21,7 +22,7 @@ def _base(unit: str) -> dict[str, Any]:
                    "itemHeight": 8, "itemWidth": 12},
         "tooltip": {"trigger": "axis", "confine": True},
         "xAxis": {"type": "category", **axis}, "aria": {"enabled": True},
-        "yAxis": {"type": "value", **axis, **split, "axisLabel": {**axis["axisLabel"], "formatter": "{value} " + unit}},
+        "yAxis": {"type": "value", **axis, **split, "axisLabel": {**axis["axisLabel"], "formatter": label}},
     }  # fmt: skip
 
 

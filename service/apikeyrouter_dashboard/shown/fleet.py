@@ -112,7 +112,7 @@ def shares(usage: Sequence[Told], dimension: str, entitled: Mapping[str, float])
         for row in sorted(rows, key=lambda row: -row["served"])
     ]  # fmt: skip
     index = jain([row["served"] / entitled.get(row[dimension], 1.0) for row in rows])
-    even = badge("ok" if index is not None and index > 0.8 else "free", "unknown" if index is None else f"{index:.2f}")
+    even = badge("ok" if index is not None and index > 0.8 else "warn", "unknown" if index is None else f"{index:.2f}")
     columns = [dimension, "served", "share", "entitled", "denied", "failed"]
     body = table(columns, told, none="nobody was served today", numbers=range(1, 6))
     return Markup(

@@ -40,9 +40,17 @@ def _row(lane: Told, limit: Told, now: datetime) -> tuple[object, ...]:
     return (
         Markup("<code>{}</code>{}").format(lane["id"], blocked), name, gauge, _amount(limit, "remaining"),
         _amount(limit, "capacity"), _runs_out(limit, now),
-        when(limit["full_again_at"], now, unknown="it is full") if limit["used"] else "it is full",
+        _full_again(limit, now),
         _pace(limit, now), advice(lane, limit, now),
     )  # fmt: skip
+
+
+def _full_again(limit: Told, now: datetime) -> Markup | str:
+    if not limit["used"]:
+        return "it is full"
+    if limit["counts"] == "concurrency":
+        return "as requests end"
+    return when(limit["full_again_at"], now)
 
 
 def _amount(limit: Told, name: str) -> str:

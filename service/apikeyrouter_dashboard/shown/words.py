@@ -77,7 +77,8 @@ def percent(share: float | None) -> str:
     """A share, 0 … 1, in per cent."""
     if share is None:
         return "unknown"
-    return f"{share * 100:.0f} %" if share in (0, 1) or 0.01 <= share <= 0.99 else f"{share * 100:.1f} %"
+    fine = 0 < share < 0.01 or 0.99 < share < 1
+    return f"{share * 100:.1f} %" if fine else f"{share * 100:.0f} %"
 
 
 def badge(kind: str, text: str) -> Markup:
