@@ -213,6 +213,9 @@ def user(*parts: Body) -> list[Body]:
         (chat_to_messages, {"response_format": {"type": "json_object"}}, "response_format"),
         (chat_to_messages, {"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools"),
         (chat_to_messages, {"tools": TOOLS, "tool_choice": "some"}, "tool_choice"),
+        *((chat_to_messages, {"model": model, "tools": TOOLS, "tool_choice": choice}, "tool_choice")
+          for model in ("claude-opus-5-5", "claude-fable-5-1-20261001", "claude-mythos-5.1")
+          for choice in ("required", {"type": "function", "function": {"name": "f"}})),
         (chat_to_messages, {"messages": [{"role": "oracle", "content": "x"}]}, "messages"),
         (chat_to_messages, {"messages": "hi"}, "messages"),
         (chat_to_messages, {"messages": user({"type": "image_url", "image_url": {}})}, "messages"),
@@ -365,6 +368,37 @@ def test_an_answer_written_in_a_dialect_reads_the_same(
     read = wire.read_answer(write(answer, "m"))
     assert (read.text, read.tool_calls, read.finish_reason) == (answer.text, answer.tool_calls, answer.finish_reason)
     assert (read.usage, read.model) == (USAGE, "m")
+
+
+@pytest.mark.parametrize(
+    ("stop_reason", "finish_reason"),
+    [
+        ("end_turn", "stop"),
+        ("stop_sequence", "stop"),
+        ("pause_turn", "stop"),
+        ("max_tokens", "length"),
+        ("model_context_window_exceeded", "length"),
+        ("tool_use", "tool_calls"),
+        ("refusal", "content_filter"),
+    ],
+)
+def test_each_reason_to_stop_is_told_in_the_words_of_chat(stop_reason: str, finish_reason: str) -> None:
+    whole = {"id": "m", "content": [{"type": "text", "text": "x"}], "stop_reason": stop_reason}
+    event = {"type": "message_delta", "delta": {"stop_reason": stop_reason}, "usage": {"output_tokens": 1}}
+    delta = ANTHROPIC.deltas().read(b"event: message_delta\ndata: " + json.dumps(event).encode() + b"\n\n")
+    assert ANTHROPIC.read_answer(json.dumps(whole).encode()).finish_reason == finish_reason
+    assert [one.finish_reason for one in delta] == [finish_reason]
+
+
+def test_a_model_that_may_be_made_to_call_a_tool_is() -> None:
+    body = chat_to_messages(
+        {**chat_of(max_tokens=9), "model": "claude-opus-5", "tools": TOOLS, "tool_choice": "required"}
+    )
+    assert body["tool_choice"] == {"type": "any"}
+    free = chat_to_messages(
+        {**chat_of(max_tokens=9), "model": "claude-opus-5-5", "tools": TOOLS, "tool_choice": "auto"}
+    )
+    assert free["tool_choice"] == {"type": "auto"}
 
 
 def test_arguments_that_are_no_json_are_wrapped_and_not_lost() -> None:

@@ -33,6 +33,8 @@ async def test_openai_gets_a_chat_with_routing_metadata_and_headers(service: Run
     assert raw.headers["x-akr-attempts"] == "1"
     assert f"{metadata['cost']:.9f}" == raw.headers["x-akr-cost-usd"]
     assert int(raw.headers["x-akr-overhead-us"]) > 0
+    facts = service.runtime.router.decisions[-1]
+    assert int(raw.headers["openai-processing-ms"]) == facts.total_us // 1000
 
 
 async def test_openai_streams_a_chat_to_its_end(service: Running) -> None:
@@ -186,9 +188,11 @@ async def test_a_stream_tells_the_time_spent_here_before_its_first_event(service
         create = client.chat.completions.with_streaming_response.create
         async with create(model="gpt-4o-mini", messages=HELLO, stream=True) as answer:
             told = int(answer.headers["x-akr-overhead-us"])
+            processing = int(answer.headers["openai-processing-ms"])
             await answer.read()
     facts = service.runtime.router.decisions[-1]
     assert 0 < told <= facts.first_token_us
+    assert processing == facts.first_token_us // 1000
 
 
 async def test_a_query_goes_on_to_the_provider_without_credentials(

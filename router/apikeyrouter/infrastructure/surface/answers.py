@@ -38,6 +38,8 @@ def whole_headers(exchange: Exchange, length: int, *, dialect: str) -> list[Head
         *identity_headers(facts.request_id, dialect),
         (b"x-akr-overhead-us", b"%d" % facts.overhead_us),
     ]
+    if dialect == "openai":
+        headers.append((b"openai-processing-ms", b"%d" % (facts.total_us // 1000)))
     cost = facts.cost_nanousd
     if cost is not None:
         headers.append((b"x-akr-cost-usd", b"%d.%09d" % divmod(cost, 1_000_000_000)))
@@ -56,6 +58,8 @@ def stream_headers(exchange: Exchange, *, dialect: str) -> list[Header]:
         *identity_headers(facts.request_id, dialect),
         (b"x-akr-overhead-us", b"%d" % facts.overhead_us),
     ]
+    if dialect == "openai":
+        headers.append((b"openai-processing-ms", b"%d" % (facts.first_token_us // 1000)))
     if facts.token_cap is not None:
         headers.append((b"x-akr-token-cap", b"%d" % facts.token_cap))
     return headers

@@ -49,6 +49,8 @@ _NO_SAMPLING = re.compile(r"claude-(?:[a-z]+-)?(?:4[-.][789]|[5-9])(?:\D|$)", re
 """Claude 4.7 and later refuse sampling parameters, even at their defaults."""
 _NO_PREFILL = re.compile(r"claude-(?:[a-z]+-)?(?:4[-.][6789]|[5-9])(?:\D|$)", re.IGNORECASE)
 """Claude 4.6 and later refuse a last message of the assistant's, and think as they see fit."""
+_NO_FORCED_TOOL = re.compile(r"claude-(?:opus-5[-.]5|(?:fable|mythos)-5[-.]1)(?:\D|$)", re.IGNORECASE)
+"""Models that choose by themselves whether to call a tool (`providers.md` §6)."""
 _BUDGETED = re.compile(r"claude-(?:3-7|(?:[a-z]+-)4(?:[-.][0-5])?(?:-\d{8}|-latest|$))", re.IGNORECASE)
 """Claude 3.7 to 4.5 think within a budget of tokens."""
 _OLD = re.compile(r"claude-(?:3(?!-7)|2|instant)", re.IGNORECASE)
@@ -177,6 +179,8 @@ def _tools(body: Body, chat: Mapping[str, Any]) -> None:
         if choice["type"] != "none":
             choice = {**choice, "disable_parallel_tool_use": True}
     if choice is not None:
+        if choice["type"] in ("any", "tool") and _NO_FORCED_TOOL.search(body["model"]):
+            raise InvalidRequestError("this model cannot be made to call a tool; use auto", field="tool_choice")
         body["tool_choice"] = choice
 
 
