@@ -1,4 +1,4 @@
-"""What a client's settings say holds over HTTP: its tokens and calls, its end, its weight and class, in each dialect."""
+"""What a client's settings say holds over HTTP: tokens and calls, its end, its weight and class, in each dialect."""
 
 import asyncio
 import json
