@@ -158,7 +158,7 @@ async def test_decisions_are_written_when_the_store_is_back(
 
 async def test_a_store_that_was_emptied_is_told_everything_again(simulator: SimulatorProcess, redis_url: str) -> None:
     hard = {"name": "tight", "scope": "global", "limit_usd": 1, "period": "total", "enforcement": "hard"}
-    limits = [{"quota_group": "org-c", "concurrency": 2}]
+    limits = [{"quota_group": "org-c", "concurrency": 5}]
     soft = {"name": "all", "scope": "global", "limit_usd": 1000, "period": "total", "enforcement": "soft"}
     async with house(simulator, RedisStateStore(redis_url), ["c1", "s1"], budgets=[soft, hard], limits=limits) as made:
         stream = made.router.route_stream(intent())  # of the slow key, which alone has this model
@@ -183,7 +183,7 @@ async def test_a_store_that_was_emptied_is_told_everything_again(simulator: Simu
         assert len(answers) == 4
         assert await made.at_rest() - after_stream == await made.billed() - billed_before
         lanes = {lane.id: lane for lane in await made.router.ledger.lanes(["g:org-c:*"])}
-        assert [limit.capacity for limit in lanes["g:org-c:*"].limits] == [2]
+        assert [limit.capacity for limit in lanes["g:org-c:*"].limits] == [5]
 
 
 async def test_settlements_that_waited_while_the_store_forgot_are_booked(
