@@ -26,6 +26,7 @@ async def fleet_gauges(router: ApiKeyRouter, *, healthy: bool) -> Gauges:
     gauges: Gauges = {
         metric_names.KEY_STATE.name: {(key.id, key.provider_id, key.state.value): 1 for key in keys},
         metric_names.STORE_UP.name: {(): int(healthy)},
+        metric_names.UNSETTLED_SECONDS.name: {(): int(router.books.waiting_seconds)},
     }
     if healthy:
         with contextlib.suppress(ApiKeyRouterError, TimeoutError):

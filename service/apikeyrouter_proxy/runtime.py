@@ -14,7 +14,7 @@ from apikeyrouter.domain.models.system_error import ApiKeyRouterError
 from apikeyrouter.infrastructure.config.compile import compile_config
 from apikeyrouter.infrastructure.config.compiled import CompiledConfig
 from apikeyrouter.infrastructure.config.config_file import ConfigFile, load_config
-from apikeyrouter.infrastructure.config.environment import environment, provider_keys
+from apikeyrouter.infrastructure.config.environment import PREFIX, environment, provider_keys
 from apikeyrouter.infrastructure.config.settings import RouterSettings, ServiceSettings
 from apikeyrouter.infrastructure.embedded_valkey import EmbeddedServer, default_data_dir, open_embedded
 from apikeyrouter.infrastructure.observability import metric_names
@@ -123,6 +123,9 @@ class Runtime:
         compiled = _compiled(settings, environ)
         options = ProxyOptions.read(environ)
         router_settings = RouterSettings.from_environment(environ).model_copy(update={"log_level": settings.log_level})
+        if f"{PREFIX}OUTBOX_DIR" not in environ:
+            data = Path(settings.data_dir) if settings.data_dir else default_data_dir()
+            router_settings = router_settings.model_copy(update={"outbox_dir": str(data / "outbox")})
         if router_settings.encryption_key:
             KeyVault.parse(router_settings.encryption_key)
         embedded, redis_url = await _server(settings)
@@ -236,6 +239,8 @@ class Runtime:
         at, healthy = self._healthy
         if time.monotonic() - at < HEALTH_SECONDS:
             return healthy
+        if self.router.ledger.gate.away:
+            return False
         trouble = ""
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
@@ -263,6 +268,7 @@ class Runtime:
         return self._metrics.counters(
             {
                 metric_names.SETTLEMENTS.name: self.router.books.settled,
+                metric_names.STORE_AWAY.name: self.router.ledger.gate.times_away,
                 metric_names.LOG_LINES.name: self._access_log.written,
                 metric_names.LOG_LOST.name: self._access_log.lost,
             }
@@ -273,6 +279,7 @@ class Runtime:
             metric_names.IN_FLIGHT.name: len(self.plane.open),
             metric_names.WAITING.name: self.router.waiting,
             metric_names.UNSETTLED.name: self.router.books.waiting,
+            metric_names.UNSETTLED_ON_DISK.name: self.router.books.keeper.kept,
         }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextvars import copy_context
 from typing import Protocol
 
-from apikeyrouter.domain.models.system_error import LedgerError, LedgerUnavailableError
+from apikeyrouter.domain.models.system_error import LedgerError, LedgerRefusedError, LedgerUnavailableError
 from apikeyrouter.infrastructure.ledger.engine import Argument, Reply, encoded
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from apikeyrouter.infrastructure.ledger.scripts import load_library
@@ -59,7 +59,7 @@ class Store:
     def execute(self, worker: str, name: str, words: Words, pool: str) -> Reply | LedgerError:
         """Run a script, as a server would."""
         if self.full and not {"allow-oom", "no-writes"}.intersection(self._scripts[name].flags):
-            return LedgerUnavailableError("Redis refused: OOM command not allowed when used memory > 'maxmemory'")
+            return LedgerRefusedError("Redis refused: OOM command not allowed when used memory > 'maxmemory'")
         try:
             reply = self.engine.run_now(name, words, pool=pool)
         except LedgerError as exc:

@@ -135,6 +135,7 @@ class Worker:
         self.name, self.number, self._stage = name, number, stage
         self.ledger = ScriptLedger(Line(stage.network, name, number), tries=TRIES)
         self.books = Bookkeeper(self.ledger)
+        self.ledger.on_unanswered = self.books.cancel
         self.keeper = Housekeeper(
             self.ledger, self.books, Snapshot(), CapacityWatch(), lambda: _LANE_IDS, self._configure, _nothing,
             emit=_emit,

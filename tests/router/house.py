@@ -149,10 +149,12 @@ async def house(
     simulator: SimulatorProcess,
     store: StateStore,
     keys: Sequence[str | Mapping[str, Any]] = ("a1", "b1"),
+    *,
+    settings: Mapping[str, Any] | None = None,
     **parts: Any,
 ) -> AsyncIterator[House]:
     """A house with these keys; closed at exit."""
-    router = ApiKeyRouter(state_store=store, config={"encryption_key": MASTER_KEY})
+    router = ApiKeyRouter(state_store=store, config={"encryption_key": MASTER_KEY, **(settings or {})})
     made = House(router=router, simulator=simulator)
     router.on_finished.append(made.finished.append)
     router.timeouts = Timeouts(connect=2.0, first_byte=20.0, idle=20.0, total=20.0)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ PATIENT = {"correlated_failures": {"within_ms": 600_000, "suspect_ms": 600_000, 
 
 @asynccontextmanager
 async def two(
-    simulator: SimulatorProcess, redis_url: str, keys: Sequence[str], **parts: object
+    simulator: SimulatorProcess, redis_url: str, keys: Sequence[str], **parts: Any
 ) -> AsyncIterator[tuple[House, House]]:
     async with (
         house(simulator, RedisStateStore(redis_url), keys, **parts) as one,

@@ -31,6 +31,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "log_level": "INFO",
         "encryption_key": None,
         "wait_max_ms": 0,
+        "outbox_dir": None,
     }
 
 

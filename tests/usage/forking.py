@@ -18,6 +18,7 @@ from apikeyrouter.infrastructure.config.config_file import read_config
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.router import ApiKeyRouter
+from apikeyrouter.serving.bookkeeping import Cancel
 from tests.router.house import KEYS, MASTER_KEY, SOFT_BUDGET, intent
 
 SETTINGS = {"encryption_key": MASTER_KEY}
@@ -127,7 +128,7 @@ def chores_and_fork(redis_url: str, openai_url: str) -> dict[str, Any]:
     def work() -> dict[str, Any]:
         async def share() -> dict[str, Any]:
             answer = await router.route(intent())
-            inherited = len(router.ledger._chores)
+            inherited = _cancels(router)
             await router.close()
             return {"served": len(answer.content), "inherited": inherited}
 
@@ -141,13 +142,18 @@ def chores_and_fork(redis_url: str, openai_url: str) -> dict[str, Any]:
                 await asyncio.sleep(0)
             for each in under_way:
                 each.cancel()
-            while not router.ledger._chores:
+            while not _cancels(router):
                 await asyncio.sleep(0)
-            chores = len(router.ledger._chores)
+            chores = _cancels(router)
             child = in_child(work)
             return {"chores": chores, "child": child, "more": len((await router.route(intent())).content)}
 
     return asyncio.run(main())
+
+
+def _cancels(router: ApiKeyRouter) -> int:
+    """Reserves that are to be taken back."""
+    return sum(isinstance(waiting.end, Cancel) for waiting in router.books._outbox)
 
 
 def memory_and_fork(redis_url: str, openai_url: str) -> dict[str, Any]:

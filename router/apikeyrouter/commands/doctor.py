@@ -16,7 +16,9 @@ from apikeyrouter.commands.environment import Surroundings, look_around
 from apikeyrouter.commands.findings import Finding, Verdict, ok, problem, warning
 from apikeyrouter.commands.redis_version import is_too_old, server_name
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError
+from apikeyrouter.infrastructure.config.environment import PREFIX
 from apikeyrouter.infrastructure.embedded_valkey import default_data_dir, running_url
+from apikeyrouter.infrastructure.ledger.outbox_file import outbox_summary
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.redis_connection import mapped_errors, open_client, redacted_url
 from apikeyrouter_proxy.options import ProxyOptions
@@ -54,6 +56,7 @@ async def _examine(redis_url: str | None, config: Path | None, data_dir: Path | 
         findings.append(_embedded(directory, url))
     if url is not None:
         findings += await _server(url, around, embedded=not (redis_url or around.settings.redis_url))
+    findings += _outbox(around, data_dir)
     findings.append(_encryption_key(around, embedded=not (redis_url or around.settings.redis_url)))
     return findings + await _providers(around)
 
@@ -82,6 +85,21 @@ def _embedded(directory: Path, url: str | None) -> Finding:
     if not os.access(parent, os.W_OK):
         return problem("embedded server", f"{directory} is not writable", "choose another with --data-dir")
     return ok("embedded server", f"does not run; serve would start it in {directory}")
+
+
+def _outbox(around: Surroundings, data_dir: Path | None) -> list[Finding]:
+    """What workers that died could not tell the accounting, on this machine."""
+    data = data_dir or (Path(around.settings.data_dir) if around.settings.data_dir else default_data_dir())
+    directory = Path(around.environ.get(f"{PREFIX}OUTBOX_DIR") or data / "outbox")
+    files, ends, oldest = outbox_summary(directory)
+    if not files:
+        return [ok("outbox", f"nothing is left over in {directory}")]
+    age = f"{max(0.0, time.time() - oldest) / 3600:.1f} h old"
+    remedy = (
+        "start a worker with the same Redis URL, namespace and outbox directory: it delivers them; what is older than a"
+        " day and not known any more is listed as unmatched, not booked"
+    )
+    return [warning("outbox", f"{ends} ends of requests in {files} files in {directory}, the oldest {age}", remedy)]
 
 
 # --- Redis -----------------------------------------------------------------------------------------------------------

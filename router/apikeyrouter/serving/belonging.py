@@ -65,6 +65,7 @@ class RouterBelonging(RouterBackground):
             self._leave_parent()
         elif last.is_closed():
             self.books.begin_anew()
+            self.ledger.abandon()
             self._attempts.abandon()
         elif self._is_in_use():
             raise ConfigurationError(

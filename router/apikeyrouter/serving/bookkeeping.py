@@ -9,9 +9,11 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from apikeyrouter.domain.interfaces.ledger import Ledger
 from apikeyrouter.domain.models.accounting import (
@@ -23,13 +25,19 @@ from apikeyrouter.domain.models.accounting import (
 )
 from apikeyrouter.domain.models.system_error import LedgerError, LedgerUnavailableError
 from apikeyrouter.infrastructure.cancellation import end_task, stop_if_cancelled
+from apikeyrouter.infrastructure.ledger.outbox_file import Entry
 from apikeyrouter.infrastructure.observability.events import EventLog
+from apikeyrouter.serving.keeping import SPILL_MAX, Keeper
 
 BATCH_MAX = 64
 FLUSH_SECONDS = 0.005
 RETRY_SECONDS_MAX = 2.0
 ACKNOWLEDGE_MAX = 128
 ACKNOWLEDGE_SECONDS = 1.0
+KEEP_SECONDS = 0.05
+"""While ends cannot be delivered, what comes is on disk after about so long."""
+TOMBSTONE_SECONDS = 23 * 3600
+"""So long at least the ledger remembers how a reservation ended, if nobody acknowledged that."""
 _log = EventLog("apikeyrouter")
 
 
@@ -42,6 +50,15 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     latency_us: int = 0
 
 
+class Cancel(msgspec.Struct, frozen=True):
+    """A reserve of which nobody knows whether it ran. Nothing came of it here."""
+
+    rid: bytes
+
+
+End = Settlement | Release | Cancel
+
+
 class OpenHold(msgspec.Struct, kw_only=True, eq=False):
     """A reservation that this process holds open, as it must be told again if the store forgets."""
 
@@ -50,24 +67,27 @@ class OpenHold(msgspec.Struct, kw_only=True, eq=False):
     renew_at: float
     abort: Callable[[str], None] | None = None
     """Ends the call, for the reason given: its lease was lost (law 6), or we shut down. It then hands its end in."""
+    unheld: bool = False
+    """The ledger has not heard of it: it was admitted while the store was away."""
 
 
 class _Waiting(msgspec.Struct, frozen=True, eq=False):
-    """An end in the outbox, and what it ends, in case the store forgets that in between."""
+    """An end in the outbox, and what it ends, in case the store forgets that in between. (None: nothing.)"""
 
-    end: Settlement | Release
-    hold: OpenHold
+    end: End
+    hold: OpenHold | None
 
 
 class Bookkeeper:
     """Holds this process's open reservations and its outbox. One event loop owns it."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, keeper: Keeper | None = None) -> None:
         self._ledger = ledger
+        self.keeper = keeper or Keeper()
         self.open: dict[bytes, OpenHold] = {}
         self._outbox: deque[_Waiting] = deque()
         self._seen: list[bytes] = []
-        self._acknowledge_at = 0.0
+        self._acknowledge_at = self._failing_since = 0.0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -98,6 +118,7 @@ class Bookkeeper:
         self.open.clear()
         self._outbox.clear()
         self._seen.clear()
+        self.keeper.close()
         self.settled = self.unmatched = 0
         return noted
 
@@ -112,10 +133,22 @@ class Bookkeeper:
         hold = self.open.pop(end.rid, None)
         if hold is None:
             return
-        self._outbox.append(_Waiting(end, hold))
+        self._put(_Waiting(end, hold))
+
+    def cancel(self, rid: bytes) -> None:
+        """Have a reserve cancelled of which nobody knows whether it ran. Never waits."""
+        self._put(_Waiting(Cancel(rid), None))
+
+    def _put(self, waiting: _Waiting) -> None:
+        self._outbox.append(waiting)
         self._idle.clear()
         if len(self._outbox) == 1 or len(self._outbox) >= BATCH_MAX:
             self._wake.set()
+
+    @property
+    def waiting_seconds(self) -> float:
+        """How long ends have waited that could not be delivered; 0: there are none."""
+        return time.perf_counter() - self._failing_since if self._failing_since and self._outbox else 0.0
 
     @property
     def waiting(self) -> int:
@@ -131,10 +164,22 @@ class Bookkeeper:
         return not self._outbox
 
     async def close(self) -> None:
-        """Stop flushing. What waits stays in the outbox; its leases end it."""
+        """Stop flushing. What waits is kept on disk where there is a directory for it; else leases end it."""
         await end_task(self._task)
         self._task = None
+        if self._outbox:
+            await self._keep(len(self._outbox))
         await self._acknowledge()
+        self.keeper.close()
+
+    async def take_over(self) -> int:
+        """Deliver what dead processes had left on disk; how many ends that is."""
+        entries = await self.keeper.take_over()
+        for entry in entries:
+            self._put(_waiting_of(entry))
+        if entries:
+            self._wake.set()
+        return len(entries)
 
     async def _run(self) -> None:
         pause = FLUSH_SECONDS
@@ -142,20 +187,36 @@ class Bookkeeper:
             stop_if_cancelled()
             await self._wake.wait()
             if len(self._outbox) < BATCH_MAX or pause > FLUSH_SECONDS:
-                await asyncio.sleep(pause)
+                await self._rest(pause)
             self._wake.clear()
             try:
                 await self._flush_some()
-                pause = FLUSH_SECONDS
-            except LedgerUnavailableError:
-                pause = min(pause * 2, RETRY_SECONDS_MAX)
+                pause, self._failing_since = FLUSH_SECONDS, 0.0
             except Exception as exc:
-                _log.error("flush.failed", error=repr(exc))
+                if not isinstance(exc, LedgerUnavailableError):
+                    _log.error("flush.failed", error=repr(exc))
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
+                self._failing_since = self._failing_since or time.perf_counter()
             if self._outbox:
                 self._wake.set()
             else:
                 self._idle.set()
+
+    async def _rest(self, pause: float) -> None:
+        """Wait before the next try. After one that failed, what waits is put on disk."""
+        if pause == FLUSH_SECONDS:
+            await asyncio.sleep(pause)
+            return
+        until = time.perf_counter() + pause
+        while (left := until - time.perf_counter()) > 0:
+            if self.keeper.keeps:
+                await self._keep(SPILL_MAX)
+            await asyncio.sleep(min(left, KEEP_SECONDS))
+
+    async def _keep(self, most: int) -> None:
+        """Put on disk what is not there yet."""
+        fresh = (waiting for waiting in self._outbox if not self.keeper.has(waiting.end.rid))
+        await self.keeper.keep([_entry_of(waiting) for waiting in islice(fresh, most)])
 
     async def _flush_some(self) -> None:
         batch = [self._outbox[at] for at in range(min(len(self._outbox), BATCH_MAX))]
@@ -163,28 +224,33 @@ class Bookkeeper:
             return
         answers = await self._end_all([waiting.end for waiting in batch])
         failed: list[_Waiting] = []
+        files = self.keeper.files
         for waiting, answer in zip(batch, answers, strict=True):
             self._outbox.popleft()
             if not isinstance(answer, BaseException) and answer.result is Result.UNMATCHED:
-                answer = await self._end_anew(waiting)
+                answer = await self._end_anew(waiting, answer)
             if isinstance(answer, LedgerUnavailableError):
                 failed.append(waiting)
             elif isinstance(answer, BaseException):
                 _log.error("settlement.refused", rid=waiting.end.rid.hex(), error=str(answer))
             else:
                 self._note(waiting.end, answer)
+            if files and not isinstance(answer, LedgerUnavailableError):
+                self.keeper.delivered(waiting.end.rid)
+        if files:
+            await self.keeper.clear()
         if self.on_booked is not None:
             self.on_booked()
         self._outbox.extendleft(reversed(failed))
         if failed:
             raise LedgerUnavailableError(f"{len(failed)} settlements wait for the ledger")
-        if len(self._seen) >= ACKNOWLEDGE_MAX or (self._seen and time.perf_counter() >= self._acknowledge_at):
+        if self._seen and (len(self._seen) >= ACKNOWLEDGE_MAX or time.perf_counter() >= self._acknowledge_at):
             await self._acknowledge()
 
-    async def _end_all(self, batch: list[Settlement | Release]) -> list[Transition | BaseException]:
+    async def _end_all(self, batch: list[End]) -> list[Transition | BaseException]:
         """An answer or an error for each. Settlements go together; one that is refused does not hold up the others."""
         settlements = [end for end in batch if isinstance(end, Settlement)]
-        releases = [self._release(end) for end in batch if isinstance(end, Release)]
+        releases = [self._release(end) for end in batch if not isinstance(end, Settlement)]
         together, *others = await asyncio.gather(
             self._ledger.settle_many(settlements), *releases, return_exceptions=True
         )
@@ -195,29 +261,43 @@ class Bookkeeper:
         returned: Iterator[Any] = iter(others)
         return [next(booked) if isinstance(end, Settlement) else next(returned) for end in batch]
 
-    async def _end_anew(self, waiting: _Waiting) -> Transition | BaseException:
-        """The store forgot the reservation before its end came: book it again, then end it.
+    async def _end_anew(self, waiting: _Waiting, answer: Transition) -> Transition | BaseException:
+        """The store does not know the reservation: book it again, then end it.
 
-        Safe, because an end is never sent again once its answer was seen: the cell cannot have booked this one.
+        Safe, because an end is never sent again once its answer was seen, and what was booked lately has left a
+        tombstone: the cell cannot have booked this one. Of what is older nobody knows: it stays listed as unmatched.
         """
-        _log.warning("settlement.unmatched", rid=waiting.end.rid.hex())
-        self.unmatched += 1
+        end, hold = waiting.end, waiting.hold
+        if hold is None:
+            return answer
+        if time.perf_counter() - hold.renew_at > TOMBSTONE_SECONDS and not self._ledger.forgotten:
+            cost = end.cost_nanousd if isinstance(end, Settlement) else 0
+            _log.error("settlement.too_late", rid=end.rid.hex(), cost_nanousd=cost, scopes=hold.request.scopes)
+            return answer
+        if not hold.unheld:
+            _log.warning("settlement.unmatched", rid=end.rid.hex())
+            self.unmatched += 1
         try:
-            await self._ledger.reassert(waiting.hold.request, index=waiting.hold.index)
-            return (await self._end_all([waiting.end]))[0]
+            await self._ledger.reassert(hold.request, index=hold.index)
+            return (await self._end_all([end]))[0]
         except LedgerError as exc:
             return exc
 
-    async def _release(self, end: Release) -> Transition:
-        answer = await self._ledger.release(
-            end.rid, sent=end.sent, failed_lanes=end.failed_lanes, latency_us=end.latency_us
-        )
+    async def _release(self, end: Release | Cancel) -> Transition:
+        if isinstance(end, Cancel):
+            answer = await self._ledger.cancel(end.rid)
+        else:
+            answer = await self._ledger.release(
+                end.rid, sent=end.sent, failed_lanes=end.failed_lanes, latency_us=end.latency_us
+            )
         if answer.result is Result.CONFLICT and answer.state in (State.SUSPENDED, State.EXPIRED):
             # the lease ran out first; nothing was billed, so nothing may stay charged
             return await self._ledger.settle(Settlement(rid=end.rid, input_tokens=0, output_tokens=0, cost_nanousd=0))
         return answer
 
-    def _note(self, end: Settlement | Release, answer: Transition) -> None:
+    def _note(self, end: End, answer: Transition) -> None:
+        if isinstance(end, Cancel):
+            return  # its tombstone stays: the reserve may still be on its way
         self.settled += 1
         if answer.result is Result.CONFLICT:
             state = answer.state.name.lower() if answer.state is not None else "unknown"
@@ -225,7 +305,11 @@ class Bookkeeper:
         self._seen.append(end.rid)
 
     async def _acknowledge(self) -> None:
-        """Let tombstones go, now and then; those that are never acknowledged go after a day."""
+        """Let tombstones go, now and then; those that are never acknowledged go after a day. While an end is on disk it
+        may be sent once more, so its tombstone has to stay.
+        """
+        if self.keeper.files:
+            return
         seen, self._seen = self._seen, []
         self._acknowledge_at = time.perf_counter() + ACKNOWLEDGE_SECONDS
         if seen:
@@ -266,7 +350,7 @@ class Bookkeeper:
 
     async def reassert(self) -> int:
         """Tell the ledger every reservation again that has not ended there, after it forgot; how many."""
-        holds = [*self.open.values(), *(waiting.hold for waiting in self._outbox)]
+        holds = [*self.open.values(), *(waiting.hold for waiting in self._outbox if waiting.hold is not None)]
         for at in range(0, len(holds), BATCH_MAX):
             page = holds[at : at + BATCH_MAX]
             told = (self._ledger.reassert(hold.request, index=hold.index) for hold in page)
@@ -276,3 +360,29 @@ class Bookkeeper:
                 if isinstance(answer, BaseException):
                     _log.error("reassert.refused", rid=hold.request.rid.hex(), error=str(answer))
         return len(holds)
+
+
+def _entry_of(waiting: _Waiting) -> Entry:
+    end, hold = waiting.end, waiting.hold
+    if hold is None:
+        return Entry(kind="cancel", rid=end.rid)
+    at = int(time.time() - time.perf_counter() + hold.renew_at)
+    candidate = structs.replace(hold.request.candidates[hold.index], words=None)
+    request = structs.replace(hold.request, candidates=(candidate,))
+    if isinstance(end, Settlement):
+        return Entry(kind="settle", rid=end.rid, settlement=end, request=request, unheld=hold.unheld, at=at)
+    assert isinstance(end, Release)
+    return Entry(
+        kind="release", rid=end.rid, sent=end.sent, failed_lanes=end.failed_lanes, latency_us=end.latency_us,
+        request=request, unheld=hold.unheld, at=at,
+    )  # fmt: skip
+
+
+def _waiting_of(entry: Entry) -> _Waiting:
+    if entry.request is None:
+        return _Waiting(Cancel(entry.rid), None)
+    end = entry.settlement or Release(
+        rid=entry.rid, sent=entry.sent, failed_lanes=entry.failed_lanes, latency_us=entry.latency_us
+    )
+    at = time.perf_counter() - max(0.0, time.time() - entry.at)
+    return _Waiting(end, OpenHold(request=entry.request, index=0, renew_at=at, unheld=entry.unheld))

@@ -8,6 +8,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from apikeyrouter.domain.components.capacity import CapacityWatch
@@ -42,6 +43,7 @@ from apikeyrouter.infrastructure.security.addresses import is_public
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.infrastructure.state_store.mongo_store import MongoStateStore
+from apikeyrouter.infrastructure.state_store.redis_connection import redacted_url
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.serving.admission import Admissions
 from apikeyrouter.serving.attempt import Attempts
@@ -52,6 +54,7 @@ from apikeyrouter.serving.deciding import Deciding
 from apikeyrouter.serving.decisions import Decisions
 from apikeyrouter.serving.deferred import Deferrals
 from apikeyrouter.serving.housekeeping import Housekeeper, cell_now_us
+from apikeyrouter.serving.keeping import Keeper
 from apikeyrouter.serving.learned import Learned
 from apikeyrouter.serving.observing import Observer
 from apikeyrouter.serving.outcomes import interpret
@@ -104,7 +107,7 @@ class RouterLife(RouterBelonging):
         self._learned = Learned(self.state_store, self.estimator, self.catalogue.observations)
         self.decided = 0
         self.routing_engine = self._routing()
-        self.books = Bookkeeper(self.ledger)
+        self.books = self._bookkeeper()
         self._configuration = Configuration(self.catalogue, self.ledger, self.state_store)
         self.key_manager = KeyManager(
             self.state_store, self.catalogue, self._open_vault, lanes=self._configuration, announce=self._announce,
@@ -157,6 +160,26 @@ class RouterLife(RouterBelonging):
         self._decisions.resize(settings.max_decisions)
         self.key_manager.cooldown_seconds = settings.default_cooldown_seconds
         self.failure_handler.cooldown_seconds = settings.quota_default_cooldown_seconds
+
+    def _bookkeeper(self) -> Bookkeeper:
+        """Who books how reservations end, and keeps ends on disk while the store is away."""
+        books = Bookkeeper(self.ledger, self._keeper())
+        self.ledger.on_unanswered = books.cancel
+        self.ledger.gate.on_change = self._store_changed
+        return books
+
+    def _keeper(self) -> Keeper:
+        """What keeps them. An accounting in this process is never away."""
+        if self.settings.outbox_dir is None or isinstance(self.ledger.engine, LocalEngine):
+            return Keeper()
+        url, namespace = getattr(self.state_store, "redis_url", None), getattr(self.state_store, "namespace", "")
+        return Keeper(Path(self.settings.outbox_dir), f"{namespace} at {redacted_url(url or '')}")
+
+    def _store_changed(self, away: bool, seconds: float, why: str) -> None:
+        if away:
+            self.observability.emit("store.away", error=why)
+        else:
+            self.observability.emit("store.back", away_seconds=round(seconds, 3), waiting=self.books.waiting)
 
     def _queues(self) -> None:
         """Where requests wait for room, and for how long."""
@@ -260,6 +283,7 @@ class RouterLife(RouterBelonging):
         self._attempts.open()
         self._loop = loop
         self.books.start()
+        await self.books.take_over()
         self._housekeeper.start()
         self._watcher = loop.create_task(self._watch(), name="apikeyrouter.watcher")
 

@@ -28,6 +28,8 @@ class Ledger(Protocol):
 
     stamp: Stamp
     """Where the last answer stood in the cell's history."""
+    forgotten: int
+    """How often an answer proved that the store forgot writes."""
 
     async def open(self) -> Stamp:
         """Connect, load the scripts, make the cell if it is new."""

@@ -242,6 +242,10 @@ class LedgerUnavailableError(LedgerError):
     """The store cannot be reached within the deadline. Nothing is held that will not end by itself."""
 
 
+class LedgerAwayError(LedgerUnavailableError):
+    """The store has not answered for a while, so that it was not asked."""
+
+
 class LedgerRefusedError(LedgerUnavailableError):
     """The store answered that it takes no such call now (full, loading, a replica). It certainly did not run."""
 

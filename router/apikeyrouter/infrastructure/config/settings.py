@@ -70,7 +70,8 @@ class RouterSettings(_Settings):
     `max_decisions`, `max_transitions`: records kept per namespace. `default_cooldown_seconds`: of a throttled key;
     `quota_default_cooldown_seconds`: where the provider named no time. `log_level`: of our own logger only.
     `wait_max_ms`: how long a request waits for room before it is denied, where no configuration file says it.
-    `encryption_key`: one or more master keys (`KeyVault.parse`), read when the first key is registered.
+    `encryption_key`: one or more master keys (`KeyVault.parse`), read when the first key is registered. `outbox_dir`:
+    where settlements are kept that could not be delivered; None: in memory only.
     """
 
     max_decisions: int = Field(default=1000, ge=1, le=RECORDS_MAX)
@@ -80,6 +81,12 @@ class RouterSettings(_Settings):
     wait_max_ms: int = Field(default=0, ge=0, le=WAIT_MS_MAX)
     log_level: str = "INFO"
     encryption_key: str | None = Field(default=None, repr=False)
+    outbox_dir: str | None = None
+
+    @field_validator("outbox_dir")
+    @classmethod
+    def _no_directory(cls, value: str | None) -> str | None:
+        return value or None
 
     @classmethod
     def read(cls, config: "RouterSettings | Mapping[str, Any] | None" = None) -> "RouterSettings":

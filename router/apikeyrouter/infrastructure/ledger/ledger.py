@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -31,6 +31,7 @@ from apikeyrouter.domain.models.accounting import (
 from apikeyrouter.domain.models.system_error import (
     LedgerConfigError,
     LedgerProtocolError,
+    LedgerRefusedError,
     LedgerUnavailableError,
     StaleConfigError,
 )
@@ -49,7 +50,10 @@ from apikeyrouter.infrastructure.ledger.encoding import (
 )
 from apikeyrouter.infrastructure.ledger.engine import Argument, Engine, Replaceable, Reply
 from apikeyrouter.infrastructure.ledger.records import ReservationRecord, read_lane, read_reservation, read_scope
+from apikeyrouter.infrastructure.ledger.store_gate import StoreGate
 
+DEADLINE_SECONDS = 0.15
+"""How long a request waits for the store, a second try included."""
 PAGE_CONFIG = 64
 PAGE_RIDS = 128
 PAGE_SETTLE = 32
@@ -84,9 +88,13 @@ class Drift:
 class ScriptLedger:
     """The ledger over one cell. See `domain/interfaces/ledger.py` for what each method promises."""
 
-    def __init__(self, engine: Engine, *, tries: int = 2) -> None:
+    def __init__(self, engine: Engine, *, tries: int = 2, deadline_s: float = DEADLINE_SECONDS) -> None:
         self.engine = engine
-        self._tries = tries
+        self._tries, self._deadline_s = tries, deadline_s
+        self.gate = StoreGate(self._probe)
+        """Whether the store answers; while it is away, calls fail at once."""
+        self.on_unanswered: Callable[[bytes], None] | None = None
+        """Who sees to it that a reserve is cancelled of which nobody knows whether it ran."""
         self._chores: set[asyncio.Task[None]] = set()
         self.stamp = Stamp(epoch=0, seq=0, now_us=0, config_version=0)
         self.clock = (0, 0)
@@ -98,12 +106,18 @@ class ScriptLedger:
         """Connect, load the scripts, make the cell if it is new."""
         if isinstance(self.engine, Replaceable):
             self.engine.on_another_server = self._on_another_server
-        await self.engine.open()
+        if not self.gate.away:
+            await self.engine.open()
         reply = await self._run("open", [secrets.randbelow(2**52)])
         return self._stamp(reply)
 
+    async def _probe(self) -> None:
+        """One call for all: whether the store answers within the deadline."""
+        await self.engine.run("snapshot", [0])
+
     async def close(self) -> None:
         """Let chores end, then let go of the connection."""
+        await self.gate.close()
         if self._chores:
             await asyncio.wait(self._chores, timeout=1.0)
         await self.engine.close()
@@ -111,25 +125,52 @@ class ScriptLedger:
     def abandon(self) -> object:
         """What it still had to do is a parent process's. That, to be kept from its end."""
         chores, self._chores = self._chores, set()
-        return chores
+        return chores, self.gate.begin_anew()
 
     # --- one request ---------------------------------------------------------------------------------------------
 
     async def reserve(self, request: ReserveRequest) -> Admission | Denial:
-        """Hold one candidate or nothing; an unanswered call is sent again under the same id, then cancelled."""
+        """Hold one candidate or nothing, within the deadline. A call that was lost is sent again under the same id
+        while there is time for that; what is not answered is cancelled.
+        """
         args = reserve_args(request)
-        for attempt in range(1, self._tries + 1):
+        if self.gate.away:
+            raise self.gate.refusal()
+        until = time.monotonic() + self._deadline_s
+        try:
             try:
                 reply = await self._run("reserve", args, pool=request.pool)
-                return self._reserve_reply(request, reply)
-            except LedgerUnavailableError:
-                if attempt == self._tries:
-                    self._chore(self.cancel(request.rid))
-                    raise
-            except asyncio.CancelledError:
-                self._chore(self.cancel(request.rid))
-                raise
-        raise AssertionError("unreachable")
+            except LedgerUnavailableError as exc:
+                reply = await self._reserve_again(args, request.pool, until, exc)
+        except LedgerRefusedError:
+            raise
+        except (LedgerUnavailableError, asyncio.CancelledError):
+            self._unanswered(request.rid)
+            raise
+        return self._reserve_reply(request, reply)
+
+    async def _reserve_again(
+        self, args: Sequence[Argument], pool: str, until: float, failure: LedgerUnavailableError
+    ) -> Reply:
+        """What was lost may be sent again, until the deadline."""
+        for _ in range(1, self._tries):
+            if self.gate.away or time.monotonic() >= until:
+                break
+            try:
+                async with asyncio.timeout(until - time.monotonic()):
+                    return await self._run("reserve", args, pool=pool)
+            except TimeoutError:
+                raise failure from None
+            except LedgerUnavailableError as exc:
+                failure = exc
+        raise failure
+
+    def _unanswered(self, rid: bytes) -> None:
+        """Nobody knows whether this reserve ran."""
+        if self.on_unanswered is not None:
+            self.on_unanswered(rid)
+        else:
+            self._chore(self.cancel(rid))
 
     async def settle(self, settlement: Settlement) -> Transition:
         """Book what was really used, in the windows that were charged."""
@@ -288,8 +329,19 @@ class ScriptLedger:
     # --- the rim -------------------------------------------------------------------------------------------------
 
     async def _run(self, name: str, args: Sequence[Argument], *, pool: str = "") -> Reply:
+        gate = self.gate
         for _ in range(_CALENDAR_ROUNDS_MAX):
-            reply = await self.engine.run(name, args, pool=pool)
+            if gate.away:
+                raise gate.refusal()
+            try:
+                reply = await self.engine.run(name, args, pool=pool)
+            except LedgerRefusedError:
+                raise
+            except LedgerUnavailableError as exc:
+                gate.missed(exc)
+                raise
+            if gate.misses:
+                gate.answered()
             code = reply[0]
             if code not in _TROUBLE:
                 return reply

@@ -58,6 +58,14 @@ _TABLE = (
     ),
     EventName(name="circuit.closed", fields=("lane",), help="A breaker closed: the lane serves again."),
     EventName(
+        name="store.away", level=WARNING, fields=("error",),
+        help="The accounting's store does not answer this process, which looks for it from now on.",
+    ),
+    EventName(
+        name="store.back", level=WARNING, fields=("away_seconds", "waiting"),
+        help="The store answers again, after so long; so many ends of reservations wait for it.",
+    ),
+    EventName(
         name="key.registered", level=DEBUG, fields=_KEY,
         help="A key is new. The process that did it tells what happens to keys.",
     ),

@@ -98,6 +98,19 @@ SETTLEMENTS = MetricName(
 UNSETTLED = MetricName(
     name="apikeyrouter_settlements_pending", kind="gauge", help="Ends that the accounting has not confirmed yet."
 )
+UNSETTLED_ON_DISK = MetricName(
+    name="apikeyrouter_settlements_on_disk",
+    kind="gauge",
+    help="Those of them that are on disk: the store is away.",
+)
+UNSETTLED_SECONDS = MetricName(
+    name="apikeyrouter_settlements_oldest_seconds",
+    kind="gauge",
+    help="How long the worker that answers has had ends that it could not deliver; 0: none.",
+)
+STORE_AWAY = MetricName(
+    name="apikeyrouter_store_away_total", kind="counter", help="How often the store went away, as a worker saw it."
+)
 KEY_STATE = MetricName(
     name="apikeyrouter_key_state",
     kind="gauge",
@@ -147,12 +160,15 @@ METRICS: tuple[MetricName, ...] = (
     WAITING,
     SETTLEMENTS,
     UNSETTLED,
+    UNSETTLED_ON_DISK,
+    UNSETTLED_SECONDS,
     KEY_STATE,
     BUDGET_LIMIT,
     BUDGET_SPENT,
     HELD,
     SUSPENSE,
     STORE_UP,
+    STORE_AWAY,
     WORKERS,
     LOG_LINES,
     LOG_LOST,

@@ -13,7 +13,7 @@ __all__ = ["PipelinedConnection", "packed"]
 
 PENDING_MAX = 10_000
 SILENCE_SECONDS_MAX = 1.0
-"""A server that says nothing for so long while calls wait is given up: it is stopped, or the way to it is cut."""
+"""A server that owes an answer for so long is given up: it is stopped, or the way to it is cut."""
 packed = cast("Callable[[tuple[str | bytes | int, ...]], bytes]", hiredis.pack_command)
 """One command as the protocol has it. (The package's own stub takes a tuple of one word only.)"""
 
@@ -29,7 +29,6 @@ class PipelinedConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._outgoing: list[bytes] = []
         self._transport: asyncio.Transport | None = None
-        self._silent_since: float | None = None
         self._retired = False
         self.closed = False
 
@@ -40,7 +39,6 @@ class PipelinedConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Hand out the replies in it, in the order in which their commands were sent."""
         self._reader.feed(data)
-        self._silent_since = None
         try:
             while (reply := self._reader.gets()) is not Ellipsis:
                 future = self._waiting.popleft()
@@ -76,9 +74,6 @@ class PipelinedConnection(asyncio.Protocol):
             future.set_exception(LedgerUnavailableError(f"Redis: {why}"))
             return future
         self._waiting.append(future)
-        self._due.append(self._loop.time() + self.timeout_s)
-        if self._timer is None:
-            self._timer = self._loop.call_at(self._due[0], self._expire)
         self._outgoing.append(command)
         if len(self._outgoing) == 1:
             self._loop.call_soon(self._flush)
@@ -95,12 +90,10 @@ class PipelinedConnection(asyncio.Protocol):
         """End the waiting for what is overdue; its reply, if it still comes, is thrown away in its turn."""
         self._timer = None
         now = self._loop.time()
-        if self._silent_since is None:
-            self._silent_since = now - self.timeout_s
-        elif now - self._silent_since >= SILENCE_SECONDS_MAX:
+        if self._due and now - self._due[0] >= SILENCE_SECONDS_MAX:
             self._fail(f"no answer for {SILENCE_SECONDS_MAX:g} s")
             return
-        for future, due in zip(self._waiting, self._due, strict=True):
+        for future, due in zip(self._waiting, self._due, strict=False):  # the last ones may not be written yet
             if due > now:
                 self._timer = self._loop.call_at(due, self._expire)
                 return
@@ -108,7 +101,12 @@ class PipelinedConnection(asyncio.Protocol):
                 future.set_exception(LedgerUnavailableError("Redis did not answer within the deadline"))
 
     def _flush(self) -> None:
+        """Write what was asked in this turn. The deadline begins here: a long turn is not the server's fault."""
         if self._transport is not None and not self.closed:
+            due = self._loop.time() + self.timeout_s
+            self._due.extend([due] * len(self._outgoing))
+            if self._timer is None:
+                self._timer = self._loop.call_at(due, self._expire)
             self._transport.write(b"".join(self._outgoing))
         self._outgoing.clear()
 
