@@ -101,11 +101,11 @@ def sentinels(flavour: str, *, options: Sequence[str] = ()) -> Iterator[Sentinel
 
 
 @contextlib.contextmanager
-def cluster(flavour: str, *, options: Sequence[str] = ()) -> Iterator[Cluster]:
-    """Three primaries and three replicas, with all slots served."""
-    words = (*_quick(options), "--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT_MS))
+def cluster(flavour: str, *, each: Callable[[], Sequence[str]] = tuple) -> Iterator[Cluster]:
+    """Three primaries and three replicas, with all slots served. `each`: more options of one server."""
+    words = (*_quick(()), "--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT_MS))
     with contextlib.ExitStack() as stack:
-        buses = [("--cluster-port", str(free_port())) for _ in range(6)]
+        buses = [("--cluster-port", str(free_port()), *each()) for _ in range(6)]
         servers = [stack.enter_context(running(flavour, options=(*words, *bus))) for bus in buses]
         made = Cluster(servers)
         _join(servers)

@@ -214,7 +214,9 @@ class RedisEngine:
     async def _load(self, node: Node | None, connection: PipelinedConnection) -> None:
         """Give the server the library, unless it has it: loading is refused while memory is full, settling is not."""
         known = await connection.send(packed(("FUNCTION", "LIST", "LIBRARYNAME", self._library.name)))
-        if isinstance(known, list) and known:
+        if isinstance(known, hiredis.ReplyError):
+            raise refusal(known, node or Node())
+        if known:
             return
         reply = await connection.send(packed(("FUNCTION", "LOAD", self._library.text)))
         if isinstance(reply, hiredis.ReplyError) and "already exists" not in str(reply):
@@ -226,12 +228,15 @@ def _passing(name: str, reply: object) -> str:
 
     Raises:
         LedgerRefusedError: refused until somebody does something.
+        LedgerConfigError: our user lacks rights.
         LedgerProtocolError: it is no refusal.
     """
     text = str(reply)
     if isinstance(reply, hiredis.ReplyError):
         if text.startswith(_PASSING):
             return text
+        if text.startswith("NOPERM"):
+            raise refusal(reply, Node())
         remedy = _LASTING.get(text.partition(" ")[0])
         if remedy is not None:
             raise LedgerRefusedError(f"Redis refused: {text}; {remedy}")

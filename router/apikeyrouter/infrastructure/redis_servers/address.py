@@ -55,11 +55,12 @@ class TlsOptions:
 
     def words(self) -> dict[str, Any]:
         """The same for redis-py."""
-        return {
+        words = {
             "ssl": True, "ssl_cert_reqs": self.cert_reqs, "ssl_ca_certs": self.ca_certs,
-            "ssl_certfile": self.certfile, "ssl_keyfile": self.keyfile, "ssl_password": self.password,
+            "ssl_certfile": self.certfile, "ssl_keyfile": self.keyfile,
             "ssl_check_hostname": self.check_hostname and self.cert_reqs != "none",
         }  # fmt: skip
+        return words if self.password is None else {**words, "ssl_password": self.password}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +115,8 @@ def parse_redis_url(url: str) -> RedisAddress:
         raise ConfigurationError(f"the Redis URL {redacted_url(url)}: the database must be a number")
     if topology == "cluster" and database != "0":
         raise ConfigurationError(f"the Redis URL {redacted_url(url)}: a Cluster has no databases")
+    if topology == "cluster" and "ssl_password" in query:
+        raise ConfigurationError("a Cluster's clients take no ssl_password: give a key without one, and guard its file")
     tls = _tls(url, query) if is_tls else None
     return RedisAddress(
         topology=topology, hosts=() if is_unix else _hosts(url, told[2], topology),

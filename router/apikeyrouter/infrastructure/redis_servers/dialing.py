@@ -91,7 +91,7 @@ async def expect_ok(node: Node, connection: PipelinedConnection, *command: str) 
 def refusal(reply: hiredis.ReplyError, node: Node) -> LedgerUnavailableError | LedgerConfigError:
     """What a server's no means."""
     if str(reply).startswith("NOPERM"):
-        return LedgerConfigError(f"Redis at {node} refused: {reply}; docs/redis-keys.md says what its user needs")
+        return LedgerConfigError(f"Redis refused: {reply}; docs/redis-keys.md says what its user needs")
     return LedgerUnavailableError(f"Redis at {node} refused: {reply}")
 
 
