@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 CODE   := router/apikeyrouter service/apikeyrouter_proxy service/apikeyrouter_dashboard tests benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: audit go-tools helm-check help setup run demo docs test lint format types imports lua-lint laws exact faults mutants bench guard guard-keep ci constraints clean
+.PHONY: audit go-tools helm-check help setup run demo docs test lint format types imports lua-lint laws exact faults mutants bench bench-peers exactness guard guard-keep ci constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -72,6 +72,12 @@ mutants: $(READY) ## each line of the scripts taken out or negated: which of the
 
 bench: $(READY) ## CPU per request against the reference pass-through
 	$(BIN)/python -m benchmarks.run
+
+bench-peers: $(READY) ## CPU, throughput and latency of ours and of other gateways; LITELLM and PORTKEY name their programs
+	$(BIN)/python -m benchmarks.comparison
+
+exactness: $(READY) ## how exact ours is under overload, with a process killed, with Redis silent; ten minutes
+	$(BIN)/python -m benchmarks.exactness --ours
 
 guard: $(READY) ## what fixed requests make the worker execute: fails when it is a tenth more than what is kept
 	@$(BIN)/python -m benchmarks.guard

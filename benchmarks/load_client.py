@@ -27,7 +27,7 @@ _MARK_FOR_STREAM_END = b"data: [DONE]"
 
 class Slice(msgspec.Struct, kw_only=True):
     """`requests` over `connections` at `port`. `expect`: text that every answer must hold. `rate`: starts per second,
-    0 for as fast as answers come."""
+    0 for as fast as answers come. `headers`: more of them."""
 
     port: int
     requests: int
@@ -36,6 +36,8 @@ class Slice(msgspec.Struct, kw_only=True):
     stream: bool = False
     expect: str = ""
     rate: float = 0.0
+    kilobytes: int = 1
+    headers: dict[str, str] = {}
 
 
 class SliceResult(msgspec.Struct, kw_only=True):
@@ -49,6 +51,7 @@ class SliceResult(msgspec.Struct, kw_only=True):
     seconds: float
     p50_us: float
     p99_us: float
+    p999_us: float = 0.0
     first_p50_us: float = 0.0
     first_p99_us: float = 0.0
     shown: list[str]
@@ -210,6 +213,7 @@ class _Work:
             seconds=seconds,
             p50_us=took[len(took) // 2] * 1e6,
             p99_us=took[len(took) * 99 // 100] * 1e6,
+            p999_us=took[len(took) * 999 // 1000] * 1e6,
             first_p50_us=first[len(first) // 2] * 1e6,
             first_p99_us=first[len(first) * 99 // 100] * 1e6,
             shown=self._errors[:ERRORS_SHOWN_MAX],
@@ -217,7 +221,7 @@ class _Work:
 
 
 def _request(slice_: Slice) -> bytes:
-    body = request_body(stream=slice_.stream)
+    body = request_body(stream=slice_.stream, kilobytes=slice_.kilobytes)
     lines = [
         f"POST {PATH} HTTP/1.1",
         f"host: 127.0.0.1:{slice_.port}",
@@ -227,6 +231,7 @@ def _request(slice_: Slice) -> bytes:
         f"authorization: Bearer {slice_.token or 'none'}",
         "content-type: application/json",
         f"content-length: {len(body)}",
+        *(f"{name}: {value}" for name, value in slice_.headers.items()),
     ]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 

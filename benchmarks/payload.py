@@ -62,11 +62,11 @@ ANSWER_HEADERS: tuple[tuple[str, str], ...] = (
 )
 
 
-def request_body(*, stream: bool = False) -> bytes:
-    """A chat request of about one kilobyte, with a cap on its output, written as the official SDKs write it."""
+def request_body(*, stream: bool = False, kilobytes: int = 1) -> bytes:
+    """A chat request of about so many kilobytes, with a cap on its output, written as the official SDKs write it."""
     messages = [
         {"role": "system", "content": "You are a concise assistant. " + _SAID * 3},
-        {"role": "user", "content": _SAID * 10},
+        {"role": "user", "content": _SAID * (10 + 16 * (kilobytes - 1))},
     ]
     body = {"model": MODEL, "messages": messages, "temperature": 0.2, "max_tokens": 100}
     if stream:

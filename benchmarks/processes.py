@@ -11,7 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-__all__ = ["cpu_seconds", "python_module", "resident_bytes", "root", "running_process", "wait_for"]
+__all__ = [
+    "cpu_seconds",
+    "python_module",
+    "resident_bytes",
+    "root",
+    "running_process",
+    "tree",
+    "tree_cpu_seconds",
+    "wait_for",
+]
 
 START_SECONDS_MAX = 30.0
 STOP_SECONDS_MAX = 20.0
@@ -64,6 +73,24 @@ def cpu_seconds(pid: int) -> float:
     except OSError:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def tree_cpu_seconds(pid: int) -> float:
+    """The same of a process and of all that it started."""
+    return sum(cpu_seconds(each) for each in tree(pid))
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all that it started and that still runs."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = [pid]
+    for each in found:
+        found += children.get(each, [])
+    return found
 
 
 def resident_bytes(pid: int) -> int:

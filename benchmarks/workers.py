@@ -19,7 +19,7 @@ from benchmarks.upstream import Upstream
 
 __all__ = [
     "BUDGETS", "CLIENT", "GROUP_LANE", "OURS", "TEAM", "TOKEN", "Worker", "configuration", "environment",
-    "running_ours", "running_reference",
+    "running_ours", "running_reference", "service_environment",
 ]  # fmt: skip
 
 KEYS = 8
@@ -69,10 +69,17 @@ def configuration(base_url: str, *, count: int = KEYS) -> dict[str, object]:
     }
 
 
-def environment(upstream: Upstream, redis_url: str, folder: Path, namespace: str) -> dict[str, str]:
+def environment(
+    upstream: Upstream, redis_url: str, folder: Path, namespace: str, *, keys: int = KEYS
+) -> dict[str, str]:
     """The environment of our worker; its configuration file and access log are in `folder`."""
     config = folder / f"{namespace}.yaml"
-    config.write_bytes(msgspec.json.encode(configuration(upstream.base_url)))  # JSON is YAML
+    config.write_bytes(msgspec.json.encode(configuration(upstream.base_url, count=keys)))  # JSON is YAML
+    return service_environment(config, redis_url, folder, namespace)
+
+
+def service_environment(config: Path, redis_url: str, folder: Path, namespace: str) -> dict[str, str]:
+    """The environment of our worker with a configuration file; its access log is in `folder`."""
     key = base64.b64encode(secrets.token_bytes(32)).decode()
     kept = {name: value for name, value in os.environ.items() if name in _KEPT}
     return kept | {
@@ -85,9 +92,11 @@ def environment(upstream: Upstream, redis_url: str, folder: Path, namespace: str
 
 
 @contextlib.contextmanager
-def running_ours(upstream: Upstream, redis_url: str, folder: Path, *, namespace: str) -> Iterator[Worker]:
+def running_ours(
+    upstream: Upstream, redis_url: str, folder: Path, *, namespace: str, keys: int = KEYS
+) -> Iterator[Worker]:
     """Our worker over a Redis, with everything on: tokens, budgets, limits, metrics, access log."""
-    environ = environment(upstream, redis_url, folder, namespace)
+    environ = environment(upstream, redis_url, folder, namespace, keys=keys)
     complaints = folder / f"{namespace}.err"
     with complaints.open("wb") as stderr, _running(OURS, environ, stderr) as (pid, port):
         yield Worker("ours", pid, port, namespace, folder / f"{namespace}.log", complaints)
