@@ -34,9 +34,9 @@ CONNECTIONS = 32
 SLICE_SECONDS = 0.7
 REQUESTS_MIN, REQUESTS_MAX = 64, 3_000
 ROUNDS, CELL_ROUNDS, PACED_ROUNDS = 9, 3, 5
-RATES = (200, 1_000, 2_000)
+RATES = (30, 200, 500, 1_000)
 PACED_SECONDS = 1.5
-LOAD_MAX = 0.75
+LOAD_MAX = 0.6
 """A rate is asked of a gateway only if it is at most this share of what it can do."""
 CELLS = ((1, 1), (1, 256), (30, 32), (300, 32))
 """Kilobytes a request, connections."""

@@ -26,6 +26,8 @@ JOINED_BYTES_MAX = 64 * 1024
 """Up to this size a body is copied behind its head; a larger one is written beside it."""
 IDLE_SECONDS = 30.0
 """How long a connection is kept that nobody uses."""
+AGE_SECONDS = 300.0
+"""About how long a connection is used: who changes the address of a name is followed, however busy we are."""
 LINGER_SECONDS = 0.5
 """How long the end of a body may take that nobody waits for."""
 
@@ -54,6 +56,8 @@ class LeanConnection(asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop, home: Home, origin: object) -> None:
         self.loop, self.origin = loop, origin
         self.closed = False
+        self._old_at = loop.time() + AGE_SECONDS
+        self._is_old = False
         self._home = home
         self._parser = HttpResponseParser(self)
         self._transport: asyncio.Transport
@@ -231,7 +235,7 @@ class LeanConnection(asyncio.Protocol):
 
     def _finish(self, response: LeanResponse) -> None:
         """The answer is complete; a connection with anything left on it, either way, is not used again."""
-        if self._surplus or not self._keep or self._transport.get_write_buffer_size():
+        if self._surplus or not self._keep or self._is_old or self._transport.get_write_buffer_size():
             self.end(None)
             return
         self.resume()
@@ -264,7 +268,10 @@ class LeanConnection(asyncio.Protocol):
 
     def _look(self) -> None:
         self._timer, self._timer_at = None, _NEVER
-        if self._due > self.loop.time():
+        now = self.loop.time()
+        if now > self._old_at:  # looked at here, where it costs the requests nothing
+            self._is_old = True
+        if self._due > now:
             if self._due < _NEVER:
                 self._set_timer()
             return
