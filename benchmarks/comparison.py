@@ -20,6 +20,7 @@ from tests.servers import Server, binaries, running
 
 from benchmarks.gateways import PEERS, Started, program, running_gateway, running_litellm
 from benchmarks.load_client import Load, Slice, SliceResult, running_load
+from benchmarks.plot import write_dots
 from benchmarks.processes import cpu_seconds, resident_bytes, tree, tree_cpu_seconds
 from benchmarks.proof import ProofError, prove
 from benchmarks.report import Figure, Section, print_sections
@@ -41,6 +42,7 @@ LOAD_MAX = 0.6
 CELLS = ((1, 1), (1, 256), (30, 32), (300, 32))
 """Kilobytes a request, connections."""
 KEYS = (3, 100, 10_000)
+PLOT = Path(__file__).parent / "cpu.svg"
 _MARK = "chatcmpl-BenchBench"
 _PEER_TOKEN = "sk-bench-peer"
 
@@ -145,6 +147,8 @@ def _gateways(rounds: int) -> list[Section]:
             for who in field_:
                 samples[who.name].append(bench.run(who))
         figures = [figure for who in field_ for figure in _main_figures(who, samples)]
+        spreads = {name: Spread.of([sample.cpu_us for sample in own]) for name, own in samples.items()}
+        write_dots(PLOT, "CPU per proxied request of 1 KB each way, logarithmic", "µs", spreads)
         figures += [
             Figure(name=f"{who.name}: memory", measured=f"{sum(map(resident_bytes, tree(who.pid))) / 1e6:,.0f} MB")
             for who in field_
