@@ -7,6 +7,7 @@ import typer
 
 from apikeyrouter._version import __version__
 from apikeyrouter.commands import governing, looking, managing, surroundings
+from apikeyrouter.commands.dashboard import PORT
 
 __all__ = ["app"]
 
@@ -62,6 +63,7 @@ def serve(
     open_: Annotated[bool, typer.Option("--open", help="Let anybody call who reaches the port.")] = False,
     reload: Annotated[bool, typer.Option("--reload", help="Development: restart when the code changes.")] = False,
     json: Json = False,
+    dashboard: Annotated[bool, typer.Option("--dashboard", help="The operator's page beside it, port 8100.")] = False,
     watch_stdin: Annotated[bool, typer.Option("--watch-stdin", hidden=True)] = False,
 ) -> None:
     """Serve the HTTP API: N workers over a Redis, or over an embedded Valkey that keeps its data."""
@@ -69,7 +71,7 @@ def serve(
 
     arguments = ServeArguments(
         host=host, port=port, workers=workers, redis_url=redis_url, config=config, data_dir=data_dir, open=open_,
-        reload=reload, json=json, watch_stdin=watch_stdin,
+        reload=reload, json=json, dashboard=dashboard, watch_stdin=watch_stdin,
     )  # fmt: skip
     raise typer.Exit(run(arguments))
 
@@ -96,7 +98,7 @@ def demo(
     if incident:
         from apikeyrouter.commands.demo import incident as bad_day
 
-        raise typer.Exit(bad_day.run(seconds=None, port=0, tell=typer.echo))
+        raise typer.Exit(bad_day.run(seconds=None, port=PORT, tell=typer.echo))
     from apikeyrouter.commands.demo import run
 
     raise typer.Exit(run(seconds=seconds, workers=workers, kill=kill, json=json))
@@ -109,7 +111,7 @@ def dashboard(
         str | None, typer.Option("--admin-key", help="Print a link that signs in with this admin key, once.")
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 picks a free one.")] = 8100,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 picks a free one.")] = PORT,
     secure: Annotated[bool, typer.Option("--secure", help="Cookies over TLS alone; for behind a proxy.")] = False,
     watch_stdin: Annotated[bool, typer.Option("--watch-stdin", hidden=True)] = False,
 ) -> None:

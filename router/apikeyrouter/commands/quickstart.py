@@ -15,6 +15,7 @@ from typing import Any
 
 import typer
 
+from apikeyrouter.commands.dashboard import PORT, beside_the_service, is_installed
 from apikeyrouter.commands.environment import look_around
 from apikeyrouter.commands.serve import ServeArguments, make_options, one_line
 from apikeyrouter.domain.models.system_error import ConfigurationError
@@ -77,7 +78,11 @@ def run(*, host: str | None, port: int | None, workers: int | None, json: bool) 
         if plan.simulated:
             # Made-up keys have no business in a Redis of the user's.
             options = stack.enter_context(_with_simulated_providers(replace(options, redis_url=None)))
-        return serve(options, tell=_teller(plan, json=json))
+        tell = _teller(plan, json=json)
+        if not json and is_installed():
+            beside = beside_the_service(tell, typer.echo, port=PORT, admin_key=management_key)
+            tell = stack.enter_context(beside)
+        return serve(options, tell=tell)
 
 
 @contextmanager

@@ -11,13 +11,14 @@ import msgspec
 import typer
 
 from apikeyrouter._version import __version__
+from apikeyrouter.commands.dashboard import PORT, beside_the_service
 from apikeyrouter.commands.environment import Surroundings, look_around
 from apikeyrouter.commands.redis_version import is_too_old
 from apikeyrouter.domain.models.system_error import ConfigurationError
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.redis_connection import mapped_errors, open_client, redacted_url
 from apikeyrouter_proxy.options import ProxyOptions
-from apikeyrouter_proxy.server import APP, ServeOptions, serve
+from apikeyrouter_proxy.server import APP, ServeOptions, serve, shown_host
 
 __all__ = ["ServeArguments", "make_options", "one_line", "run"]
 
@@ -35,6 +36,7 @@ class ServeArguments:
     open: bool = False
     reload: bool = False
     json: bool = False
+    dashboard: bool = False
     watch_stdin: bool = False
 
 
@@ -46,7 +48,16 @@ def run(arguments: ServeArguments) -> int:
         asyncio.run(_check_server(options.redis_url))
     if arguments.reload or around.settings.proxy_reload:
         return _serve_with_reload(options)
-    return serve(options, tell=_tell_json if arguments.json else _tell_person)
+    tell = _tell_json if arguments.json else _tell_person
+    if not arguments.dashboard:
+        return serve(options, tell=tell)
+    management = f"http://{shown_host(options.management_host)}:{options.management_port}"
+    beside = beside_the_service(
+        tell, _say_on_stderr if arguments.json else typer.echo, port=PORT, admin_key=None,
+        management_url=management if options.management_port else None,
+    )  # fmt: skip
+    with beside as told:
+        return serve(options, tell=told)
 
 
 def make_options(arguments: ServeArguments, around: Surroundings) -> ServeOptions:
@@ -121,6 +132,10 @@ def _tell_person(event: str, facts: Mapping[str, Any]) -> None:
             typer.echo("the workers read the configuration again", err=True)
         case _:
             pass
+
+
+def _say_on_stderr(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _tell_json(event: str, facts: Mapping[str, Any]) -> None:
