@@ -77,9 +77,9 @@ async def test_whoever_looks_away_is_not_served(operator: Seat, service: Running
     shown = operator.page.locator(".age")
     async with service.operator() as client:
         await client.patch("/api/v1/keys/north-2", json={"state": "disabled"})
-        await operator.page.wait_for_timeout(3000)
+        await operator.page.wait_for_timeout(500)
         before = await shown.inner_text()
-        await operator.page.wait_for_timeout(2500)
+        await operator.page.wait_for_timeout(2200)
         assert await shown.inner_text() == before
         await operator.page.evaluate("emitEvent('seen', true)")
         await operator.page.wait_for_selector('.tile[data-id="north-2"].is-disabled')

@@ -120,7 +120,7 @@ class ManagePage(Page):
         form = _Form("New budget", {"scope_id": "", "name": "", "limit_usd": ""}, choices)
         given = await form.asked()
         if given is not None:
-            body = {name: value for name, value in given.items() if value}
+            body = {name: _dollars(name, value) for name, value in given.items() if value}
             await self.send("POST", "/budgets", body, done="the budget is in force")
 
     async def _change_budget(self, data: dict[str, str]) -> None:
@@ -131,7 +131,8 @@ class ManagePage(Page):
                      chosen={"enforcement": known["enforcement"]})  # fmt: skip
         given = await form.asked()
         if given is not None:
-            await self.send("PATCH", path_of("budgets", data["id"]), given, done=f"{data['id']}: changed")
+            body = {name: _dollars(name, value) for name, value in given.items()}
+            await self.send("PATCH", path_of("budgets", data["id"]), body, done=f"{data['id']}: changed")
 
     async def _edit_policy(self, policy_id: str | None) -> None:
         known = next((one for one in self.told["policies"] if one["id"] == policy_id), None)
@@ -200,6 +201,14 @@ class _Form:
         given = {name: str(field.value or "").strip() for name, field in self._made.items()}
         self._dialog.delete()
         return given if saved else None
+
+
+def _dollars(name: str, value: str) -> Any:
+    """Amounts are numbers in the API; what is none is sent as it is, and refused there with a reason."""
+    try:
+        return float(value) if name == "limit_usd" else value
+    except ValueError:
+        return value
 
 
 def _json(text: str) -> dict[str, Any] | None:

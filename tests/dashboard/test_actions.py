@@ -1,0 +1,159 @@
+"""What is done on the pages, checked by its effect through the API."""
+
+from typing import Any
+
+import pytest
+
+from apikeyrouter.domain.models.accounting import Candidate, Charge, ReserveRequest
+from apikeyrouter.serving.admission import new_rid
+from tests.dashboard.driving import Seat
+from tests.service.running import Running, wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+CHAT: dict[str, Any] = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+
+
+async def _get(service: Running, path: str, **params: Any) -> Any:
+    async with service.operator() as client:
+        return (await client.get(f"/api/v1{path}", params=params)).json()
+
+
+async def test_keys_are_imported_with_a_result_a_row(operator: Seat, service: Running) -> None:
+    await operator.go("/manage")
+    lines = "openai, sk-sim-imported, quota_group=org-i, tags=night|batch\nnobody, sk-x\nopenai\n# not a row"
+    await operator.page.get_by_label("Keys to import").fill(lines)
+    await operator.page.get_by_role("button", name="Import", exact=True).click()
+    await operator.reads("✓ registered")
+    assert await operator.page.locator("td:has-text('✕ refused')").count() == 2
+    assert "sk-sim-imported" not in await operator.page.content()
+    keys = (await _get(service, "/keys"))["keys"]
+    made = next(key for key in keys if key["metadata"].get("quota_group") == "org-i")
+    assert made["metadata"]["tags"] == ["night", "batch"]
+    async with service.operator() as client:
+        await client.delete(f"/api/v1/keys/{made['id']}")
+
+
+async def test_a_client_is_made_switched_off_and_deleted(operator: Seat, service: Running) -> None:
+    await operator.go("/manage")
+    await operator.page.get_by_role("button", name="New client …").click()
+    dialog = operator.page.locator(".q-dialog").last
+    await dialog.get_by_label("name", exact=True).fill("app-9")
+    await dialog.get_by_label("rpm", exact=True).fill("60")
+    await operator.press("Save")
+    await operator.reads("It is shown this once")
+    assert (await operator.page.locator(".secret input").input_value()).strip() != ""
+    assert (await _get(service, "/clients/app-9"))["rpm"] == 60
+    await operator.press("I have it")
+    await operator.act("client-off", id="app-9")
+    await operator.page.wait_for_selector('[data-act="client-on"][data-id="app-9"]')
+    assert (await _get(service, "/clients/app-9"))["enabled"] is False
+    await operator.act("client-delete", id="app-9")
+    await operator.page.locator(".q-dialog").last.get_by_label("Type app-9 to go on").fill("app-9")
+    await operator.press("Delete")
+    await operator.reads("app-9 is deleted")
+    assert (await _get(service, "/clients"))["total"] == 0
+
+
+async def test_a_budget_is_made_and_changed(operator: Seat, service: Running) -> None:
+    await operator.go("/manage")
+    await operator.page.get_by_role("button", name="New budget …").click()
+    dialog = operator.page.locator(".q-dialog").last
+    await dialog.get_by_label("name", exact=True).fill("spare")
+    await dialog.get_by_label("limit_usd", exact=True).fill("7.5")
+    await operator.press("Save")
+    await operator.page.wait_for_selector('[data-act="budget-limit"][data-id="global:spare"]')
+    assert (await _get(service, "/budgets/global:spare"))["limit_usd"] == 7.5
+    await operator.act("budget-limit", id="global:spare")
+    await operator.page.locator(".q-dialog").last.get_by_label("limit_usd", exact=True).fill("9")
+    await operator.press("Save")
+    await operator.reads("global:spare: changed")
+    assert (await _get(service, "/budgets/global:spare"))["limit_usd"] == 9
+
+
+async def test_a_policy_is_tried_out_put_in_force_and_switched_off(operator: Seat, service: Running) -> None:
+    await operator.go("/manage")
+    await operator.page.get_by_role("button", name="New policy …").click()
+    editor = operator.page.get_by_label("The policy as JSON")
+    await editor.fill('{"name": "no west", "rules": {"denied_providers": ["anthropic"]}, "enforcement": "shadow"}')
+    await operator.press("Validate and dry run")
+    await operator.reads("✓ sound")
+    assert (await _get(service, "/policies"))["total"] == 0
+    await operator.press("Put in force")
+    await operator.page.wait_for_selector('[data-act="policy-off"]')
+    policy = (await _get(service, "/policies"))["policies"][0]
+    assert (policy["enforcement"], policy["enabled"]) == ("shadow", True)
+    await operator.act("policy-off", id=policy["id"])
+    await operator.page.wait_for_selector('[data-act="policy-on"]')
+    assert (await _get(service, f"/policies/{policy['id']}"))["enabled"] is False
+    audit = (await _get(service, "/audit", limit=1))["audit"][0]
+    assert (audit["action"], audit["actor"]) == ("policy.updated", "first")
+
+
+async def test_what_is_in_suspense_is_resolved(operator: Seat, service: Running) -> None:
+    rid = new_rid()
+    charge = Charge(input_tokens=10, output_tokens=20, expected_nanousd=1000, bound_nanousd=2000)
+    held = Candidate(lanes=("k:north-1",), charge=charge)
+    ledger = service.runtime.router.ledger
+    await ledger.reserve(ReserveRequest(rid=rid, candidates=(held,), scopes=("global:daily",), lease_us=1000))
+
+    async def suspended() -> bool:
+        await ledger.sweep()
+        return bool((await _get(service, "/suspense"))["total"])
+
+    await wait_until(suspended)
+    await operator.go("/money")
+    await operator.act("refund", id=rid.hex())
+    await operator.press("Refund")
+    await operator.reads("nothing is in suspense")
+    assert (await _get(service, "/suspense"))["total"] == 0
+
+
+async def test_a_request_is_found_explained_and_tried_out(operator: Seat, service: Running) -> None:
+    async with service.http(headers={"x-request-id": "asked-by-a-test"}) as caller:
+        assert (await caller.post("/v1/chat/completions", json=CHAT)).status_code == 200
+
+    async def known() -> bool:
+        found = (await _get(service, "/decisions"))["decisions"]
+        return any(one["request_id"] == "asked-by-a-test" for one in found)
+
+    await wait_until(known)
+    await operator.go("/decisions")
+    await operator.page.get_by_label("Find").fill("asked-by")
+    await operator.act("explain", id="asked-by-a-test")
+    await operator.page.wait_for_selector(".q-dialog .badge.is-chosen")
+    told = await _get(service, "/decisions/asked-by-a-test")
+    dialog = await operator.page.locator(".q-dialog").last.inner_text()
+    assert told["selected_key_id"] in dialog
+    assert told["text"].splitlines()[0] in dialog
+    await operator.page.keyboard.press("Escape")
+    requests = (await _get(service, "/usage"))["sum"]["requests"]
+    await operator.page.get_by_role("button", name="Try it").click()
+    await operator.reads("It would go to north-")
+    assert (await _get(service, "/usage"))["sum"]["requests"] == requests
+
+
+async def test_the_list_of_decisions_stays_still_while_it_is_read(operator: Seat, service: Running) -> None:
+    await operator.go("/decisions")
+    first = await operator.page.locator("#main table tbody tr").count()
+    async with service.http() as caller:
+        assert (await caller.post("/v1/chat/completions", json=CHAT)).status_code == 200
+    await operator.page.wait_for_selector('[data-act="renew"]')
+    assert await operator.page.locator("#main table tbody tr").count() == first
+    await operator.act("renew")
+    await operator.reads("live: nothing new")
+    assert await operator.page.locator("#main table tbody tr").count() == first + 1
+
+
+async def test_a_held_reservation_is_seen_in_flight(operator: Seat, service: Running) -> None:
+    rid = new_rid()
+    held = Candidate(lanes=("k:north-1", "g:north:*"), charge=Charge(input_tokens=10, output_tokens=20))
+    ledger = service.runtime.router.ledger
+    await ledger.reserve(ReserveRequest(rid=rid, candidates=(held,), lease_us=60_000_000))
+    await operator.go("/flight")
+    await operator.reads(rid.hex())
+    row = operator.page.locator(f"tr:has-text('{rid.hex()}')")
+    assert "north-1" in await row.inner_text()
+    assert "30" in (await row.locator("td.n").first.inner_text())
+    await ledger.cancel(rid)
+    await operator.page.wait_for_selector(f"text={rid.hex()}", state="detached")

@@ -1,0 +1,42 @@
+"""`serve --dashboard`: the page in a process of its own, which begins and ends with the service."""
+
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+WORKER = "import sys, apikeyrouter_proxy.worker, apikeyrouter_proxy.main; print(*sys.modules)"
+PAGE = re.compile(r"The operator's page: (http://\S+)")
+
+
+def test_workers_carry_nothing_of_the_page() -> None:
+    loaded = subprocess.check_output([sys.executable, "-c", WORKER], text=True).split()
+    assert [name for name in loaded if name.split(".")[0] in ("nicegui", "apikeyrouter_dashboard", "socketio")] == []
+
+
+def test_the_page_begins_and_ends_with_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APIKEYROUTER_MANAGEMENT_API_KEY", "management-key-of-the-tests")
+    arguments = ["serve", "--host", "127.0.0.1", "--port", "0", "--dashboard", "--data-dir", str(tmp_path / "data")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "apikeyrouter.cli", *arguments, "--watch-stdin"], cwd=tmp_path, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        told = next(found for line in process.stdout if (found := PAGE.search(line) or "did not start" in line))
+        if told is True:
+            pytest.skip("another process has the page's port")
+        assert isinstance(told, re.Match)
+        url = told[1]
+        assert "ticket" not in url
+        assert httpx.get(f"{url}/sign-in").status_code == 200
+    finally:
+        process.stdin.close()
+        process.communicate(timeout=60)
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", httpx.URL(url).port or 0)) != 0

@@ -1,0 +1,150 @@
+"""What is made of the API's answers, without a browser."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from apikeyrouter_dashboard.shown import fleet, headroom, manage, money, pool, situation
+from apikeyrouter_dashboard.shown.words import count, dollars, percent, span_of, table, when
+
+NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
+
+
+def key(**changes: Any) -> dict[str, Any]:
+    """A key that is well."""
+    told: dict[str, Any] = {
+        "id": "k1", "provider_id": "openai", "quota_group": "org-a", "tier": None, "tags": [], "team": None,
+        "models": None, "state": "available", "state_reason": "", "state_until": None, "capacity_state": "abundant",
+        "headroom": 0.5, "binding": None, "breaker": "closed", "out_lane": None, "out_until": None, "lanes": [],
+        "in_flight": 0, "requests_total": 0, "failures_total": 0, "latency_ms": None, "last_used_at": None,
+    }  # fmt: skip
+    return {**told, **changes}
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [("0 s", 0), ("59 s", 59), ("1 min 30 s", 90), ("3 min", 185), ("1 h 20 min", 4800), ("2 d", 172_800)],
+)
+def test_a_span_is_told_in_its_largest_units(told: str, seconds: float) -> None:
+    assert span_of(seconds) == told
+
+
+def test_what_is_not_known_is_called_unknown() -> None:
+    assert "unknown" in when(None, NOW)
+    assert [dollars(None), count(None), percent(None)] == ["unknown"] * 3
+    assert [dollars(0), count(0), percent(0)] == ["$0.00", "0", "0 %"]
+
+
+def test_a_time_has_its_zone_and_its_distance() -> None:
+    told = when((NOW + timedelta(minutes=3)).isoformat(), NOW)
+    assert "in 3 min" in told
+    assert "12:03:00 UTC" in told
+
+
+def test_text_is_escaped() -> None:
+    assert "<b>" not in table(["x"], [("<b>",)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "abundant"), ({"headroom": None}, "unknown"), ({"state": "invalid"}, "invalid"),
+        ({"capacity_state": "critical"}, "critical"), ({"breaker": "open", "out_lane": "p:openai"}, "out"),
+        ({"state": "recovering"}, "recovering"), ({"state": "disabled", "breaker": "open"}, "disabled"),
+    ],
+)  # fmt: skip
+def test_a_key_is_in_one_condition(changes: dict[str, Any], told: str) -> None:
+    assert pool.condition(key(**changes)) == told
+
+
+def test_every_state_is_more_than_a_colour() -> None:
+    for name, (mark, meaning) in pool.CONDITIONS.items():
+        assert mark, name
+        assert meaning, name
+
+
+def test_a_key_with_two_tags_is_in_two_groups_and_one_without_in_none() -> None:
+    found = pool.groups([key(tags=["day", "night"]), key(id="k2")], "tags")
+    assert [(group.name, len(group.keys)) for group in found] == [("day", 1), ("night", 1), ("none", 1)]
+
+
+def test_a_bad_day_is_told_in_four_lines() -> None:
+    keys = [
+        *(key(id=f"n{n}", quota_group="north", state="exhausted", latency_ms=100) for n in range(3)),
+        key(id="s1", state="invalid", state_reason="401", latency_ms=100),
+        *(key(id=f"w{n}", provider_id="anthropic", latency_ms=6000) for n in range(2)),
+    ]
+    budget = {
+        "id": "team:red", "limit_usd": 10.0, "settled_usd": 9.0, "held_usd": 0.5, "suspense_usd": 0.0,
+        "enforcement": "hard", "resets_at": None, "forecast": None,
+    }  # fmt: skip
+    told = [one.what for one in situation.incidents(keys, [budget], NOW)]
+    assert told == [
+        "Quota group north is exhausted (3 of 3 keys)", "The provider refuses s1", "Provider anthropic is slow",
+        "Budget team:red: 95 % of $10.00 gone",
+    ]  # fmt: skip
+    assert situation.incidents([key()], [], NOW) == []
+
+
+def test_a_counter_that_went_back_says_nothing() -> None:
+    def sample(seconds: int, ok: float) -> fleet.Sample:
+        return fleet.Sample(NOW + timedelta(seconds=seconds), {"ok": ok, "no_eligible_keys": 0.0})
+
+    _, series = fleet.rates([sample(0, 10), sample(2, 30), sample(4, 5)])
+    assert series["answered"] == [10.0, None]
+
+
+def test_metrics_are_read() -> None:
+    text = 'apikeyrouter_requests_total{route="chat",outcome="ok"} 7\napikeyrouter_workers 2\n# HELP x y\n'
+    sample = fleet.sample_of(text, NOW)
+    assert (sample.outcomes, sample.gauges) == ({"ok": 7.0}, {"workers": 2.0})
+
+
+def test_jains_index_is_one_where_all_get_the_same() -> None:
+    assert fleet.jain([3, 3, 3]) == pytest.approx(1)
+    assert fleet.jain([1, 0, 0, 0]) == pytest.approx(0.25)
+    assert fleet.jain([]) is None
+
+
+def test_the_first_budget_to_block_is_the_one_that_is_used_up_first() -> None:
+    def budget(name: str, hours: float | None, **changes: Any) -> dict[str, Any]:
+        at = None if hours is None else (NOW + timedelta(hours=hours)).isoformat()
+        forecast = {"used_up_at": at, "earliest": at, "latest": None, "burn_per_hour": "1"}
+        told = {"id": name, "enforcement": "hard", "remaining_usd": 1.0, "resets_at": None, "forecast": forecast}
+        return {**told, **changes}
+
+    told = money.first_to_block([budget("later", 9), budget("sooner", 2), budget("soft", 1, enforcement="soft")], NOW)
+    assert "sooner" in told
+    assert "refuses requests now" in money.first_to_block([budget("full", None, remaining_usd=0.0)], NOW)
+
+
+def test_spend_of_many_is_the_largest_and_the_others() -> None:
+    usage = [{"team": f"t{n}", "day": "2030-01-01", "cost_usd": float(n)} for n in range(10)]
+    series = money.spend_series(usage, "team", ["2030-01-01"])
+    assert len(series) == money.SERIES_MAX + 1
+    assert sum(told[0] for told in series.values()) == 45
+    assert series["the others"] == [3.0]
+
+
+def test_advice_follows_from_the_forecast() -> None:
+    lane: dict[str, Any] = {"id": "g:a:*", "blocked_until": None, "breaker": "closed", "limits": []}
+    limit = {
+        "name": "rpd", "counts": "requests", "capacity": 100, "used": 50, "remaining": 50, "learned": False,
+        "full_again_at": (NOW + timedelta(hours=10)).isoformat(),
+        "forecast": {"probability": 0.9, "expected_at": (NOW + timedelta(hours=2)).isoformat(), "earliest_at": None,
+                     "latest_at": None, "per_hour": 25.0},
+    }  # fmt: skip
+    assert "throttle to 20 %" in headroom.advice(lane, limit, NOW)
+    assert headroom.advice(lane, {**limit, "forecast": None}, NOW) == "–"
+    assert "wait until it is full again" in headroom.advice(lane, {**limit, "remaining": 0}, NOW)
+
+
+def test_rows_of_an_import_that_cannot_be_read_say_why() -> None:
+    rows = manage.parse_import(
+        'openai, sk-1, tier=pro\n\n# comment\nopenai\nopenai, sk-2, oops\nopenai, sk-3, {"a": 1}'
+    )
+    assert [(row.number, bool(row.result)) for row in rows] == [(1, False), (4, True), (5, True), (6, False)]
+    assert rows[0].metadata == {"tier": "pro"}
+    assert rows[3].metadata == {"a": 1}
+    assert "sk-1" not in repr(rows) + manage.imported(rows)
