@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -28,11 +28,11 @@ from apikeyrouter.infrastructure.cancellation import end_task, stop_if_cancelled
 from apikeyrouter.infrastructure.ledger.outbox_file import Entry
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.keeping import SPILL_MAX, Keeper
+from apikeyrouter.serving.replaying import Replay
 
 BATCH_MAX = 64
 FLUSH_SECONDS = 0.005
 RETRY_SECONDS_MAX = 2.0
-ACKNOWLEDGE_MAX = 128
 ACKNOWLEDGE_SECONDS = 1.0
 KEEP_SECONDS = 0.05
 """While ends cannot be delivered, what comes is on disk after about so long."""
@@ -76,6 +76,8 @@ class _Waiting(msgspec.Struct, frozen=True, eq=False):
 
     end: End
     hold: OpenHold | None
+    again: bool = False
+    """It was booked once, by a server that may have taken that along."""
 
 
 class Bookkeeper:
@@ -86,7 +88,9 @@ class Bookkeeper:
         self.keeper = keeper or Keeper()
         self.open: dict[bytes, OpenHold] = {}
         self._outbox: deque[_Waiting] = deque()
-        self._seen: list[bytes] = []
+        self._booked: Replay[_Waiting] = Replay()
+        self._remembered = 0
+        """How often the ledger had forgotten when everything was told again."""
         self._acknowledge_at = self._failing_since = 0.0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -117,7 +121,7 @@ class Bookkeeper:
         self._task = None
         self.open.clear()
         self._outbox.clear()
-        self._seen.clear()
+        self._booked.take()
         self.keeper.close()
         self.settled = self.unmatched = 0
         return noted
@@ -169,7 +173,7 @@ class Bookkeeper:
         self._task = None
         if self._outbox:
             await self._keep(len(self._outbox))
-        await self._acknowledge()
+        await self._acknowledge(self._booked.take())
         self.keeper.close()
 
     async def take_over(self) -> int:
@@ -234,7 +238,7 @@ class Bookkeeper:
             elif isinstance(answer, BaseException):
                 _log.error("settlement.refused", rid=waiting.end.rid.hex(), error=str(answer))
             else:
-                self._note(waiting.end, answer)
+                self._note(waiting, answer)
             if files and not isinstance(answer, LedgerUnavailableError):
                 self.keeper.delivered(waiting.end.rid)
         if files:
@@ -244,8 +248,7 @@ class Bookkeeper:
         self._outbox.extendleft(reversed(failed))
         if failed:
             raise LedgerUnavailableError(f"{len(failed)} settlements wait for the ledger")
-        if self._seen and (len(self._seen) >= ACKNOWLEDGE_MAX or time.perf_counter() >= self._acknowledge_at):
-            await self._acknowledge()
+        await self.acknowledge()
 
     async def _end_all(self, batch: list[End]) -> list[Transition | BaseException]:
         """An answer or an error for each. Settlements go together; one that is refused does not hold up the others."""
@@ -295,26 +298,42 @@ class Bookkeeper:
             return await self._ledger.settle(Settlement(rid=end.rid, input_tokens=0, output_tokens=0, cost_nanousd=0))
         return answer
 
-    def _note(self, end: End, answer: Transition) -> None:
+    def _note(self, waiting: _Waiting, answer: Transition) -> None:
+        end = waiting.end
         if isinstance(end, Cancel):
             return  # its tombstone stays: the reserve may still be on its way
+        self._booked.keep(waiting)
+        if waiting.again:
+            return
         self.settled += 1
         if answer.result is Result.CONFLICT:
             state = answer.state.name.lower() if answer.state is not None else "unknown"
             _log.error("settlement.refused", rid=end.rid.hex(), error=f"the reservation is {state}")
-        self._seen.append(end.rid)
 
-    async def _acknowledge(self) -> None:
-        """Let tombstones go, now and then; those that are never acknowledged go after a day. While an end is on disk it
-        may be sent once more, so its tombstone has to stay.
+    async def acknowledge(self) -> None:
+        """Let tombstones of what was booked REPLAY_SECONDS ago go, once a second."""
+        if time.perf_counter() >= self._acknowledge_at and self._ledger.forgotten == self._remembered:
+            self._acknowledge_at = time.perf_counter() + ACKNOWLEDGE_SECONDS
+            await self._acknowledge(self._booked.leaving())
+
+    async def _acknowledge(self, seen: Sequence[_Waiting]) -> None:
+        """Those that are never acknowledged go after a day. While an end is on disk it may be sent once more, so its
+        tombstone has to stay.
         """
-        if self.keeper.files:
-            return
-        seen, self._seen = self._seen, []
-        self._acknowledge_at = time.perf_counter() + ACKNOWLEDGE_SECONDS
-        if seen:
+        rids = [waiting.end.rid for waiting in seen if not self.keeper.has(waiting.end.rid)]
+        if rids:
             with contextlib.suppress(LedgerError):
-                await self._ledger.acknowledge(seen)
+                await self._ledger.acknowledge(rids)
+
+    def replay(self) -> int:
+        """Send again what was booked lately: the ledger has forgotten, and may not know it. How many ends that is."""
+        self._remembered = self._ledger.forgotten
+        taken = self._booked.take()
+        for waiting in taken:
+            self._put(_Waiting(waiting.end, waiting.hold, again=True))
+        if taken:
+            self._wake.set()
+        return len(taken)
 
     # --- leases --------------------------------------------------------------------------------------------------
 
@@ -349,7 +368,10 @@ class Bookkeeper:
                 known.abort(why)
 
     async def reassert(self) -> int:
-        """Tell the ledger every reservation again that has not ended there, after it forgot; how many."""
+        """Tell the ledger every reservation again that has not ended there, after it forgot; how many.
+
+        Leases may be shorter there than they were: all that are open are due for renewal.
+        """
         holds = [*self.open.values(), *(waiting.hold for waiting in self._outbox if waiting.hold is not None)]
         for at in range(0, len(holds), BATCH_MAX):
             page = holds[at : at + BATCH_MAX]
@@ -359,6 +381,8 @@ class Bookkeeper:
                     raise answer
                 if isinstance(answer, BaseException):
                     _log.error("reassert.refused", rid=hold.request.rid.hex(), error=str(answer))
+        for hold in self.open.values():
+            hold.renew_at = time.perf_counter()
         return len(holds)
 
 

@@ -83,6 +83,7 @@ class Housekeeper:
         if self._ledger.forgotten != self._repaired:
             await self._repair()
         await self._renew()
+        await self._books.acknowledge()
         if time.perf_counter() >= self._next_sweep:
             self._next_sweep = time.perf_counter() + random.uniform(0.8, 1.2)  # noqa: S311 (spreads workers)
             await self._sweep()
@@ -96,9 +97,9 @@ class Housekeeper:
         await self._ledger.open()
         seen = self._ledger.forgotten
         await self._restore()
-        count = await self._books.reassert()
+        reasserted, replayed = await self._books.reassert(), self._books.replay()
         self._repaired = seen
-        _log.warning("store.forgot", reasserted=count)
+        _log.warning("store.forgot", reasserted=reasserted, replayed=replayed)
 
     async def _renew(self) -> None:
         """Renew leases. A lost one ends its call, unless the store forgot it: then it is told again first."""
