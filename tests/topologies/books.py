@@ -23,7 +23,7 @@ SCOPE = "global:all"
 COST = 1_000
 LANE = "k:one"
 WAIT_SECONDS_MAX = 40.0
-_CANDIDATE = Candidate(lanes=(LANE,), scopes=(SCOPE,), charge=Charge(expected_nanousd=COST, bound_nanousd=COST))
+CANDIDATE = Candidate(lanes=(LANE,), scopes=(SCOPE,), charge=Charge(expected_nanousd=COST, bound_nanousd=COST))
 
 
 @asynccontextmanager
@@ -41,7 +41,7 @@ async def ledger_at(url: str, *, limit: int = 10**9, timeout_s: float = 0.5) -> 
 async def booked(ledger: ScriptLedger) -> bool:
     """One call, reserved and settled, however long its server is away. Whether it was admitted."""
     rid = uuid.uuid4().bytes
-    request = ReserveRequest(rid=rid, candidates=(_CANDIDATE,))
+    request = ReserveRequest(rid=rid, candidates=(CANDIDATE,))
     settlement = Settlement(rid=rid, input_tokens=1, output_tokens=1, cost_nanousd=COST)
     deadline = time.monotonic() + WAIT_SECONDS_MAX
     admitted: bool | None = None

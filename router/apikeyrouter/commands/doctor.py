@@ -7,11 +7,12 @@ import time
 from collections.abc import Awaitable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from apikeyrouter.commands.doctor_store import look_into
+from apikeyrouter.commands.doctor_loss import examine
+from apikeyrouter.commands.doctor_store import look_into, spending_rate
 from apikeyrouter.commands.environment import Surroundings, look_around
 from apikeyrouter.commands.findings import Finding, Verdict, ok, problem, warning
 from apikeyrouter.commands.redis_version import is_too_old, server_name
@@ -22,6 +23,9 @@ from apikeyrouter.infrastructure.ledger.outbox_file import outbox_summary
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.redis_connection import mapped_errors, open_client, redacted_url
 from apikeyrouter_proxy.options import ProxyOptions
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 __all__ = ["run"]
 
@@ -114,13 +118,26 @@ async def _server(url: str, around: Surroundings, *, embedded: bool) -> list[Fin
                 seconds, microseconds = await client.time()
                 after = time.time()
                 info = await client.info()
+            config = await _settings(client)
         finally:
             await client.aclose()
     except ApiKeyRouterError as exc:
         return [problem("redis", str(exc), "check REDIS_URL, that the server runs, and that it lets us in")]
     distance = _distance(float(seconds) + float(microseconds) / 1e6, before, after)
-    found = [_version(url, info), _eviction(info), _persistence(info), _clock(distance)]
+    rate = await spending_rate(url, around)
+    found = [_version(url, info), _eviction(info), *examine(info, config, rate), _clock(distance)]
     return [*found, *(await look_into(url, info, around, embedded=embedded))]
+
+
+async def _settings(client: "Redis") -> dict[str, str]:
+    """What the server's configuration says of durability; {} where we are not let look."""
+    from redis.exceptions import ResponseError
+
+    try:
+        told = await client.config_get("appendfsync", "min-replicas-*")
+    except ResponseError:
+        return {}
+    return {str(name): str(value) for name, value in told.items()}
 
 
 def _version(url: str, info: dict[str, Any]) -> Finding:
@@ -138,15 +155,6 @@ def _eviction(info: dict[str, Any]) -> Finding:
         "CONFIG SET maxmemory-policy noeviction (and in its configuration): an evicted counter is a forgotten limit"
     )
     return problem("eviction", policy, remedy)
-
-
-def _persistence(info: dict[str, Any]) -> Finding:
-    if info.get("aof_enabled"):
-        if info.get("aof_last_write_status", "ok") != "ok":
-            return problem("persistence", "append-only file, the last write failed", "look at the server's disk")
-        return ok("persistence", "append-only file")
-    remedy = "turn on appendonly (appendfsync everysec): a restart of the server resets limits and budgets otherwise"
-    return warning("persistence", "no append-only file", remedy)
 
 
 def _distance(server: float, before: float, after: float) -> float:

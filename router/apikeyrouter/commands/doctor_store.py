@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -18,12 +19,14 @@ from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.mongo_store import MongoStateStore
 from apikeyrouter.infrastructure.state_store.records import Records, records_for
 from apikeyrouter.infrastructure.state_store.redis_connection import mapped_errors, open_client
+from apikeyrouter.infrastructure.state_store.redis_records import RedisRecords
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter_proxy.deliveries import QUEUE
 from apikeyrouter_proxy.options import ProxyOptions
 from apikeyrouter_proxy.outbound import Outbound
+from apikeyrouter_proxy.usage import report
 
-__all__ = ["look_into"]
+__all__ = ["look_into", "spending_rate"]
 
 _READ_HEAD = """
 local head = redis.call('HGET', KEYS[1], '')
@@ -74,6 +77,25 @@ async def look_into(url: str, info: Mapping[str, Any], around: Surroundings, *, 
     finally:
         await records.close()
         await entities.aclose()
+
+
+async def spending_rate(url: str, around: Surroundings) -> int:
+    """Nano-dollars a second, on the average since yesterday began (UTC); today, when yesterday has nothing; 0: nobody
+    knows.
+    """
+    now = datetime.now(UTC)
+    records = RedisRecords(url, around.settings.namespace)
+    try:
+        rows = await report(records, (now.date() - timedelta(days=1), now.date()), by=("day",), only={})
+    except ApiKeyRouterError:
+        return 0  # what is wrong is told elsewhere
+    finally:
+        await records.close()
+    if not rows:
+        return 0
+    began = datetime.fromisoformat(f"{rows[0]['day']}T00:00:00+00:00")
+    cost: int = sum(row["cost_nanousd"] for row in rows)
+    return round(cost / max((now - began).total_seconds(), 1.0))
 
 
 def _vault(around: Surroundings) -> KeyVault | None:
