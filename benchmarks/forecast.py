@@ -109,7 +109,7 @@ def measure_forecast(*, quick: bool = False) -> Section:
         f"{runs} seeded runs each: 3,000 requests a day of log-normal tokens; asked at a random moment when a random "
         "rest of a day's quota is used up, then checked against what came",
         "until it has seen a day the forecast allows for a load that goes with the day: its intervals are wider there "
-        "than a steady load needs; a load that is all but off for half the day is still told too narrowly",
+        "than a steady load needs, so that one that is all but off for half the day is told honestly, too",
     ]
     return Section(title="Forecasts of exhaustion", figures=figures, notes=notes)
 

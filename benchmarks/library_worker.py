@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import base64
 import secrets
+import sys
 import time
 from collections.abc import Awaitable, Callable
 
@@ -20,7 +21,9 @@ from benchmarks.workers import BUDGETS, CLIENT, TEAM, configuration
 
 __all__ = ["Told", "main"]
 
-AT_ONCE, ASKED = 32, 2_000
+AT_ONCE, ASKED, COUNTED = 32, 2_000, 60
+SETTLED_SECONDS = 0.01
+"""Until what is booked behind a request is booked."""
 FLUSH_SECONDS_MAX = 10.0
 OTHERS: list[dict[str, object]] = [
     {
@@ -43,6 +46,10 @@ class Told(msgspec.Struct, kw_only=True):
     asked_us: list[float]
     """What each request asks of the policies then."""
     bare_us: list[float]
+    calls: int
+    """Calls of functions, of Python's and of C's, in one `route()`: the fewest of some."""
+    policies_calls: int
+    """The same while there are policies, none of which applies."""
     requests: int
     settled: int
 
@@ -64,7 +71,7 @@ def main() -> None:
 async def _measure(base_url: str, redis_url: str, rounds: int, requests: int) -> Told:
     store = RedisStateStore(redis_url, "library") if redis_url else InMemoryStateStore()
     key = base64.b64encode(secrets.token_bytes(32)).decode()
-    told = Told(route_us=[], policies_us=[], asked_us=[], bare_us=[], requests=0, settled=0)
+    told = Told(route_us=[], policies_us=[], asked_us=[], bare_us=[], calls=0, policies_calls=0, requests=0, settled=0)
     async with (
         ApiKeyRouter(state_store=store, config={"encryption_key": key}) as router,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
@@ -85,6 +92,11 @@ async def _measure(base_url: str, redis_url: str, rounds: int, requests: int) ->
                 told.policies_us.append(under)
                 told.asked_us.append(asked)
                 told.bare_us.append(bare)
+        told.calls = await _calls(_router_call(router))
+        for policy in OTHERS:
+            await router.configure_policy(policy)
+        told.policies_calls = await _calls(_router_call(router))
+        told.requests += 2 * COUNTED
         await router.books.flush(seconds=FLUSH_SECONDS_MAX)
         told.settled = (await router.ledger.scopes([BUDGETS[3]]))[0].settled
     return told
@@ -95,6 +107,25 @@ async def _cpu_us(call: Callable[[], Awaitable[object]], requests: int) -> float
     for at in range(0, requests, AT_ONCE):
         await asyncio.gather(*(call() for _ in range(min(AT_ONCE, requests - at))))
     return (time.process_time() - before) / requests * 1e6
+
+
+async def _calls(call: Callable[[], Awaitable[object]]) -> int:
+    """The fewest calls of functions that one of some requests makes, one after the other; it does not hang on a clock,
+    or on who else uses the machine."""
+    counts = []
+    for _ in range(COUNTED):
+        count = 0
+
+        def called(frame: object, event: str, argument: object) -> None:
+            nonlocal count
+            count += event in ("call", "c_call")
+
+        sys.setprofile(called)
+        await call()
+        sys.setprofile(None)
+        counts.append(count)
+        await asyncio.sleep(SETTLED_SECONDS)
+    return min(counts)
 
 
 def _asked_us(router: ApiKeyRouter) -> float:

@@ -233,7 +233,10 @@ class ApiKeyRouter(RouterWaysIn):
             needed = -1 if binding.reason is Reason.UNPRICED else refused.needed_nanousd
             ends_at_us = self._configuration.budgets.period(budget, now_us)[1]
             state = states[0] if states else None
-            return budget_exceeded(binding, budget, state, needed, ends_at_us=ends_at_us, now_us=now_us)
+            unpriced = refused.unpriced if needed < 0 else ()
+            return budget_exceeded(
+                binding, budget, state, needed, ends_at_us=ends_at_us, now_us=now_us, unpriced=unpriced
+            )
         rules, excluded = pool.constraints, refused.ranking.excluded
         if rules is not None and excluded and not refused.losses and not pool.out and limits(rules, excluded):
             return self._policing.denial(rules, pool, excluded, facts)

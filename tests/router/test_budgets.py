@@ -86,6 +86,14 @@ async def test_what_has_no_price_follows_the_budgets_rule(
             with pytest.raises(BudgetExceededError) as caught:
                 await made.route(model="a-model-without-price")
             assert caught.value.details["needed"] is None
+            assert caught.value.details["unpriced"] == ["openai/a-model-without-price"]
+            for told in (
+                "no known price: openai/a-model-without-price",
+                "`prices:`",
+                "`cost_per_1k`",
+                "`unpriced` rule",
+            ):
+                assert told in str(caught.value)
             assert (await made.seen("org-a"))["arrived"] == 0
             await made.at_rest()
 

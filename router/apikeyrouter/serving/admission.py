@@ -76,6 +76,12 @@ class Refused(msgspec.Struct, kw_only=True, eq=False):
     needed_nanousd: int
     ranking: Ranking
 
+    @property
+    def unpriced(self) -> list[str]:
+        """The models that were refused because nobody knows their price, as `provider/model`."""
+        refused = (option for option, loss in self.losses if loss.reason is Reason.UNPRICED and option.price is None)
+        return list(dict.fromkeys(f"{option.provider.id}/{option.model}" for option in refused))
+
 
 class Reserving(Protocol):
     """What admission asks of a ledger."""

@@ -1,7 +1,6 @@
 """How fast a budget is spent, and when it will be used up: the burn of what was seen of it. Pure."""
 
 from datetime import datetime, timedelta
-from math import sqrt
 
 from apikeyrouter.domain.components.forecast import Burn, crossing
 from apikeyrouter.domain.models.accounting import Period
@@ -52,7 +51,7 @@ class SpendHistory:
         hour = self._burn.demand(HOUR)
         lasts = end.chance < 0.5
         return BudgetForecast(
-            burn_per_hour=dollars(round(hour.mean)), burn_error=dollars(round(sqrt(hour.variance))),
+            burn_per_hour=dollars(round(hour.expected)), burn_error=dollars(round(hour.error)),
             observed_seconds=(self._last_us - self._first_us) / 1e6, lasts=lasts,
             confidence=1 - end.chance if lasts else end.chance, used_up_at=_after(now, end.expected),
             earliest=_after(now, end.earliest), latest=_after(now, end.latest),

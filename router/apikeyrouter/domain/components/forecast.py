@@ -25,12 +25,12 @@ PRIOR_BLOCKS = 2.0
 """How many observed blocks the guess from the next shorter time is worth."""
 WIDENING = 2.2
 """How much the variance grows when time doubles, until it is observed: 2 were independence, 4 a rate never known."""
-DOUBT = 2.0
+DOUBT = 3.0
 NOISE = 1.0
 """How much of what the memories disagree by, beyond so many times what chance explains, is added to the variance."""
 CYCLE_SECONDS = 86_400.0
-CYCLE_SPREAD = 0.9
-CYCLE_SHARE = 0.3
+CYCLE_SPREAD = 1.2
+CYCLE_SHARE = 0.2
 """Use mostly goes with the day. Until one was observed, the rate over this share of it, or more, may be off by a factor
 whose logarithm has this standard deviation; over less time, by less in proportion."""
 CYCLE_OBSERVATIONS = 2.0
@@ -49,35 +49,38 @@ TRIED_MIN = 2.0
 RIVAL = 3.0
 """A memory whose forecasts were off by so much more (squared) than the best one's casts no doubt on it."""
 _NORMAL = NormalDist()
+_WITHIN = _NORMAL.cdf(1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What will be used in a stretch of time: the mean, its variance, and how many observations that rests on."""
+    """What will be used in a stretch of time: as much as not, the variance of its logarithm, and how many observations
+    that rests on."""
 
-    mean: float
-    variance: float
+    expected: float
+    spread: float
     observations: float
 
     def reaches(self, amount: float) -> float:
         """The probability that it is at least `amount`. Log-normal, with tails as fat as the observations are few."""
         if amount <= 0:
             return 1.0
-        if self.mean <= 0:
+        if self.expected <= 0:
             return 0.0
-        spread = log(1 + self.variance / self.mean**2)
-        if spread < 1e-12:
-            return 1.0 if self.mean >= amount else 0.0
-        score = (log(amount / self.mean) + spread / 2) / sqrt(spread)
-        return 1 - _NORMAL.cdf(_normal(score, self.observations))
+        if self.spread < 1e-12:
+            return 1.0 if self.expected >= amount else 0.0
+        return 1 - _NORMAL.cdf(_normal(log(amount / self.expected) / sqrt(self.spread), self.observations))
 
     def quantile(self, share: float) -> float:
         """What it stays below with this probability (0 < share < 1)."""
-        if self.mean <= 0:
+        if self.expected <= 0:
             return 0.0
-        spread = log(1 + self.variance / self.mean**2)
-        score = _student(_NORMAL.inv_cdf(share), self.observations)
-        return self.mean * exp(score * sqrt(spread) - spread / 2)
+        return self.expected * exp(_student(_NORMAL.inv_cdf(share), self.observations) * sqrt(self.spread))
+
+    @property
+    def error(self) -> float:
+        """Half the width of what it is in two of three cases."""
+        return (self.quantile(_WITHIN) - self.quantile(1 - _WITHIN)) / 2
 
 
 def _normal(score: float, degrees: float) -> float:
@@ -263,7 +266,7 @@ class Burn:
     @property
     def per_second(self) -> float:
         """The present rate."""
-        return self.demand(self.slot_seconds * 8).mean / (self.slot_seconds * 8) if self._levels else 0.0
+        return self.demand(self.slot_seconds * 8).expected / (self.slot_seconds * 8) if self._levels else 0.0
 
     def demand(self, seconds: float) -> Demand:
         """What will be consumed in the next `seconds`."""
@@ -285,20 +288,23 @@ class Burn:
         below = min(0.0, exponent)
         per_unit *= (WIDENING / 2) ** beyond * 2**below
         observations = n_near * (1 - part) + n_far * part
-        variance = per_unit * mean + DOUBT * self._doubt(high, slots, per_unit * mean)
-        return self._swung(Demand(mean, variance, max(1.0, observations / (1 + beyond))), seconds)
+        doubt = DOUBT * self._doubt(high, slots, per_unit * mean)
+        if mean <= 0:
+            return Demand(0.0, 0.0, 1.0)
+        spread = log1p(per_unit / mean) + log1p(doubt / mean**2)
+        return self._swung(Demand(mean, spread, max(1.0, observations / (1 + beyond))), seconds)
 
     def _swung(self, demand: Demand, seconds: float) -> Demand:
-        """With the doubt that comes from the part of the day not seen: the median stays, the tails grow."""
-        unseen = 1 - self._slots * self.slot_seconds / CYCLE_SECONDS
-        if unseen <= 0 or demand.mean <= 0:
+        """With the doubt that comes from the part of the day that lies ahead and was not seen."""
+        unseen = min(1.0, (CYCLE_SECONDS - self._slots * self.slot_seconds) / seconds)
+        if unseen <= 0:
             return demand
         reach = min(1.0, seconds / (CYCLE_SHARE * CYCLE_SECONDS))
-        swing = unseen * (CYCLE_SPREAD * reach) ** 2
-        mean = demand.mean * exp(swing / 2)
-        variance = mean**2 * ((1 + demand.variance / demand.mean**2) * exp(swing) - 1)
         trust = unseen * reach
-        return Demand(mean, variance, demand.observations * (1 - trust) + CYCLE_OBSERVATIONS * trust)
+        return Demand(
+            demand.expected, demand.spread + unseen * (CYCLE_SPREAD * reach) ** 2,
+            demand.observations * (1 - trust) + CYCLE_OBSERVATIONS * trust,
+        )  # fmt: skip
 
     def _doubt(self, number: int, slots: float, chance: float) -> float:
         """What the memories disagree by beyond what chance explains, squared, over so many slots. `chance`: variance

@@ -42,6 +42,8 @@ OWN_MAX = 256
 OWN_BUDGETS_MAX = 1000
 """Budgets that requests' own policies may make, in one process."""
 _WIDE = (PolicyScope.Default, PolicyScope.Global)
+_TARGETED = (PolicyScope.Client, PolicyScope.Team, PolicyScope.Provider, PolicyScope.Model)
+"""Scopes whose policies apply to some requests and not to others."""
 
 
 class PolicyBudgets(Protocol):
@@ -77,7 +79,7 @@ class PolicyEngine:
         self._unsaved: set[str] = set()
         self._declared = Declared(store, KIND)
         self._statements: list[Statement] = []
-        self._targets: dict[PolicyScope, frozenset[str]] = dict.fromkeys(PolicyScope, frozenset())
+        self._targets: tuple[frozenset[str], ...] = (frozenset(),) * len(_TARGETED)
         self._known: dict[tuple[object, ...], Constraints] = {}
         self._shared: dict[tuple[tuple[Statement, ...], tuple[Statement, ...]], Constraints] = {}
         self._own: dict[int, tuple[Policy, Any, tuple[Statement, ...]]] = {}
@@ -180,10 +182,10 @@ class PolicyEngine:
         self._code = dict(code)
         self._configured = frozenset(everything)
         self._statements = statements
-        self._targets = {
-            scope: frozenset(str(one.policy.scope_id) for one in statements if one.policy.scope is scope)
-            for scope in PolicyScope
-        }
+        self._targets = tuple(
+            frozenset(str(one.policy.scope_id) for one in statements if one.policy.scope is scope)
+            for scope in _TARGETED
+        )
         self.active = bool(statements)
         self._known.clear()
         self._shared.clear()
@@ -219,13 +221,13 @@ class PolicyEngine:
         self, *, client: str | None, team: str | None, provider_id: str | None, model: str, own: Policy | None
     ) -> Constraints | None:
         """All that applies to a request, compiled; None when nothing does. The same object for the same policies."""
-        targets = self._targets
+        clients, teams, providers, models = self._targets
         mine = _NONE if own is None else self._statements_of(own)
         key = (
-            client if client in targets[PolicyScope.Client] else None,
-            team if team in targets[PolicyScope.Team] else None,
-            provider_id if provider_id in targets[PolicyScope.Provider] else None,
-            model if model in targets[PolicyScope.Model] else None,
+            client if client in clients else None,
+            team if team in teams else None,
+            provider_id if provider_id in providers else None,
+            model if model in models else None,
             mine,
         )
         known = self._known.get(key)

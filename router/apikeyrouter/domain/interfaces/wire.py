@@ -5,7 +5,7 @@ One file per provider family implements it (`infrastructure/adapters/`); nothing
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from apikeyrouter.domain.models.accounting import Observation
 from apikeyrouter.domain.models.failure import Failure
@@ -94,8 +94,11 @@ class Wire(Protocol):
         """Usage of a complete answer; None when it has none."""
         ...
 
-    def read_answer(self, body: bytes) -> Answer:
-        """A complete answer in the words of chat; an empty one when the bytes are none."""
+    def read_answer(self, body: bytes, decoded: Mapping[str, Any] | None = None) -> Answer:
+        """A complete answer in the words of chat; an empty one when the bytes are none.
+
+        `decoded`: the body as JSON, where somebody has read it already.
+        """
         ...
 
     def stream(self, *, hide_usage: bool, operation: str = "chat") -> StreamReader:

@@ -1,6 +1,6 @@
 """Errors the library raises. One root; each class says its condition."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -73,7 +73,8 @@ class BudgetExceededError(SystemError):
     """A hard budget has no room for the request. Nothing was reserved.
 
     `details` has `scope` (the budget's id), `limit`, `settled`, `held` and `needed` (Decimal dollars; `held` includes
-    what is in suspense; `needed` None when the request cannot be priced) and `resets_at` (aware UTC, None: never).
+    what is in suspense; `needed` None when the request cannot be priced), `resets_at` (aware UTC, None: never).
+    Where models were refused because nobody has stated their price, `unpriced` names them as `provider/model`.
     """
 
     def __init__(
@@ -86,21 +87,38 @@ class BudgetExceededError(SystemError):
         needed: Decimal | None,
         resets_at: datetime | None = None,
         retry_after: int | None = None,
+        unpriced: Sequence[str] = (),
     ) -> None:
-        never = needed is not None and needed > limit
-        advice = "ask for fewer tokens" if never else "wait for its reset"
-        price = "a request without a known price" if needed is None else f"{needed:f} more dollars"
+        if needed is None:
+            told = _without_a_price(scope, unpriced)
+        else:
+            advice = "ask for fewer tokens" if needed > limit else "wait for its reset"
+            told = (
+                f"budget {scope!r} has no room for {needed:f} more dollars: {settled:f} settled + {held:f} held of"
+                f" {limit:f}; raise the budget, {advice}, or make it soft"
+            )
         super().__init__(
-            f"budget {scope!r} has no room for {price}: {settled:f} settled + {held:f} held of {limit:f}; "
-            f"raise the budget, {advice}, or make it soft",
+            told,
             category=ErrorCategory.BudgetExceededError,
             retryable=retry_after is not None,
             retry_after=retry_after,
             details={
                 "scope": scope, "limit": limit, "settled": settled, "held": held,
-                "needed": needed, "resets_at": resets_at,
+                "needed": needed, "resets_at": resets_at, **({"unpriced": list(unpriced)} if unpriced else {}),
             },
         )  # fmt: skip
+
+
+def _without_a_price(scope: str, unpriced: Sequence[str]) -> str:
+    """Why a hard budget refuses what it cannot hold a bound of, and what to do about it."""
+    rule = 'give the budget the `unpriced` rule "flat" or "meter", or make it soft'
+    if not unpriced:
+        return f"budget {scope!r} refuses a request whose cost has no upper bound; bound its input and tools, or {rule}"
+    models = ", ".join(unpriced[:MODELS_SHOWN_MAX])
+    return (
+        f"budget {scope!r} refuses what has no known price: {models}; state the price (`prices:` in the configuration"
+        f" file, or `cost_per_1k` in the key's metadata), or {rule}"
+    )
 
 
 MODELS_SHOWN_MAX = 8

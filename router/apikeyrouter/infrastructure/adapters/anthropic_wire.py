@@ -150,7 +150,7 @@ class AnthropicWire(BaseWire):
             return None
         return usage.read() if usage is not None else None
 
-    def read_answer(self, body: bytes) -> Answer:
+    def read_answer(self, body: bytes, decoded: Mapping[str, Any] | None = None) -> Answer:
         """A complete answer in the words of chat; an empty one when the bytes are none."""
         usage = self.read_usage(body)
         try:

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 import msgspec
@@ -136,7 +136,7 @@ class GeminiWire(BaseWire):
         """Usage of a complete answer; None when it has none or the bytes are no answer."""
         return gemini_stream.read_usage(body)
 
-    def read_answer(self, body: bytes) -> Answer:
+    def read_answer(self, body: bytes, decoded: Mapping[str, Any] | None = None) -> Answer:
         """A complete answer in the words of chat; an empty one when the bytes are none."""
         return gemini_stream.read_answer(body)
 

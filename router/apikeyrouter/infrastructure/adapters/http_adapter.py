@@ -145,7 +145,7 @@ class HTTPAdapter(ProviderAdapter):
             raw = msgspec.json.decode(body, type=dict[str, Any])
         except JsonError as exc:
             raise ProviderError("the provider's answer is not JSON", category=ErrorCategory.ProviderError) from exc
-        answer = self.wire.read_answer(body)
+        answer = self.wire.read_answer(body, raw)
         usage = answer.usage
         return SystemResponse.made(
             content=answer.text,

@@ -3,6 +3,8 @@
 import base64
 import binascii
 import struct
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -86,10 +88,10 @@ def read_usage(body: bytes, *, tells_cost: bool) -> Usage | None:
     return answer.usage.read(answer.service_tier, tells_cost=tells_cost) if answer.usage is not None else None
 
 
-def read_answer(body: bytes, usage: Usage | None) -> Answer:
-    """The answer, its first choice; an empty one when the bytes are none."""
+def read_answer(body: bytes, usage: Usage | None, decoded: Mapping[str, Any] | None = None) -> Answer:
+    """The answer, its first choice; an empty one when the bytes are none. `decoded`: what the bytes say, if known."""
     try:
-        answer = _ANSWER.decode(body)
+        answer = _ANSWER.decode(body) if decoded is None else msgspec.convert(decoded, _Answer)
     except JsonError:
         return Answer(usage=usage)
     model, id_ = answer.model or "", answer.id or ""

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -185,9 +185,9 @@ class OpenAIWire(BaseWire):
         """Usage of a complete answer; None when it has none or the bytes are no answer."""
         return openai_answer.read_usage(body, tells_cost=self.profile.tells_cost)
 
-    def read_answer(self, body: bytes) -> Answer:
+    def read_answer(self, body: bytes, decoded: Mapping[str, Any] | None = None) -> Answer:
         """A complete answer of any operation, its first choice; an empty one when the bytes are none."""
-        return openai_answer.read_answer(body, self.read_usage(body))
+        return openai_answer.read_answer(body, self.read_usage(body), decoded)
 
     def stream(self, *, hide_usage: bool, operation: str = "chat") -> StreamReader:
         """A reader for one stream."""
