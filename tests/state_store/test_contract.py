@@ -237,7 +237,7 @@ async def test_documents_are_kept_by_kind(store: StateStore) -> None:
     assert sorted(await store.list_documents("other")) == ["openai:o1"]
 
 
-@pytest.mark.parametrize("document", [{"x": object()}, {"x": "y" * 300_000}])
+@pytest.mark.parametrize("document", [{"x": object()}, {"x": "y" * 5_000_000}])
 async def test_what_is_no_small_document_is_refused(store: StateStore, document: dict[str, object]) -> None:
     with pytest.raises(InvalidRequestError, match="document"):
         await store.save_document("kind", "id", document)

@@ -16,14 +16,17 @@ import msgspec
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.accounting import LaneConfig, Limit, LimitKind, Metric
 from apikeyrouter.domain.models.system_error import StateStoreError
+from apikeyrouter.infrastructure.cancellation import end_task
 from apikeyrouter.infrastructure.config.compiled import CompiledConfig
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 
 __all__ = ["FileChanges", "digest_of", "file_lane"]
 
 NOTE = ("configuration_change", "file")
-CHANGE_SECONDS_MAX = 10
-"""A process that died in the middle of a change keeps others waiting no longer."""
+NOTE_SECONDS = 10
+"""A process that died in the middle of a change keeps others waiting no longer; one that lives says so again."""
+SETTLED_SECONDS_MAX = 120
+"""Nobody waits longer for others' changes."""
 LOOK_SECONDS = 0.02
 _AMOUNT_BITS = 52
 _encode = msgspec.json.Encoder(order="deterministic", enc_hook=str).encode
@@ -39,20 +42,30 @@ class FileChanges:
     async def under_way(self, digest: str) -> AsyncIterator[None]:
         """While inside, no process decides anything, unless that file is in force already."""
         mine = secrets.token_hex(8)
-        await self._note(mine, CHANGE_SECONDS_MAX)
+        await self._note(mine, NOTE_SECONDS)
+        living = asyncio.create_task(self._live(mine), name="apikeyrouter.configuration_change")
         try:
             await self._ledger.put(lanes=[file_lane(digest)])
             yield
         finally:
+            await end_task(living)
             with contextlib.suppress(StateStoreError):  # the note ends by itself
                 if await self._by() == mine:
                     await self._note("", 1)
 
     async def settled(self) -> None:
         """Return when nobody is in the middle of a change."""
-        deadline = time.monotonic() + CHANGE_SECONDS_MAX
+        deadline = time.monotonic() + SETTLED_SECONDS_MAX
         while await self._by() and time.monotonic() < deadline:
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def _live(self, mine: str) -> None:
+        """Renew the note for as long as the change takes."""
+        while True:
+            await asyncio.sleep(NOTE_SECONDS / 4)
+            with contextlib.suppress(StateStoreError):
+                if await self._by() in (mine, ""):
+                    await self._note(mine, NOTE_SECONDS)
 
     async def _by(self) -> str:
         told = await self._store.get_note(*NOTE)

@@ -24,7 +24,7 @@ from apikeyrouter.domain.components.circuits import KEY_BREAKER, PROVIDER_BREAKE
 from apikeyrouter.domain.components.client_rules import CLIENT
 from apikeyrouter.domain.components.limits import LimitRow, compile_limits
 from apikeyrouter.domain.components.quotas import limit_of
-from apikeyrouter.domain.interfaces.state_store import StateQuery, StateStore
+from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.accounting import (
     LANES_PER_CANDIDATE_MAX,
     LIMITS_PER_LANE_MAX,
@@ -76,9 +76,10 @@ class SharedConfig:
     @classmethod
     def of(cls, config: CompiledConfig, digest: str) -> "SharedConfig":
         """The part of a compiled file that is shared."""
+        lanes = tuple(lane for lane in config.lanes if not _is_plain(lane, config.routing.key_breaker))
         return cls(
             file=digest,
-            lanes=config.lanes, scopes=config.scopes, aliases=dict(config.aliases), prices=config.prices,
+            lanes=lanes, scopes=config.scopes, aliases=dict(config.aliases), prices=config.prices,
             budgets=config.budgets, keys=tuple(sorted(key.id for key in config.keys)),
             policies=tuple(policy.model_dump(mode="json") for policy in config.policies),
             quality=dict(config.routing.quality), key_breaker=config.routing.key_breaker,
@@ -106,6 +107,7 @@ class Configuration:
         self._file_policies: tuple[Policy, ...] = ()
         self._file = SharedConfig()
         self._file_lanes: dict[str, LaneConfig] = {}
+        self._file_keys: frozenset[str] = frozenset()
         self._by_key: dict[str, tuple[str, tuple[LaneConfig, ...], dict[str, frozenset[str] | None]]] = {}
         """Per key: its group, the lanes of the group that its metadata declares, and the models of each."""
         self._quotas: dict[str, tuple[Quota, ...]] = {}
@@ -123,14 +125,18 @@ class Configuration:
         """The digest of the file that the store's processes decide by; "" where there is none."""
         return (await self._read()).file
 
-    async def replace_file(self, config: CompiledConfig, digest: str) -> tuple[str, ...]:
-        """Put a file's lanes and budgets into force; the ids of the keys that it names no longer."""
+    async def replace_file(self, config: CompiledConfig, digest: str, stored: Iterable[APIKey]) -> tuple[str, ...]:
+        """Put a file's lanes and budgets into force; the ids of the keys that it names no longer.
+
+        `stored`: every key there is. A file's lanes must not push out what keys that were not taken over yet count in
+        their own.
+        """
         before = await self._read()
         new = SharedConfig.of(config, digest)
-        kept = {lane.id for lane in new.lanes}
+        kept = {lane.id for lane in config.lanes}
         emptied = [LaneConfig(id=lane.id) for lane in before.lanes if lane.id not in kept]
-        await self._load_quotas()
-        lanes = [self._with_quotas(self._with_stated(lane)) for lane in (*new.lanes, *emptied)]
+        self._quotas = {key.id: key.quotas for key in stored if key.quotas}
+        lanes = [self._with_quotas(self._with_stated(lane)) for lane in (*config.lanes, *emptied)]
         await self._ledger.put(lanes=lanes, scopes=new.scopes)
         try:
             await self._store.save_document(*DOCUMENT, msgspec.to_builtins(new))
@@ -138,16 +144,11 @@ class Configuration:
             await self._store.delete_document(*DOCUMENT)
             _log.warning("configuration.not_shared", error=str(exc))
         self._take(new)
-        return tuple(key_id for key_id in before.keys if key_id not in new.keys)
+        return tuple(key_id for key_id in before.keys if key_id not in self._file_keys)
 
     def check_file(self, config: CompiledConfig) -> None:
         """Raises InvalidRequestError for what only shows beside what was made otherwise."""
         self.budgets.check_file(_rules(config.budgets))
-
-    async def _load_quotas(self) -> None:
-        """A file's lanes must not push out what keys that were not taken over yet count in their own."""
-        stored: list[APIKey] = await self._store.query_state(StateQuery("APIKey"))
-        self._quotas = {key.id: key.quotas for key in stored if key.quotas}
 
     async def refresh(self) -> bool:
         """Take over what another process has put into force; whether there was anything."""
@@ -179,6 +180,9 @@ class Configuration:
                 price.provider_id, price.model, tiers=price.tiers, service_tiers=price.service_tiers, **price.rates
             )
         self._file, self._file_lanes = new, {lane.id: lane for lane in new.lanes}
+        self._file_keys = frozenset(new.keys)
+        for key_id in self._by_key.keys() & self._file_keys:
+            del self._by_key[key_id]
         self._file_policies = tuple(Policy.parse(told) for told in new.policies)
         self.models.take_file(new.aliases)
         catalogue.qualities = dict(new.quality)
@@ -198,7 +202,7 @@ class Configuration:
         Raises:
             InvalidRequestError: naming the field.
         """
-        if key.id not in self._file.keys:
+        if key.id not in self._file_keys:
             self._lanes_of(key, routing)
         own = self._declared(key_lane(key.id))
         if (len(own.limits) if own else 0) + len(key.quotas) > LIMITS_PER_LANE_MAX:
@@ -220,7 +224,7 @@ class Configuration:
             await self._ledger.record(key_lane(key.id))  # the lane takes its configuration over when it is next used
 
     async def _declare_lanes(self, key: Key, routing: KeyRouting) -> None:
-        if key.id in self._file.keys:
+        if key.id in self._file_keys:
             self._by_key.pop(key.id, None)
             await self._ledger.put(lanes=[self._own_lane(key.id)])
             return
@@ -255,7 +259,7 @@ class Configuration:
     async def restore(self) -> None:
         """Put everything this process knows into a cell that forgot it, and the file's part into the store."""
         lanes = {lane.id: lane for group in self._groups() for lane in self._merged(group)}
-        lanes.update((key_lane(key_id), self._own_lane(key_id)) for key_id in self._by_key)
+        lanes.update((key_lane(key_id), self._own_lane(key_id)) for key_id in (*self._by_key, *self._file_keys))
         lanes.update((provider_lane(id_), self._provider_lane(id_)) for id_ in self._catalogue.providers)
         lanes.update((id_, self.lane_config(id_)) for id_ in (*self._file_lanes, *self.limits.named))
         if self._file.file:
@@ -420,6 +424,11 @@ class Configuration:
                 for group, found in pools.items()
             }
         )
+
+
+def _is_plain(lane: LaneConfig, breaker: Breaker) -> bool:
+    """Whether a lane is as any key's is of which a file says nothing more: 10,000 of them need not be told."""
+    return lane.id.startswith("k:") and lane == LaneConfig(id=lane.id, breaker=breaker)
 
 
 def _clients(config: SharedConfig) -> dict[str, ClientTerms]:

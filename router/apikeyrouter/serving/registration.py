@@ -9,6 +9,7 @@ import msgspec
 
 from apikeyrouter.domain.components.catalogue import Provider
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
+from apikeyrouter.domain.interfaces.state_store import StateQuery
 from apikeyrouter.domain.models.accounting import LaneConfig
 from apikeyrouter.domain.models.api_key import APIKey
 from apikeyrouter.domain.models.client import Client
@@ -332,7 +333,8 @@ class RouterRegistration(RouterLife):
         self._put_providers(adapters.values())
         self._stated_taken = {}
         self._take_stated()
-        dropped = await self._configuration.replace_file(config, digest)
+        stored: list[APIKey] = await self.state_store.query_state(StateQuery("APIKey"))
+        dropped = await self._configuration.replace_file(config, digest, stored)
         await self.policy_engine.take_file(self._configuration.policies)
         self.routing_engine.default = config.routing.objective
         self.attempts_max = config.routing.attempts_max
@@ -341,17 +343,21 @@ class RouterRegistration(RouterLife):
         self._patience.wait_max_ms = config.routing.wait_max_ms or self.settings.wait_max_ms
         self._patience.asked_max_ms = config.routing.wait_asked_max_ms
         self._waiting.lines.length_max = config.routing.wait_queue_max
+        found = {key.id: key for key in stored}
         for record in config.keys:
-            await self._apply_key(record)
+            await self._apply_key(record, found.get(record.id))
         for key_id in dropped:
             with contextlib.suppress(InvalidRequestError):  # another process was first
                 await self.key_manager.revoke_key(key_id)
 
-    async def _apply_key(self, record: KeyRecord) -> None:
+    async def _apply_key(self, record: KeyRecord, stored: APIKey | None) -> None:
         metadata = metadata_of(
             record.metadata, quota_group=record.quota_group, weight=record.weight, models=record.models
         )
-        await self.key_manager.register_key(record.material, record.provider_id, metadata, key_id=record.id)
+        if stored is None or not self.key_manager.says_nothing_new(
+            stored, record.material, record.provider_id, metadata
+        ):
+            await self.key_manager.register_key(record.material, record.provider_id, metadata, key_id=record.id)
 
     @property
     def timeouts(self) -> Timeouts:

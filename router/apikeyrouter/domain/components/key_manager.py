@@ -120,6 +120,18 @@ class KeyManager:
         self._tell(change)
         return await self._counted(key)
 
+    def says_nothing_new(self, stored: APIKey, material: str, provider_id: str, metadata: Mapping[str, Any]) -> bool:
+        """Whether registering these would change neither what is stored nor what is routed with here."""
+        known = self._catalogue.keys.get(stored.id)
+        if known is None or known.provider_id != provider_id or dict(known.metadata) != metadata:
+            return False
+        if stored.provider_id != provider_id or stored.metadata != metadata or stored.state is KeyState.Invalid:
+            return False
+        told, vault = check_material(material), self._vault()
+        if str.__str__(known.material) != told or not vault.is_current(stored.encrypted_material):
+            return False
+        return vault.decrypt(stored.encrypted_material, key_id=stored.id) == told
+
     def _registration(
         self, id_: str, provider_id: str, material: str, metadata: dict[str, Any] | None, *, retired: bool, actor: str
     ) -> KeyDecision:

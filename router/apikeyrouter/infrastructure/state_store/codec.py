@@ -10,7 +10,7 @@ from apikeyrouter.domain.models.edge import EdgeModel
 from apikeyrouter.domain.models.quota_state import TimeWindow
 from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError, StateStoreError
 
-DOCUMENT_BYTES_MAX = 262_144
+DOCUMENT_BYTES_MAX = 4 * 2**20
 """Largest document; what is larger is no small entity."""
 KIND_LENGTH_MAX = 64
 NAMESPACE_LENGTH_MAX = 64
