@@ -2,9 +2,12 @@
 
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,9 +15,11 @@ import yaml
 
 from apikeyrouter.infrastructure.config.compile import compile_config
 from apikeyrouter.infrastructure.config.config_file import load_config
+from tests.cli.processes import wait_until
 from tests.deploy.containers import compose
 from tests.deploy.stack import MASTER_KEY, OPERATOR, TOKEN, Stack, stack_up
 from tests.house.tree import ROOT
+from tests.servers import free_port
 
 needs_haproxy = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
 BEARER = {"authorization": f"Bearer {TOKEN}"}
@@ -117,6 +122,51 @@ def test_a_router_that_is_gone_costs_its_clients_nothing(stack: Stack) -> None:
             assert httpx.post(f"{stack.url}/v1/chat/completions", json=body, headers=BEARER).status_code == 200
     finally:
         stack.up("router-2")
+
+
+@pytest.fixture
+def nginx(stack: Stack, tmp_path: Path) -> Iterator[str]:
+    """deploy/nginx.conf in front of the stack's routers: its address."""
+    port = free_port()
+    text = (ROOT / "deploy/nginx.conf").read_text().replace("listen 8080", f"listen 127.0.0.1:{port}")
+    for name in ("router-1", "router-2"):
+        text = text.replace(f"{name}:8000", f"127.0.0.1:{stack.ports[name]}")
+    config = tmp_path / "nginx.conf"
+    config.write_text(text.replace("/tmp/nginx", f"{tmp_path}/nginx"))
+    process = subprocess.Popen(["nginx", "-p", str(tmp_path), "-c", str(config), "-g", "daemon off;"])
+    try:
+        wait_until(lambda: _listens(port))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGQUIT)
+        process.wait(60)
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+def test_nginx_passes_streams_on_as_they_come_and_a_router_that_is_gone_costs_nothing(stack: Stack, nginx: str) -> None:
+    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 100}
+    with httpx.stream("POST", f"{nginx}/v1/chat/completions", json={**body, "stream": True}, headers=BEARER) as answer:
+        pieces = [piece for piece in answer.iter_raw() if piece]
+    assert pieces[-1].endswith(b"data: [DONE]\n\n")
+    assert len(pieces) > 10
+    assert httpx.get(f"{nginx}/api/v1/keys", headers={"X-API-Key": OPERATOR}).status_code == 404
+    assert httpx.post(f"{nginx}/v1/chat/completions", json=body).status_code == 401
+    stack.processes["router-1"].kill()
+    stack.processes.pop("router-1").wait()
+    try:
+        answers = [httpx.post(f"{nginx}/v1/chat/completions", json=body, headers=BEARER) for _ in range(8)]
+    finally:
+        stack.up("router-1")
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert len({answer.headers["x-request-id"] for answer in answers}) == 8
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_the_probe_says_no_where_nothing_listens_and_refuses_what_it_does_not_know() -> None:
