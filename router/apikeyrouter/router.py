@@ -199,9 +199,12 @@ class ApiKeyRouter(RouterWaysIn):
 
     def _held(self, call: Call, facts: Facts, admitted: Admitted, started: float) -> Attempt:
         """What was admitted, noted. From here on somebody hands its end in, whatever happens."""
-        hold = self.books.held(admitted.request, admitted.admission.index)
+        admission = admitted.admission
+        note = self.books.held_unheard if admission.standby else self.books.held
+        hold = note(admitted.request, admission.index)
         try:
-            option, admission = admitted.option, admitted.admission
+            option = admitted.option
+            facts.standby |= admission.standby
             facts.token_cap = admitted.token_cap
             facts.soft_exceeded = admission.soft_exceeded
             own = AttemptFacts(

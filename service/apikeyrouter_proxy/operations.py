@@ -39,6 +39,8 @@ async def ready(runtime: CurrentRuntime) -> JSONResponse:
     if runtime.leaving:
         return JSONResponse({"status": "draining"}, status_code=503)
     if not await runtime.is_healthy():
+        if runtime.router.ledger.gate.away and runtime.router.standby.stands:
+            return JSONResponse({"status": "store_unavailable_bounded"})
         return JSONResponse({"status": "store_unavailable"}, status_code=503)
     return JSONResponse({"status": "ready"})
 

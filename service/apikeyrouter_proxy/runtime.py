@@ -268,6 +268,7 @@ class Runtime:
         return self._metrics.counters(
             {
                 metric_names.SETTLEMENTS.name: self.router.books.settled,
+                metric_names.STANDBY.name: self.router.standby.admitted,
                 metric_names.STORE_AWAY.name: self.router.ledger.gate.times_away,
                 metric_names.LOG_LINES.name: self._access_log.written,
                 metric_names.LOG_LOST.name: self._access_log.lost,
@@ -279,6 +280,7 @@ class Runtime:
             metric_names.IN_FLIGHT.name: len(self.plane.open),
             metric_names.WAITING.name: self.router.waiting,
             metric_names.UNSETTLED.name: self.router.books.waiting,
+            metric_names.STANDBY_SHARE.name: self.router.standby.units,
             metric_names.UNSETTLED_ON_DISK.name: self.router.books.keeper.kept,
         }
 

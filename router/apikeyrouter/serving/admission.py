@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from itertools import islice
 from typing import Protocol
 
@@ -28,6 +28,7 @@ from apikeyrouter.domain.models.accounting import (
 )
 from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.ranking import Ranking, Standing
+from apikeyrouter.domain.models.system_error import LedgerRefusedError, LedgerUnavailableError
 from apikeyrouter.serving.offers import FREE_OPERATIONS, Offers, ParsedFor
 from apikeyrouter.serving.sticking import Session, Sticking, join, put_first
 
@@ -83,6 +84,14 @@ class Refused(msgspec.Struct, kw_only=True, eq=False):
         return list(dict.fromkeys(f"{option.provider.id}/{option.model}" for option in refused))
 
 
+StandIn = Callable[[ReserveRequest], Awaitable[tuple[ReserveRequest, Admission] | None]]
+"""What holds a request without the ledger: under which request, and what; None: it has no room, or may not."""
+
+
+async def nobody(_request: ReserveRequest) -> None:
+    """Without the ledger nothing is held."""
+
+
 class Reserving(Protocol):
     """What admission asks of a ledger."""
 
@@ -110,6 +119,8 @@ class Admissions:
         self._ledger, self._catalogue, self._estimator, self._snapshot = ledger, catalogue, estimator, snapshot
         self._clock = clock
         self.lease_us = lease_us
+        self.stand_in: StandIn = nobody
+        """Who may hold something while the store is away."""
         self.config_version = 0
         """The configuration this process decides under; the ledger refuses any other."""
 
@@ -152,7 +163,13 @@ class Admissions:
                     config_version=version,
                     principal=call.principal, weight=self._catalogue.shares[call.weight], pool=pool.model,
                 )  # fmt: skip
-                answer = await self._ledger.reserve(request)
+                try:
+                    answer = await self._ledger.reserve(request)
+                except LedgerUnavailableError as exc:
+                    held = None if isinstance(exc, LedgerRefusedError) else await self.stand_in(request)
+                    if held is None:
+                        raise
+                    request, answer = held
                 if isinstance(answer, Admission):
                     return _admitted(ranked, answer, request, offers, parsed_for, lost, losses, session)
                 losses.extend(zip(options, answer.losses, strict=True))

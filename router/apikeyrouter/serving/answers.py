@@ -35,6 +35,8 @@ def response_of(call: Call, exchange: Exchange) -> SystemResponse:
     if facts.soft_exceeded:
         marks = {**metadata.additional_metadata, "soft_budgets_exceeded": list(facts.soft_exceeded)}
         metadata = metadata.but(additional_metadata=marks)
+    if facts.standby:
+        metadata = metadata.but(additional_metadata={**metadata.additional_metadata, "store_away": True})
     return answer.but(metadata=metadata, cost=cost, key_used=key_id, request_id=call.request_id)
 
 

@@ -18,6 +18,7 @@ from apikeyrouter.serving.background import RouterBackground
 from apikeyrouter.serving.blocking import BlockingRouter
 from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.housekeeping import Housekeeper
+from apikeyrouter.serving.standby import Standby
 
 AT_EXIT_SECONDS_MAX = 5.0
 _INHERITED: list[object] = []
@@ -32,6 +33,7 @@ class RouterBelonging(RouterBackground):
     books: Bookkeeper
     _attempts: Attempts
     _housekeeper: Housekeeper
+    standby: Standby
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,6 +74,7 @@ class RouterBelonging(RouterBackground):
                 "this router belongs to another event loop; make one router per loop, or use router.sync from threads"
             )
         self._housekeeper.begin_anew()
+        self.standby.begin_anew()
         self.ledger.engine = self._engine_anew(self.ledger.engine)
         self._chores, self._watcher = set(), None
         self._last, self._loop, self._starting, self._forked = loop, None, None, False

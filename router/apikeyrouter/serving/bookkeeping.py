@@ -67,8 +67,10 @@ class OpenHold(msgspec.Struct, kw_only=True, eq=False):
     renew_at: float
     abort: Callable[[str], None] | None = None
     """Ends the call, for the reason given: its lease was lost (law 6), or we shut down. It then hands its end in."""
+    standby: bool = False
+    """It was admitted while the store was away, from this process's share."""
     unheld: bool = False
-    """The ledger has not heard of it: it was admitted while the store was away."""
+    """The ledger has not heard of it yet."""
 
 
 class _Waiting(msgspec.Struct, frozen=True, eq=False):
@@ -100,6 +102,9 @@ class Bookkeeper:
         self.unmatched = 0
         self.on_booked: Callable[[], None] | None = None
         """Called when ends were booked: what they held is free."""
+        self.on_standby_end: Callable[[End], None] | None = None
+        """Called with ends of what was admitted from this process's share."""
+        self._unheld = 0
 
     def start(self) -> None:
         """Begin flushing."""
@@ -132,11 +137,31 @@ class Bookkeeper:
         self.open[request.rid] = hold
         return hold
 
+    def held_unheard(self, request: ReserveRequest, index: int) -> OpenHold:
+        """Note what was admitted from this process's share: the ledger is told when it is there."""
+        hold = self.held(request, index)
+        hold.standby = hold.unheld = True
+        self._unheld += 1
+        return hold
+
+    async def tell_unheard(self) -> None:
+        """Tell the ledger of what was admitted while it was away, and is open still. Errors: LedgerError."""
+        if self._unheld:
+            for hold in [hold for hold in self.open.values() if hold.unheld]:
+                await self._tell(hold)
+
+    async def _tell(self, hold: OpenHold) -> None:
+        await self._ledger.reassert(hold.request, index=hold.index)
+        hold.unheld = False
+        self._unheld = max(0, self._unheld - 1)
+
     def hand_in(self, end: Settlement | Release) -> None:
         """Note how a reservation ends. Never waits, never raises; a second end of the same rid is ignored."""
         hold = self.open.pop(end.rid, None)
         if hold is None:
             return
+        if hold.standby and self.on_standby_end is not None:
+            self.on_standby_end(end)
         self._put(_Waiting(end, hold))
 
     def cancel(self, rid: bytes) -> None:
@@ -181,6 +206,7 @@ class Bookkeeper:
         entries = await self.keeper.take_over()
         for entry in entries:
             self._put(_waiting_of(entry))
+            self._unheld += entry.unheld
         if entries:
             self._wake.set()
         return len(entries)
@@ -226,6 +252,8 @@ class Bookkeeper:
         batch = [self._outbox[at] for at in range(min(len(self._outbox), BATCH_MAX))]
         if not batch:
             return
+        if self._unheld:
+            await self._tell_ended(batch)
         answers = await self._end_all([waiting.end for waiting in batch])
         failed: list[_Waiting] = []
         files = self.keeper.files
@@ -250,6 +278,22 @@ class Bookkeeper:
             raise LedgerUnavailableError(f"{len(failed)} settlements wait for the ledger")
         await self.acknowledge()
 
+    async def _tell_ended(self, batch: list[_Waiting]) -> None:
+        """Before their ends the ledger hears of reservations that it does not know. Errors: LedgerUnavailableError."""
+        for waiting in batch:
+            hold = waiting.hold
+            if hold is not None and hold.unheld and not self._is_too_old(hold):
+                try:
+                    await self._tell(hold)
+                except LedgerUnavailableError:
+                    raise
+                except LedgerError as exc:
+                    _log.error("reassert.refused", rid=waiting.end.rid.hex(), error=str(exc))
+
+    def _is_too_old(self, hold: OpenHold) -> bool:
+        """Whether the ledger may have booked it and forgotten that, as it forgets tombstones after a day."""
+        return time.perf_counter() - hold.renew_at > TOMBSTONE_SECONDS and not self._ledger.forgotten
+
     async def _end_all(self, batch: list[End]) -> list[Transition | BaseException]:
         """An answer or an error for each. Settlements go together; one that is refused does not hold up the others."""
         settlements = [end for end in batch if isinstance(end, Settlement)]
@@ -273,7 +317,7 @@ class Bookkeeper:
         end, hold = waiting.end, waiting.hold
         if hold is None:
             return answer
-        if time.perf_counter() - hold.renew_at > TOMBSTONE_SECONDS and not self._ledger.forgotten:
+        if self._is_too_old(hold):
             cost = end.cost_nanousd if isinstance(end, Settlement) else 0
             _log.error("settlement.too_late", rid=end.rid.hex(), cost_nanousd=cost, scopes=hold.request.scopes)
             return answer
@@ -339,7 +383,7 @@ class Bookkeeper:
 
     def due(self, now: float) -> Iterable[tuple[bytes, OpenHold]]:
         """Open reservations whose lease should be renewed."""
-        return [(rid, hold) for rid, hold in self.open.items() if hold.renew_at <= now]
+        return [(rid, hold) for rid, hold in self.open.items() if hold.renew_at <= now and not hold.unheld]
 
     async def renew(self) -> list[bytes]:
         """Renew what is due, all of it in a call per lease length; what the ledger no longer knows as open."""

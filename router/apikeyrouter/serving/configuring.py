@@ -334,6 +334,11 @@ class Configuration:
         async with self.providers.turn():
             return await self.providers.refresh() or limits
 
+    @property
+    def bounded_lanes(self) -> list[LaneConfig]:
+        """Those of which a part is set aside for when the store is away."""
+        return [lane for lane in self._file_lanes.values() if lane.set_aside]
+
     def is_limited_by_file(self, lane_id: str) -> bool:
         """Whether a file states the limits of a lane."""
         of_file = self._file_lanes.get(lane_id)

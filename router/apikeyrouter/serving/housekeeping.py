@@ -14,6 +14,7 @@ from apikeyrouter.infrastructure.cancellation import end_task, stop_if_cancelled
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.bookkeeping import Bookkeeper
+from apikeyrouter.serving.standby import Standby
 
 TICK_SECONDS = 0.25
 SWEEP_ROUNDS_MAX = 64
@@ -49,6 +50,8 @@ class Housekeeper:
         self._clock = ClockWatch()
         self._task: asyncio.Task[None] | None = None
         self.healthy = True
+        self.standby: Standby | None = None
+        """Who holds this process's share for when the store is away."""
 
     def start(self) -> None:
         """Begin ticking."""
@@ -82,6 +85,7 @@ class Housekeeper:
         """One round: repair what the store forgot, renew leases, sweep, refresh snapshot and orders."""
         if self._ledger.forgotten != self._repaired:
             await self._repair()
+        await self._books.tell_unheard()
         await self._renew()
         await self._books.acknowledge()
         if time.perf_counter() >= self._next_sweep:
@@ -89,6 +93,8 @@ class Housekeeper:
             await self._sweep()
         await self.refresh()
         await self._compare_clocks()
+        if self.standby is not None:
+            await self.standby.tick()
         await self._periodic()
         await self._renew_orders()
 

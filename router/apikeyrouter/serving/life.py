@@ -64,6 +64,7 @@ from apikeyrouter.serving.quoting import Quotes
 from apikeyrouter.serving.requests import call_of, check_wait
 from apikeyrouter.serving.retiring import close_adapter
 from apikeyrouter.serving.spending import Spending
+from apikeyrouter.serving.standby import Standby
 from apikeyrouter.serving.waiting import WaitQueue
 
 LEASE_US = 30_000_000
@@ -161,6 +162,17 @@ class RouterLife(RouterBelonging):
         self.key_manager.cooldown_seconds = settings.default_cooldown_seconds
         self.failure_handler.cooldown_seconds = settings.quota_default_cooldown_seconds
 
+    def _stand_by(self) -> None:
+        """Who admits from this process's share while the store is away. An accounting in this process never is."""
+        self.standby = Standby(
+            self.ledger, self.books, lanes=lambda: self._configuration.bounded_lanes,
+            lane_config=self._configuration.lane_config, scope_config=self.catalogue.budget, snapshot=self.snapshot,
+            now_us=lambda: cell_now_us(self.ledger), lease_us=LEASE_US,
+        )  # fmt: skip
+        if not isinstance(self.ledger.engine, LocalEngine):
+            self._admissions.stand_in = self.standby.reserve
+            self._housekeeper.standby = self.standby
+
     def _bookkeeper(self) -> Bookkeeper:
         """Who books how reservations end, and keeps ends on disk while the store is away."""
         books = Bookkeeper(self.ledger, self._keeper())
@@ -182,7 +194,8 @@ class RouterLife(RouterBelonging):
             self.observability.emit("store.back", away_seconds=round(seconds, 3), waiting=self.books.waiting)
 
     def _queues(self) -> None:
-        """Where requests wait for room, and for how long."""
+        """Where requests wait for room, and for how long; and who admits them while the store is away."""
+        self._stand_by()
         self._waiting = WaitQueue()
         self.books.on_booked = self._waiting.stir
         self._patience = Patience(

@@ -107,6 +107,9 @@ class LaneConfig:
     breaker: Breaker | None = None
     fair: bool = False
     """Whether principals share this lane fairly when its headroom is scarce."""
+    set_aside: float = 0.0
+    """Part of each limit (0 … 0.5) that workers divide among them for when the store is away, and that the ledger does
+    not admit. 0: closed then."""
 
 
 class UnpricedRule(StrEnum):
@@ -138,6 +141,8 @@ class ScopeConfig:
     flat_nanousd: int = 0
     suspense: SuspenseRule = SuspenseRule.CHARGE
     suspense_after_us: int = 3_600_000_000
+    bounded: bool = False
+    """Whether a soft scope lets requests pass while the store is away; they are booked when it is back."""
 
 
 class Charge(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -278,6 +283,8 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     soft_exceeded: tuple[str, ...]
     losses: tuple[Loss, ...]
     replayed: bool
+    standby: bool = False
+    """Admitted while the store is away: it has not heard of it."""
 
 
 class Denial(msgspec.Struct, frozen=True, kw_only=True, gc=False):

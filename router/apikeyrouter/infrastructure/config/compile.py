@@ -286,7 +286,7 @@ class _Compiler:
             self._refuse(f"{path}.key", f"no key {entry.key!r}")
             return
         limits = compile_limits(entry, self._profile(key, providers))
-        self._add(path, key.lane, limits, breaker=self._key_breaker)
+        self._add(path, key.lane, limits, breaker=self._key_breaker, set_aside=entry.part_set_aside)
 
     def _group_limits(
         self, path: str, entry: LimitEntry, keys: list[KeyRecord], providers: Mapping[str, ProviderRecord]
@@ -299,21 +299,32 @@ class _Compiler:
         if all(lane != known for known, _ in self._pools[group]):
             self._pools[group].append((lane, models))
         profile = self._profile(keys[0], providers) if keys else profile_for("", self._profiles)
-        self._add(path, lane, compile_limits(entry, profile), fair=True)
+        self._add(path, lane, compile_limits(entry, profile), fair=True, set_aside=entry.part_set_aside)
 
     def _profile(self, key: KeyRecord, providers: Mapping[str, ProviderRecord]) -> LimitProfile:
         provider = providers.get(key.provider_id)
         return profile_for("" if provider is None else provider.adapter, self._profiles)
 
     def _add(
-        self, path: str, lane_id: str, limits: tuple[Limit, ...], *, breaker: Breaker | None = None, fair: bool = False
+        self,
+        path: str,
+        lane_id: str,
+        limits: tuple[Limit, ...],
+        *,
+        breaker: Breaker | None = None,
+        fair: bool = False,
+        set_aside: float = 0.0,
     ) -> None:
-        before = self._lanes.get(lane_id, LaneConfig(id=lane_id)).limits
+        known = self._lanes.get(lane_id, LaneConfig(id=lane_id))
+        before = known.limits
+        if before and known.set_aside != set_aside:
+            self._refuse(path, f"on_store_loss of lane {lane_id} is declared otherwise in another row")
+            return
         twice = {limit.name for limit in before} & {limit.name for limit in limits}
         if twice:
             self._refuse(path, f"{', '.join(sorted(twice))} of lane {lane_id} is declared in another row already")
             return
-        lane = LaneConfig(id=lane_id, limits=(*before, *limits), breaker=breaker, fair=fair)
+        lane = LaneConfig(id=lane_id, limits=(*before, *limits), breaker=breaker, fair=fair, set_aside=set_aside)
         self._put(path, lane)
 
     def _put(self, path: str, lane: LaneConfig) -> None:
@@ -428,6 +439,7 @@ def _scope_config(entry: BudgetEntry) -> ScopeConfig:
         flat_nanousd=0 if entry.flat_usd is None else nanousd(entry.flat_usd),
         suspense=entry.suspense.rule,
         suspense_after_us=entry.suspense.after_us,
+        bounded=entry.on_store_loss == "bounded",
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import AwareDatetime, Field, ValidationError, field_validator, model_validator
 
 from apikeyrouter.domain.components.circuits import KEY_BREAKER, PROVIDER_BREAKER
-from apikeyrouter.domain.components.limits import Count, Dollars, LimitRow, Timezone
+from apikeyrouter.domain.components.limits import Count, Dollars, Fraction, LimitRow, Timezone
 from apikeyrouter.domain.components.wait_lines import LENGTH_MAX
 from apikeyrouter.domain.models.accounting import AMOUNT_MAX
 from apikeyrouter.domain.models.budget import BudgetScope
@@ -113,25 +113,38 @@ class KeyEntry(Entry):
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
+SET_ASIDE_DEFAULT = 0.1
+_SHORT = ("hourly", "daily")
+
+
 class LimitEntry(LimitRow):
-    """What the provider meters for a quota group (and pool of models), or our own cap on one key."""
+    """What the provider meters for a quota group (and pool of models), or our own cap on one key.
+
+    `on_store_loss`: what happens while the store is away; `bounded`: `set_aside` of the limits (0 … 0.5, default 0.1)
+    is divided among the workers for that, and not admitted otherwise.
+    """
 
     quota_group: Name | None = None
     key: Name | None = None
     models: list[ModelName] | None = Field(default=None, min_length=1)
-    on_store_loss: Literal["closed"] = "closed"
+    on_store_loss: Literal["closed", "bounded"] = "closed"
+    set_aside: Fraction | None = None
 
-    @field_validator("on_store_loss", mode="before")
-    @classmethod
-    def _only_closed(cls, value: object) -> object:
-        if value == "bounded":
-            raise InvalidRequestError("bounded is not available in this version; closed is")
-        return value
+    @property
+    def part_set_aside(self) -> float:
+        """What part of the limits is for when the store is away."""
+        if self.on_store_loss == "closed":
+            return 0.0
+        return SET_ASIDE_DEFAULT if self.set_aside is None else self.set_aside
 
     @model_validator(mode="after")
     def _names_one_thing(self) -> "LimitEntry":
         if (self.quota_group is None) == (self.key is None):
             raise InvalidRequestError("needs a quota_group or a key, and not both")
+        if self.set_aside is not None and (self.on_store_loss == "closed" or not self.set_aside):
+            raise InvalidRequestError("goes with on_store_loss: bounded, and is above 0", field="set_aside")
+        if self.on_store_loss == "bounded" and self.spend_usd is not None and self.spend_period not in _SHORT:
+            raise InvalidRequestError("goes with a spend_period of a day at most", field="on_store_loss")
         if self.key is not None and self.models is not None:
             raise InvalidRequestError(
                 "goes with a quota_group; limits of one key are for all its models", field="models"
@@ -194,6 +207,7 @@ class BudgetEntry(Entry):
     unpriced: Literal["deny", "flat", "meter"] | None = None
     flat_usd: Dollars | None = None
     suspense: SuspenseText = Suspense()
+    on_store_loss: Literal["closed", "bounded"] = "closed"
 
     @field_validator("scope", mode="before")
     @classmethod
@@ -211,6 +225,11 @@ class BudgetEntry(Entry):
             raise InvalidRequestError(f"is required for scope {self.scope.value}", field="scope_id")
         if (self.unpriced == "flat") != (self.flat_usd is not None):
             raise InvalidRequestError("goes with unpriced: flat", field="flat_usd")
+        if self.on_store_loss == "bounded" and self.enforcement == "hard":
+            raise InvalidRequestError(
+                "bounded goes with enforcement: soft; a hard budget is closed while the store is away",
+                field="on_store_loss",
+            )
         return self
 
 

@@ -2,6 +2,7 @@
 
 from math import ceil, floor, gcd
 
+from apikeyrouter.domain.components.set_aside import without
 from apikeyrouter.domain.models.accounting import (
     AMOUNT_MAX,
     LIMIT_NAMES,
@@ -125,7 +126,7 @@ def lane_entry(lane: LaneConfig) -> tuple[str, list[int]]:
             check_amount(number, what=f"lane {lane.id}: breaker")
     try:
         for limit in lane.limits:
-            numbers.extend(limit_numbers(limit))
+            numbers.extend(limit_numbers(without(limit, lane.set_aside) if lane.set_aside else limit))
     except LedgerConfigError as exc:
         raise LedgerConfigError(f"lane {lane.id}: {exc}") from None
     return lane_field(lane.id), numbers

@@ -111,6 +111,16 @@ UNSETTLED_SECONDS = MetricName(
 STORE_AWAY = MetricName(
     name="apikeyrouter_store_away_total", kind="counter", help="How often the store went away, as a worker saw it."
 )
+STANDBY = MetricName(
+    name="apikeyrouter_standby_admitted_total",
+    kind="counter",
+    help="Requests admitted while the store was away, from what `on_store_loss: bounded` sets aside.",
+)
+STANDBY_SHARE = MetricName(
+    name="apikeyrouter_standby_share_millionths",
+    kind="gauge",
+    help="What the host's workers hold of it; 0: nothing is bounded, or nothing is free.",
+)
 KEY_STATE = MetricName(
     name="apikeyrouter_key_state",
     kind="gauge",
@@ -162,6 +172,8 @@ METRICS: tuple[MetricName, ...] = (
     UNSETTLED,
     UNSETTLED_ON_DISK,
     UNSETTLED_SECONDS,
+    STANDBY,
+    STANDBY_SHARE,
     KEY_STATE,
     BUDGET_LIMIT,
     BUDGET_SPENT,

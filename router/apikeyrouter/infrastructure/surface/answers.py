@@ -43,6 +43,8 @@ def whole_headers(exchange: Exchange, length: int, *, dialect: str) -> list[Head
     cost = facts.cost_nanousd
     if cost is not None:
         headers.append((b"x-akr-cost-usd", b"%d.%09d" % divmod(cost, 1_000_000_000)))
+    if facts.standby:
+        headers.append((b"x-akr-store", b"away"))
     if facts.token_cap is not None:
         headers.append((b"x-akr-token-cap", b"%d" % facts.token_cap))
     return headers
@@ -60,6 +62,8 @@ def stream_headers(exchange: Exchange, *, dialect: str) -> list[Header]:
     ]
     if dialect == "openai":
         headers.append((b"openai-processing-ms", b"%d" % (facts.first_token_us // 1000)))
+    if facts.standby:
+        headers.append((b"x-akr-store", b"away"))
     if facts.token_cap is not None:
         headers.append((b"x-akr-token-cap", b"%d" % facts.token_cap))
     return headers
