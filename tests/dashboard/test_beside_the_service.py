@@ -37,6 +37,8 @@ def test_the_page_begins_and_ends_with_the_service(tmp_path: Path, monkeypatch: 
         assert httpx.get(f"{url}/sign-in").status_code == 200
     finally:
         process.stdin.close()
-        process.communicate(timeout=60)
+        for _ in process.stdout:
+            pass
+        process.wait(60)
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", httpx.URL(url).port or 0)) != 0
