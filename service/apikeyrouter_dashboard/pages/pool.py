@@ -15,6 +15,8 @@ from apikeyrouter_dashboard.shown.words import empty
 
 __all__ = ["PoolPage"]
 
+LARGE_SECONDS = 5.0
+"""How long to rest between two looks at a large pool: a look at 2,000 keys costs a worker 60 ms."""
 STEPS = (
     "Name a provider key: OPENAI_API_KEY in the environment, a row under keys: in the configuration, or",
     "register one: Manage, Import keys (role admin).",
@@ -61,6 +63,7 @@ class PoolPage(Page):
 
     def _show(self, told: Any, now: datetime) -> None:
         keys = told["keys"]
+        self._pace(LARGE_SECONDS if len(keys) > shown.CHIPS_MAX else self.seconds)
         self._strip.put(situation.strip(told["state"], told["health"]))
         self._incidents.put(situation.told(situation.incidents(keys, told["budgets"], now)) if keys else Markup(""))
         wanted = (self._wanted.value or "").strip().lower()

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from apikeyrouter_dashboard.shown.words import UNKNOWN, badge, bar, button, count, percent, table, when
 
-__all__ = ["GROUPINGS", "Group", "condition", "groups", "key_facts", "legend", "size_for", "tiles"]
+__all__ = ["CHIPS_MAX", "GROUPINGS", "Group", "condition", "groups", "key_facts", "legend", "size_for", "tiles"]
 
 Key = Mapping[str, Any]
 GROUPINGS = {"provider_id": "provider", "quota_group": "quota group", "tier": "tier", "tags": "tag", "state": "state"}
