@@ -183,7 +183,7 @@ class _Driver(threading.Thread):
 
 
 def _counted(rounds: Sequence[Window], idle: Window, at_once: int) -> Counted:
-    """Sum of what the loop called for the requests: for each, the round in the middle."""
+    """The sum of what the loop called for the requests."""
     modules: Counter[str] = Counter()
     c_calls = 0
     for entry in {entry for window in rounds for entry in window.bytecodes}:
@@ -201,11 +201,11 @@ def _counted(rounds: Sequence[Window], idle: Window, at_once: int) -> Counted:
 
 
 def _typical(entry: CodeType, rounds: Sequence[Window], idle: Window) -> Window | None:
-    """The round in the middle; of what also runs by the clock, the round with the least; None: it runs by the clock."""
+    """A round at the lower quartile; of what also runs by the clock, the cheapest; None: it runs by the clock."""
     in_order = sorted(rounds, key=lambda window: window.executed(entry))
     while_idle = idle.executed(entry) / idle.seconds
     if not while_idle:
-        return in_order[len(rounds) // 2]
+        return in_order[len(rounds) // 4]
     least = in_order[0]
     return None if while_idle * least.seconds >= CLOCK_SHARE * least.executed(entry) else least
 

@@ -6,10 +6,11 @@ and a real upstream. Counts do not depend on how fast a machine is or what else 
 stands out where times would drown it. They depend on Python's minor version: each has its own line in `guard.json`.
 
 Not seen: what a call into C costs (a slower library, a larger copy), waiting, memory, and the store's own work, which
-`benchmarks/scripts.py` measures; and what runs by the clock instead of by the request.
+`benchmarks/scripts.py` measures; of streams, on a busy machine, less than a third more; and what runs by the clock instead of by the request.
 """
 
 import argparse
+import functools
 import os
 import subprocess
 import sys
@@ -21,14 +22,18 @@ import msgspec
 from benchmarks.counting import Counted
 from benchmarks.processes import python_module, root
 
-__all__ = ["MORE_MAX", "compare", "main"]
+__all__ = ["MORE_MAX", "compare", "least", "main"]
 
 KEPT = Path(__file__).with_suffix(".json")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 MORE_MAX = 0.10
 """How much more than what is kept may be executed."""
 COUNT_SECONDS_MAX = 120.0
+ATTEMPTS = 3
+"""What is too much is counted again, so often at most."""
 MODULES_SHOWN = 8
+_STREAM = "a stream"
+"""Its events come together on a busy machine and then cost less, so that the dearest count is kept."""
 
 Counts = dict[str, Counted]
 
@@ -38,18 +43,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="what requests make the worker execute")
     parser.add_argument("--keep", action="store_true", help="keep what is counted now as what is allowed")
     options = parser.parse_args()
-    counted = _count()
     everything = msgspec.json.decode(KEPT.read_bytes(), type=dict[str, Counts]) if KEPT.exists() else {}
     if options.keep:
+        counts = [_count() for _ in range(ATTEMPTS)]
+        counted = functools.reduce(least, counts)
+        counted[_STREAM] = max((count[_STREAM] for count in counts), key=lambda one: one.bytecodes)
         everything[PYTHON] = counted
         KEPT.write_bytes(msgspec.json.format(msgspec.json.encode(everything)) + b"\n")
+        print(f"kept for Python {PYTHON}: " + "; ".join(f"{name}: {one.bytecodes:,}" for name, one in counted.items()))
+        return 0
     kept = everything.get(PYTHON)
     if kept is None:
         print(f"nothing is kept for Python {PYTHON}, so nothing was compared; `make guard-keep` keeps it")
         return 0
+    counted = _count()
     lines, dearer = compare(kept, counted)
+    for _ in range(ATTEMPTS - 1):
+        if dearer:
+            counted = least(counted, _count())
+            lines, dearer = compare(kept, counted)
     print("\n".join(lines))
     return int(dearer)
+
+
+def least(one: Mapping[str, Counted], other: Mapping[str, Counted]) -> Counts:
+    """Of each kind of request the cheaper count: what else a busy machine makes a worker do only adds to it."""
+    return {name: min(one[name], other[name], key=lambda counted: counted.bytecodes) for name in one}
 
 
 def compare(kept: Mapping[str, Counted], counted: Mapping[str, Counted]) -> tuple[list[str], bool]:

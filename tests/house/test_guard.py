@@ -2,7 +2,7 @@
 
 import pytest
 from benchmarks.counting import Counted
-from benchmarks.guard import compare
+from benchmarks.guard import compare, least
 
 
 def counted(bytecodes: int, c_calls: int = 100, **modules: int) -> dict[str, Counted]:
@@ -30,3 +30,8 @@ def test_up_to_a_tenth_more_passes_and_much_less_asks_to_be_kept() -> None:
     lines, dearer = compare(counted(1000), counted(800, 80))
     assert not dearer
     assert "guard-keep" in lines[-1]
+
+
+def test_of_two_counts_the_cheaper_one_is_taken() -> None:
+    assert least(counted(1200, sse=1), counted(1000, pool=2)) == counted(1000, pool=2)
+    assert least(counted(900), counted(1000)) == counted(900)
