@@ -6,7 +6,8 @@ and a real upstream. Counts do not depend on how fast a machine is or what else 
 stands out where times would drown it. They depend on Python's minor version: each has its own line in `guard.json`.
 
 Not seen: what a call into C costs (a slower library, a larger copy), waiting, memory, and the store's own work, which
-`benchmarks/scripts.py` measures; of streams, on a busy machine, less than a third more; and what runs by the clock instead of by the request.
+`benchmarks/scripts.py` measures; what runs by the clock instead of by the request; and of streams, whose events come
+together on a busy machine, what is less than a third more.
 """
 
 import argparse
