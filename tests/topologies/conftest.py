@@ -1,5 +1,6 @@
 """Deployments that a module's tests share."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -8,9 +9,11 @@ from tests.servers import binaries
 from tests.topologies.deployments import Cluster, Sentinels, cluster, sentinels
 
 FLAVOURS = list(binaries())
+WATCHED = FLAVOURS if os.environ.get("AKR_LONG") else FLAVOURS[:1]
+"""Failovers by Sentinels take seconds, of the second kind of server, too: `make faults`."""
 
 
-@pytest.fixture(scope="module", params=FLAVOURS)
+@pytest.fixture(scope="module", params=WATCHED)
 def watched(request: pytest.FixtureRequest) -> Iterator[Sentinels]:
     """A primary, two replicas, three Sentinels, of each server that is installed."""
     with sentinels(request.param) as made:
