@@ -188,6 +188,21 @@ def test_an_openai_answer_is_decoded() -> None:
     assert answer.raw == body
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"id": "c", "model": "m", "choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]},
+        {"data": [{"embedding": [1, 0.5]}, {"embedding": "AAAAPw=="}], "usage": {"prompt_tokens": 3}},
+        {"output": [{"type": "message", "content": [{"type": "output_text", "text": "hi"}]}], "status": "completed"},
+        {"choices": "nonsense", "usage": {"prompt_tokens": 3}}, {},
+    ],
+)  # fmt: skip
+def test_an_answer_that_was_decoded_already_says_the_same(body: dict[str, Any]) -> None:
+    wire, raw = OpenAIAdapter("http://x/v1").wire, json.dumps(body).encode()
+    assert wire.read_answer(raw, body) == wire.read_answer(raw)
+    assert wire.read_answer(raw, {"choices": [{"text": "from what is decoded"}]}).text == "from what is decoded"
+
+
 def test_an_anthropic_answer_is_decoded_in_the_words_of_chat() -> None:
     body = {
         "id": "msg_1",
