@@ -1,7 +1,7 @@
 # Every target works on a fresh machine with Python >= 3.11, make and a package index.
 PYTHON ?= python3
 VENV   ?= .venv
-TEST_PROCESSES ?= 2
+TEST_PROCESSES ?= 3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 CODE   := router/apikeyrouter service/apikeyrouter_proxy service/apikeyrouter_dashboard tests benchmarks tools
@@ -29,7 +29,7 @@ demo: $(READY) ## live traffic over simulated providers, with a live table
 docs: $(READY) ## the reference of the Python API, as HTML in build/reference
 	@$(BIN)/python -m tools.reference
 
-test: $(READY) ## the whole test suite, real Valkey servers included, in TEST_PROCESSES processes (2)
+test: $(READY) ## the whole test suite, real Valkey servers included, in TEST_PROCESSES processes (3: they wait more than they work)
 	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## ruff: rules and format
