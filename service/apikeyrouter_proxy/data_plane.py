@@ -40,6 +40,7 @@ from apikeyrouter_proxy.client_limits import ClientLimits, Header
 from apikeyrouter_proxy.clients import Clients
 from apikeyrouter_proxy.edge import HSTS, NOSNIFF
 from apikeyrouter_proxy.http_protocol import Exchanging, exchanging
+from apikeyrouter_proxy.keep_alive import KeepAlive
 from apikeyrouter_proxy.metrics import Metrics
 from apikeyrouter_proxy.open_requests import OpenRequest, OpenRequests
 from apikeyrouter_proxy.requests import ClientGone, read_body
@@ -52,6 +53,7 @@ Send = Callable[[Any], Awaitable[None]]
 _JSON = (b"content-type", JSON_TYPE)
 GONE = 499
 """Noted as the status where nobody was left to get one."""
+_STREAMED = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 _LAST = {"type": "http.response.body", "body": b"", "more_body": False}
 _log = structlog.get_logger("apikeyrouter")
 
@@ -71,6 +73,7 @@ class DataPlane:
         *,
         body_bytes_max: int,
         hsts: bool = False,
+        first_byte_hold_seconds: float = 0.0,
     ) -> None:
         self.clients = clients
         self.translate = False
@@ -81,6 +84,7 @@ class DataPlane:
         self._metrics = metrics
         self._access_log = access_log
         self._body_bytes_max = body_bytes_max
+        self._hold_seconds = first_byte_hold_seconds
         self._secure: Sequence[Header] = (NOSNIFF, HSTS) if hsts else (NOSNIFF,)
 
     async def serve(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,6 +97,7 @@ class DataPlane:
         exchange: Exchange | None = None
         caller: Caller | None = None
         call: Call | None = None
+        kept: KeepAlive | None = None
         told = self._secure
         short = exchanging(scope)
         try:
@@ -119,6 +124,10 @@ class DataPlane:
             opened = self.open.enter(receive, started)
             if caller.lanes:
                 told = (*told, *await self.client_limits.headers(caller))
+            if self._hold_seconds and call.stream and short is not None and call.dialect != "gemini":
+                kept = KeepAlive(
+                    short, [*_STREAMED, *identity_headers(request_id, call.dialect), *told], self._hold_seconds
+                )
             exchange = await (self._router.serve(call) if call.intent is None else self._translated(call))
             if route.stateful and not parsed.resource:
                 exchange = await self._made.note(exchange, call)
@@ -126,19 +135,25 @@ class DataPlane:
                 self.open.leave(opened)
                 await _send_whole(exchange, route.wire.dialect, send, short, told)
             else:
-                await self._send_stream(exchange, call, route.wire, told, opened, send, short)
+                begun = kept is not None and kept.end()
+                await self._send_stream(exchange, call, route.wire, told, opened, send, short, begun=begun)
         except ClientGone:
             self._note_refusal(route, request_id, caller, GONE, "", started)
         except asyncio.CancelledError:
             if opened is None:
                 raise
-            await self._cut_off(opened, exchange, route, request_id, send)
+            await self._cut_off(opened, exchange, route, request_id, send, begun=kept is not None and kept.end())
         except Exception as exc:  # whatever it is, the client gets an answer in its dialect
             problem = self._problem(exc, route.wire.dialect)
             if call is None or opened is None:
                 self._note_refusal(route, request_id, caller, problem.status, problem.code, started)
-            await self._send_problem(problem, route, request_id, send, told)
+            if kept is not None and call is not None and kept.end():
+                await send({"type": "http.response.body", "body": _event(problem, route.wire, call)})
+            else:
+                await self._send_problem(problem, route, request_id, send, told)
         finally:
+            if kept is not None:
+                kept.end()
             if opened is not None:
                 self.open.leave(opened)
 
@@ -184,16 +199,24 @@ class DataPlane:
         opened: OpenRequest,
         send: Send,
         short: Exchanging | None,
+        *,
+        begun: bool = False,
     ) -> None:
+        """`begun`: its head has gone out."""
         chunks = exchange.chunks
         assert chunks is not None
         head = stream_headers(exchange, dialect=wire.dialect)
         head += told
         try:
-            if short is not None and isinstance(chunks, PouredChunks) and short.begin_now(exchange.status, head):
+            if (
+                short is not None
+                and isinstance(chunks, PouredChunks)
+                and (begun or short.begin_now(exchange.status, head))
+            ):
                 await chunks.pour(short.write_now, short.drained)
             else:
-                await send({"type": "http.response.start", "status": exchange.status, "headers": head})
+                if not begun:
+                    await send({"type": "http.response.start", "status": exchange.status, "headers": head})
                 async for chunk in chunks:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except asyncio.CancelledError:
@@ -207,7 +230,14 @@ class DataPlane:
         await send(_LAST)
 
     async def _cut_off(
-        self, opened: OpenRequest, exchange: Exchange | None, route: Route, request_id: str, send: Send
+        self,
+        opened: OpenRequest,
+        exchange: Exchange | None,
+        route: Route,
+        request_id: str,
+        send: Send,
+        *,
+        begun: bool,
     ) -> None:
         """Our own task was cancelled: the client has gone, the process stops, or the lease of the hold was lost."""
         task = asyncio.current_task()
@@ -224,7 +254,7 @@ class DataPlane:
             retry=exchange is None and stopping,
         )
         self._metrics.denied(problem.code)
-        if exchange is None:
+        if exchange is None and not begun:
             await self._send_problem(problem, route, request_id, send, self._secure)
         else:
             event = route.wire.error_event(

@@ -30,7 +30,8 @@ class ProxyOptions:
     a request; `write_seconds`: how long it may take nothing of its answer. `access_log_file` "" is standard output;
     `access_log_peer`: lines show where requests came from; `trusted_proxies`: whose `X-Forwarded-For` is believed then.
     `management_port`: management and metrics are served there alone, on `management_host`; 0: on the one port.
-    `private_urls`: webhooks may go to private addresses.
+    `private_urls`: webhooks may go to private addresses. `first_byte_hold_seconds`: a stream that has not begun by then
+    gets comments so often, and with the first the status 200; 0: never.
     """
 
     body_bytes_max: int = BODY_BYTES_DEFAULT
@@ -48,6 +49,7 @@ class ProxyOptions:
     management_port: int = 0
     management_host: str = "127.0.0.1"
     private_urls: bool = False
+    first_byte_hold_seconds: float = 0.0
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "ProxyOptions":
@@ -76,6 +78,7 @@ class ProxyOptions:
             management_port=int(_number(environ, "PROXY_MANAGEMENT_PORT", 0, least=0, most=65535)),
             management_host=_told(environ, "PROXY_MANAGEMENT_HOST")[1] or "127.0.0.1",
             private_urls=_flag(environ, "PROXY_PRIVATE_URLS", default=False),
+            first_byte_hold_seconds=_number(environ, "PROXY_FIRST_BYTE_HOLD_SECONDS", 0.0, least=0, most=SECONDS_LIMIT),
         )
 
 

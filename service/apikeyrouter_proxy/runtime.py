@@ -80,7 +80,7 @@ class Runtime:
         self._access_log = AccessLog(options.access_log_file, enabled=options.access_log, peers=options.access_log_peer)
         self.plane = DataPlane(
             router, Clients(), self._metrics, self._access_log, body_bytes_max=options.body_bytes_max,
-            hsts=settings.enable_hsts,
+            hsts=settings.enable_hsts, first_byte_hold_seconds=options.first_byte_hold_seconds,
         )  # fmt: skip
         self.arrivals = open_arrivals(options)
         self.tracing = open_tracing(environ, router)
