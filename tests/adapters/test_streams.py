@@ -358,3 +358,14 @@ def test_no_bytes_whatever_make_a_reader_raise(case: tuple[Wire, str, bool, byte
     wire.deltas(operation=operation).read(step.out)
     reader.end()
     assert reader.output_bytes >= 0
+
+
+def test_googles_sdk_gets_no_comments_not_even_within_an_event() -> None:
+    reader = GEMINI.stream(hide_usage=True, operation="stream_events")
+    said = [
+        b": processing\n\n",
+        b'data: {"candidates":[{"content":{"parts":[{"text":"a"}]}}]}\r\n\r\n',
+        b': still\r\nevent: x\r\ndata: {"candidates":[{"finishReason":"STOP"}]}\r\n\r\n',
+    ]
+    got = b"".join([reader.feed(piece).out for piece in said])
+    assert got == said[1] + b'data: {"candidates":[{"finishReason":"STOP"}]}\r\n\r\n'

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from apikeyrouter.simulator import SimulatorProcess
 from tests.servers import Server
-from tests.service.running import Running, providers_of, running_service
+from tests.service.running import MANAGEMENT_KEY, Running, providers_of, running_service
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -20,6 +20,7 @@ MESSAGES = b'"messages":[{"role":"user","content":"hi"}]'
 GOOD = b'{"model":"gpt-4o-mini",' + MESSAGES + b',"max_tokens":5}'
 STREAMED = GOOD[:-1] + b',"stream":true}'
 ASKED = b'{"contents":[{"parts":[{"text":"hi"}]}]}'
+HALF_A_KEY = b'{"key_material":"sk-\\ud800-0123456789","provider_id":"openai"}'
 UPGRADE = (b"connection: Upgrade, HTTP2-Settings", b"upgrade: h2c", b"http2-settings: AAMAAABkAAQAoAAAAAIAAAAA")
 SECONDS_MAX = 20
 
@@ -89,6 +90,10 @@ CASES: dict[str, tuple[bytes, list[tuple[int, str]]]] = {
     "a-null-in-the-path": (told(path=b"/v1/chat\x00"), [NO_HTTP]),
     "a-path-out-of-here": (told(path=b"/v1/models/..%2f..%2fapi%2fv1", method=b"GET"), [(404, "model_not_found")]),
     "an-id-with-a-line-break": (told(b"", path=b"/v1/responses/%0d%0aX:y", method=b"GET"), [(404, "not_found")]),
+    "a-key-of-half-a-surrogate": (
+        told(HALF_A_KEY, b"content-type: application/json", b"x-api-key: %b" % MANAGEMENT_KEY.encode(), path=b"/keys"),
+        [(400, "key_refused")],
+    ),
     "another-protocol-altogether": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"a" * 200, [NO_HTTP]),
     "lines-that-end-otherwise": (told().replace(b"\r\n", b"\n"), [NO_HTTP]),
 }  # fmt: skip

@@ -147,7 +147,7 @@ class GenerateReader(EventReader):
             chunk = _CHUNK.decode(data)
         except msgspec.ValidationError:
             self._begun = True  # JSON of a shape we do not know: it may be part of the answer
-            return raw
+            return self._without_comments(raw, data)
         except JsonError:
             step.failure = unreadable("an event is not JSON")
             return b""
@@ -160,7 +160,11 @@ class GenerateReader(EventReader):
             self._begun = True
         if chunk.usage_metadata is not None:
             self.usage = chunk.usage_metadata.read() or self.usage
-        return raw
+        return self._without_comments(raw, data)
+
+    def _without_comments(self, raw: bytes, data: bytes) -> bytes:
+        """An event as the SDK takes it: nothing but data."""
+        return raw if raw[:5] == b"data:" or self._either.array is not None else b"data: %b\r\n\r\n" % data
 
     def _read_candidate(self, candidate: _Candidate) -> None:
         for part in (candidate.content.parts if candidate.content else None) or ():
