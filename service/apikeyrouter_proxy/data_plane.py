@@ -30,7 +30,7 @@ from apikeyrouter.infrastructure.surface.answers import (
 )
 from apikeyrouter.infrastructure.surface.made_before import MadeBefore, Origin, pin
 from apikeyrouter.infrastructure.surface.model_list import list_body
-from apikeyrouter.infrastructure.surface.problems import Problem, refuse
+from apikeyrouter.infrastructure.surface.problems import Problem, RequestRefused, refuse
 from apikeyrouter.infrastructure.surface.requests import Caller, Headers, check_provider, make_call, request_id_of
 from apikeyrouter.infrastructure.surface.routes import Route, known_paths
 from apikeyrouter.infrastructure.surface.translating import translated, widen
@@ -102,10 +102,8 @@ class DataPlane:
         short = exchanging(scope)
         try:
             caller = self.clients.identify(headers, scope)
-            if route.operation == "unknown":
-                raise refuse(404, "invalid_request_error", "unknown_url", f"no such path; there are {known_paths()}")
-            if scope["method"] != route.method:
-                raise refuse(405, "invalid_request_error", "method_not_allowed", f"use {route.method} {route.path}")
+            if route.operation == "unknown" or scope["method"] != route.method:
+                raise _not_here(route)
             if route.operation == "models":
                 await self._list(route, caller, request_id, send)
                 return
@@ -124,10 +122,7 @@ class DataPlane:
             opened = self.open.enter(receive, started)
             if caller.lanes:
                 told = (*told, *await self.client_limits.headers(caller))
-            if self._hold_seconds and call.stream and short is not None and call.dialect != "gemini":
-                kept = KeepAlive(
-                    short, [*_STREAMED, *identity_headers(request_id, call.dialect), *told], self._hold_seconds
-                )
+            kept = self._kept_alive(call, short, told) if self._hold_seconds and call.stream else None
             exchange = await (self._router.serve(call) if call.intent is None else self._translated(call))
             if route.stateful and not parsed.resource:
                 exchange = await self._made.note(exchange, call)
@@ -135,22 +130,18 @@ class DataPlane:
                 self.open.leave(opened)
                 await _send_whole(exchange, route.wire.dialect, send, short, told)
             else:
-                begun = kept is not None and kept.end()
-                await self._send_stream(exchange, call, route.wire, told, opened, send, short, begun=begun)
+                await self._send_stream(exchange, call, route.wire, told, opened, send, short, kept)
         except ClientGone:
             self._note_refusal(route, request_id, caller, GONE, "", started)
         except asyncio.CancelledError:
             if opened is None:
                 raise
-            await self._cut_off(opened, exchange, route, request_id, send, begun=kept is not None and kept.end())
+            await self._cut_off(opened, exchange, route, request_id, send, kept)
         except Exception as exc:  # whatever it is, the client gets an answer in its dialect
             problem = self._problem(exc, route.wire.dialect)
             if call is None or opened is None:
                 self._note_refusal(route, request_id, caller, problem.status, problem.code, started)
-            if kept is not None and call is not None and kept.end():
-                await send({"type": "http.response.body", "body": _event(problem, route.wire, call)})
-            else:
-                await self._send_problem(problem, route, request_id, send, told)
+            await self._send_problem(problem, route, request_id, send, told, kept)
         finally:
             if kept is not None:
                 kept.end()
@@ -199,11 +190,9 @@ class DataPlane:
         opened: OpenRequest,
         send: Send,
         short: Exchanging | None,
-        *,
-        begun: bool = False,
+        kept: KeepAlive | None,
     ) -> None:
-        """`begun`: its head has gone out."""
-        chunks = exchange.chunks
+        chunks, begun = exchange.chunks, kept is not None and kept.end()
         assert chunks is not None
         head = stream_headers(exchange, dialect=wire.dialect)
         head += told
@@ -236,8 +225,7 @@ class DataPlane:
         route: Route,
         request_id: str,
         send: Send,
-        *,
-        begun: bool,
+        kept: KeepAlive | None,
     ) -> None:
         """Our own task was cancelled: the client has gone, the process stops, or the lease of the hold was lost."""
         task = asyncio.current_task()
@@ -254,17 +242,29 @@ class DataPlane:
             retry=exchange is None and stopping,
         )
         self._metrics.denied(problem.code)
-        if exchange is None and not begun:
-            await self._send_problem(problem, route, request_id, send, self._secure)
+        if exchange is None:
+            await self._send_problem(problem, route, request_id, send, self._secure, kept)
         else:
-            event = route.wire.error_event(
-                request_id=request_id, operation=route.operation, **problems.event_arguments(problem)
-            )
-            await send({"type": "http.response.body", "body": event, "more_body": False})
+            await _send_event(problem, route, request_id, send)
+
+    def _kept_alive(self, call: Call, short: Exchanging | None, told: Sequence[Header]) -> KeepAlive | None:
+        if short is None or call.dialect == "gemini":
+            return None
+        head = [*_STREAMED, *identity_headers(call.request_id, call.dialect), *told]
+        return KeepAlive(short, head, self._hold_seconds)
 
     async def _send_problem(
-        self, problem: Problem, route: Route, request_id: str, send: Send, told: Sequence[Header]
+        self,
+        problem: Problem,
+        route: Route,
+        request_id: str,
+        send: Send,
+        told: Sequence[Header],
+        kept: KeepAlive | None,
     ) -> None:
+        if kept is not None and kept.end():  # the status has gone out
+            await _send_event(problem, route, request_id, send)
+            return
         body = problems.problem_body(problem, route.wire, request_id)
         head = [
             _JSON,
@@ -308,6 +308,13 @@ class DataPlane:
         )
 
 
+def _not_here(route: Route) -> RequestRefused:
+    """There is no such path, or it takes another method."""
+    if route.operation == "unknown":
+        return refuse(404, "invalid_request_error", "unknown_url", f"no such path; there are {known_paths()}")
+    return refuse(405, "invalid_request_error", "method_not_allowed", f"use {route.method} {route.path}")
+
+
 def _outcome_of(status: int) -> str:
     """What became of a request that never reached the router."""
     if status == GONE:
@@ -332,6 +339,14 @@ async def _send_whole(
 async def _send(send: Send, status: int, head: list[tuple[bytes, bytes]], body: bytes) -> None:
     await send({"type": "http.response.start", "status": status, "headers": head})
     await send({"type": "http.response.body", "body": body})
+
+
+async def _send_event(problem: Problem, route: Route, request_id: str, send: Send) -> None:
+    """The last words of an answer that has begun."""
+    event = route.wire.error_event(
+        request_id=request_id, operation=route.operation, **problems.event_arguments(problem)
+    )
+    await send({"type": "http.response.body", "body": event, "more_body": False})
 
 
 def _event(problem: Problem, wire: Wire, call: Call) -> bytes:
