@@ -115,8 +115,11 @@ async def idle_ms(workers: list[int], seconds: float) -> float:
 
 async def measure(keys: int, seconds: float) -> dict[str, float]:
     """All of it."""
-    organisation = {"id": "bench", "keys": [f"sk-sim-{n}" for n in range(keys)], "output_tokens": 5}
-    async with stage.embedded_server() as embedded, SimulatorProcess({"organisations": [organisation]}) as simulator:
+    organisations = [
+        {"id": f"org-{one}", "keys": [f"sk-sim-{n}" for n in range(one, keys, ORGANISATIONS)], "output_tokens": 5}
+        for one in range(ORGANISATIONS)
+    ]
+    async with stage.embedded_server() as embedded, SimulatorProcess({"organisations": organisations}) as simulator:
         environ = {"MANAGEMENT_API_KEY": KEY, "PROXY_OPEN": "true", "LOG_LEVEL": "error"}
         config = configuration(simulator.url)
         async with (
