@@ -247,6 +247,7 @@ HEADERS: Mapping[str, Schema] = {
     "x-akr-overhead-us": _header("Microseconds spent here; of a stream, before its first event", _WHOLE),
     "x-akr-cost-usd": _header("What it cost, where that is known; not on streams", _DOLLARS),
     "x-akr-token-cap": _header("The token cap that a hard budget put in", _WHOLE),
+    "x-akr-store": _header("away: the store was, and the request was held in a share that was set aside for that"),
     "x-akr-token-count": _header("estimate: nobody was asked; counted by what was learned"),
     "openai-processing-ms": _header("Milliseconds until the answer, or the first event of it", _WHOLE),
     **{

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from apikeyrouter.domain.models.api_key import APIKey
+from apikeyrouter.infrastructure.ledger.outbox_file import Entry, OutboxFile
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.records import records_for
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
@@ -161,3 +162,15 @@ def test_no_secret_is_told(valkey_server: Server, tmp_path: Path) -> None:
     assert ONE not in told
     assert OTHER not in told
     assert "sk-" not in told
+
+
+def test_an_outbox_that_a_dead_worker_left_is_told(valkey_server: Server, tmp_path: Path) -> None:
+    told = {"APIKEYROUTER_OUTBOX_DIR": str(tmp_path / "outbox")}
+    assert _doctor(valkey_server, tmp_path, **told)[1]["outbox"]["verdict"] == "ok"
+    file = OutboxFile.make(tmp_path / "outbox", "apikeyrouter at redis://somewhere")
+    file.append([Entry(kind="cancel", rid=bytes([n]) * 16) for n in range(3)])
+    file.close()
+    found = _doctor(valkey_server, tmp_path, **told)[1]["outbox"]
+    assert found["verdict"] == "warning"
+    assert "3 ends of requests in 1 files" in found["found"]
+    assert file.path.exists()
