@@ -40,8 +40,12 @@ def rendered(values: str, *more: str, version: str = "1.31") -> list[Manifest]:
     return [manifest for manifest in yaml.safe_load_all(told.stdout) if manifest]
 
 
+PAGE = "-operator-page"
+
+
 def the(kind: str, manifests: list[Manifest]) -> Manifest:
-    (one,) = [manifest for manifest in manifests if manifest["kind"] == kind]
+    """The only one of that kind, the operator's page left out."""
+    (one,) = [one for one in manifests if one["kind"] == kind and not one["metadata"]["name"].endswith(PAGE)]
     return one
 
 
@@ -133,7 +137,7 @@ def test_containers_may_do_nothing_and_write_nowhere_but_in_volumes(values: str)
 def test_selectors_find_their_pods_and_monitors_their_service() -> None:
     manifests = rendered("everything")
     labels = the("Deployment", manifests)["spec"]["template"]["metadata"]["labels"]
-    service = next(one for one in manifests if one["kind"] == "Service")
+    service = next(one for one in manifests if one["kind"] == "Service" and not one["metadata"]["name"].endswith(PAGE))
     assert service["spec"]["selector"].items() <= labels.items()
     assert the("PodDisruptionBudget", manifests)["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert the("NetworkPolicy", manifests)["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
@@ -152,6 +156,28 @@ def test_selectors_find_their_pods_and_monitors_their_service() -> None:
     assert "replicas" not in the("Deployment", manifests)["spec"]
     measured = [one["pods"]["metric"]["name"] for one in scaled["metrics"] if one["type"] == "Pods"]
     assert measured == ["apikeyrouter_inflight"]
+
+
+@needs_helm
+def test_the_operators_page_finds_its_pod_and_asks_the_management_service() -> None:
+    manifests = rendered("everything")
+    pages = {one["kind"]: one for one in manifests if one["metadata"]["name"].endswith(PAGE)}
+    template = pages["Deployment"]["spec"]["template"]
+    assert pages["Service"]["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+    inner = next(one for one in manifests if one["metadata"]["name"].endswith("-management"))
+    asked = f"--url=http://{inner['metadata']['name']}:{inner['spec']['ports'][0]['port']}"
+    (container,) = template["spec"]["containers"]
+    assert asked in container["args"]
+    assert "env" not in container
+    assert "envFrom" not in container
+    let_in = [rule["from"] for rule in the("NetworkPolicy", manifests)["spec"]["ingress"] if "from" in rule]
+    wanted = {"app.kubernetes.io/component": "operator-page"}.items()
+    assert any(
+        wanted <= peer["podSelector"]["matchLabels"].items()
+        for peers in let_in
+        for peer in peers
+        if "podSelector" in peer
+    )
 
 
 @needs_helm
