@@ -150,7 +150,7 @@ def _operation(route: Route) -> dict[str, Any]:
         "tags": ["data plane"],
         "security": _SECURITY,
         "responses": {
-            "200": _answer(route, dialects[0]),
+            **dict.fromkeys(("200",) if route.operation == "models" else ("200", "2XX"), _answer(route, dialects[0])),
             **{code: _error(code, dialects) for code in errors if code != "529" or "anthropic" in dialects},
         },
     }
