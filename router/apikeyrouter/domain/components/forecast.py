@@ -30,7 +30,7 @@ NOISE = 1.0
 """How much of what the memories disagree by, beyond so many times what chance explains, is added to the variance."""
 CYCLE_SECONDS = 86_400.0
 CYCLE_SPREAD = 1.2
-CYCLE_SHARE = 0.2
+CYCLE_SHARE = 0.36
 """Use mostly goes with the day. Until one was observed, the rate over this share of it, or more, may be off by a factor
 whose logarithm has this standard deviation; over less time, by less in proportion."""
 CYCLE_OBSERVATIONS = 2.0
