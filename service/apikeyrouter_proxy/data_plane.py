@@ -22,6 +22,7 @@ from apikeyrouter.infrastructure.observability.events import REQUEST_ID
 from apikeyrouter.infrastructure.surface import problems
 from apikeyrouter.infrastructure.surface.answers import (
     JSON_TYPE,
+    dry_run_body,
     identity_headers,
     metadata_member,
     splice_metadata,
@@ -31,7 +32,14 @@ from apikeyrouter.infrastructure.surface.answers import (
 from apikeyrouter.infrastructure.surface.made_before import MadeBefore, Origin, pin
 from apikeyrouter.infrastructure.surface.model_list import list_body
 from apikeyrouter.infrastructure.surface.problems import Problem, RequestRefused, refuse
-from apikeyrouter.infrastructure.surface.requests import Caller, Headers, check_provider, make_call, request_id_of
+from apikeyrouter.infrastructure.surface.requests import (
+    Caller,
+    Headers,
+    check_provider,
+    is_dry_run,
+    make_call,
+    request_id_of,
+)
 from apikeyrouter.infrastructure.surface.routes import Route, known_paths
 from apikeyrouter.infrastructure.surface.translating import translated, widen
 from apikeyrouter.router import ApiKeyRouter
@@ -115,10 +123,10 @@ class DataPlane:
                 parsed, origin = await self._made.origin(parsed, caller.name, query)
             check_provider(headers, self._router.catalogue.providers)
             call = make_call(route, headers, caller, parsed, query=query, request_id=request_id, started=started)
-            if origin is not None:
-                pin(call, origin)
-            if self.translate:
-                widen(call, self._router.catalogue)
+            self._place(call, origin)
+            if b"x-akr-dry-run" in headers and is_dry_run(headers):
+                await self._foresee(call, route, send)
+                return
             opened = self.open.enter(receive, started)
             if caller.lanes:
                 told = (*told, *await self.client_limits.headers(caller))
@@ -157,6 +165,18 @@ class DataPlane:
 
     async def _translated(self, call: Call) -> Exchange:
         return await translated(call, self._router.serve, self._router.count_tokens)
+
+    def _place(self, call: Call, origin: Origin | None) -> None:
+        """Where it may go: back to who made what it is about, and to other dialects where that is switched on."""
+        if origin is not None:
+            pin(call, origin)
+        if self.translate:
+            widen(call, self._router.catalogue)
+
+    async def _foresee(self, call: Call, route: Route, send: Send) -> None:
+        body = dry_run_body(await self._router.foresee(call))
+        identity = identity_headers(call.request_id, route.wire.dialect)
+        await _send(send, 200, [_JSON, (b"content-length", b"%d" % len(body)), *identity, *self._secure], body)
 
     async def _list(self, route: Route, caller: Caller, request_id: str, send: Send) -> None:
         body = list_body(self._models_for(caller), route.wire.dialect, route.name)

@@ -1,12 +1,13 @@
 """The data plane in the OpenAPI description, by hand: FastAPI does not know of it."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from apikeyrouter.infrastructure.surface.routes import GEMINI, OPENAI, ROUTES, ROUTES_WITH_NAMES, Route
 from apikeyrouter_proxy.openapi_answers import ANSWERS, ERRORS, EVENTS, HEADERS, SCHEMAS, error_headers, success_headers
-from apikeyrouter_proxy.openapi_requests import FORMS, REQUESTS
+from apikeyrouter_proxy.openapi_requests import FORMS, REQUESTS, named
 
 __all__ = ["with_data_plane"]
 
@@ -39,6 +40,7 @@ _REQUEST_HEADERS = {
     "x-akr-session": "Requests of one session go where its prompt cache is",
     "x-akr-timeout-ms": "How long the whole call may take",
     "x-akr-wait-ms": "How long it may wait for room instead of being answered with 429",
+    "x-akr-dry-run": "true: only tell what would happen; nothing is held, sent or counted",
     "x-akr-priority": "interactive or batch: which of those that wait goes first; never better than the client's",
     "x-request-id": "Echoed where it is a plain token of at most 128 characters",
 }
@@ -187,9 +189,15 @@ def _answer(route: Route, dialect: str) -> dict[str, Any]:
         content[_JSON] = {"schema": ANSWERS[kind]}
     if kind in EVENTS:
         content[_EVENTS] = {"itemSchema": EVENTS[kind]}
+    if kind not in ("models", "model"):
+        content[_JSON] = {"schema": {"anyOf": [*_schemas(content), named("DryRun")]}}
     if kind in _SOUND_OR_TEXT:
         content["*/*"] = {"schema": {"type": "string", "format": "binary"}}
     return {"description": _ANSWERED, "headers": success_headers(dialect, kind), "content": content}
+
+
+def _schemas(content: Mapping[str, Any]) -> list[Any]:
+    return [content[_JSON]["schema"]] if _JSON in content else []
 
 
 def _error(code: str, dialects: tuple[str, ...]) -> dict[str, Any]:

@@ -52,6 +52,23 @@ SCHEMAS: Mapping[str, Schema] = {
             request_id=_TEXT,
         )
     ),
+    "DryRun": _closed(
+        thing(
+            "object", "would_be_served", "key_id", "provider_id", "model", "objective", "explanation", "confidence",
+            "policy_ids", "request_id",
+            about="With x-akr-dry-run: what would happen to the request now; nothing was held, sent or counted",
+            object={"const": "routing.dry_run"},
+            would_be_served={"type": "boolean"},
+            key_id=_MAYBE_TEXT,
+            provider_id=_MAYBE_TEXT,
+            model=_TEXT,
+            objective=_TEXT,
+            explanation=_TEXT,
+            confidence={"type": "number", "minimum": 0, "maximum": 1},
+            policy_ids=listed(_TEXT),
+            request_id=_TEXT,
+        )
+    ),
     "OpenAIError": _closed(
         thing(
             "error",

@@ -213,6 +213,11 @@ class RouterWaysIn(RouterRegistration):
             call.policy = await self._own_policy(policy)
         return await self._deciding(call)
 
+    async def foresee(self, call: Call) -> RoutingDecision:
+        """What `serve` would choose for a call now, and why; as `dry_run`, with its errors."""
+        await self.start()
+        return await self._deciding(call)
+
     def subscribe_to_events(self, event_type: str, callback: EventCallback) -> Subscription:
         """Call back at every event of that type (`*`: all); `docs/observability.md` lists them with their fields.
 

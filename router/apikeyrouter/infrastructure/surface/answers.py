@@ -3,8 +3,9 @@
 import msgspec
 
 from apikeyrouter.domain.models.call import Exchange, Facts
+from apikeyrouter.domain.models.routing_decision import RoutingDecision
 
-__all__ = ["identity_headers", "metadata_member", "splice_metadata", "stream_headers", "whole_headers"]
+__all__ = ["dry_run_body", "identity_headers", "metadata_member", "splice_metadata", "stream_headers", "whole_headers"]
 
 Header = tuple[bytes, bytes]
 PIECES_MAX = 4096
@@ -77,6 +78,24 @@ def metadata_member(facts: Facts) -> bytes:
     cost = facts.cost_nanousd
     money = b"null" if cost is None else b"%d.%09d" % divmod(cost, 1_000_000_000)
     return b'%b%d,"cost":%b,"request_id":"%b"}' % (head, len(facts.attempts), money, facts.request_id.encode())
+
+
+def dry_run_body(decision: RoutingDecision) -> bytes:
+    """What a client is told of what would happen to its request. Other keys' numbers are management's to see."""
+    return msgspec.json.encode(
+        {
+            "object": "routing.dry_run",
+            "would_be_served": bool(decision.selected_key_id),
+            "key_id": decision.selected_key_id or None,
+            "provider_id": decision.selected_provider_id or None,
+            "model": decision.model,
+            "objective": str(decision.objective.primary),
+            "explanation": decision.explanation,
+            "confidence": decision.confidence,
+            "policy_ids": decision.policy_ids,
+            "request_id": decision.request_id,
+        }
+    )
 
 
 def splice_metadata(body: bytes, member: bytes) -> bytes:

@@ -79,6 +79,14 @@ def check_provider(headers: Headers, known: Collection[str]) -> None:
         raise InvalidRequestError(f"no such provider; there are {', '.join(known)}", field="x-akr-provider")
 
 
+def is_dry_run(headers: Headers) -> bool:
+    """Whether the client only asks what would happen. Raises InvalidRequestError."""
+    asked = headers[b"x-akr-dry-run"].strip().lower()
+    if asked not in (b"true", b"false"):
+        raise InvalidRequestError("must be true or false", field="x-akr-dry-run")
+    return asked == b"true"
+
+
 def make_call(
     route: Route,
     headers: Headers,
