@@ -148,3 +148,15 @@ def test_rows_of_an_import_that_cannot_be_read_say_why() -> None:
     assert rows[0].metadata == {"tier": "pro"}
     assert rows[3].metadata == {"a": 1}
     assert "sk-1" not in repr(rows) + manage.imported(rows)
+
+
+@pytest.mark.parametrize(
+    ("settled", "state"), [(7.9, "settled"), (8.0, "constrained"), (9.0, "critical"), (10.3, "exhausted")]
+)
+def test_the_bar_of_a_budget_tells_how_near_its_end_is(settled: float, state: str) -> None:
+    budget = {
+        "id": "team:red", "scope": "team", "limit_usd": 10.0, "settled_usd": settled, "held_usd": 0.0,
+        "suspense_usd": 0.0, "remaining_usd": 10 - settled, "unpriced_requests": 0, "enforcement": "soft",
+        "resets_at": None, "forecast": None,
+    }  # fmt: skip
+    assert f'<i class="is-{state}"' in money.tree([budget], NOW)

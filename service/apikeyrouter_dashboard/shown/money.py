@@ -15,6 +15,8 @@ SCOPES = ("global", "provider", "team", "client", "key", "policy")
 """From the root of the tree to its leaves."""
 DIMENSIONS = ("client", "team", "provider", "model", "key")
 SERIES_MAX = 7
+STATES = ((1.0, "exhausted"), (0.9, "critical"), (0.8, "constrained"))
+"""What is said of a budget from which share of it on."""
 
 
 def tree(budgets: Sequence[Told], now: datetime) -> Markup:
@@ -28,8 +30,9 @@ def _row(budget: Told, now: datetime) -> tuple[object, ...]:
     depth = min(SCOPES.index(budget["scope"]), 3)
     name = Markup('<span style="padding-left:{}px">{}</span>').format(depth * 14, budget["id"])
     limit = budget["limit_usd"] or 1e-9
-    parts = [(kind, budget[f"{kind}_usd"] / limit) for kind in ("settled", "held", "suspense")]
-    share = sum(part for _, part in parts)
+    settled, held, suspense = (budget[f"{kind}_usd"] / limit for kind in ("settled", "held", "suspense"))
+    share = settled + held + suspense
+    parts = [(_state(share), settled), ("held", held), ("suspense", suspense)]
     gauge = Markup('<span class="gauge">{}<span>{}</span></span>').format(
         bar(parts, f"{percent(share)} of {dollars(budget['limit_usd'])} taken"), percent(share)
     )
@@ -41,6 +44,11 @@ def _row(budget: Told, now: datetime) -> tuple[object, ...]:
         dollars(budget["suspense_usd"]), dollars(budget["remaining_usd"]), dollars(budget["limit_usd"]),
         _ends(budget, now), when(budget["resets_at"], now, unknown="never"),
     )  # fmt: skip
+
+
+def _state(share: float) -> str:
+    """How well off a budget is of which so much is taken."""
+    return next((state for least, state in STATES if share >= least), "settled")
 
 
 def _ends(budget: Told, now: datetime) -> Markup:
