@@ -1,19 +1,25 @@
 """What requests really cost, told from outside: booked once, in every budget they are in, and by what they are more."""
 
 import asyncio
+import sys
+from collections.abc import Mapping
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.budget import BudgetScope
 from apikeyrouter.domain.models.system_error import InvalidRequestError
+from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.simulator import SimulatorProcess
 from tests.router.house import house, until
+from tests.router.telling import TOLD, totals
 from tests.router.test_cost_controller import SCOPES, settled
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
+PROCESSES, REQUESTS = 2, 150
 
 
 async def test_a_request_served_elsewhere_is_booked_in_every_budget_it_is_in(
@@ -77,7 +83,7 @@ async def test_a_total_that_was_noted_and_not_booked_is_booked_with_the_next(
         desk = made.router.cost_controller
         budget = await desk.create_budget("team", 10, scope_id="blue")
         await store.save_note("recorded-cost", "batch-7", {"booked": 0, "booking": 10**9}, seconds=60)
-        assert await desk.record_actual_cost("batch-7", 3, team="blue") == 3
+        assert await desk.record_actual_cost("batch-7", 3, team="blue") == 2  # the other dollar is the noted one's
         assert (await desk.get_budget_status(budget.id)).settled == 3
 
 
@@ -104,3 +110,59 @@ async def test_what_another_process_has_served_and_told_is_known(simulator: Simu
             return (await other.router.cost_controller.get_budget_status(budget.id)).settled == Decimal("0.25")
 
         await until(booked)
+
+
+async def test_processes_that_tell_different_totals_at_once_book_the_highest_of_each(
+    simulator: SimulatorProcess, redis_url: str
+) -> None:
+    async with house(simulator, RedisStateStore(redis_url), ["a1"]) as made:
+        desk = made.router.cost_controller
+        budget = await desk.create_budget("team", 10_000, "total", scope_id=TOLD)
+        others = [
+            await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "tests.router.telling", redis_url, str(seed), str(REQUESTS),
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            )
+            for seed in range(PROCESSES)
+        ]  # fmt: skip
+        for each in others:
+            assert each.stdout is not None
+            assert await each.stdout.readline() == b"ready\n"
+        told = await asyncio.gather(*(each.communicate(b"go\n") for each in others))
+        assert [each.returncode for each in others] == [0] * PROCESSES
+        highest = sum(map(max, *(totals(seed, REQUESTS) for seed in range(PROCESSES))))
+        assert (await desk.get_budget_status(budget.id)).settled == highest
+        assert sum(Decimal(text.decode()) for text, _ in told) == highest
+
+
+class OwnStore(InMemoryStateStore):
+    """A user's own, that keeps no notes."""
+
+    async def save_note(self, kind: str, note_id: str, note: Mapping[str, Any], *, seconds: int) -> None:
+        """Refused, as the interface has it."""
+        await StateStore.save_note(self, kind, note_id, note, seconds=seconds)
+
+    async def get_note(self, kind: str, note_id: str) -> dict[str, Any] | None:
+        """None, as the interface has it."""
+        return await StateStore.get_note(self, kind, note_id)
+
+    async def replace_note(
+        self, kind: str, note_id: str, known: Mapping[str, Any] | None, note: Mapping[str, Any], *, seconds: int
+    ) -> bool:
+        """As the interface has it."""
+        return await StateStore.replace_note(self, kind, note_id, known, note, seconds=seconds)
+
+
+async def test_over_a_store_that_keeps_no_notes_one_process_is_exact(simulator: SimulatorProcess) -> None:
+    async with house(simulator, OwnStore(), ["a1"]) as made:
+        desk = made.router.cost_controller
+        budget = await desk.create_budget("team", 10, scope_id="blue")
+        await asyncio.gather(
+            *(desk.record_actual_cost("batch-9", cost, team="blue") for cost in range(1, 6)), return_exceptions=True
+        )
+        assert (await desk.get_budget_status(budget.id)).settled == 5
+        assert await desk.record_actual_cost("batch-9", 6, team="blue") == 1
+        assert await desk.record_actual_cost("batch-9", 6, team="blue") == 0
+        with pytest.raises(InvalidRequestError, match="less than the 6 dollars"):
+            await desk.record_actual_cost("batch-9", 1, team="blue")
+        assert (await desk.get_budget_status(budget.id)).settled == 6

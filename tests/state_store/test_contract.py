@@ -30,6 +30,7 @@ CHANGED_AT_ONCE = {
     "test_counters_add_up",
     "test_a_watcher_hears_of_changes_with_kind_and_id",
     "test_health_is_good_and_a_closed_store_connects_anew",
+    "test_of_many_who_replace_a_note_at_once_one_does",
 }
 """What FerretDB 1 cannot keep, as it reads and writes in two steps; so the store refuses it (test_mongo_store.py)."""
 
@@ -333,3 +334,33 @@ async def test_notes_go_by_themselves_and_nobody_is_told(store: StateStore) -> N
         while await store.get_note("made", "resp_2") is not None:
             await asyncio.sleep(0.05)
     assert await store.get_note("made", "resp_1") == {"model": "n"}
+
+
+async def test_a_note_is_replaced_only_as_it_was_read(store: StateStore) -> None:
+    async def replace(known: dict[str, int] | None, note: dict[str, int], *, seconds: int = 60) -> bool:
+        return await store.replace_note("made", "resp_1", known, note, seconds=seconds)
+
+    assert not await replace({"at": 1}, {"at": 2})
+    assert await store.get_note("made", "resp_1") is None
+    assert await replace(None, {"at": 1})
+    assert not await replace(None, {"at": 5})
+    assert not await replace({"at": 2}, {"at": 5})
+    assert await store.get_note("made", "resp_1") == {"at": 1}
+    assert await replace({"at": 1}, {"at": 1, "to": 2}, seconds=1)
+    async with asyncio.timeout(20):
+        while await store.get_note("made", "resp_1") is not None:
+            await asyncio.sleep(0.05)
+    assert not await replace({"at": 1, "to": 2}, {"at": 5})
+    assert await replace(None, {"at": 7})
+    assert await store.get_note("made", "resp_1") == {"at": 7}
+
+
+async def test_of_many_who_replace_a_note_at_once_one_does(store: StateStore) -> None:
+    known = None
+    for turn in range(3):
+        notes = [{"turn": turn, "by": number} for number in range(20)]
+        tries = (store.replace_note("made", "resp_1", known, note, seconds=60) for note in notes)
+        done = await asyncio.gather(*tries)
+        assert sum(done) == 1
+        known = notes[done.index(True)]
+        assert await store.get_note("made", "resp_1") == known

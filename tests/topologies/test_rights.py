@@ -129,6 +129,7 @@ async def every_entity(store: RedisStateStore) -> None:
     await store.delete_document("kind", "id")
     await store.save_note("kind", "id", {}, seconds=10)
     await store.get_note("kind", "id")
+    await store.replace_note("kind", "id", {}, {"a": 1}, seconds=10)
     await store.add_counts("key_failures", {"k1": 1})
     await store.get_counts("key_failures", ["k1"])
     await store.version()

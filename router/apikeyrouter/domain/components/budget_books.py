@@ -14,7 +14,6 @@ from apikeyrouter.domain.models.accounting import (
     Charge,
     Outcome,
     ReserveRequest,
-    Result,
     ScopeConfig,
     ScopeState,
     Settlement,
@@ -84,14 +83,13 @@ class BudgetBooks:
         end_us = self._period(scope, self._now_us())[1]
         return None if end_us is None else datetime.fromtimestamp(end_us / 1e6, UTC)
 
-    async def book(self, scopes: Sequence[str], spent_nanousd: int, idempotency_key: str | None) -> bool:
-        """Open and settle a reservation that nothing refuses; whether this call did it.
+    async def book(self, scopes: Sequence[str], spent_nanousd: int, idempotency_key: str | None) -> None:
+        """Open and settle a reservation that nothing refuses.
 
         Between the two it is held, so that a crash leaves it in suspense and not in the dark.
         """
         rid = _rid(idempotency_key)
         charge = Charge(expected_nanousd=spent_nanousd, bound_nanousd=spent_nanousd)
-        booked = False
         for at in range(0, len(scopes), SHARED_SCOPES_MAX):
             page = tuple(scopes[at : at + SHARED_SCOPES_MAX])
             request = ReserveRequest(
@@ -99,14 +97,12 @@ class BudgetBooks:
                 candidates=(Candidate(lanes=(ELSEWHERE_LANE,), charge=charge),),
             )  # fmt: skip
             await self._ledger.reassert(request, index=0)
-            settled = await self._ledger.settle(
+            await self._ledger.settle(
                 Settlement(
                     rid=request.rid, input_tokens=0, output_tokens=0, cost_nanousd=spent_nanousd,
                     outcome=Outcome.NEUTRAL,
                 )
             )  # fmt: skip
-            booked = booked or settled.result is Result.OK
-        return booked
 
 
 def _as_of(start_us: int, scope: ScopeConfig, state: ScopeState | None) -> ScopeState:

@@ -375,12 +375,13 @@ class CostController:
         client: str | None = None,
         model: str | None = None,
     ) -> Decimal:
-        """Book what a request really cost in every budget that applies to it; what was booked by this call.
+        """Book what a request really cost in every budget that applies to it; the dollars that this call added.
 
         `request_id` is the idempotency key, and the cost is its total: a repeat within a day books nothing, a higher
-        total what it is more. A request that a router on the store served lately is booked already, and whoever it was
-        for is known. Of any other request say whose it was. A hard budget that has booked the bound of a request, for
-        nobody told what it used, has no more to book for it.
+        total what it is more, exactly, also where processes tell theirs in the same instant. A request that a router
+        on the store served lately is booked already, and whoever it was for is known. Of any other request say whose
+        it was. A hard budget that has booked the bound of a request, for nobody told what it used, has no more to book
+        for it.
 
         Raises:
             InvalidRequestError: the amount is negative or no number, or less than what is booked for the request: the
@@ -397,8 +398,8 @@ class CostController:
         rules = self._applying(team, client, provider_id, key_id, model or "")
         scopes = [rule.scope.id for rule in rules if not (bounded and rule.scope.hard)]
 
-        async def book(idempotency_key: str, spent: int) -> bool:
-            return await self._books.book(scopes, spent, idempotency_key)
+        async def book(idempotency_key: str, spent: int) -> None:
+            await self._books.book(scopes, spent, idempotency_key)
 
         booked = (facts.cost_nanousd or 0) if facts is not None and served else 0
         if not scopes and total >= booked:

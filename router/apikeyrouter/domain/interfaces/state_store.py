@@ -257,6 +257,18 @@ class StateStore(ABC):
         """A note, or None. Default: None."""
         return None
 
+    async def replace_note(
+        self, kind: str, note_id: str, known: Mapping[str, Any] | None, note: Mapping[str, Any], *, seconds: int
+    ) -> bool:
+        """Save a note if the one that is kept still is `known`, as it was read (None: there is none); whether it was.
+
+        Default: it is read and saved in two steps, between which another process may save its own.
+        """
+        if await self.get_note(kind, note_id) != known:
+            return False
+        await self.save_note(kind, note_id, note, seconds=seconds)
+        return True
+
     async def add_counts(self, kind: str, counts: Mapping[str, int]) -> None:  # noqa: B027 (a default)
         """Add to counters of a kind, e.g. failures by key id. Default: not kept."""
 

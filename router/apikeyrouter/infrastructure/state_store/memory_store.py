@@ -145,18 +145,23 @@ class InMemoryStateStore(StateStore):
 
     async def save_note(self, kind: str, note_id: str, note: Mapping[str, Any], *, seconds: int) -> None:
         """Save a small JSON document for a while; the oldest go when there are too many."""
-        text = encode_document(note)
         with self._lock:
-            self._notes.pop((check_kind(kind), note_id), None)
-            self._notes[kind, note_id] = (time.monotonic() + seconds, text)
-            if len(self._notes) > NOTES_MAX:
-                del self._notes[next(iter(self._notes))]
+            self._keep_note(kind, note_id, note, seconds)
 
     async def get_note(self, kind: str, note_id: str) -> dict[str, Any] | None:
         """A note, or None."""
         with self._lock:
-            until, text = self._notes.get((check_kind(kind), note_id), (0.0, ""))
-        return decode_document(text, where=f"{kind} {note_id}") if time.monotonic() < until else None
+            return self._note(kind, note_id)
+
+    async def replace_note(
+        self, kind: str, note_id: str, known: Mapping[str, Any] | None, note: Mapping[str, Any], *, seconds: int
+    ) -> bool:
+        """Save a note if it still is as it was read."""
+        with self._lock:
+            if self._note(kind, note_id) != known:
+                return False
+            self._keep_note(kind, note_id, note, seconds)
+            return True
 
     async def add_counts(self, kind: str, counts: Mapping[str, int]) -> None:
         """Add to counters of a kind."""
@@ -192,6 +197,17 @@ class InMemoryStateStore(StateStore):
             return False
         self._changed("key", key_id)
         return True
+
+    def _note(self, kind: str, note_id: str) -> dict[str, Any] | None:
+        until, text = self._notes.get((check_kind(kind), note_id), (0.0, ""))
+        return decode_document(text, where=f"{kind} {note_id}") if time.monotonic() < until else None
+
+    def _keep_note(self, kind: str, note_id: str, note: Mapping[str, Any], seconds: int) -> None:
+        text = encode_document(note)
+        self._notes.pop((check_kind(kind), note_id), None)
+        self._notes[kind, note_id] = (time.monotonic() + seconds, text)
+        if len(self._notes) > NOTES_MAX:
+            del self._notes[next(iter(self._notes))]
 
     def _all(self, entity_type: str) -> list[Any]:
         match entity_type:

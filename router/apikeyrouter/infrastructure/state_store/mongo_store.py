@@ -294,6 +294,22 @@ class MongoStateStore(StateStore):
             found = await self._at("notes").find_one({"_id": name})
         return None if found is None or found["until"] <= time.time() else decode_document(found["e"], where=name)
 
+    async def replace_note(
+        self, kind: str, note_id: str, known: Mapping[str, Any] | None, note: Mapping[str, Any], *, seconds: int
+    ) -> bool:
+        """Save a note if it still is as it was read, in one step."""
+        from pymongo.errors import DuplicateKeyError
+
+        name, now = _document_id(kind, note_id), time.time()
+        kept = {"until": {"$lte": now}} if known is None else {"e": encode_document(known), "until": {"$gt": now}}
+        update = {"$set": {"e": encode_document(note), "until": now + seconds}}
+        with self._errors():
+            try:
+                done = await self._at("notes").update_one({"_id": name, **kept}, update, upsert=known is None)
+            except DuplicateKeyError:  # there is one, and it is not over
+                return False
+        return bool(done.matched_count or done.upserted_id)
+
     async def add_counts(self, kind: str, counts: Mapping[str, int]) -> None:
         """Add to counters of a kind."""
         from pymongo import UpdateOne

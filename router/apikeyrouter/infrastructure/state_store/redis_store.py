@@ -61,6 +61,12 @@ return redis.call('INCR', KEYS[2])
 KEYS keys, version, transitions, quota. ARGV id, text read ('': none), text to write ('': forget), cap of the trail,
 count of quota fields, those fields, entries of the trail.
 """
+_REPLACE_NOTE = """
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+return 1
+"""
+"""Writes a note if it still is what was read. KEYS note. ARGV text read ('': none), text to write, seconds to live."""
 
 M = TypeVar("M", bound=EdgeModel)
 
@@ -215,6 +221,15 @@ class RedisStateStore(StateStore):
         with self._errors():
             text = await self._redis.get(name)
         return None if text is None else decode_document(text, where=name)
+
+    async def replace_note(
+        self, kind: str, note_id: str, known: Mapping[str, Any] | None, note: Mapping[str, Any], *, seconds: int
+    ) -> bool:
+        """Save a note if it still is as it was read, in one step."""
+        name = self._at(f"note:{check_kind(kind)}:{note_id}")
+        given = ("" if known is None else encode_document(known), encode_document(note), seconds)
+        with self._errors():
+            return bool(await cast("Any", self._redis).eval(_REPLACE_NOTE, 1, name, *given))
 
     async def add_counts(self, kind: str, counts: Mapping[str, int]) -> None:
         """Add to counters of a kind."""
