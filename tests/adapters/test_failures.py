@@ -62,6 +62,9 @@ CASES: list[tuple[str, str, int, dict[str, str], bytes]] = [
     ("openai.model", "", 400, {}, openai(code="model_not_found")),
     ("openai.model_text", "", 404, {}, openai("The model `x` does not exist or you do not have access to it.")),
     ("openai.too_long", "", 400, {}, openai(code="context_length_exceeded")),
+    ("openai.too_long_text", "vllm", 400, {}, openai(
+        "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens.",
+        type="BadRequestError", code=400)),
     ("openai.caller", "", 400, {}, openai(code="content_filter")),
     ("openai.overloaded", "", 503, {}, openai(type="service_unavailable_error", code="server_is_overloaded")),
     ("openai.unavailable", "", 503, {}, openai(type="service_unavailable_error")),
@@ -173,7 +176,7 @@ FOLLOWS = {
     "P": "openai.flex_busy openai.overloaded openai.unavailable openai.failed groq.flex anthropic.cmek_busy "
     "anthropic.overloaded anthropic.timeout anthropic.api gemini.late gemini.overloaded gemini.down bedrock.loading "
     "bedrock.model_failed any.late any.conflict any.overloaded any.provider",
-    "N": "openai.caller openai.too_long gemini.too_long mistral.too_long "
+    "N": "openai.caller openai.too_long openai.too_long_text gemini.too_long mistral.too_long "
     "openrouter.in_flight_never openrouter.moderation anthropic.long_prompt anthropic.size "
     "any.size any.caller",
     "N*": "openai.too_large groq.too_large",

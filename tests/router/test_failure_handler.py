@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -266,7 +266,7 @@ async def test_reducing_the_load_takes_nine_attempts_of_ten_away_at_once(
     simulator: SimulatorProcess, store: StateStore
 ) -> None:
     async with house(simulator, store, ["a1"]) as made:
-        before = await offered(made)
+        before, asked = await offered(made), datetime.now(UTC)
         await made.router.failure_handler.reduce_load_on_failure("a1", "openai")
         assert await offered(made) <= before // 10
         circuit = await made.router.failure_handler.get_circuit_state("a1")
@@ -276,6 +276,7 @@ async def test_reducing_the_load_takes_nine_attempts_of_ten_away_at_once(
         again = await made.router.failure_handler.get_circuit_state("a1")
         assert again.until is not None
         assert first is not None
+        assert first - asked > timedelta(seconds=9.9), "nine of ten stay away for ten seconds"
         assert again.until > first
 
 
@@ -283,7 +284,7 @@ async def test_a_reduced_load_is_restored_when_the_monitored_key_works(
     simulator: SimulatorProcess, store: StateStore
 ) -> None:
     async with house(simulator, store, ["a1"]) as made:
-        for _ in range(4):  # five seconds, doubled three times
+        for _ in range(4):  # ten seconds, doubled three times
             await made.router.failure_handler.reduce_load_on_failure("a1", "openai")
         until_then = (await made.router.failure_handler.get_circuit_state("a1")).until
         await made.router.failure_handler.monitor_recovery("a1")

@@ -29,7 +29,9 @@ TOLD_KINDS = frozenset({AVOIDED, ANSWERED})
 """Documents in which processes tell each other of failures."""
 
 ATTEMPTS_MAX = 3
-REDUCED_SECONDS = 5.0
+BACK_OFF_SECONDS = 5.0
+REDUCED_SECONDS = 10.0
+"""How long a load that is reduced for the first time stays away."""
 REDUCED_SECONDS_MAX = 300.0
 BRIDGE_SECONDS = 2.0
 """How long a key that was put out comes last even where the store still has its old state."""
@@ -128,7 +130,7 @@ class FailureHandler:
         elif action is FailureAction.COOL:
             await self._move(key, KeyState.Throttled, failure.message, stated or self.cooldown_seconds)
         elif action is FailureAction.BACK_OFF:
-            await self._cool(key_lane(key_id), stated or REDUCED_SECONDS, failure.message)
+            await self._cool(key_lane(key_id), stated or BACK_OFF_SECONDS, failure.message)
         elif action in PUTS_OUT:
             found = put_out(failure, key, self._catalogue.keys.values(), now_us=self._wall_us())
             await asyncio.gather(*self._put_out(found, failure))
@@ -151,7 +153,7 @@ class FailureHandler:
         return circuit_of(key_id, lanes, now_us=self._snapshot.ledger_us(time.perf_counter()))
 
     async def reduce_load_on_failure(self, key_id: str, provider_id: str) -> None:
-        """Let nobody in the fleet use this key, nor its provider, for a while: five seconds, doubled at each call up
+        """Let nobody in the fleet use this key, nor its provider, for a while: ten seconds, doubled at each call up
         to five minutes until the provider has answered well again.
 
         Raises:

@@ -117,6 +117,7 @@ OPENAI_ROWS: tuple[Row, ...] = (
     _row("openai.model", SKIP, 400, 403, 404, words="model_not_found deploymentnotfound"),
     _row("openai.model_text", SKIP, 404, text=r"\bmodel\b.{0,200}\b(?:does not exist|not found|no access)"),
     _row("openai.too_long", TOO_LONG, 400, words="context_length_exceeded exceed_context_size_error"),
+    _row("openai.too_long_text", TOO_LONG, 400, text=r"\bmaximum (?:context|model) length\b"),
     _row(
         "openai.caller",
         REJECT,
