@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -99,13 +100,20 @@ async def test_declared_groups_are_left_alone_and_the_contradiction_is_told(
         assert groups == ["one", "two"]
 
 
+def where_it_is_morning() -> str:
+    """A time zone whose day has most of its hours before it: what a day still allows is learned by when it ends."""
+    ahead = (6 - datetime.now(UTC).hour + 12) % 24 - 12
+    return f"Etc/GMT{-ahead:+d}"
+
+
 async def test_counters_that_fall_together_are_told_and_one_word_of_the_operator_makes_them_one(
     store: StateStore,
 ) -> None:
     """Nothing in these answers names an organisation; of a day's requests they tell what is left."""
     limit = 400
     heard: list[Mapping[str, Any]] = []
-    organisation = {"id": "org-g", "dialect": "groq", "keys": [A1, A2], "limits": [{"rpd": limit, "kind": "fixed"}]}
+    day = {"rpd": limit, "kind": "calendar", "timezone": where_it_is_morning()}
+    organisation = {"id": "org-g", "dialect": "groq", "keys": [A1, A2], "limits": [day]}
     async with (
         local_simulator({"organisations": [organisation]}) as groq,
         ApiKeyRouter(state_store=store, config={"encryption_key": MASTER_KEY}) as router,
