@@ -237,3 +237,39 @@ async def test_policies_configured_at_once_are_all_in_force(simulator: Simulator
         assert set(await used(made)) == {"b1"}
         await asyncio.gather(*(engine.delete_policy(one.id) for one in both), made.router._refresh())
         assert set(await used(made, 9)) == {"a1", "a2", "b1"}
+
+
+async def test_what_the_engine_says_of_policies_is_what_requests_meet(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    wide = policy({"allowed_keys": ["a1", "b1"]}, id="wide")
+    blue = policy({"denied_providers": ["other"]}, id="blue", scope="team", scope_id="blue")
+    red = policy({"allowed_keys": ["a2"]}, id="red", scope="team", scope_id="red")
+    async with house(simulator, store, ["a1", "a2", "b1"]) as made:
+        engine = made.router.policy_engine
+        for one in (blue, wide, red):
+            await made.router.configure_policy(one)
+
+        # evaluate_policy: a key serves where every policy that applies allows it
+        applying = await engine.get_applicable_policies("team", scope_id="blue")
+        assert [one.id for one in applying] == ["blue", "wide"]
+        allowed = set()
+        for key in await made.router.key_manager.list_keys():
+            context = {"team": "blue", "key_id": key.id, "provider_id": key.provider_id}
+            if all([(await engine.evaluate_policy(one, context)).allowed for one in applying]):
+                allowed.add(key.id)
+        assert set(await used(made, team="blue")) == allowed == {"a1"}
+
+        # find_policy_conflicts: what it says leaves nothing does
+        (conflict,) = [one for one in await engine.find_policy_conflicts() if "nothing is left" in one.explanation]
+        assert set(conflict.policy_ids) == {"red", "wide"}
+        with pytest.raises(PolicyDeniedError):
+            await made.route(team="red")
+
+        # resolve_policy_conflicts: one policy in the place of several
+        merged = await engine.resolve_policy_conflicts(applying)
+        for one in (blue, wide, red):
+            await engine.delete_policy(one.id)
+        assert set(await used(made, team="blue")) == {"a1", "a2", "b1"}
+        await made.router.configure_policy(merged)
+        assert set(await used(made, team="blue")) == {"a1"}

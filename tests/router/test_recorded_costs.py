@@ -112,27 +112,52 @@ async def test_what_another_process_has_served_and_told_is_known(simulator: Simu
         await until(booked)
 
 
+async def telling(redis_url: str, seed: int) -> asyncio.subprocess.Process:
+    """A process that tells totals as soon as it is given a line."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.router.telling", redis_url, str(seed), str(REQUESTS),
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"ready\n"
+    return process
+
+
 async def test_processes_that_tell_different_totals_at_once_book_the_highest_of_each(
     simulator: SimulatorProcess, redis_url: str
 ) -> None:
     async with house(simulator, RedisStateStore(redis_url), ["a1"]) as made:
         desk = made.router.cost_controller
         budget = await desk.create_budget("team", 10_000, "total", scope_id=TOLD)
-        others = [
-            await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tests.router.telling", redis_url, str(seed), str(REQUESTS),
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            )
-            for seed in range(PROCESSES)
-        ]  # fmt: skip
-        for each in others:
-            assert each.stdout is not None
-            assert await each.stdout.readline() == b"ready\n"
+        others = [await telling(redis_url, seed) for seed in range(PROCESSES)]
         told = await asyncio.gather(*(each.communicate(b"go\n") for each in others))
         assert [each.returncode for each in others] == [0] * PROCESSES
         highest = sum(map(max, *(totals(seed, REQUESTS) for seed in range(PROCESSES))))
         assert (await desk.get_budget_status(budget.id)).settled == highest
         assert sum(Decimal(text.decode()) for text, _ in told) == highest
+
+
+async def test_what_a_killed_process_has_begun_is_booked_once_with_the_next_total(
+    simulator: SimulatorProcess, redis_url: str
+) -> None:
+    async with house(simulator, RedisStateStore(redis_url), ["a1"]) as made:
+        desk = made.router.cost_controller
+        budget = await desk.create_budget("team", 10_000, "total", scope_id=TOLD)
+        other = await telling(redis_url, 0)
+        assert other.stdin is not None
+        other.stdin.write(b"go\n")
+
+        async def begun() -> bool:
+            return (await desk.get_budget_status(budget.id)).settled > 20
+
+        await until(begun)
+        other.kill()
+        await other.wait()
+        for number in range(REQUESTS):
+            await desk.record_actual_cost(f"r{number}", 10, team=TOLD)
+        status = await desk.get_budget_status(budget.id)
+        assert status.settled == 10 * REQUESTS
+        assert status.held == status.suspense == 0
 
 
 class OwnStore(InMemoryStateStore):
