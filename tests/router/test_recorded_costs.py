@@ -160,6 +160,31 @@ async def test_what_a_killed_process_has_begun_is_booked_once_with_the_next_tota
         assert status.held == status.suspense == 0
 
 
+async def test_a_request_that_was_served_and_is_not_remembered_is_refused_and_not_booked_twice(
+    simulator: SimulatorProcess, redis_url: str
+) -> None:
+    store = RedisStateStore(redis_url, max_decisions=2)
+    async with house(simulator, store, ["a1"]) as made:
+        desk = made.router.cost_controller
+        made.router.settings = made.router.settings.model_copy(update={"max_decisions": 2})
+        budget = await desk.create_budget("team", 10, "total", scope_id="blue")
+        first = await made.route(team="blue")
+        assert first.cost is not None
+        assert await desk.record_actual_cost(first.request_id, 1) == 1 - first.cost.amount
+    async with house(simulator, RedisStateStore(redis_url, max_decisions=2), ["a1"]) as other:
+        desk = other.router.cost_controller
+        asked = [(await other.route(team="blue")).request_id for _ in range(4)]
+        await settled(other)
+        before = (await desk.get_budget_status(budget.id)).settled
+        assert await desk.record_actual_cost(first.request_id, 1) == 0, "as it was told"
+        for request_id in (first.request_id, f"req_{'0' * 32}"):
+            with pytest.raises(InvalidRequestError, match="what it booked is not known") as caught:
+                await desk.record_actual_cost(request_id, 2, team="blue")
+            assert caught.value.field == "request_id"
+        assert (await desk.get_budget_status(budget.id)).settled == before
+        assert await desk.record_actual_cost(asked[-1], 2) < 2
+
+
 class OwnStore(InMemoryStateStore):
     """A user's own, that keeps no notes."""
 

@@ -35,17 +35,21 @@ class RecordedCosts:
         self._local: dict[str, dict[str, int]] = {}
         self._turns = Declared(store, KIND)
 
-    async def raise_to(self, request_id: str, total: int, *, booked: int, book: Book) -> int:
+    async def raise_to(self, request_id: str, total: int, *, booked: int | None, book: Book) -> int:
         """Bring what is booked for a request to a total; the nano-dollars that this call's total added.
 
-        `booked`: what its own end has booked already. A repeat of the same total adds nothing, nor does a step of
-        another call that is booked besides.
+        `booked`: what its own end has booked already; None: nobody remembers. A repeat of the same total adds nothing,
+        nor does a step of another call that is booked besides.
 
         Raises:
-            InvalidRequestError: more than that is booked.
+            InvalidRequestError: more than that is booked, or what is booked is not known.
             StateStoreError: others told totals of the same request ROUNDS_MAX times meanwhile.
         """
         async with self._turns.turn():
+            if booked is None:
+                if await self._read(request_id) == {"booked": total}:
+                    return 0
+                raise _forgotten(request_id)
             added = 0
             for _ in range(ROUNDS_MAX):
                 read = await self._read(request_id)
@@ -83,4 +87,12 @@ def _lower(request_id: str, known: int) -> InvalidRequestError:
         f"is less than the {dollars(known)} dollars that are booked for {request_id};"
         " what is booked is never lowered, raise the limits of its budgets instead",
         field="actual_cost",
+    )
+
+
+def _forgotten(request_id: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{request_id} was served by a router, and the store remembers it no longer, or not yet: what it booked is not"
+        " known; book what it cost more by update_spending",
+        field="request_id",
     )
