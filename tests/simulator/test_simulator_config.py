@@ -118,3 +118,18 @@ def test_markers_are_read_and_taken_out_of_the_text() -> None:
     assert markers.text == "a  b  c"
     assert read_markers("[[fail:stall_mid_stream:3:1]]").fail == "stall_mid_stream:3:1"
     assert read_markers("[[other]]").text == "[[other]]"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("organisations: []\nseed: 1\nseed: 2\n", "line 3, column 1: 'seed' is written twice"),
+        ("organisations: &a []\nseed: *a\n", "line 2, column 7: aliases"),
+        ("organisations: [", "not valid YAML: line"),
+    ],
+)
+def test_a_yaml_file_is_read_strictly(tmp_path: Path, text: str, complaint: str) -> None:
+    file = tmp_path / "simulator.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=complaint):
+        load_config(str(file))

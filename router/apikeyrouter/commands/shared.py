@@ -8,6 +8,7 @@ import typer
 
 from apikeyrouter.commands.remote import Service, path_of
 from apikeyrouter.domain.models.system_error import ConfigurationError
+from apikeyrouter.strict_yaml import read_yaml
 
 __all__ = ["Expires", "File", "Id", "Name", "Team", "Unset", "delete", "group", "read_file", "settings"]
 
@@ -37,10 +38,8 @@ def settings(**told: Any) -> dict[str, Any]:
 
 def read_file(file: str) -> Any:
     """What a YAML or JSON file says. Errors: ConfigurationError."""
-    import yaml
-
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text()
-        return yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        return read_yaml(text)
+    except (OSError, ValueError) as exc:
         raise ConfigurationError(f"{file}: cannot be read: {exc}") from exc

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from apikeyrouter.simulator.prices import Price, price_of
+from apikeyrouter.strict_yaml import StrictYamlError, read_yaml
 
 __all__ = [
     "Config",
@@ -278,10 +279,10 @@ def default_config() -> dict[str, Any]:
 def _decode(text: str, *, is_yaml: bool) -> object:
     try:
         if is_yaml:
-            import yaml
-
-            return yaml.safe_load(text)
+            return read_yaml(text)
         return json.loads(text, parse_constant=_refuse_constant)
+    except StrictYamlError as error:
+        raise ConfigError(f"the configuration is not valid YAML: {error}") from error
     except ValueError as error:
         raise ConfigError(f"the configuration is not valid JSON: {error}") from error
 

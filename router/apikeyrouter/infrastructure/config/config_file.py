@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field, ValidationError, field_validator, model_validator
 
@@ -39,9 +39,7 @@ from apikeyrouter.infrastructure.config.fields import (
     SuspenseText,
     Weight,
 )
-
-if TYPE_CHECKING:
-    import yaml
+from apikeyrouter.strict_yaml import StrictYamlError, read_yaml
 
 __all__ = [
     "BudgetEntry",
@@ -347,11 +345,12 @@ def load_config(path: str | Path) -> ConfigFile:
 
 def parse_config(text: str | bytes, *, name: str = "configuration") -> ConfigFile:
     """Read the text of a file; `name` is what messages call it. Errors: as `load_config`."""
-    yaml = _yaml()
     try:
-        data = yaml.load(text, Loader=_strict_loader())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as exc:
-        raise ConfigurationError(f"{name}: {_place(exc)}") from exc
+        data = read_yaml(text)
+    except StrictYamlError as exc:
+        raise ConfigurationError(f"{name}: {exc}") from exc
+    except ImportError as exc:
+        raise ConfigurationError("a configuration file needs PyYAML: pip install 'apikeyrouter[proxy]'") from exc
     return read_config({} if data is None else data, name=name)
 
 
@@ -368,43 +367,3 @@ def read_config(data: Any, *, name: str = "configuration") -> ConfigFile:
 
 def _is_mapping(data: object) -> bool:
     return isinstance(data, Mapping) and all(isinstance(key, str) for key in data)
-
-
-def _yaml() -> Any:
-    try:
-        import yaml
-    except ImportError as exc:
-        raise ConfigurationError("a configuration file needs PyYAML: pip install 'apikeyrouter[proxy]'") from exc
-    return yaml
-
-
-def _strict_loader() -> "type[yaml.SafeLoader]":
-    import yaml
-
-    class StrictLoader(yaml.SafeLoader):
-        """The safe loader, without anchors that multiply and without keys that are written twice."""
-
-        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-            if self.check_event(yaml.events.AliasEvent):
-                mark = self.get_event().start_mark  # type: ignore[no-untyped-call]
-                raise yaml.composer.ComposerError(None, None, "aliases are not allowed here", mark)
-            return super().compose_node(parent, index)
-
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            seen: set[Any] = set()
-            for key_node, _ in node.value:
-                key = key_node.value
-                if key in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"{key!r} is written twice", key_node.start_mark
-                    )
-                seen.add(key)
-            return super().construct_mapping(node, deep)
-
-    return StrictLoader
-
-
-def _place(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or type(error).__name__
-    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark is not None else str(problem)
