@@ -21,6 +21,8 @@ from apikeyrouter.domain.models.system_error import (
     InvalidRequestError,
     KeyRegistrationError,
     LedgerError,
+    LedgerUnavailableError,
+    StaleConfigError,
     StateStoreError,
 )
 
@@ -48,7 +50,8 @@ _STATUSES: tuple[tuple[type[ApiKeyRouterError], int, str], ...] = (
     (EncryptionError, 409, "no_encryption_key"),
     (ConfigurationError, 400, "configuration_refused"),
     (InvalidRequestError, 400, "invalid_request"),
-    (LedgerError, 503, "store_unavailable"),
+    (LedgerUnavailableError, 503, "store_unavailable"),
+    (StaleConfigError, 503, "store_unavailable"),
     (StateStoreError, 503, "store_unavailable"),
 )
 _log = structlog.get_logger("apikeyrouter")
@@ -128,6 +131,9 @@ async def _own_error(_: Request, exc: Exception) -> JSONResponse:
     for kind, status, code in _STATUSES:
         if isinstance(exc, kind):
             return error_answer(status, code, str(exc), param=getattr(exc, "field", None) or None)
+    if isinstance(exc, LedgerError):  # the accounting refused what we asked: our fault, and no outage
+        _log.error("ledger.failed", error=str(exc))
+        return error_answer(500, "internal_error", "the accounting refused a call of the router's; see its log")
     return error_answer(500, "internal_error", str(exc))
 
 

@@ -19,6 +19,8 @@ EXTENSION = "apikeyrouter.exchange"
 JOINED_BYTES_MAX = 64 * 1024
 """Up to this size a body is copied behind its head; a larger one is written beside it."""
 _CHUNKED = (b"transfer-encoding", b"chunked")
+_LOOKED_AT = frozenset((b"expect", b"host", b"transfer-encoding"))
+"""Headers that say how the message is to be read."""
 _OF_UPGRADES = (b"connection", b"upgrade", b"http2-settings")
 URLS_MAX = 1024
 _urls: dict[bytes, tuple[str, bytes, bytes]] = {}
@@ -181,6 +183,27 @@ class ServiceProtocol(HttpToolsProtocol):
             self._go_on_as_before(data[exc.args[0] :])
         except httptools.HttpParserError:
             self.send_400_response("this is no HTTP/1.1 request")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, of the head or behind the body."""
+        name = name.lower()
+        if name in _LOOKED_AT:
+            self._look_at(name, value)
+        self.headers.append((name, value))
+
+    def _look_at(self, name: bytes, value: bytes) -> None:
+        """Refuse what somebody in front of us may have read otherwise (RFC 9112, 3.2 and 6.1): two hosts, a transfer
+        coding that is not `chunked` alone. What is raised becomes the parser's error."""
+        if name == b"expect":
+            self.expect_100_continue = self.expect_100_continue or value.lower() == b"100-continue"
+            return
+        if self.headers is _TRAILERS:
+            return
+        for known, _ in self.headers:
+            if known == name:
+                raise ValueError("it is given twice")
+        if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            raise ValueError("an unknown transfer coding")
 
     def send_400_response(self, msg: str) -> None:
         """Say that this cannot be read, where no answer is under way that it would end up in, and close."""

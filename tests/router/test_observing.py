@@ -106,6 +106,20 @@ def where_it_is_morning() -> str:
     return f"Etc/GMT{-ahead:+d}"
 
 
+async def test_a_contradiction_of_many_keys_names_ten_and_says_how_many(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    heard: list[Mapping[str, Any]] = []
+    async with plain(simulator, store) as router:
+        router.subscribe_to_events("quota_group.conflict", heard.append)
+        for n in range(12):
+            key = await router.register_key(f"sk-sim-many-{n}", "openai", {"quota_group": f"group-{n}"})
+            await router.key_manager.learn_organization(key.id, "digest")
+        await until(lambda: len(heard) == 11)
+    assert (heard[-1]["key_count"], heard[-1]["group_count"]) == (12, 12)
+    assert (len(heard[-1]["key_ids"]), len(heard[-1]["groups"])) == (10, 10)
+
+
 async def test_counters_that_fall_together_are_told_and_one_word_of_the_operator_makes_them_one(
     store: StateStore,
 ) -> None:

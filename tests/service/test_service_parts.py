@@ -5,7 +5,9 @@ import json
 import os
 from pathlib import Path
 
+import httpx
 import pytest
+from fastapi import FastAPI
 
 from apikeyrouter.domain.models.accounting import Loss, Reason, RetryKind
 from apikeyrouter.domain.models.call import AttemptFacts, Facts
@@ -14,6 +16,9 @@ from apikeyrouter.domain.models.system_error import (
     ConfigurationError,
     ErrorCategory,
     InvalidRequestError,
+    LedgerConfigError,
+    LedgerError,
+    LedgerProtocolError,
     LedgerUnavailableError,
     NoEligibleKeysError,
     StateStoreError,
@@ -25,6 +30,7 @@ from apikeyrouter.infrastructure.surface.answers import metadata_member, splice_
 from apikeyrouter.infrastructure.surface.problems import problem_headers, problem_of
 from apikeyrouter.serving.answers import outcome_of
 from apikeyrouter_proxy.access_log import AccessLog
+from apikeyrouter_proxy.edge import add_error_handlers
 from apikeyrouter_proxy.metrics import SERIES_MAX, Metrics, add_counters
 from apikeyrouter_proxy.metrics_sharing import DEAD_SECONDS, SharedMetrics
 from apikeyrouter_proxy.options import ProxyOptions
@@ -190,6 +196,25 @@ def test_errors_that_are_none_of_ours_say_nothing_of_themselves() -> None:
     assert (problem.status, problem.code) == (500, "internal_error")
     assert "secret" not in problem.message
     assert problem_of(ApiKeyRouterError("anything"), "openai").status == 500
+
+
+@pytest.mark.parametrize("error", [LedgerConfigError("script refused 17"), LedgerProtocolError("script refused 17")])
+async def test_what_the_accounting_refuses_is_our_fault_and_no_outage(error: LedgerError) -> None:
+    for dialect in ("openai", "anthropic", "gemini"):
+        problem = problem_of(error, dialect)
+        assert (problem.status, problem.code, problem.retry) == (500, "internal_error", False)
+        assert "17" not in problem.message
+    app = FastAPI()
+    add_error_handlers(app)
+
+    @app.get("/")
+    async def refused() -> None:
+        raise error
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        answer = await client.get("/")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert "17" not in answer.text
 
 
 def test_a_store_that_is_away_is_worth_a_retry_in_both_dialects() -> None:

@@ -73,3 +73,42 @@ def test_nothing_free_is_used_up_now_and_nothing_seen_is_no_forecast() -> None:
     assert forecast is not None
     assert (forecast.used_up_at, forecast.lasts) == (MIDNIGHT, False)
     assert SpendHistory(Period.TOTAL).forecast(MIDNIGHT, 1, None) is None
+
+
+def test_a_budget_of_this_minute_is_forecast_from_its_first_spending_and_not_from_the_periods_beginning() -> None:
+    """99 % of a month's budget in 40 s, ten days into the month: it is used up at once."""
+    month, made = MIDNIGHT - timedelta(days=10), MIDNIGHT
+    for first_seen in (0, 5):
+        history = SpendHistory(Period.MONTHLY, unspent_us=us(made) if first_seen else 0)
+        for second in range(first_seen, 41, 5):
+            spent = int(0.99 * 10**9 * second / 40)
+            history.see(us(made + timedelta(seconds=second)), spent, start_us=us(month))
+        now = made + timedelta(seconds=40)
+        forecast = history.forecast(now, 10**7, month + timedelta(days=30))
+        assert forecast is not None
+        assert forecast.used_up_at is not None
+        assert forecast.used_up_at - now < timedelta(seconds=30)
+        assert not forecast.lasts
+        assert 45 < float(forecast.burn_per_hour) < 180  # 89 an hour
+        assert forecast.observed_seconds == 40
+
+
+def test_what_is_unspent_has_no_rate_until_it_is_spent() -> None:
+    history = SpendHistory(Period.MONTHLY)
+    for hour in range(48):
+        history.see(us(MIDNIGHT + timedelta(hours=hour)), 0, start_us=us(MIDNIGHT))
+    now = MIDNIGHT + timedelta(hours=48)
+    assert history.forecast(now, 10**9, None) is None
+    for second in range(0, 60, 5):
+        history.see(us(now + timedelta(seconds=second)), 10**7 * second, start_us=us(MIDNIGHT))
+    forecast = history.forecast(now + timedelta(minutes=1), 10**9, None)
+    assert forecast is not None
+    assert forecast.observed_seconds < 120
+
+
+def test_a_budget_that_was_spent_before_this_process_began_is_forecast_from_its_period() -> None:
+    history = SpendHistory(Period.MONTHLY)
+    history.see(us(MIDNIGHT + timedelta(hours=100)), 100 * 10**9, start_us=us(MIDNIGHT))
+    forecast = history.forecast(MIDNIGHT + timedelta(hours=100), 50 * 10**9, None)
+    assert forecast is not None
+    assert abs(float(forecast.burn_per_hour) - 1.0) < 0.1

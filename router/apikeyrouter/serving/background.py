@@ -45,6 +45,8 @@ STRATEGY_EVERY_SECONDS = 60.0
 LEARNED_EVERY_SECONDS = 30.0
 SAMPLE_EVERY_SECONDS = 5.0
 """How often the books of all budgets are read, for forecasts and thresholds."""
+TOLD_MAX = 10
+"""So many keys and groups are named in one event; how many there are is said beside."""
 _log = EventLog("apikeyrouter")
 
 
@@ -249,7 +251,9 @@ class RouterBackground:
         self.observability.emit("quota_group.suspected", key_id=key_id, other_key_id=other_key_id)
 
     def _report_conflict(self, conflict: Conflict) -> None:
-        self.observability.emit("quota_group.conflict", key_ids=conflict.keys, groups=conflict.groups)
+        told = {"key_ids": conflict.keys[:TOLD_MAX], "groups": conflict.groups[:TOLD_MAX]}
+        counted = {"key_count": len(conflict.keys), "group_count": len(conflict.groups)}
+        self.observability.emit("quota_group.conflict", **told, **counted)
 
     def _announce(self, transition: StateTransition) -> None:
         self.observability.moved(transition)

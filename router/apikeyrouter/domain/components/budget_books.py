@@ -38,10 +38,17 @@ class BudgetBooks:
     ) -> None:
         self._ledger, self._period, self._now_us = ledger, period, now_us
         self._history: dict[str, SpendHistory] = {}
+        self._sampled_us = 0
 
     def forget(self, budget_id: str) -> None:
         """The budget is gone."""
         self._history.pop(budget_id, None)
+
+    async def sample(self, rules: Sequence[BudgetRule]) -> dict[str, ScopeState]:
+        """`states` of all there are: what is first seen after that has spent nothing before."""
+        states = await self.states(rules)
+        self._sampled_us = self._now_us() if rules or self._sampled_us else 0
+        return states
 
     async def states(self, rules: Sequence[BudgetRule]) -> dict[str, ScopeState]:
         """What is booked in each, as of now: one that was never used, or not since its reset, has spent nothing."""
@@ -53,7 +60,10 @@ class BudgetBooks:
         }
         for rule in rules:
             state = states[rule.scope.id]
-            history = self._history.setdefault(rule.scope.id, SpendHistory(rule.scope.period))
+            history = self._history.get(rule.scope.id)
+            if history is None:
+                history = SpendHistory(rule.scope.period, unspent_us=self._sampled_us)
+                self._history[rule.scope.id] = history
             history.see(now_us, state.settled + state.suspense, start_us=state.starts_at_us)
         return states
 

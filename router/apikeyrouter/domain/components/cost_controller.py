@@ -230,7 +230,7 @@ class CostController:
         Called now and then.
         """
         rules = self._catalogue.budget_rules()
-        for id_, state in (await self._books.states(list(rules.values()))).items():
+        for id_, state in (await self._books.sample(list(rules.values()))).items():
             spent, limit = state.settled + state.held + state.suspense, rules[id_].scope.limit_nanousd
             passed = max((percent for percent in THRESHOLDS if spent * 100 >= limit * percent), default=0)
             start, told = self._passed.get(id_, (-1, 0))

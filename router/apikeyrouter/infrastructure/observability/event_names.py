@@ -88,8 +88,9 @@ _TABLE = (
         help="Two keys of different quota groups seem to have one counter at their provider; declare one group.",
     ),
     EventName(
-        name="quota_group.conflict", level=WARNING, fields=("key_ids", "groups"),
-        help="Keys of one organisation were declared to be in several quota groups, so that each is counted alone.",
+        name="quota_group.conflict", level=WARNING, fields=("key_ids", "groups", "key_count", "group_count"),
+        help="Keys of one organisation were declared to be in several quota groups, so that each is counted alone. "
+        "Ten at most are named.",
     ),
     EventName(
         name="budget.soft_exceeded", level=DEBUG, fields=("scope",),

@@ -18,10 +18,11 @@ from apikeyrouter.domain.models.system_error import (
     ClockSuspectError,
     ErrorCategory,
     InvalidRequestError,
-    LedgerError,
+    LedgerUnavailableError,
     ModelNotFoundError,
     NoEligibleKeysError,
     PolicyDeniedError,
+    StaleConfigError,
     StateStoreError,
     SystemError,
     UnsupportedEndpointError,
@@ -91,7 +92,7 @@ def problem_of(error: BaseException, dialect: str) -> Problem:
     if isinstance(error, ClockSuspectError):
         message = "the accounting store's clock is in doubt, so hard budgets refuse; try again"
         return _unavailable("clock_suspect", message, dialect, after_ms=_ms(error.retry_after))
-    if isinstance(error, (LedgerError, StateStoreError)):
+    if isinstance(error, (LedgerUnavailableError, StaleConfigError, StateStoreError)):
         return _unavailable("store_unavailable", "the accounting store cannot be reached; try again", dialect)
     return Problem(status=500, type="api_error", code="internal_error", message="an error in the router; see its log")
 
