@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from apikeyrouter import ApiKeyRouter
-from apikeyrouter.domain.models.api_key import KeyState
+from apikeyrouter.domain.interfaces.state_store import KeyDecision
+from apikeyrouter.domain.models.api_key import APIKey, KeyChange, KeyState
 from apikeyrouter.infrastructure.config.compile import compile_config
 from apikeyrouter.infrastructure.config.compiled import CompiledConfig
 from apikeyrouter.infrastructure.config.config_file import read_config
@@ -56,6 +57,39 @@ async def test_a_file_that_is_applied_again_puts_right_what_was_changed_meanwhil
     assert after["k1"].state is KeyState.Available
     assert materials == {f"k{n}": f"sk-{n}" for n in range(4)}
     assert after["k3"].updated_at == before["k3"].updated_at
+
+
+class Asked(RedisStateStore):
+    """Counts what is asked about single keys."""
+
+    asked = 0
+
+    async def get_key(self, key_id: str) -> APIKey | None:
+        """As ever."""
+        self.asked += 1
+        return await super().get_key(key_id)
+
+    async def change_key(self, key_id: str, decide: KeyDecision) -> KeyChange | None:
+        """As ever."""
+        self.asked += 1
+        return await super().change_key(key_id, decide)
+
+
+async def test_a_process_that_begins_takes_over_what_another_registered_and_registers_only_what_is_new(
+    redis_url: str,
+) -> None:
+    asked = []
+    for count in (50, 50, 51):
+        store = Asked(redis_url)
+        async with ApiKeyRouter(store, config={"encryption_key": MASTER_KEY}) as router:
+            await router.start()
+            before = store.asked
+            await router.apply(compiled(count))
+            asked.append(store.asked - before)
+            assert len(router.catalogue.keys) == count
+            assert str.__str__(router.catalogue.keys["k7"].material) == "sk-7"
+    assert asked[0] >= 50
+    assert asked[1:] == [0, 1]
 
 
 async def test_others_wait_for_a_change_that_takes_longer_than_its_note_lasts(

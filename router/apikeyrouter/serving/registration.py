@@ -344,6 +344,8 @@ class RouterRegistration(RouterLife):
         self._patience.asked_max_ms = config.routing.wait_asked_max_ms
         self._waiting.lines.length_max = config.routing.wait_queue_max
         found = {key.id: key for key in stored}
+        if any(record.id in found and record.id not in self.catalogue.keys for record in config.keys):
+            await self.key_manager.refresh()  # another process has registered them: take them over, all at once
         for record in config.keys:
             await self._apply_key(record, found.get(record.id))
         for key_id in dropped:
