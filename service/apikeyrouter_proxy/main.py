@@ -16,7 +16,6 @@ from apikeyrouter.infrastructure.surface.routes import PREFIXES, ROUTES, Route, 
 from apikeyrouter_proxy.data_plane import Receive, Send
 from apikeyrouter_proxy.edge import Edge, add_error_handlers, error_answer
 from apikeyrouter_proxy.management import aliases, management
-from apikeyrouter_proxy.openapi import with_data_plane
 from apikeyrouter_proxy.operations import operations
 from apikeyrouter_proxy.runtime import Runtime
 from apikeyrouter_proxy.signals import signals_heard
@@ -93,6 +92,8 @@ class Service(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The description of everything, the data plane included."""
         if not self.openapi_schema:
+            from apikeyrouter_proxy.openapi import with_data_plane  # few workers are ever asked
+
             self.openapi_schema = with_data_plane(super().openapi())
         return self.openapi_schema
 

@@ -33,6 +33,7 @@ from apikeyrouter.serving.replaying import Replay
 BATCH_MAX = 64
 FLUSH_SECONDS = 0.005
 RETRY_SECONDS_MAX = 2.0
+ACKNOWLEDGE_MAX = 128
 ACKNOWLEDGE_SECONDS = 1.0
 KEEP_SECONDS = 0.05
 """While ends cannot be delivered, what comes is on disk after about so long."""
@@ -355,8 +356,9 @@ class Bookkeeper:
             _log.error("settlement.refused", rid=end.rid.hex(), error=f"the reservation is {state}")
 
     async def acknowledge(self) -> None:
-        """Let tombstones of what was booked REPLAY_SECONDS ago go, once a second."""
-        if time.perf_counter() >= self._acknowledge_at and self._ledger.forgotten == self._remembered:
+        """Let tombstones of what was booked REPLAY_SECONDS ago go, once a second; under load, a page at a time."""
+        due = self._booked.beyond >= ACKNOWLEDGE_MAX or time.perf_counter() >= self._acknowledge_at
+        if due and self._ledger.forgotten == self._remembered:
             self._acknowledge_at = time.perf_counter() + ACKNOWLEDGE_SECONDS
             await self._acknowledge(self._booked.leaving())
 

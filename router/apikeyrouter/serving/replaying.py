@@ -8,8 +8,8 @@ __all__ = ["REPLAY_MAX", "REPLAY_SECONDS", "Replay"]
 
 REPLAY_SECONDS = 10.0
 """So old may a write be that the next server lacks: a primary that hears from no replica is to stop before."""
-REPLAY_MAX = 4096
-"""Kept at most by one process, some MB; at higher rates than this in REPLAY_SECONDS, less is told again."""
+REPLAY_MAX = 1024
+"""Kept at most by one process, one MB or so; at higher rates than this in REPLAY_SECONDS, less is told again."""
 _T = TypeVar("_T")
 
 
@@ -23,6 +23,11 @@ class Replay(Generic[_T]):
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    @property
+    def beyond(self) -> int:
+        """How many more are kept than have to be."""
+        return len(self._kept) - REPLAY_MAX
 
     def keep(self, booked: _T) -> None:
         """This was booked now."""
