@@ -8,8 +8,8 @@ __all__ = ["REPLAY_MAX", "REPLAY_SECONDS", "Replay"]
 
 REPLAY_SECONDS = 10.0
 """So old may a write be that the next server lacks: a primary that hears from no replica is to stop before."""
-REPLAY_MAX = 1024
-"""Kept at most by one process, one MB or so; at higher rates than this in REPLAY_SECONDS, less is told again."""
+REPLAY_MAX = 512
+"""Kept at most by one process, half a MB; at higher rates than this in REPLAY_SECONDS, less is told again."""
 _T = TypeVar("_T")
 
 
