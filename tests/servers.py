@@ -6,6 +6,7 @@ it dies with the test process. A server of the user's is used only through `TEST
 
 import contextlib
 import ctypes
+import itertools
 import os
 import shutil
 import signal
@@ -25,6 +26,9 @@ START_SECONDS_MAX = 20.0
 START_ATTEMPTS_MAX = 5
 """Another process may take the free port between our look and the server's bind."""
 PR_SET_PDEATHSIG = 1
+PORT_FIRST, PORTS = 20_000, 12_000
+"""Ports for servers: below those that Linux gives to connections by itself (32,768 and up)."""
+_numbers = itertools.count(os.getpid() * 7_919)
 
 
 class ServerNotEmptyError(RuntimeError):
@@ -117,10 +121,15 @@ def default_flavour() -> str:
 
 
 def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that was free a moment ago. It is none that the system gives to connections by itself, and each
+    process begins to look elsewhere: whoever is told of it finds it free, still.
+    """
+    for number in itertools.islice(_numbers, PORTS):
+        port = PORT_FIRST + number % PORTS
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port is free")
 
 
 def _valkey_binary() -> Path | None:
