@@ -63,7 +63,10 @@ def serve(
     open_: Annotated[bool, typer.Option("--open", help="Let anybody call who reaches the port.")] = False,
     reload: Annotated[bool, typer.Option("--reload", help="Development: restart when the code changes.")] = False,
     json: Json = False,
-    dashboard: Annotated[bool, typer.Option("--dashboard", help="The operator's page beside it, port 8100.")] = False,
+    dashboard: Annotated[bool, typer.Option("--dashboard", help="The operator's page beside it.")] = False,
+    dashboard_port: Annotated[
+        int, typer.Option("--dashboard-port", min=0, max=65535, help="Where that page is; 0 picks a free port.")
+    ] = PORT,
     watch_stdin: Annotated[bool, typer.Option("--watch-stdin", hidden=True)] = False,
 ) -> None:
     """Serve the HTTP API: N workers over a Redis, or over an embedded Valkey that keeps its data."""
@@ -71,7 +74,7 @@ def serve(
 
     arguments = ServeArguments(
         host=host, port=port, workers=workers, redis_url=redis_url, config=config, data_dir=data_dir, open=open_,
-        reload=reload, json=json, dashboard=dashboard, watch_stdin=watch_stdin,
+        reload=reload, json=json, dashboard=dashboard, dashboard_port=dashboard_port, watch_stdin=watch_stdin,
     )  # fmt: skip
     raise typer.Exit(run(arguments))
 

@@ -2,15 +2,12 @@
 
 import contextlib
 import importlib.util
-import os
-import select
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import typer
 
+from apikeyrouter.commands.beside import running_beside
 from apikeyrouter.domain.models.system_error import ConfigurationError
 from apikeyrouter.infrastructure.config.environment import environment
 
@@ -18,8 +15,6 @@ __all__ = ["PORT", "beside_the_service", "is_installed", "run", "running_dashboa
 
 PORT = 8100
 """Where the page is, unless somebody says otherwise."""
-START_SECONDS_MAX = 30.0
-STOP_SECONDS_MAX = 8.0
 KEY = "APIKEYROUTER_DASHBOARD_ADMIN_KEY"
 MISSING = "the operator's page needs the dashboard extra: pip install 'apikeyrouter[dashboard]'"
 Tell = Callable[[str, Mapping[str, Any]], None]
@@ -74,25 +69,6 @@ def running_dashboard(url: str, admin_key: str | None, *, port: int = 0, host: s
     The key goes through the environment, not the command line. Errors: ConfigurationError when it does not start.
     """
     arguments = ["-m", "apikeyrouter.cli", "dashboard", "--url", url, "--host", host, "--port", str(port)]
-    process = subprocess.Popen(  # noqa: S603 (our own module)
-        [sys.executable, *arguments, "--watch-stdin"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        env={**os.environ, KEY: admin_key or ""}, start_new_session=True,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        if not select.select([process.stdout], [], [], START_SECONDS_MAX)[0]:
-            raise ConfigurationError("the operator's page did not start in time")
-        line = process.stdout.readline().decode()
-        if not line.startswith("dashboard "):
-            raise ConfigurationError("the operator's page did not start; its message is above")
-        yield line.removeprefix("dashboard ").strip()
-    finally:
-        process.stdin.close()
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS_MAX)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
+    key = {KEY: admin_key or ""}
+    with running_beside(arguments, says="dashboard", what="the operator's page", environ=key) as link:
+        yield link

@@ -3,9 +3,6 @@
 import json as jsonlib
 import os
 import secrets
-import select
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,10 +12,10 @@ from typing import Any
 
 import typer
 
+from apikeyrouter.commands.beside import running_beside
 from apikeyrouter.commands.dashboard import PORT, beside_the_service, is_installed
 from apikeyrouter.commands.environment import look_around
 from apikeyrouter.commands.serve import ServeArguments, make_options, one_line
-from apikeyrouter.domain.models.system_error import ConfigurationError
 from apikeyrouter.simulator.config import Config, full_keys, load_config
 from apikeyrouter.simulator.prices import DEFAULT_PRICES
 from apikeyrouter_proxy.server import ServeOptions, serve
@@ -26,8 +23,6 @@ from apikeyrouter_proxy.server import ServeOptions, serve
 __all__ = ["router_config_for", "run", "running_simulator"]
 
 HOST = "127.0.0.1"
-READY_SECONDS_MAX = 20.0
-STOP_SECONDS_MAX = 5.0
 MODELS = {"openai": "gpt-4o-mini", "anthropic": "claude-haiku-5"}
 _CURLS = {
     "openai": """curl -s {url}/v1/chat/completions -H 'content-type: application/json' \\
@@ -88,30 +83,11 @@ def run(*, host: str | None, port: int | None, workers: int | None, json: bool) 
 @contextmanager
 def running_simulator(config: Path | None = None) -> Iterator[str]:
     """Simulated providers in a process of their own, stopped at exit (and when this process dies). Their URL."""
-    arguments = ["-m", "apikeyrouter.simulator", "--port", "0", "--watch-stdin"]
+    arguments = ["-m", "apikeyrouter.simulator", "--port", "0"]
     if config is not None:
         arguments += ["--config", str(config)]
-    process = subprocess.Popen(  # noqa: S603 (our own module)
-        [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        if not select.select([process.stdout], [], [], READY_SECONDS_MAX)[0]:
-            raise ConfigurationError("the simulated providers did not start in time")
-        line = process.stdout.readline().decode()
-        if not line.startswith("ready "):
-            raise ConfigurationError("the simulated providers did not start; their message is above")
-        yield line.removeprefix("ready ").strip()
-    finally:
-        process.stdin.close()
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS_MAX)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
+    with running_beside(arguments, says="ready", what="the simulated providers") as url:
+        yield url
 
 
 def router_config_for(simulated: Config, url: str, **sections: Any) -> dict[str, Any]:

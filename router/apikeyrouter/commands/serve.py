@@ -37,6 +37,7 @@ class ServeArguments:
     reload: bool = False
     json: bool = False
     dashboard: bool = False
+    dashboard_port: int = PORT
     watch_stdin: bool = False
 
 
@@ -53,7 +54,7 @@ def run(arguments: ServeArguments) -> int:
         return serve(options, tell=tell)
     management = f"http://{shown_host(options.management_host)}:{options.management_port}"
     beside = beside_the_service(
-        tell, _say_on_stderr if arguments.json else typer.echo, port=PORT, admin_key=None,
+        tell, _say_on_stderr if arguments.json else typer.echo, port=arguments.dashboard_port, admin_key=None,
         management_url=management if options.management_port else None,
     )  # fmt: skip
     with beside as told:
