@@ -35,6 +35,8 @@ FLUSH_SECONDS = 0.005
 RETRY_SECONDS_MAX = 2.0
 ACKNOWLEDGE_MAX = 128
 ACKNOWLEDGE_SECONDS = 1.0
+BROKEN_TRIES_MAX = 8
+"""So often an end is sent whose delivery fails with what is no ledger's error, in some seconds."""
 KEEP_SECONDS = 0.05
 """While ends cannot be delivered, what comes is on disk after about so long."""
 TOMBSTONE_SECONDS = 23 * 3600
@@ -106,6 +108,8 @@ class Bookkeeper:
         self.on_standby_end: Callable[[End], None] | None = None
         """Called with ends of what was admitted from this process's share."""
         self._unheld = 0
+        self._broken: dict[bytes, int] = {}
+        """How often the delivery of these ends failed with what nobody expected: there are hardly ever any."""
 
     def start(self) -> None:
         """Begin flushing."""
@@ -257,27 +261,55 @@ class Bookkeeper:
             await self._tell_ended(batch)
         answers = await self._end_all([waiting.end for waiting in batch])
         failed: list[_Waiting] = []
-        files = self.keeper.files
-        for waiting, answer in zip(batch, answers, strict=True):
-            self._outbox.popleft()
-            if not isinstance(answer, BaseException) and answer.result is Result.UNMATCHED:
-                answer = await self._end_anew(waiting, answer)
-            if isinstance(answer, LedgerUnavailableError):
-                failed.append(waiting)
-            elif isinstance(answer, BaseException):
-                _log.error("settlement.refused", rid=waiting.end.rid.hex(), error=str(answer))
-            else:
-                self._note(waiting, answer)
-            if files and not isinstance(answer, LedgerUnavailableError):
-                self.keeper.delivered(waiting.end.rid)
+        files, done = self.keeper.files, 0
+        try:
+            for waiting, answer in zip(batch, answers, strict=True):
+                if isinstance(answer, BaseException) or answer.result is Result.UNMATCHED:
+                    delivered = await self._is_delivered(waiting, answer)
+                else:
+                    self._note(waiting, answer)
+                    delivered = True
+                if not delivered:
+                    failed.append(waiting)
+                elif files:
+                    self.keeper.delivered(waiting.end.rid)
+                done += 1
+        finally:  # whatever happens, what was not delivered stays
+            for _ in range(done):
+                self._outbox.popleft()
+            self._outbox.extendleft(reversed(failed))
         if files:
             await self.keeper.clear()
         if self.on_booked is not None:
             self.on_booked()
-        self._outbox.extendleft(reversed(failed))
         if failed:
             raise LedgerUnavailableError(f"{len(failed)} settlements wait for the ledger")
+        self._broken.clear()
         await self.acknowledge()
+
+    async def _is_delivered(self, waiting: _Waiting, answer: Transition | BaseException) -> bool:
+        """What came of an end that was not simply booked; whether it need not be sent again."""
+        if not isinstance(answer, BaseException):
+            answer = await self._end_anew(waiting, answer)
+        if not isinstance(answer, BaseException):
+            self._note(waiting, answer)
+        elif isinstance(answer, LedgerError):
+            if isinstance(answer, LedgerUnavailableError):
+                return False
+            _log.error("settlement.refused", rid=waiting.end.rid.hex(), error=str(answer))
+        else:
+            return self._is_given_up(waiting.end.rid, answer)
+        return True
+
+    def _is_given_up(self, rid: bytes, error: BaseException) -> bool:
+        """What broke in a way that nobody expected may not break again; but it cannot be tried for ever."""
+        tries = self._broken[rid] = self._broken.get(rid, 0) + 1
+        if tries < BROKEN_TRIES_MAX:
+            _log.error("settlement.broke", rid=rid.hex(), error=repr(error))
+            return False
+        del self._broken[rid]
+        _log.error("settlement.refused", rid=rid.hex(), error=repr(error))
+        return True
 
     async def _tell_ended(self, batch: list[_Waiting]) -> None:
         """Before their ends the ledger hears of reservations that it does not know. Errors: LedgerUnavailableError."""
@@ -302,7 +334,7 @@ class Bookkeeper:
         together, *others = await asyncio.gather(
             self._ledger.settle_many(settlements), *releases, return_exceptions=True
         )
-        if isinstance(together, LedgerError) and not isinstance(together, LedgerUnavailableError):
+        if isinstance(together, Exception) and not isinstance(together, LedgerUnavailableError):
             one_by_one = (self._ledger.settle(settlement) for settlement in settlements)
             together = await asyncio.gather(*one_by_one, return_exceptions=True)
         booked: Iterator[Any] = iter(together if isinstance(together, list) else [together] * len(settlements))
@@ -328,7 +360,7 @@ class Bookkeeper:
         try:
             await self._ledger.reassert(hold.request, index=hold.index)
             return (await self._end_all([end]))[0]
-        except LedgerError as exc:
+        except Exception as exc:
             return exc
 
     async def _release(self, end: Release | Cancel) -> Transition:
