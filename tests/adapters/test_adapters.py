@@ -10,7 +10,8 @@ import pytest_asyncio
 from apikeyrouter.domain.models.request_intent import Operation, RequestIntent
 from apikeyrouter.domain.models.system_error import ErrorCategory, InvalidRequestError, ProviderError
 from apikeyrouter.infrastructure.adapters.anthropic_adapter import AnthropicAdapter
-from apikeyrouter.infrastructure.adapters.http_adapter import UpstreamFailure
+from apikeyrouter.infrastructure.adapters.gemini_adapter import GeminiAdapter
+from apikeyrouter.infrastructure.adapters.http_adapter import HTTPAdapter, UpstreamFailure
 from apikeyrouter.infrastructure.adapters.openai_adapter import OpenAIAdapter
 from apikeyrouter.infrastructure.adapters.transport import ConnectFailed, UpstreamTimeout
 from apikeyrouter.simulator.process import SimulatorProcess
@@ -188,19 +189,37 @@ def test_an_openai_answer_is_decoded() -> None:
     assert answer.raw == body
 
 
+_OPENAI, _ANTHROPIC, _GEMINI = OpenAIAdapter("http://x/v1"), AnthropicAdapter("http://x"), GeminiAdapter("http://x")
+_ARGUMENTS = {"city": "Köln", "days": 2**70, "share": 1.5e-7, "more": [None, True, {}]}
+
+
 @pytest.mark.parametrize(
-    "body",
+    ("adapter", "body"),
     [
-        {"id": "c", "model": "m", "choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]},
-        {"data": [{"embedding": [1, 0.5]}, {"embedding": "AAAAPw=="}], "usage": {"prompt_tokens": 3}},
-        {"output": [{"type": "message", "content": [{"type": "output_text", "text": "hi"}]}], "status": "completed"},
-        {"choices": "nonsense", "usage": {"prompt_tokens": 3}}, {},
+        (_OPENAI, {"id": "c", "model": "m", "choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}),
+        (_OPENAI, {"data": [{"embedding": [1, 0.5]}, {"embedding": "AAAAPw=="}], "usage": {"prompt_tokens": 3}}),
+        (_OPENAI, {"output": [{"type": "message", "content": [{"type": "output_text", "text": "hi"}]}]}),
+        (_OPENAI, {"choices": "nonsense", "usage": {"prompt_tokens": 3}}),
+        (_OPENAI, {"usage": {"prompt_tokens": 3, "cost": {"not": "a number"}}, "service_tier": "flex"}),
+        (OpenAIAdapter("http://x/v1", profile="openrouter"), {"usage": {"prompt_tokens": 3, "cost": 0.00014}}),
+        (_OPENAI, {}),
+        (_ANTHROPIC, {"content": [{"type": "tool_use", "id": "t", "name": "f", "input": _ARGUMENTS}]}),
+        (_ANTHROPIC, {"content": [{"type": "tool_use", "id": "t", "name": "f"}], "usage": {"input_tokens": 2}}),
+        (_ANTHROPIC, {"content": 5, "usage": {"input_tokens": 2, "output_tokens": 3}}),
+        (_ANTHROPIC, {}),
+        (_GEMINI, {"candidates": [{"content": {"parts": [{"functionCall": {"name": "f", "args": _ARGUMENTS}}]}}]}),
+        (_GEMINI, {"candidates": [{"content": {"parts": [{"text": "a"}]}}], "error": {"code": 3}}),
+        (_GEMINI, {"candidates": [], "usageMetadata": {"promptTokenCount": 3}, "responseId": "r"}),
+        (_GEMINI, {}),
     ],
 )  # fmt: skip
-def test_an_answer_that_was_decoded_already_says_the_same(body: dict[str, Any]) -> None:
-    wire, raw = OpenAIAdapter("http://x/v1").wire, json.dumps(body).encode()
-    assert wire.read_answer(raw, body) == wire.read_answer(raw)
-    assert wire.read_answer(raw, {"choices": [{"text": "from what is decoded"}]}).text == "from what is decoded"
+def test_an_answer_that_was_decoded_already_says_the_same(adapter: HTTPAdapter, body: dict[str, Any]) -> None:
+    raw = json.dumps(body).encode()
+    known = adapter.wire.read_answer(raw, body)
+    assert known == adapter.wire.read_answer(raw)
+    assert known.usage == adapter.wire.read_usage(raw)
+    for call in known.tool_calls:
+        assert json.loads(call["function"]["arguments"]) in (_ARGUMENTS, {})
 
 
 def test_an_anthropic_answer_is_decoded_in_the_words_of_chat() -> None:

@@ -2,8 +2,10 @@
 billed."""
 
 import json
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from types import FrameType
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,6 +22,7 @@ from tests.router.house import SOFT_BUDGET, House, house
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
+BYTES = (bytes, bytearray, memoryview)
 SHARED = "shared-model"
 EMBEDDING = "text-embedding-3-small"
 PIXEL = (
@@ -117,6 +120,31 @@ async def test_a_chat_is_answered_counted_and_paid_by_every_family(providers: Si
         booked = await same_books(made)
         assert int(answer.cost.amount * 10**9) == booked
         assert (await made.seen(family.name))["keys"][f"{family.name}/1"]["arrived"] == 1
+
+
+@every_family
+@pytest.mark.parametrize("quality", [False, True], ids=["", "with-its-quality-judged"])
+async def test_an_answer_is_decoded_once_whoever_looks_at_it(
+    providers: SimulatorProcess, family: Family, quality: bool
+) -> None:
+    async with serving(providers, family) as made:
+        intent = {"model": SHARED, "messages": [{"role": "user", "content": "once"}]}
+        objective = "quality" if quality else None
+        await made.router.route(intent, objective)
+        decoded: list[bytes] = []
+
+        def called(frame: FrameType, event: str, what: Any) -> None:
+            if event == "c_call" and what.__name__ in ("decode", "json_decode", "loads"):
+                decoded.extend(bytes(value) for value in frame.f_locals.values() if isinstance(value, BYTES))
+
+        sys.setprofile(called)
+        try:
+            answer = await made.router.route(intent, objective)
+        finally:
+            sys.setprofile(None)
+        assert answer.content
+        assert answer.metadata.tokens_used.output_tokens == 20
+        assert [json.loads(body) for body in decoded if body.lstrip()[:1] == b"{"].count(answer.raw) == 1
 
 
 @every_family

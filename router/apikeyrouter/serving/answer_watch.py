@@ -4,6 +4,7 @@ import time
 from typing import TYPE_CHECKING
 
 from apikeyrouter.domain.components.answer_quality import fault_of, schema_asked_for
+from apikeyrouter.domain.models.call import ReadBody
 from apikeyrouter.domain.models.system_response import SystemResponse
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ class AnswerWatch:
         self.wanted = False
         """Whether any objective looks at quality. To be asked before anything else is done."""
 
-    def whole(self, attempt: "Attempt", body: bytes) -> None:
-        """A complete answer, in its provider's dialect."""
+    def whole(self, attempt: "Attempt", body: bytes, read: ReadBody | None) -> None:
+        """A complete answer, in its provider's dialect. `read`: what it says, if that is known."""
         if attempt.admitted.operation not in _PRODUCE_TEXT or attempt.wire is None:
             return
-        answer = attempt.wire.read_answer(body)
+        answer = attempt.wire.read_answer(body) if read is None else read.answer
         self._note(
             attempt, answer.text, refusal=answer.refusal, calls_tools=bool(answer.tool_calls),
             finish_reason=answer.finish_reason,

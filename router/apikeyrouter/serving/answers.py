@@ -10,6 +10,7 @@ from apikeyrouter.domain.models.call import Call, Exchange, Facts
 from apikeyrouter.domain.models.cost_estimate import CostEstimate
 from apikeyrouter.domain.models.failure import Failure
 from apikeyrouter.domain.models.system_error import (
+    ErrorCategory,
     InvalidRequestError,
     LedgerError,
     NoEligibleKeysError,
@@ -23,7 +24,7 @@ from apikeyrouter.domain.models.system_response import StreamChunk, SystemRespon
 def response_of(call: Call, exchange: Exchange) -> SystemResponse:
     """The whole answer, with how it came about filled in. Raises ProviderError when the body is no answer."""
     facts = exchange.facts
-    answer: SystemResponse = exchange.response or exchange.provider.adapter.decode_response(exchange.body, call.intent)
+    answer = exchange.response or _as_response(call, exchange)
     cost = cost_of(facts)
     amount, key_id = cost.amount if cost else None, facts.key_id
     metadata = answer.metadata.but(
@@ -38,6 +39,14 @@ def response_of(call: Call, exchange: Exchange) -> SystemResponse:
     if facts.standby:
         metadata = metadata.but(additional_metadata={**metadata.additional_metadata, "store_away": True})
     return answer.but(metadata=metadata, cost=cost, key_used=key_id, request_id=call.request_id)
+
+
+def _as_response(call: Call, exchange: Exchange) -> SystemResponse:
+    read = exchange.read
+    if read is None or read.raw is None:
+        raise ProviderError("the provider's answer is not JSON", category=ErrorCategory.ProviderError)
+    answer: SystemResponse = exchange.provider.adapter.as_response(read.answer, read.raw, call.intent)
+    return answer
 
 
 def deltas_of(provider: Provider, call: Call) -> DeltaReader | None:

@@ -14,11 +14,13 @@ from apikeyrouter.domain.components.pool import Option
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.interfaces.wire import Wire
-from apikeyrouter.domain.models.call import Call, Exchange, Facts
+from apikeyrouter.domain.models.call import Call, Exchange, Facts, ReadBody
 from apikeyrouter.domain.models.failure import Failure, FailureAction, FailureScope
 from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.system_error import ErrorCategory
 from apikeyrouter.domain.models.system_response import SystemResponse
+from apikeyrouter.domain.models.wire import Answer
+from apikeyrouter.infrastructure.adapters.json_body import decoded_object
 from apikeyrouter.infrastructure.adapters.stream_failures import unreadable
 from apikeyrouter.infrastructure.adapters.transport import Response, Timeouts, Transport, TransportError
 from apikeyrouter.serving.admission import Admitted
@@ -164,16 +166,17 @@ class Attempts:
 
     def _answer(self, attempt: Attempt, response: Response, body: bytes) -> Exchange | Failure:
         assert attempt.wire is not None
-        usage = attempt.wire.read_usage(body)
+        read = None if attempt.call.intent is None else _read(attempt, attempt.wire, body)
+        usage = attempt.wire.read_usage(body) if read is None else read.answer.usage
         if usage is None and (failure := self._unusable(attempt, response, body)) is not None:
             return failure
         opaque = attempt.admitted.parsed is not None and attempt.admitted.parsed.opaque
         self.ends.answered(attempt, usage, produced=0 if opaque else len(body))
         if self.ends.watch.wanted and not opaque:
-            self.ends.watch.whole(attempt, body)
+            self.ends.watch.whole(attempt, body, read)
         return Exchange(
             status=response.status, content_type=response.headers.get("content-type", "application/json"),
-            facts=attempt.facts, body=body, provider=attempt.admitted.option.provider,
+            facts=attempt.facts, body=body, read=read, provider=attempt.admitted.option.provider,
         )  # fmt: skip
 
     def _unusable(self, attempt: Attempt, response: Response, body: bytes) -> Failure | None:
@@ -246,6 +249,15 @@ class Attempts:
             status=200, content_type="application/json", facts=attempt.facts, response=answer,
             provider=attempt.admitted.option.provider,
         )  # fmt: skip
+
+
+def _read(attempt: Attempt, wire: Wire, body: bytes) -> ReadBody | None:
+    """An answer, read once for all who look at it; None where it goes to an SDK of its own dialect as it is."""
+    own = attempt.call.parsed
+    if own is not None:
+        return None if attempt.admitted.parsed is own else ReadBody(wire.read_answer(body), None)
+    raw = decoded_object(body)
+    return ReadBody(Answer() if raw is None else wire.read_answer(body, raw), raw)
 
 
 def _capped(attempt: Attempt) -> RequestIntent:

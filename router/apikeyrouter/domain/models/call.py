@@ -9,6 +9,7 @@ import msgspec
 from apikeyrouter.domain.models.accounting import Loss
 from apikeyrouter.domain.models.ranking import Barred, Ranking
 from apikeyrouter.domain.models.usage import Usage
+from apikeyrouter.domain.models.wire import Answer
 
 if TYPE_CHECKING:
     from apikeyrouter.domain.models.policy import Policy
@@ -189,6 +190,14 @@ class PouredChunks(ABC):
         """
 
 
+class ReadBody(msgspec.Struct):
+    """A provider's body, read: `answer` in the words of chat. `raw`: as JSON, None where nobody gets to see it, or
+    where it is no object."""
+
+    answer: Answer
+    raw: dict[str, Any] | None
+
+
 class Exchange(msgspec.Struct, kw_only=True):
     """The answer to one call: `body` when complete, else `chunks`, each to be passed on as it comes.
 
@@ -200,6 +209,8 @@ class Exchange(msgspec.Struct, kw_only=True):
     content_type: str
     facts: Facts
     body: bytes | None = None
+    read: "ReadBody | None" = None
+    """What `body` says, where it is not passed on as it is."""
     chunks: "Chunks | None" = None
     response: "SystemResponse | None" = None
     """Set instead of `body` by an adapter that is no wire."""

@@ -62,23 +62,23 @@ class _Block(msgspec.Struct, gc=False):
     thinking: str = ""
     id: str = ""
     name: str = ""
-    input: msgspec.Raw = msgspec.Raw(b"{}")
+    input: object = {}
 
 
 class _StopDetails(msgspec.Struct, gc=False):
     explanation: str | None = None
 
 
-class _Answer(msgspec.Struct, gc=False):
+class _UsageOnly(msgspec.Struct, gc=False):
+    usage: AnthropicUsage | None = None
+
+
+class _Answer(_UsageOnly, gc=False):
     id: str = ""
     model: str = ""
     content: list[_Block] | None = None
     stop_reason: str | None = None
     stop_details: _StopDetails | None = None
-
-
-class _UsageOnly(msgspec.Struct, gc=False):
-    usage: AnthropicUsage | None = None
 
 
 _ANSWER = msgspec.json.Decoder(_Answer)
@@ -152,11 +152,10 @@ class AnthropicWire(BaseWire):
 
     def read_answer(self, body: bytes, decoded: Mapping[str, Any] | None = None) -> Answer:
         """A complete answer in the words of chat; an empty one when the bytes are none."""
-        usage = self.read_usage(body)
         try:
-            answer = _ANSWER.decode(body)
+            answer = _ANSWER.decode(body) if decoded is None else msgspec.convert(decoded, _Answer)
         except JsonError:
-            return Answer(usage=usage)
+            return Answer(usage=self.read_usage(body))
         blocks = answer.content or ()
         text = "".join([block.text for block in blocks if block.type == "text"])
         return Answer(
@@ -165,7 +164,7 @@ class AnthropicWire(BaseWire):
             refusal=_refusal(answer, text) if answer.stop_reason == "refusal" else "",
             tool_calls=tuple(_tool_call(block) for block in blocks if block.type == "tool_use"),
             finish_reason=finish_reason(answer.stop_reason),
-            usage=usage,
+            usage=answer.usage.read() if answer.usage is not None else None,
             model=answer.model,
             id=answer.id,
         )
@@ -221,7 +220,7 @@ class AnthropicWire(BaseWire):
 
 def _tool_call(block: _Block) -> dict[str, Any]:
     """A tool use in the shape of chat; its input becomes JSON text."""
-    function = {"name": block.name, "arguments": msgspec.json.format(bytes(block.input), indent=-1).decode()}
+    function = {"name": block.name, "arguments": msgspec.json.encode(block.input).decode()}
     return {"id": block.id, "type": "function", "function": function}
 
 

@@ -83,7 +83,7 @@ class GeminiUsage(msgspec.Struct, gc=False, rename="camel"):
 class _FunctionCall(msgspec.Struct, gc=False):
     id: str = ""
     name: str = ""
-    args: msgspec.Raw = msgspec.Raw(b"{}")
+    args: object = {}
 
 
 class _Part(msgspec.Struct, gc=False, rename="camel"):
@@ -120,7 +120,7 @@ class _Chunk(msgspec.Struct, gc=False, rename="camel"):
     prompt_feedback: _Feedback | None = None
     model_version: str = ""
     response_id: str = ""
-    error: msgspec.Raw = msgspec.Raw()
+    error: object = None
     embedding: _Vector | None = None
     embeddings: list[_Vector] | None = None
 
@@ -151,7 +151,7 @@ class GenerateReader(EventReader):
         except JsonError:
             step.failure = unreadable("an event is not JSON")
             return b""
-        if chunk.error and bytes(chunk.error) != b"null":
+        if chunk.error is not None:
             return self._fail(data, step)
         for candidate in chunk.candidates or ():
             self._read_candidate(candidate)
@@ -171,7 +171,7 @@ class GenerateReader(EventReader):
             size = len(part.text.encode("utf-8", "surrogatepass"))
             if part.function_call is not None:
                 self._calls = True
-                size += len(part.function_call.name) + len(part.function_call.args)
+                size += len(part.function_call.name) + len(msgspec.json.encode(part.function_call.args))
             self.output_bytes += size
             self._begun = True
         if candidate.finish_reason:
@@ -220,10 +220,13 @@ def read_usage(body: bytes) -> Usage | None:
     return counted.read() if counted is not None else None
 
 
-def read_answer(body: bytes) -> Answer:
-    """A complete answer, its first candidate, in the words of chat; an empty one when the bytes are none."""
+def read_answer(body: bytes, decoded: Mapping[str, Any] | None = None) -> Answer:
+    """A complete answer, its first candidate, in the words of chat; an empty one when the bytes are none.
+
+    `decoded`: what the bytes say, if known.
+    """
     try:
-        answer = _CHUNK.decode(body)
+        answer = _CHUNK.decode(body) if decoded is None else msgspec.convert(decoded, _Chunk)
     except JsonError:
         return Answer()
     usage = answer.usage_metadata.read() if answer.usage_metadata is not None else None
@@ -278,7 +281,7 @@ def _calls(parts: list[_Part], answer_id: str) -> tuple[dict[str, Any], ...]:
         call = part.function_call
         if call is None:
             continue
-        arguments = msgspec.json.format(bytes(call.args), indent=-1).decode()
+        arguments = msgspec.json.encode(call.args).decode()
         made: dict[str, Any] = {
             "id": call.id or f"call_{answer_id or 'gemini'}_{call.name}_{len(found)}",
             "type": "function",

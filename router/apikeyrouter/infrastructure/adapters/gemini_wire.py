@@ -138,7 +138,7 @@ class GeminiWire(BaseWire):
 
     def read_answer(self, body: bytes, decoded: Mapping[str, Any] | None = None) -> Answer:
         """A complete answer in the words of chat; an empty one when the bytes are none."""
-        return gemini_stream.read_answer(body)
+        return gemini_stream.read_answer(body, decoded)
 
     def stream(self, *, hide_usage: bool, operation: str = "stream_generate") -> StreamReader:
         """A reader for one stream, in either framing. Usage is always part of the dialect, so nothing is hidden."""

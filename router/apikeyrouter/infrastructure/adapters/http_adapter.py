@@ -9,20 +9,26 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-import msgspec
-
 from apikeyrouter.domain.interfaces.provider_adapter import (
     HealthState,
     HealthStatus,
     ProviderAdapter,
     ProviderCapabilities,
 )
-from apikeyrouter.domain.interfaces.wire import DeltaReader, Headers, StreamDelta, StreamReader, UpstreamRequest, Wire
+from apikeyrouter.domain.interfaces.wire import (
+    Answer,
+    DeltaReader,
+    Headers,
+    StreamDelta,
+    StreamReader,
+    UpstreamRequest,
+    Wire,
+)
 from apikeyrouter.domain.models.failure import Failure
 from apikeyrouter.domain.models.request_intent import Operation, RequestIntent
 from apikeyrouter.domain.models.system_error import ErrorCategory, InvalidRequestError, ProviderError, SystemError
 from apikeyrouter.domain.models.system_response import ResponseMetadata, StreamChunk, SystemResponse, TokenUsage
-from apikeyrouter.infrastructure.adapters.json_body import JsonError
+from apikeyrouter.infrastructure.adapters.json_body import decoded_object
 from apikeyrouter.infrastructure.adapters.translation.completion_to_chat import completion_to_chat
 from apikeyrouter.infrastructure.adapters.translation.responses_to_chat import responses_to_chat
 from apikeyrouter.infrastructure.adapters.transport import (
@@ -141,11 +147,13 @@ class HTTPAdapter(ProviderAdapter):
 
         Raises ProviderError when the bytes are no JSON object.
         """
-        try:
-            raw = msgspec.json.decode(body, type=dict[str, Any])
-        except JsonError as exc:
-            raise ProviderError("the provider's answer is not JSON", category=ErrorCategory.ProviderError) from exc
-        answer = self.wire.read_answer(body, raw)
+        raw = decoded_object(body)
+        if raw is None:
+            raise ProviderError("the provider's answer is not JSON", category=ErrorCategory.ProviderError)
+        return self.as_response(self.wire.read_answer(body, raw), raw, intent)
+
+    def as_response(self, answer: Answer, raw: Any, intent: RequestIntent | None = None) -> SystemResponse:
+        """An answer that was read, as callers get it. `raw`: the provider's body, decoded."""
         usage = answer.usage
         return SystemResponse.made(
             content=answer.text,

@@ -20,6 +20,14 @@ _KEYS: dict[str, bytes] = {}
 _KEYS_MAX = 512
 
 
+def decoded_object(body: bytes) -> dict[str, Any] | None:
+    """A JSON object, decoded; None for anything else."""
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except JsonError:
+        return None
+
+
 def read_members(body: bytes) -> dict[str, bytes]:
     """The top-level members of a JSON object, each still encoded. Raises InvalidRequestError for anything else."""
     try:

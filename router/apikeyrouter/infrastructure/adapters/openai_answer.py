@@ -65,7 +65,7 @@ class _Vector(msgspec.Struct, gc=False):
     embedding: list[float] | str | None = None
 
 
-class _Answer(msgspec.Struct, gc=False):
+class _Answer(_UsageOnly, gc=False):
     id: str | None = None
     model: str | None = None
     choices: list[_Choice] | None = None
@@ -85,15 +85,16 @@ def read_usage(body: bytes, *, tells_cost: bool) -> Usage | None:
         answer = _USAGE.decode(body)
     except JsonError:
         return None
-    return answer.usage.read(answer.service_tier, tells_cost=tells_cost) if answer.usage is not None else None
+    return _usage(answer, tells_cost)
 
 
-def read_answer(body: bytes, usage: Usage | None, decoded: Mapping[str, Any] | None = None) -> Answer:
+def read_answer(body: bytes, decoded: Mapping[str, Any] | None = None, *, tells_cost: bool) -> Answer:
     """The answer, its first choice; an empty one when the bytes are none. `decoded`: what the bytes say, if known."""
     try:
         answer = _ANSWER.decode(body) if decoded is None else msgspec.convert(decoded, _Answer)
     except JsonError:
-        return Answer(usage=usage)
+        return Answer(usage=read_usage(body, tells_cost=tells_cost))
+    usage = _usage(answer, tells_cost)
     model, id_ = answer.model or "", answer.id or ""
     if answer.choices:
         return _chat(answer.choices[0], usage, model, id_)
@@ -101,6 +102,10 @@ def read_answer(body: bytes, usage: Usage | None, decoded: Mapping[str, Any] | N
         return _response(answer, answer.output, usage, model, id_)
     vectors = tuple(_vector(entry.embedding) for entry in answer.data or ())
     return Answer(usage=usage, model=model, id=id_, embeddings=vectors)
+
+
+def _usage(told: _UsageOnly, tells_cost: bool) -> Usage | None:
+    return None if told.usage is None else told.usage.read(told.service_tier, tells_cost=tells_cost)
 
 
 def _chat(choice: _Choice, usage: Usage | None, model: str, id_: str) -> Answer:

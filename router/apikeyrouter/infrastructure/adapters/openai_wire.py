@@ -187,7 +187,7 @@ class OpenAIWire(BaseWire):
 
     def read_answer(self, body: bytes, decoded: Mapping[str, Any] | None = None) -> Answer:
         """A complete answer of any operation, its first choice; an empty one when the bytes are none."""
-        return openai_answer.read_answer(body, self.read_usage(body), decoded)
+        return openai_answer.read_answer(body, decoded, tells_cost=self.profile.tells_cost)
 
     def stream(self, *, hide_usage: bool, operation: str = "chat") -> StreamReader:
         """A reader for one stream."""

@@ -55,7 +55,7 @@ class OpenAIUsage(msgspec.Struct, gc=False):
     """As transcriptions spell it."""
     output_tokens_details: OutputDetails | None = None
     prompt_cache_hit_tokens: int | None = None
-    cost: msgspec.Raw = msgspec.Raw()
+    cost: object = None
 
     def read(self, service_tier: str | None = None, *, tells_cost: bool = False) -> Usage | None:
         """As one Usage; None when the counts are absent or nonsense (negative, beyond 2^53).
@@ -81,7 +81,7 @@ class OpenAIUsage(msgspec.Struct, gc=False):
                 audio_output=(parts.audio_tokens if parts else None) or 0,
                 image_output=(parts.image_tokens if parts else None) or 0,
             )
-        cost = _nanousd(self.cost) if tells_cost and self.cost else None
+        cost = _nanousd(self.cost) if tells_cost else None
         return checked(read or 0, written or 0, cached, stored, 0, reasoning, service_tier, media, cost)
 
 
@@ -176,11 +176,9 @@ def fitted(media: MediaTokens, read: int, cached: int, written: int) -> MediaTok
     )  # fmt: skip
 
 
-def _nanousd(raw: bytes) -> int | None:
+def _nanousd(told: object) -> int | None:
     """A number of dollars as nano-dollars, rounded up; None for anything else (OpenRouter's is a JSON number)."""
-    try:
-        amount = Decimal(bytes(raw).decode("ascii"))
-    except (ArithmeticError, ValueError):
+    if isinstance(told, bool) or not isinstance(told, int | float):
         return None
-    nanousd = (amount * 10**9).to_integral_value(ROUND_CEILING) if amount.is_finite() else None
-    return int(nanousd) if nanousd is not None and 0 <= nanousd <= AMOUNT_MAX else None
+    nanousd = (Decimal(repr(told)) * 10**9).to_integral_value(ROUND_CEILING)
+    return int(nanousd) if 0 <= nanousd <= AMOUNT_MAX else None

@@ -188,9 +188,8 @@ def _intent(call: Call, read: Callable[[Body, Call], Body]) -> RequestIntent:
 
 
 def _answer(exchange: Exchange) -> Answer:
-    if exchange.wire is not None:
-        told: Answer = exchange.wire.read_answer(exchange.body)
-        return told
+    if exchange.read is not None:
+        return exchange.read.answer
     assert exchange.response is not None
     return _of_response(exchange.response, exchange.facts)
 
