@@ -4,7 +4,9 @@ import asyncio
 import gc
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -42,6 +44,10 @@ from apikeyrouter_proxy.reloading import Reloads
 from apikeyrouter_proxy.tracing import Serve, open_tracing
 from apikeyrouter_proxy.usage import UsageCounts
 from apikeyrouter_proxy.webhooks import Webhooks
+from apikeyrouter_proxy.workers import Fleet, Mode, WorkerWatch
+
+if TYPE_CHECKING:
+    from apikeyrouter_proxy.doctor.standing import StandingDoctor
 
 __all__ = ["Runtime", "settle_garbage_collector"]
 
@@ -74,6 +80,7 @@ class Runtime:
         self.router.private_urls = options.private_urls
         self.draining = False
         self.leaving = False
+        self.redis_url = redis_url
         self._environ = environ
         self._embedded = embedded
         self._metrics = Metrics()
@@ -91,6 +98,8 @@ class Runtime:
             counters=self._counters,
             gauges=self._gauges,
         )
+        watch = WorkerWatch(router, mode=self._mode, open_requests=lambda: len(self.plane.open))
+        self.fleet = Fleet(redis_url, settings.namespace, watch)
         self._healthy = (0.0, False)
         self.records = records_for(router.state_store)
         self.usage = UsageCounts(self.records)
@@ -157,6 +166,7 @@ class Runtime:
         self.router.on_finished += [self.plane.finished, self.usage.add]
         self.usage.start()
         self._shared.start()
+        self.fleet.start()
         await self._follower.start()
         self._reloads.start()
         await self.webhooks.start()
@@ -230,6 +240,7 @@ class Runtime:
         await self.usage.close()
         await self._access_log.close()
         await self._shared.close()
+        await self.fleet.close()
         await self.records.close()
         if self._embedded is not None:
             self._embedded.close()
@@ -251,6 +262,20 @@ class Runtime:
             _log.warning("store.unhealthy", error=trouble)
         self._healthy = (time.monotonic(), not trouble)
         return not trouble
+
+    @cached_property
+    def doctor(self) -> "StandingDoctor":
+        """Who knows what is wrong with this deployment. Few workers are ever asked."""
+        from apikeyrouter_proxy.doctor.standing import StandingDoctor
+
+        return StandingDoctor(self, self._environ, self.redis_url)
+
+    def _mode(self) -> Mode:
+        if self.leaving:
+            return "draining"
+        if self.router.ledger.gate.away:
+            return "bounded" if self.router.standby.stands else "store_away"
+        return "normal"
 
     async def metrics_text(self) -> str:
         """The host's counts in Prometheus' format, this worker's as of now."""

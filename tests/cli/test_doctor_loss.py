@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from apikeyrouter.commands.doctor_loss import durability_of, examine
 from apikeyrouter.infrastructure.state_store.redis_records import RedisRecords
+from apikeyrouter_proxy.doctor.loss import durability_of, examine
 from tests.cli.processes import command
 from tests.servers import binaries, running
 from tests.topologies.deployments import port_of, until

@@ -61,6 +61,7 @@ COMMANDS = {
     "GET /decisions/{request_id}": "explain req_1",
     "GET /export": "config export --secrets",
     "POST /import": "config import export.json --replace --dry-run",
+    "GET /findings": "findings",
     "GET /keys": "keys list --provider openai --state available",
     "POST /keys": "keys add --provider openai --quota-group g --model m --weight 2 --metadata metadata.yaml",
     "GET /keys/{key_id}": "keys show k1",
@@ -89,6 +90,7 @@ COMMANDS = {
     "DELETE /providers/{provider_id}": "providers remove own",
     "GET /reservations": "reservations",
     "GET /state": "state",
+    "GET /store": "store",
     "GET /suspense": "suspense list",
     "POST /suspense/{reservation_id}/resolve": "suspense resolve r1 --charge --cost 0.5",
     "GET /usage": (
@@ -104,6 +106,7 @@ COMMANDS = {
     "POST /webhooks/{name}/deliveries/{event_id}/repeat": "webhooks repeat hook e1",
     "POST /webhooks/{name}/test": "webhooks test hook",
     "GET /whoami": "whoami",
+    "GET /workers": "workers",
 }
 """Endpoint → the command that asks it, with every option that it takes a field or a parameter from."""
 NOT_BY_OPTION = {"limit", "cursor", "scope_value"}

@@ -1,6 +1,7 @@
 """The official SDKs, unmodified, against a running service with four workers."""
 
 import json
+import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +13,11 @@ import pytest
 from anthropic import Anthropic
 from openai import OpenAI
 
-from tests.cli.processes import hear, running, wait_until
+from tests.cli.processes import clean_environ, hear, running, wait_until
 from tests.cli.test_commands import COMMAND, simulator
 
 ROUNDS = 6
+ADMIN_KEY = "admin-key-of-the-test"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 
@@ -104,7 +106,7 @@ def test_unmodified_sdks_are_served_by_four_workers_and_the_books_equal_the_bill
     with simulator(tmp_path) as url:
         arguments = [*COMMAND, "serve", "--host", "127.0.0.1", "--port", "0", "--workers", "4", "--json"]
         arguments += ["--config", str(_config(tmp_path, url)), "--data-dir", str(tmp_path / "data")]
-        with running(arguments, cwd=tmp_path) as process:
+        with running(arguments, cwd=tmp_path, environ=clean_environ(MANAGEMENT_API_KEY=ADMIN_KEY)) as process:
             told = hear(process, "listening")
             assert len(told["workers"]) == 4
 
@@ -125,8 +127,22 @@ def test_unmodified_sdks_are_served_by_four_workers_and_the_books_equal_the_bill
                 "cost_nanousd_total": seen["cost_nanousd"], "workers": 4,
             }  # fmt: skip
             wait_until(lambda: {name: _samples(told["url"], f"apikeyrouter_{name}") for name in expected} == expected)
+            _kill_one_and_see_it_lost(told)
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
+
+
+def _kill_one_and_see_it_lost(told: dict[str, Any]) -> None:
+    """A worker that is killed is told of as lost within seconds, and whoever takes its place as there."""
+
+    def states() -> dict[int, str]:
+        answer = httpx.get(told["url"] + "/api/v1/workers", headers={"X-API-Key": ADMIN_KEY}, timeout=10)
+        return {one["pid"]: one["state"] for one in answer.json()["workers"]}
+
+    wait_until(lambda: states() == dict.fromkeys(told["workers"], "normal"))
+    victim = told["workers"][0]
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: (states().get(victim), list(states().values()).count("normal")) == ("lost", 4))
 
 
 def _samples(url: str, name: str) -> int:

@@ -24,8 +24,8 @@ from apikeyrouter.infrastructure.ledger.engine import Argument, Reply
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from apikeyrouter.serving import bookkeeping, standby
-from apikeyrouter.serving.admission import new_rid
 from apikeyrouter.serving.bookkeeping import Bookkeeper
+from apikeyrouter.serving.reservation_ids import new_rid
 from apikeyrouter.serving.standby import KEPT_SECONDS, SHARES, STAND_SECONDS, Standby
 from tests.ledger.support import SECOND, START_US, bucket, in_flight, sliding, window
 

@@ -13,7 +13,7 @@ from apikeyrouter.domain.models.accounting import Candidate, LaneConfig, Reserve
 from apikeyrouter.domain.models.system_error import LedgerAwayError, LedgerUnavailableError
 from apikeyrouter.infrastructure.ledger.ledger import DEADLINE_SECONDS, ScriptLedger
 from apikeyrouter.infrastructure.ledger.redis_engine import RedisEngine
-from apikeyrouter.serving.admission import new_rid
+from apikeyrouter.serving.reservation_ids import new_rid
 from tests.faults.proxy import Proxy, proxied
 from tests.router.house import until
 from tests.servers import Server, default_flavour, running

@@ -20,8 +20,8 @@ from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
-from apikeyrouter.serving.admission import new_rid
 from apikeyrouter.serving.budgets import DeclaredBudgets
+from apikeyrouter.serving.reservation_ids import new_rid
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 LEASE_US = 30_000_000

@@ -16,7 +16,7 @@ from apikeyrouter.domain.models.budget import BudgetScope, EnforcementMode, Time
 from apikeyrouter.domain.models.cost_estimate import CostEstimate
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
-from apikeyrouter.serving.admission import new_rid
+from apikeyrouter.serving.reservation_ids import new_rid
 from apikeyrouter.simulator import SimulatorProcess
 from tests.router.house import MASTER_KEY, House, house, intent, until
 

@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from apikeyrouter.domain.models.accounting import Candidate, Charge, ReserveRequest
-from apikeyrouter.serving.admission import new_rid
+from apikeyrouter.serving.reservation_ids import new_rid
 from apikeyrouter_proxy import deliveries
 from apikeyrouter_proxy.main import create_app
 from apikeyrouter_proxy.management.answer_schemas import ANSWERS
@@ -100,6 +100,7 @@ async def _look(ask: Tour, service: Running) -> None:
         "/keys/k1", "/keys/k1/transitions", "/clients/app", "/budgets/global:daily", "/policies/no-gemini",
         "/limits/k:k1", "/limits/k:k2", "/providers/mine", "/providers/openai", "/admin-keys/ann", "/webhooks/pager",
         "/webhooks/pager/deliveries", "/reservations", "/suspense", "/state", "/whoami", "/audit",
+        "/workers", "/store", "/findings",
         "/audit/ledger", "/export",
     ):  # fmt: skip
         await ask("GET", path)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from apikeyrouter.domain.models.accounting import Candidate, Charge, ReserveRequest
-from apikeyrouter.serving.admission import new_rid
+from apikeyrouter.serving.reservation_ids import new_rid
 from tests.servers import Server
 from tests.service.running import Running, fresh_namespace, running_service, wait_until
 

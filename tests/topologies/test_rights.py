@@ -170,9 +170,9 @@ async def every_record(store: RedisStateStore) -> None:
 
 async def doctor(url: str) -> None:
     """What `apikeyrouter doctor` asks besides."""
-    from apikeyrouter.commands.doctor_store import look_into
-    from apikeyrouter.commands.environment import look_around
     from apikeyrouter.infrastructure.state_store.redis_connection import open_client
+    from apikeyrouter_proxy.doctor.store import look_into
+    from apikeyrouter_proxy.doctor.surroundings import look_around
 
     client = open_client(url)
     await client.time()

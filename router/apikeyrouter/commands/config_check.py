@@ -5,8 +5,8 @@ from pathlib import Path
 
 import typer
 
-from apikeyrouter.commands.environment import look_around
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError, ConfigurationError
+from apikeyrouter_proxy.doctor.surroundings import look_around
 
 __all__ = ["run"]
 

@@ -15,6 +15,7 @@ Limit = Annotated[int, typer.Option("--limit", min=1, max=100_000, help="How man
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     _add_state(app)
+    _add_fleet(app)
     _add_audit(app)
     _add_lists(app)
     _add_suspense(app)
@@ -77,6 +78,29 @@ def _add_state(app: typer.Typer) -> None:
         """Why a request went where it went, with the numbers."""
         told = service.get("/decisions" + path_of(request_id))
         service.document(told, line=told["text"])
+
+
+def _add_fleet(app: typer.Typer) -> None:
+    @command(app, "workers")
+    def workers(service: Service) -> None:
+        """Every worker of the fleet: where, in which mode, how busy; lost ones for ten minutes."""
+        columns = (
+            "id", "host", "pid", "version", "state", "heard_at", "decisions_per_second", "open_requests", "waiting",
+            "reserve_p50_us", "reserve_p99_us", "clock_offset_ms", "config_version", "memory_bytes", "cpu_share",
+        )  # fmt: skip
+        service.table(service.pages("/workers", "workers"), columns, name="workers")
+
+    @command(app, "store")
+    def store(service: Service) -> None:
+        """How the Redis or Valkey behind the ledger is: memory, eviction, persistence, role, latency."""
+        service.document(service.get("/store"))
+
+    @command(app, "findings")
+    def findings(service: Service) -> None:
+        """What `doctor` finds in the running deployment. Exit 1 where something is a problem."""
+        found = service.get("/findings")["findings"]
+        service.table(found, ("verdict", "check", "found", "remedy"), name="findings")
+        raise typer.Exit(int(any(one["verdict"] == "problem" for one in found)))
 
 
 def _add_audit(app: typer.Typer) -> None:

@@ -14,10 +14,10 @@ import typer
 
 from apikeyrouter.commands.beside import running_beside
 from apikeyrouter.commands.dashboard import PORT, beside_the_service, is_installed
-from apikeyrouter.commands.environment import look_around
 from apikeyrouter.commands.serve import ServeArguments, make_options, one_line
 from apikeyrouter.simulator.config import Config, full_keys, load_config
 from apikeyrouter.simulator.prices import DEFAULT_PRICES
+from apikeyrouter_proxy.doctor.surroundings import look_around
 from apikeyrouter_proxy.server import ServeOptions, serve
 
 __all__ = ["router_config_for", "run", "running_simulator"]

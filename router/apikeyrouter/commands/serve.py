@@ -12,11 +12,11 @@ import typer
 
 from apikeyrouter._version import __version__
 from apikeyrouter.commands.dashboard import PORT, beside_the_service
-from apikeyrouter.commands.environment import Surroundings, look_around
-from apikeyrouter.commands.redis_version import is_too_old
 from apikeyrouter.domain.models.system_error import ConfigurationError
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.redis_connection import mapped_errors, open_client, redacted_url
+from apikeyrouter_proxy.doctor.redis_version import is_too_old
+from apikeyrouter_proxy.doctor.surroundings import Surroundings, look_around
 from apikeyrouter_proxy.options import ProxyOptions
 from apikeyrouter_proxy.server import APP, ServeOptions, serve, shown_host
 

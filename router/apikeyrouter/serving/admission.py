@@ -1,6 +1,5 @@
 """Admission: which options a request may take, what each may cost, and one atomic reserve for the first that fits."""
 
-import os
 import time
 from collections.abc import Awaitable, Callable, Collection
 from itertools import islice
@@ -30,18 +29,16 @@ from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.ranking import Ranking, Standing
 from apikeyrouter.domain.models.system_error import LedgerRefusedError, LedgerUnavailableError
 from apikeyrouter.serving.offers import FREE_OPERATIONS, Offers, ParsedFor
+from apikeyrouter.serving.reservation_ids import new_rid
 from apikeyrouter.serving.sticking import Session, Sticking, join, put_first
 
-__all__ = ["ANY_VERSION", "FREE_OPERATIONS", "Admissions", "Admitted", "ParsedFor", "Refused", "new_rid"]
+__all__ = ["ANY_VERSION", "FREE_OPERATIONS", "Admissions", "Admitted", "ParsedFor", "Refused"]
 
 CANDIDATES = 8
 """K: options offered to the first reserve of an attempt."""
 ROUNDS_MAX = 200
 """Further rounds of CANDIDATES_MAX options before a denial is final; more keys than that are not looked at."""
 ANY_VERSION = 0
-RANDOM_BYTES, DRAWN_AT_ONCE = 10, 256
-_random: list[bytes] = []
-"""Randomness for reservation ids, drawn from the system in advance. A forked process draws its own."""
 _BUDGETS = (Reason.BUDGET, Reason.UNPRICED)
 LOSSES_TOLD_MAX = 64
 """Candidates of earlier rounds that a decision tells of."""
@@ -264,21 +261,6 @@ def _admitted(
         bounded=offers.is_bounded(option), ranking=ranking, place=place, losses=told, operation=operation,
         parsed=parsed, session=session,
     )  # fmt: skip
-
-
-def new_rid() -> bytes:
-    """A new reservation id: 48 bits of Unix milliseconds, then random (UUIDv7's order without its markers)."""
-    try:
-        random = _random.pop()
-    except IndexError:
-        drawn = os.urandom(RANDOM_BYTES * DRAWN_AT_ONCE)
-        _random.extend([drawn[at : at + RANDOM_BYTES] for at in range(0, len(drawn), RANDOM_BYTES)])
-        random = _random.pop()
-    return (time.time_ns() // 1_000_000).to_bytes(6, "big") + random
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_random.clear)
 
 
 def _soonest(loss: Loss) -> tuple[bool, int, bool, str]:

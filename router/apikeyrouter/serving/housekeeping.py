@@ -53,6 +53,11 @@ class Housekeeper:
         self.standby: Standby | None = None
         """Who holds this process's share for when the store is away."""
 
+    @property
+    def clock_suspected(self) -> bool:
+        """Whether the ledger's clock has been seen to run otherwise than this process's."""
+        return bool(self._clock.suspects)
+
     def start(self) -> None:
         """Begin ticking."""
         if self._task is None:

@@ -236,6 +236,21 @@ class RouterLife(RouterBelonging):
         return self._waiting.length
 
     @property
+    def waiting_longest_seconds(self) -> float:
+        """How long the one has waited that has waited longest."""
+        return self._waiting.longest_seconds
+
+    @property
+    def clock_suspected(self) -> bool:
+        """Whether this process has found that the ledger's clock runs otherwise than its own."""
+        return self._housekeeper.clock_suspected
+
+    @property
+    def ledger_now_us(self) -> int:
+        """The ledger's time now, as far as this process knows: Unix microseconds."""
+        return cell_now_us(self.ledger)
+
+    @property
     def wait_max_ms(self) -> int:
         """How long requests wait for room before they are denied, in milliseconds, where they say nothing of it."""
         return self._patience.wait_max_ms

@@ -31,8 +31,8 @@ from apikeyrouter.domain.models.system_error import LedgerError
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from apikeyrouter.infrastructure.observability.events import EventLog
-from apikeyrouter.serving.admission import new_rid
 from apikeyrouter.serving.bookkeeping import Bookkeeper, End, OpenHold, Release
+from apikeyrouter.serving.reservation_ids import new_rid
 
 __all__ = ["SHARES", "WORKERS", "Standby"]
 

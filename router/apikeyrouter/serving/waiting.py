@@ -55,6 +55,12 @@ class WaitQueue:
         """How many wait."""
         return self.lines.length
 
+    @property
+    def longest_seconds(self) -> float:
+        """How long the one has waited that has waited longest; 0: nobody waits."""
+        now = time.perf_counter()
+        return max((now - place.since for place in self.lines.all()), default=0.0)
+
     def begin_anew(self) -> None:
         """Who waited belongs to a loop that has ended, or to a parent process."""
         self.lines, self._told = WaitLines(self.lines.length_max), {}
@@ -92,6 +98,7 @@ class WaitQueue:
         self._told[line] = told
         place.not_before = told.due
         pause, began, served = PAUSE_SECONDS_MIN, time.perf_counter(), False
+        place.since = began
         try:
             while True:
                 await self._turn(place, until, told)

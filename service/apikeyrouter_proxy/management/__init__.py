@@ -11,6 +11,7 @@ from apikeyrouter_proxy.management import (
     clients,
     configuration,
     decisions,
+    fleet,
     keys,
     limits,
     policies,
@@ -28,7 +29,7 @@ __all__ = ["aliases", "management"]
 
 _RESOURCES = (
     keys, clients, budgets, limits, policies, providers, decisions, reservations, usage, state, audit, admin_keys,
-    configuration, transfer, webhooks, pool, whoami,
+    configuration, transfer, webhooks, pool, fleet, whoami,
 )  # fmt: skip
 _ANY_ROLE = [Depends(require(Role.READ))]
 

@@ -48,6 +48,7 @@ from apikeyrouter_proxy.management.answers import (
     WebhookShown,
     WhoAmI,
 )
+from apikeyrouter_proxy.management.fleet_answers import Findings, StoreShown, WorkerPage
 
 __all__ = ["ANSWERS", "answer_schemas"]
 
@@ -94,6 +95,9 @@ ANSWERS: Mapping[tuple[str, str], tuple[Any, ...]] = {
     ("get", "/state"): (StateSummary,),
     ("get", "/pool"): (PoolPage,),
     ("get", "/whoami"): (WhoAmI,),
+    ("get", "/workers"): (WorkerPage,),
+    ("get", "/store"): (StoreShown,),
+    ("get", "/findings"): (Findings,),
     ("get", "/audit"): (AuditPage,),
     ("get", "/audit/ledger"): (LedgerAudit,),
     ("get", "/admin-keys"): (AdminKeyPage,),

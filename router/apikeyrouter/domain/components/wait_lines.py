@@ -37,13 +37,14 @@ class Who(NamedTuple):
 
 
 class Place:
-    """One request's place in a line. `not_before`: when it should ask again; `wake`: to be called when it is news."""
+    """One request's place in a line. `not_before`: when it should ask again; `since`: when it came. `wake` is called
+    when it is news."""
 
-    __slots__ = ("gone", "line", "not_before", "number", "pushed_out", "stirred", "tag", "wake", "who")
+    __slots__ = ("gone", "line", "not_before", "number", "pushed_out", "since", "stirred", "tag", "wake", "who")
 
     def __init__(self, line: Hashable, who: Who, tag: float, number: int) -> None:
         self.line, self.who, self.tag, self.number = line, who, tag, number
-        self.not_before = 0.0
+        self.not_before = self.since = 0.0
         self.gone = self.pushed_out = self.stirred = False
         self.wake: Callable[[], None] | None = None
 
@@ -104,7 +105,9 @@ class WaitLines:
         """Its place in another line instead, among its equals by when it came."""
         self.leave(place)
         line = self._lines.setdefault(key, _Line())
-        return self._put(line, Place(key, place.who, line.reached(place.who), place.number))
+        moved = Place(key, place.who, line.reached(place.who), place.number)
+        moved.since = place.since
+        return self._put(line, moved)
 
     def leave(self, place: Place, *, served: bool = False) -> None:
         """Give a place up. Idempotent."""

@@ -6,8 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from apikeyrouter.commands.environment import Surroundings
-from apikeyrouter.commands.findings import Finding, ok, problem, warning
 from apikeyrouter.domain.components.price_book import PriceBook
 from apikeyrouter.domain.components.quota_groups import merges
 from apikeyrouter.domain.interfaces.state_store import StateQuery, StateStore
@@ -22,6 +20,8 @@ from apikeyrouter.infrastructure.state_store.redis_connection import mapped_erro
 from apikeyrouter.infrastructure.state_store.redis_records import RedisRecords
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter_proxy.deliveries import QUEUE
+from apikeyrouter_proxy.doctor.findings import Finding, ok, problem, warning
+from apikeyrouter_proxy.doctor.surroundings import Surroundings
 from apikeyrouter_proxy.options import ProxyOptions
 from apikeyrouter_proxy.outbound import Outbound
 from apikeyrouter_proxy.usage import report

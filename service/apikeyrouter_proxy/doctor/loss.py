@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from apikeyrouter.commands.findings import Finding, ok, problem, warning
+from apikeyrouter_proxy.doctor.findings import Finding, ok, problem, warning
 
 __all__ = ["Durability", "durability_of", "examine"]
 
