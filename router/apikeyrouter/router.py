@@ -203,7 +203,7 @@ class ApiKeyRouter(RouterWaysIn):
         note = self.books.held_unheard if admission.standby else self.books.held
         hold = note(admitted.request, admission.index)
         try:
-            option = admitted.option
+            option, charge = admitted.option, admitted.charge
             facts.standby |= admission.standby
             facts.token_cap = admitted.token_cap
             facts.soft_exceeded = admission.soft_exceeded
@@ -211,7 +211,8 @@ class ApiKeyRouter(RouterWaysIn):
                 key_id=option.key.id, provider_id=option.provider.id, model=option.model, rid=admitted.request.rid,
                 ranking=admitted.ranking, place=admitted.place, losses=admitted.losses, probe=admission.probe,
                 asked_us=int((started - call.started) * 1e6),
-                reserve_us=int((time.perf_counter() - started) * 1e6),
+                reserve_us=int((time.perf_counter() - started) * 1e6), expected_input=charge.input_tokens,
+                expected_output=charge.output_tokens, expected_nanousd=charge.expected_nanousd,
             )  # fmt: skip
             facts.attempts.append(own)
             self.decided += 1

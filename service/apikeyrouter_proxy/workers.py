@@ -11,18 +11,19 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from apikeyrouter._version import __version__
+from apikeyrouter.domain.components.reservation_ids import process_tag
 from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.infrastructure.cancellation import end_task, stop_if_cancelled
 from apikeyrouter.infrastructure.state_store.redis_connection import open_client
 from apikeyrouter.router import ApiKeyRouter
-from apikeyrouter.serving.reservation_ids import process_tag
+from apikeyrouter.serving.open_calls import OpenCall, open_calls
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -38,6 +39,9 @@ LOST_KEPT_MAX = 100
 TIDY_SECONDS = 60.0
 HASH_SECONDS = 3600
 """With no worker left, all of it goes after this."""
+OPEN_AFTER_MS, OPEN_TOLD_MAX = 1000, 50
+"""Calls that are open for so long are told of, at most so many: the oldest."""
+OWN_OPEN_TOLD_MAX = 1000
 LOOKED_AT_MAX = 512
 """Requests of the time since the last beat that are looked at."""
 Mode = Literal["normal", "store_away", "bounded", "draining"]
@@ -49,7 +53,7 @@ class WorkerRecord(msgspec.Struct, kw_only=True):
     `reserve_p50_us`: from the ranking of candidates until one was held, Redis' answer included; None: nobody asked
     since the last beat. `clock_offset_us`: how far the ledger's clock is ahead of its machine's. `waiting`: requests
     that wait for room, `waiting_longest_us` the longest of them. `unsettled`: ends that the ledger has not confirmed.
-    `cpu_share`: of one core, since the last beat.
+    `cpu_share`: of one core, since the last beat. `oldest`: its oldest open calls.
     """
 
     id: str
@@ -71,6 +75,7 @@ class WorkerRecord(msgspec.Struct, kw_only=True):
     unsettled: int
     memory_bytes: int
     cpu_share: float
+    oldest: list[OpenCall] = []
 
 
 _read = msgspec.json.Decoder(WorkerRecord)
@@ -107,7 +112,13 @@ class WorkerWatch:
             reserve_p50_us=self._reserves[0], reserve_p99_us=self._reserves[1],
             clock_offset_us=now_us - time.time_ns() // 1000, clock_suspected=router.clock_suspected,
             unsettled=router.books.waiting, memory_bytes=memory_bytes(), cpu_share=round(self._rates[1], 4),
+            oldest=list(self.open_calls(time.time_ns() // 1_000_000 - OPEN_AFTER_MS)),
         )  # fmt: skip
+
+    def open_calls(self, before_ms: int | None = None, *, most: int = OPEN_TOLD_MAX) -> Iterator[OpenCall]:
+        """Open calls of this worker: of those from before then, the oldest."""
+        before_ms = time.time_ns() // 1_000_000 + 1 if before_ms is None else before_ms
+        return open_calls(self._router.books, before_ms=before_ms, most=most)
 
 
 class Fleet:
@@ -145,6 +156,12 @@ class Fleet:
         own = self._watch.now()
         others = [one for one in await self._all() if one.id != own.id]
         return sorted([own, *others], key=lambda one: (one.host, one.pid, one.id))
+
+    async def open_calls(self) -> dict[str, OpenCall]:
+        """What is known of the calls that reservations are held for, by reservation: every one of this worker, and of
+        the others those that have been open for some time."""
+        found = {call.rid: call for one in await self._all() for call in one.oldest}
+        return found | {call.rid: call for call in self._watch.open_calls(most=OWN_OPEN_TOLD_MAX)}
 
     async def beat(self) -> None:
         """Tell of this worker. Errors: RedisError, OSError."""

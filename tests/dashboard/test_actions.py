@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.domain.models.accounting import Candidate, Charge, ReserveRequest
-from apikeyrouter.serving.reservation_ids import new_rid
 from tests.dashboard.driving import Seat
 from tests.service.running import Running, wait_until
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from apikeyrouter.domain.components.pool import Snapshot
+from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.domain.components.set_aside import UNITS, share_of, without
 from apikeyrouter.domain.models.accounting import (
     Admission,
@@ -25,7 +26,6 @@ from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from apikeyrouter.serving import bookkeeping, standby
 from apikeyrouter.serving.bookkeeping import Bookkeeper
-from apikeyrouter.serving.reservation_ids import new_rid
 from apikeyrouter.serving.standby import KEPT_SECONDS, SHARES, STAND_SECONDS, Standby
 from tests.ledger.support import SECOND, START_US, bucket, in_flight, sliding, window
 

@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 import pytest
 import pytest_asyncio
 
+from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.domain.models.accounting import Candidate, LaneConfig, ReserveRequest
 from apikeyrouter.domain.models.system_error import LedgerAwayError, LedgerUnavailableError
 from apikeyrouter.infrastructure.ledger.ledger import DEADLINE_SECONDS, ScriptLedger
 from apikeyrouter.infrastructure.ledger.redis_engine import RedisEngine
-from apikeyrouter.serving.reservation_ids import new_rid
 from tests.faults.proxy import Proxy, proxied
 from tests.router.house import until
 from tests.servers import Server, default_flavour, running

@@ -14,6 +14,7 @@ from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.cost_controller import CostController
 from apikeyrouter.domain.components.price_book import PriceBook
 from apikeyrouter.domain.components.recorded_costs import RecordedCosts
+from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.models.accounting import Admission, Candidate, Charge, ReserveRequest, Settlement
 from apikeyrouter.domain.models.request_intent import RequestIntent
@@ -21,7 +22,6 @@ from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.serving.budgets import DeclaredBudgets
-from apikeyrouter.serving.reservation_ids import new_rid
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 LEASE_US = 30_000_000

@@ -10,13 +10,13 @@ import pytest
 
 from apikeyrouter import ApiKeyRouter
 from apikeyrouter.domain.components.cost_controller import BudgetExceededError
+from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.accounting import Candidate, Charge, ReserveRequest, Settlement
 from apikeyrouter.domain.models.budget import BudgetScope, EnforcementMode, TimeWindow
 from apikeyrouter.domain.models.cost_estimate import CostEstimate
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
-from apikeyrouter.serving.reservation_ids import new_rid
 from apikeyrouter.simulator import SimulatorProcess
 from tests.router.house import MASTER_KEY, House, house, intent, until
 

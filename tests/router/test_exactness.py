@@ -8,10 +8,10 @@ from decimal import Decimal
 import pytest
 
 from apikeyrouter import ApiKeyRouter
+from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.accounting import Admission, Candidate, Charge, ReserveRequest, Settlement, Transition
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
-from apikeyrouter.serving.reservation_ids import new_rid
 
 SETTLEMENTS = int(os.environ.get("EXACT_SETTLEMENTS", "20000"))
 AT_ONCE = 256

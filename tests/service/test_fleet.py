@@ -7,8 +7,8 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from apikeyrouter.domain.components.reservation_ids import new_rid, process_of, process_tag
 from apikeyrouter.domain.models.call import AttemptFacts, Facts
-from apikeyrouter.serving.reservation_ids import new_rid, process_of, process_tag
 from apikeyrouter.simulator import SimulatorProcess
 from apikeyrouter_proxy.workers import KEPT_US, LOST_KEPT_MAX, LOST_US, WorkerRecord, forgotten, reserve_times
 from tests.servers import Server

@@ -6,8 +6,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.domain.models.accounting import Candidate, Charge, ReserveRequest
-from apikeyrouter.serving.reservation_ids import new_rid
 from apikeyrouter_proxy import deliveries
 from apikeyrouter_proxy.main import create_app
 from apikeyrouter_proxy.management.answer_schemas import ANSWERS

@@ -9,8 +9,8 @@ import httpx
 import pytest
 import yaml
 
+from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.domain.models.accounting import Candidate, Charge, ReserveRequest
-from apikeyrouter.serving.reservation_ids import new_rid
 from tests.servers import Server
 from tests.service.running import Running, fresh_namespace, running_service, wait_until
 

@@ -10,11 +10,11 @@ from typing import Any, cast
 import pytest
 import redis
 
+from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.domain.models.accounting import Admission, ReserveRequest, Settlement
 from apikeyrouter.domain.models.system_error import LedgerConfigError, LedgerRefusedError, LedgerUnavailableError
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.redis_engine import RedisEngine
-from apikeyrouter.serving.reservation_ids import new_rid
 from tests.servers import Server, binaries, running
 from tests.topologies.books import CANDIDATE, COST, booked, ledger_at, spent
 from tests.topologies.deployments import until

@@ -10,6 +10,7 @@ import msgspec
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.objectives import Plan
 from apikeyrouter.domain.components.pool import Option, Pool, Ranked, Snapshot
+from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.domain.components.scoring import TYPICAL_TOKENS
 from apikeyrouter.domain.components.stickiness import Sessions
 from apikeyrouter.domain.components.token_estimator import TokenEstimate, TokenEstimator
@@ -29,7 +30,6 @@ from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.ranking import Ranking, Standing
 from apikeyrouter.domain.models.system_error import LedgerRefusedError, LedgerUnavailableError
 from apikeyrouter.serving.offers import FREE_OPERATIONS, Offers, ParsedFor
-from apikeyrouter.serving.reservation_ids import new_rid
 from apikeyrouter.serving.sticking import Session, Sticking, join, put_first
 
 __all__ = ["ANY_VERSION", "FREE_OPERATIONS", "Admissions", "Admitted", "ParsedFor", "Refused"]

@@ -67,7 +67,7 @@ class Deciding:
             )  # fmt: skip
         else:
             facts.refusal = Refusal(ranking=found.ranking, losses=tuple(loss for _, loss in found.losses))
-        return decision_of(facts).model_copy(update={"hold_ids": [], "attempts": 0})
+        return decision_of(facts).model_copy(update={"hold_ids": [], "attempts": 0, "tried": [], "outcome": ""})
 
     async def _found(self, call: Call, rules: Constraints | None, facts: Facts) -> Admitted | Refused:
         objective = call.objective

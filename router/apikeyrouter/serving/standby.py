@@ -13,6 +13,7 @@ from dataclasses import replace
 from msgspec import structs
 
 from apikeyrouter.domain.components.pool import Snapshot
+from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.domain.components.set_aside import UNITS, share_of
 from apikeyrouter.domain.models.accounting import (
     Admission,
@@ -32,7 +33,6 @@ from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.bookkeeping import Bookkeeper, End, OpenHold, Release
-from apikeyrouter.serving.reservation_ids import new_rid
 
 __all__ = ["SHARES", "WORKERS", "Standby"]
 

@@ -24,7 +24,7 @@ HELD_BYTES_MAX = 1024 * 1024
 """Most bytes of a stream that are held back before its first substantive event; then it is passed on as it is."""
 
 
-class _Stream(ABC):
+class Stream(ABC):
     """What all streams share: the way they end."""
 
     def __init__(self, ends: Endings, attempt: Attempt) -> None:
@@ -36,6 +36,11 @@ class _Stream(ABC):
         self._finished = False
         self._told_nanousd: int | None = None
         """What an adapter said that the whole of it costs."""
+
+    @property
+    def attempt(self) -> Attempt:
+        """What it streams the answer of."""
+        return self._attempt
 
     def take_over(self) -> None:
         """The answer has begun: from now on this stream, not the task that began it, is what a lost lease ends."""
@@ -101,7 +106,7 @@ class _Stream(ABC):
         """Close what the answer comes from. Idempotent."""
 
 
-class HttpStream(_Stream, PouredChunks):
+class HttpStream(Stream, PouredChunks):
     """The bytes of a provider's stream, from its first substantive event on."""
 
     def __init__(
@@ -250,7 +255,7 @@ class HttpStream(_Stream, PouredChunks):
         await _closed(self._source)
 
 
-class AdapterStream(_Stream):
+class AdapterStream(Stream):
     """The pieces of an adapter that is no wire."""
 
     def __init__(self, ends: Endings, attempt: Attempt, adapter: ProviderAdapter, source: Any) -> None:

@@ -307,7 +307,7 @@ class PolicyPage(Paged):
 
 # --- decisions, reservations, usage ------------------------------------------------------------------------------
 
-DecisionShown: Any = _without(RoutingDecision, "DecisionShown", "candidates")
+DecisionShown: Any = _without(RoutingDecision, "DecisionShown", "candidates", "tried")
 DecisionExplained: Any = _without(RoutingDecision, "DecisionExplained", text=str)
 
 
@@ -333,10 +333,11 @@ class LaneCharge(Answer):
     amount: int
 
 
-class ReservationShown(Answer):
-    """A reservation and everything it holds."""
+class SuspendedShown(Answer):
+    """A reservation and everything it holds. `worker`: which one made it."""
 
     id: str
+    worker: str
     state: Literal["open", "suspended"]
     created_at: AwareDatetime
     deadline: AwareDatetime
@@ -344,6 +345,22 @@ class ReservationShown(Answer):
     held_usd: float
     scopes: list[ScopeHeld]
     charges: list[LaneCharge]
+
+
+class CallShown(Answer):
+    """What a reservation is held for. `attempt`: 1 is the request's first."""
+
+    request_id: str
+    model: str
+    client: str | None
+    attempt: int
+    stream: bool
+
+
+class ReservationShown(SuspendedShown):
+    """An open reservation. `call` null: another worker holds it, for less than some seconds."""
+
+    call: CallShown | None
 
 
 class ReservationPage(Paged):
@@ -355,7 +372,7 @@ class ReservationPage(Paged):
 class SuspensePage(Paged):
     """What is in suspense."""
 
-    suspense: list[ReservationShown]
+    suspense: list[SuspendedShown]
     total_usd: float
 
 

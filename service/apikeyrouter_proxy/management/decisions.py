@@ -39,7 +39,7 @@ async def list_decisions(
     key_id: Annotated[str | None, Query(max_length=256)] = None,
     provider_id: Annotated[str | None, Query(max_length=256)] = None,
 ) -> dict[str, Any]:
-    """The latest decisions of all workers, newest first. Their candidates are shown one decision at a time."""
+    """The latest decisions of all workers, newest first. Candidates and attempts are shown of one decision."""
     query = StateQuery("RoutingDecision", key_id=key_id, provider_id=provider_id, limit=QUERY_LIMIT_MAX)
     found: list[RoutingDecision] = await desk.router.state_store.query_state(query)
     newest = sorted(found, key=_place, reverse=True)
@@ -48,7 +48,7 @@ async def list_decisions(
     shown = rest[: page.limit]
     more = len(rest) > len(shown)
     return {
-        "decisions": [one.model_dump(mode="json", exclude={"candidates"}) for one in shown],
+        "decisions": [one.model_dump(mode="json", exclude={"candidates", "tried"}) for one in shown],
         "total": len(newest),
         "next_cursor": cursor_at(_place(shown[-1])) if more else None,
     }

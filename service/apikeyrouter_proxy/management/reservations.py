@@ -6,10 +6,13 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Response
 from fastapi.responses import JSONResponse
+from msgspec import structs
 
+from apikeyrouter.domain.components.reservation_ids import process_of
 from apikeyrouter.domain.models.accounting import AMOUNT_MAX, Metric, Outcome, Result, Settlement
 from apikeyrouter.domain.models.cost_estimate import nanousd
 from apikeyrouter.infrastructure.ledger.records import ReservationRecord
+from apikeyrouter.serving.open_calls import OpenCall
 from apikeyrouter_proxy.access import Refused
 from apikeyrouter_proxy.management.budgets import Dollars
 from apikeyrouter_proxy.management.desk import Input, OperateDesk, Page, ReadDesk, page_of
@@ -31,9 +34,10 @@ class Resolution(Input):
 
 @routes.get("/reservations")
 async def list_reservations(desk: ReadDesk, page: Page) -> dict[str, Any]:
-    """Every open reservation of every worker, a moment's view."""
-    found = await desk.router.ledger.reservations()
-    return page_of("reservations", map(_shown, found), page)
+    """Every open reservation of every worker, a moment's view. `call`: what it is held for; null for one of another
+    worker that is young still."""
+    found, calls = await desk.router.ledger.reservations(), await desk.runtime.fleet.open_calls()
+    return page_of("reservations", (_open(one, calls.get(one.rid.hex())) for one in found), page)
 
 
 @routes.get("/suspense")
@@ -73,9 +77,17 @@ async def resolve_suspense(desk: OperateDesk, reservation_id: Rid, resolution: R
     return JSONResponse({"id": reservation_id, **told})
 
 
+def _open(record: ReservationRecord, call: OpenCall | None) -> dict[str, Any]:
+    told = None if call is None else structs.asdict(call)
+    if told is not None:
+        del told["rid"]
+    return {**_shown(record), "call": told}
+
+
 def _shown(record: ReservationRecord) -> dict[str, Any]:
     return {
-        "id": record.rid.hex(), "state": record.state.name.lower(), "created_at": _time(record.created_us),
+        "id": record.rid.hex(), "worker": process_of(record.rid), "state": record.state.name.lower(),
+        "created_at": _time(record.created_us),
         "deadline": _time(record.deadline_us), "lanes": list(record.lanes), "held_usd": _held(record) / NANOUSD,
         "scopes": [
             {"id": scope, "held_usd": held / NANOUSD, "due_at": _time(due) if due else None}

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 
 from apikeyrouter.domain.components.capacity import Level
 from apikeyrouter.domain.components.objectives import (
@@ -15,12 +16,14 @@ from apikeyrouter.domain.components.objectives import (
     weighed,
 )
 from apikeyrouter.domain.components.quotas import told_name
+from apikeyrouter.domain.components.reservation_ids import process_of
 from apikeyrouter.domain.components.scoring import WORST
 from apikeyrouter.domain.models.accounting import Loss, Reason, RetryKind
 from apikeyrouter.domain.models.call import AttemptFacts, Facts
+from apikeyrouter.domain.models.cost_estimate import dollars
 from apikeyrouter.domain.models.money import plainly
 from apikeyrouter.domain.models.ranking import Exclusion, Ranking, Standing
-from apikeyrouter.domain.models.routing_decision import CandidateVerdict, RoutingDecision
+from apikeyrouter.domain.models.routing_decision import CandidateVerdict, RoutingDecision, Tried
 
 SCORES = "scores"
 AGE_HALF_SECONDS = 10.0
@@ -120,7 +123,28 @@ def decision_of(facts: Facts) -> RoutingDecision:
         explanation=_explanation(facts, verdicts, chosen), confidence=0.0 if chosen is None else sure,
         timestamp=_utc(facts.at_us), candidates=verdicts, hold_ids=[attempt.rid.hex() for attempt in facts.attempts],
         snapshot_age_ms=facts.snapshot_age_us // 1000, attempts=len(facts.attempts), policy_ids=list(facts.policies),
+        outcome=facts.outcome, client=facts.client, team=facts.team, stream=facts.stream,
+        tried=[_tried(attempt) for attempt in facts.attempts], waited_us=facts.waited_us, upstream_us=facts.upstream_us,
+        first_token_us=facts.first_token_us or None, overhead_us=facts.overhead_us, total_us=facts.total_us,
+        input_tokens=None if facts.usage is None else facts.usage.input_tokens,
+        output_tokens=None if facts.usage is None else facts.usage.output_tokens,
+        cost=_money(facts.cost_nanousd), cost_estimated=facts.cost_estimated,
     )  # fmt: skip
+
+
+def _tried(attempt: AttemptFacts) -> Tried:
+    expected = attempt.expected_nanousd
+    return Tried(
+        key_id=attempt.key_id, provider_id=attempt.provider_id, model=attempt.model, reservation_id=attempt.rid.hex(),
+        worker=process_of(attempt.rid), failure=attempt.failure, status=attempt.status, probe=attempt.probe,
+        reserve_us=attempt.reserve_us, upstream_us=attempt.upstream_us, expected_input_tokens=attempt.expected_input,
+        expected_output_tokens=attempt.expected_output, expected_cost=_money(None if expected < 0 else expected),
+        cost=_money(attempt.cost_nanousd), cost_estimated=attempt.cost_estimated,
+    )  # fmt: skip
+
+
+def _money(amount_nanousd: int | None) -> Decimal | None:
+    return None if amount_nanousd is None else dollars(amount_nanousd)
 
 
 def explained(decision: RoutingDecision) -> str:

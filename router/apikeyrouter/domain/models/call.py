@@ -66,7 +66,8 @@ class AttemptFacts(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     `cost_nanousd`: what was booked for it (None: not known); `cost_estimated`: because nobody said what was used.
     `ranking`: the candidates it was chosen from, at `place`; `losses`: what the ledger had against those before it.
     `fault`: what was wrong with its answer (refused, empty, truncated, schema), where that was looked at.
-    `asked_us`: from the call's start until capacity was asked for; `reserve_us`: until it was held.
+    `asked_us`: from the call's start until capacity was asked for; `reserve_us`: until it was held. `expected_…`: what
+    it was admitted for.
     """
 
     key_id: str
@@ -86,6 +87,9 @@ class AttemptFacts(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     upstream_us: int = 0
     asked_us: int = 0
     reserve_us: int = 0
+    expected_input: int = 0
+    expected_output: int = 0
+    expected_nanousd: int = 0
 
     @property
     def candidates(self) -> tuple[str, ...]:

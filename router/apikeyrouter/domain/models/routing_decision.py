@@ -20,6 +20,7 @@ __all__ = [
     "RoutingDecision",
     "RoutingObjective",
     "RoutingStrategy",
+    "Tried",
 ]
 
 
@@ -185,12 +186,40 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+class Tried(EdgeModel):
+    """One attempt of a request: on which key, what it was admitted for, how long it took, how it ended.
+
+    `failure` "" : it succeeded. `worker`: the tag of the process that made it (`/api/v1/workers`). Times in
+    microseconds: `reserve_us` until capacity was held, `upstream_us` at the provider. `cost` None: not known;
+    `expected_cost` None: it has no price.
+    """
+
+    key_id: str
+    provider_id: str
+    model: str = ""
+    reservation_id: str = ""
+    worker: str = ""
+    failure: str = ""
+    status: int = 0
+    probe: bool = False
+    reserve_us: int = 0
+    upstream_us: int = 0
+    expected_input_tokens: int = 0
+    expected_output_tokens: int = 0
+    expected_cost: Decimal | None = None
+    cost: Decimal | None = None
+    cost_estimated: bool = False
+
+
 class RoutingDecision(EdgeModel):
     """Why a request went where it went; its numbers suffice to recompute the choice (`docs/routing.md`).
 
     `selected_key_id` "" : nothing was held, or the request was refused. `confidence` 0 … 1: it halves with every ten
     seconds of the snapshot's age, and with no margin to the runner-up. `hold_ids` are the reservations (hex), one per
-    attempt. `snapshot_age_ms` is how old the lane states were that ranked the candidates.
+    attempt. `snapshot_age_ms` is how old the lane states were that ranked the candidates. `outcome`: pending, ok, or a
+    failure's category; "" where nothing was to be sent. `tried`: each attempt. Times of the whole are microseconds:
+    `waited_us` in the queue, `overhead_us` here, `first_token_us` None where there was none. `input_tokens`,
+    `output_tokens` and `cost` are what was used, None: not known.
     """
 
     id: str
@@ -207,6 +236,20 @@ class RoutingDecision(EdgeModel):
     hold_ids: list[str] = Field(default_factory=list)
     snapshot_age_ms: int = Field(default=0, ge=0)
     attempts: int = Field(default=1, ge=0)
+    outcome: str = ""
+    client: str | None = None
+    team: str | None = None
+    stream: bool = False
+    tried: list[Tried] = Field(default_factory=list)
+    waited_us: int = Field(default=0, ge=0)
+    upstream_us: int = Field(default=0, ge=0)
+    first_token_us: int | None = None
+    overhead_us: int = Field(default=0, ge=0)
+    total_us: int = Field(default=0, ge=0)
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost: Decimal | None = None
+    cost_estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

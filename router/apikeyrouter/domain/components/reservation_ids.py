@@ -3,7 +3,7 @@
 import os
 import time
 
-__all__ = ["new_rid", "process_of", "process_tag"]
+__all__ = ["made_at_ms", "new_rid", "process_of", "process_tag"]
 
 TIME_BYTES, TAG_BYTES, RANDOM_BYTES = 6, 3, 7
 DRAWN_AT_ONCE = 256
@@ -21,6 +21,11 @@ def new_rid() -> bytes:
         _tails.extend([_tag + drawn[at : at + RANDOM_BYTES] for at in range(0, len(drawn), RANDOM_BYTES)])
         tail = _tails.pop()
     return (time.time_ns() // 1_000_000).to_bytes(TIME_BYTES, "big") + tail
+
+
+def made_at_ms(rid: bytes) -> int:
+    """When an id was made, by its maker's clock: Unix milliseconds."""
+    return int.from_bytes(rid[:TIME_BYTES], "big")
 
 
 def process_tag() -> str:
