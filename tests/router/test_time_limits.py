@@ -18,7 +18,7 @@ from apikeyrouter.infrastructure.adapters.transport import Timeouts
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.simulator import SimulatorProcess
 from tests.adapters.raw_upstream import silent_server
-from tests.router.house import MASTER_KEY, House, house, intent
+from tests.router.house import MASTER_KEY, House, house, intent, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 SECRET = "custom-key-material-0123456789"
@@ -76,6 +76,32 @@ async def test_an_answer_that_does_not_begin_in_time_is_booked_as_an_estimate_an
         assert (over.cost_nanousd, over.cost_estimated) == (late.cost_nanousd + served.cost_nanousd, True)
         assert await made.at_rest() == sum(facts.cost_nanousd or 0 for facts in made.finished) >= await made.billed()
         assert await evidence(made) == 1
+
+
+async def test_connections_of_ours_that_are_all_in_use_speak_against_nobody(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    await simulator.fail("stall_before_first_byte", seconds=3600, count=1)
+    limited = {"openai": {"adapter": "openai", "base_url": simulator.openai_url, "connections_max": 1}}
+    async with house(simulator, store, ["a1", "a2"], providers=limited) as made:
+        slow = asyncio.create_task(made.route())
+
+        async def holds_it() -> bool:
+            return bool((await simulator.report())["total"]["in_flight"])
+
+        await until(holds_it)
+        made.router.timeouts = Timeouts(connect=2, first_byte=0.1)
+        with pytest.raises(ProviderError) as caught:
+            await made.route()
+        failure = failure_of(caught.value)
+        assert (failure.meaning, failure.billed, caught.value.category) == (
+            "no_connection_free", False, ErrorCategory.RateLimitError,
+        )  # fmt: skip
+        assert await evidence(made) == 0
+        slow.cancel()
+        await asyncio.wait([slow])
+        made.router.timeouts = Timeouts()
+        await made.route()
 
 
 # --- the time of a whole call ----------------------------------------------------------------------------------------

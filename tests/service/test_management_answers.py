@@ -141,7 +141,8 @@ async def _change(ask: Tour) -> None:
     await ask("POST", "/policies/validate", {"name": "x", "rules": {"nonsense": 1}})
     await ask("POST", "/policies/dry-run", {"policy": POLICY, "context": {"model": "gpt-4o-mini"}})
     await ask("PATCH", "/limits/k:k1", {"rows": [{"rpm": 500}]})
-    await ask("PATCH", "/providers/mine", {"timeouts": {"connect_ms": 500}, "breaker_settings": {"failures": 3}})
+    changes = {"timeouts": {"connect_ms": 500}, "breaker_settings": {"failures": 3}, "connections_max": 9}
+    await ask("PATCH", "/providers/mine", changes)
     await ask("PATCH", "/admin-keys/ann", {"role": "operate"})
     await ask("POST", "/admin-keys/ann/rotate")
     await ask("PATCH", "/webhooks/pager", {"events": ["key.out"]})

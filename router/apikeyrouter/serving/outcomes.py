@@ -15,6 +15,7 @@ from apikeyrouter.domain.components.failure_taxonomy import (
     GIVEN_UP,
     LATE,
     LATE_CONNECT,
+    NO_PLACE,
     REJECT,
     UNCLEAR,
     UNREACHABLE,
@@ -26,7 +27,7 @@ from apikeyrouter.domain.models.failure import Failure, FailureScope
 from apikeyrouter.domain.models.system_error import ErrorCategory, SystemError
 from apikeyrouter.domain.models.usage import Usage
 from apikeyrouter.infrastructure.adapters.retry_hints import RETRY_MAX_US
-from apikeyrouter.infrastructure.adapters.transport import TransportError, UpstreamTimeout
+from apikeyrouter.infrastructure.adapters.transport import NoPlace, TransportError, UpstreamTimeout
 from apikeyrouter.infrastructure.security.redaction import redact
 from apikeyrouter.serving.admission import Admitted
 
@@ -73,6 +74,8 @@ def transport_failure(error: TransportError, deadline: float | None = None) -> F
         if error.phase == "total" or _is_past(deadline):
             return deadline_passed(sent=error.sent)
         meaning = LATE if error.sent else LATE_CONNECT
+    elif isinstance(error, NoPlace):
+        meaning = NO_PLACE
     else:
         meaning = CUT_OFF if error.sent else UNREACHABLE
     return meaning.failure(str(error), signature=meaning.name)

@@ -237,7 +237,8 @@ class RouterRegistration(RouterLife):
         self._stated_taken = wanted
         for record, transport in (*again, *news):
             try:
-                self._put_providers(adapters_of({record.id: record}, transport).values())
+                made = adapters_of({record.id: record}, transport, is_guarded=transport is not None)
+                self._put_providers(made.values())
             except ConfigurationError as exc:  # of another version, perhaps: the others must not suffer
                 _log.error("provider.unusable", provider_id=record.id, error=str(exc))
         if gone or news:

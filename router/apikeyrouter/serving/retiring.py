@@ -68,3 +68,5 @@ async def close_adapter(provider: Provider) -> None:
     if closing is not None:
         with contextlib.suppress(Exception):
             await closing()
+    if provider.owns_transport and provider.transport is not None:
+        await provider.transport.close()

@@ -279,6 +279,7 @@ class ProviderShown(Answer):
     options: dict[str, Any]
     timeouts: dict[str, int | None]
     breaker_settings: dict[str, int | None]
+    connections_max: int | None
     source: Literal["file", "api", "builtin", "code"]
     keys: int
     breaker: Breaker

@@ -24,13 +24,14 @@ Options = Annotated[dict[str, Any], Field(max_length=32)]
 
 class ProviderUpdate(Input):
     """What is to change of a provider; the rest stays. `options` are the adapter's own; `timeouts` and
-    `breaker_settings` are as a configuration file has them under `timeouts` and `breaker`."""
+    `breaker_settings` are as a configuration file has them under `timeouts` and `breaker`, as is `connections_max`."""
 
     adapter: Named | None = None
     base_url: Url | None = None
     options: Options | None = None
     timeouts: dict[str, int | None] | None = None
     breaker_settings: dict[str, int] | None = None
+    connections_max: int | None = None
 
     def told(self) -> dict[str, Any]:
         """What was said."""
@@ -172,8 +173,9 @@ def _told(desk: Desk, provider_id: str) -> dict[str, Any]:
     """What was said of a provider, wherever that was. A file's options may hold secrets and are not shown."""
     source, record = _source(desk, provider_id), desk.runtime.config.providers.get(provider_id)
     if source == "api":
-        return {**_settings(desk.router.stated_providers[provider_id]), "source": source}
+        return {"connections_max": None, **_settings(desk.router.stated_providers[provider_id]), "source": source}
     return {
         "adapter": None if record is None else record.adapter, "base_url": None if record is None else record.base_url,
-        "options": {}, "timeouts": {}, "breaker_settings": {}, "source": source,
+        "options": {}, "timeouts": {}, "breaker_settings": {},
+        "connections_max": None if record is None else record.connections_max, "source": source,
     }  # fmt: skip

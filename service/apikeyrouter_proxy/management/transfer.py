@@ -88,7 +88,10 @@ async def export(
     await desk.note("config", "export", "exported", {"secrets": secrets})
     return {
         "version": VERSION, "exported_at": datetime.now(UTC).isoformat(), "secrets": secrets,
-        "providers": [one.model_dump(mode="json") for one in router.stated_providers.values()],
+        "providers": [
+            {**one.model_dump(mode="json"), "connections_max": one.connections_max}
+            for one in router.stated_providers.values()
+        ],
         "keys": [_told(key, {"encrypted_material"}, secrets) for key in keys],
         "limits": [one.model_dump(mode="json") for one in router.stated_limits.values()],
         "clients": [_told(one, {"token_sha256", "old_token_sha256", "old_token_until"}, secrets) for one in clients],

@@ -34,6 +34,8 @@ class Provider:
     """Its own; None: that of all."""
     timeouts_told: Mapping[str, float | None] = field(default_factory=dict)
     """What was said of its own, seconds by phase."""
+    owns_transport: bool = False
+    """Whether `transport` is nobody else's, and is closed with its adapter."""
     made_here: bool = False
     """Whether its adapter was made by the router, which then closes it once nobody uses it any more."""
     answered_at: float = 0.0

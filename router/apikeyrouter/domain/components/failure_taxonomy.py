@@ -67,6 +67,10 @@ UNREACHABLE = Meaning(
     name="unreachable", category=_C.NetworkError, scope=_S.PROVIDER, action=_A.BACK_OFF, elsewhere=True,
     says="no connection was made; nothing was sent",
 )  # fmt: skip
+NO_PLACE = Meaning(
+    name="no_connection_free", category=_C.RateLimitError, scope=_S.REQUEST, action=_A.REJECT, elsewhere=True,
+    says="all connections that we allow ourselves to the provider (`connections_max`) were in use; nothing was sent",
+)  # fmt: skip
 CUT_OFF = Meaning(
     name="cut_off", category=_C.NetworkError, scope=_S.PROVIDER, action=_A.BACK_OFF, elsewhere=True, billed=None,
     says="the connection broke after the request was sent",
@@ -113,8 +117,8 @@ MEANINGS = MappingProxyType(
         meaning.name: meaning
         for meaning in (
             COOL, COOL_KEY, DAY_OVER, EXHAUSTED, EXHAUSTED_KEY, DEAD, DEAD_GROUP, DEAD_EGRESS, ALIKE, DOWN, OVERLOADED,
-            LATE, LATE_CONNECT, UNREACHABLE, CUT_OFF, GARBLED, UNCLEAR, REJECT, TOO_LONG, TOO_LARGE_HERE, SKIP,
-            SKIP_AUTH, DEADLINE_PASSED, GIVEN_UP,
+            LATE, LATE_CONNECT, UNREACHABLE, NO_PLACE, CUT_OFF, GARBLED, UNCLEAR, REJECT, TOO_LONG, TOO_LARGE_HERE,
+            SKIP, SKIP_AUTH, DEADLINE_PASSED, GIVEN_UP,
         )
     }
 )  # fmt: skip

@@ -6,7 +6,7 @@ Imported when the first transport is made: aiohttp takes longer to import than a
 import ssl as ssl_module
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 from yarl import URL
@@ -17,6 +17,7 @@ from apikeyrouter.infrastructure.adapters.transport import (
     BODY_BYTES_MAX,
     DEFAULT_TIMEOUTS,
     ConnectFailed,
+    NoPlace,
     ResponseLost,
     ResponseTooLong,
     SendFailed,
@@ -45,6 +46,9 @@ class AiohttpTransport:
 
     TLS is verified, compressed answers are decompressed. Proxies come from the environment (`HTTPS_PROXY`, `NO_PROXY`),
     looked up once per origin; aiohttp's own `trust_env` would read the environment per request, and `.netrc` too.
+
+    `connections_max`, `connections_per_host_max`: most connections, 0: as many as there are calls; who finds all in use
+    waits in line, as long as for a first byte.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class AiohttpTransport:
     ) -> None:
         self._connections_max = connections_max
         self._connections_per_host_max = connections_per_host_max
+        self._is_bounded = bool(connections_max or connections_per_host_max)
         self._trust_env = trust_env
         self._ssl = ssl
         self._session: aiohttp.ClientSession | None = None
@@ -67,6 +72,7 @@ class AiohttpTransport:
         """Send one request; returns once status and headers are there. Raises TransportError."""
         session = self._session or self._open()
         url, proxy = self._targets.get(request.url) or self._target(request.url)
+        in_line: list[bool] = []
         try:
             response = await session.request(
                 request.method,
@@ -76,8 +82,11 @@ class AiohttpTransport:
                 timeout=self._client_timeout(timeouts),
                 allow_redirects=False,
                 proxy=proxy,
+                trace_request_ctx=in_line,
             )
         except Exception as exc:
+            if in_line and isinstance(exc, aiohttp.ConnectionTimeoutError):
+                raise NoPlace from exc
             raise _mapped(exc, answered=False) from exc
         if timeouts.idle != timeouts.first_byte:
             _set_idle(response, timeouts.idle)
@@ -113,6 +122,7 @@ class AiohttpTransport:
             skip_auto_headers=("Accept",),
             max_line_size=LINE_BYTES_MAX,
             max_field_size=LINE_BYTES_MAX,
+            trace_configs=[_watching_the_line()] if self._is_bounded else None,
         )
         return self._session
 
@@ -131,7 +141,7 @@ class AiohttpTransport:
         if known is None or known[0] is not timeouts:
             made = aiohttp.ClientTimeout(
                 total=timeouts.total,
-                connect=None,  # waiting for a place in the pool; there are as many places as calls
+                connect=timeouts.first_byte if self._is_bounded else None,  # with waiting for a place
                 sock_connect=timeouts.connect,
                 sock_read=timeouts.first_byte,
             )
@@ -189,6 +199,23 @@ class AiohttpResponse:
     async def close(self) -> None:
         """Give up the rest: the connection is dropped unless the body was read to its end. Idempotent."""
         self._response.close()
+
+
+def _watching_the_line() -> aiohttp.TraceConfig:
+    """Tells a call that it waits for a connection to come free: its context is empty unless it does."""
+
+    async def begins(
+        session: aiohttp.ClientSession, context: Any, told: aiohttp.TraceConnectionQueuedStartParams
+    ) -> None:
+        context.trace_request_ctx.append(True)
+
+    async def ends(session: aiohttp.ClientSession, context: Any, told: aiohttp.TraceConnectionQueuedEndParams) -> None:
+        context.trace_request_ctx.clear()
+
+    watch = aiohttp.TraceConfig()
+    watch.on_connection_queued_start.append(begins)
+    watch.on_connection_queued_end.append(ends)
+    return watch
 
 
 _NOT_SENT = (

@@ -28,6 +28,16 @@ class ConnectFailed(TransportError):
     sent = False
 
 
+class NoPlace(TransportError):
+    """All connections that we allow ourselves to this provider were in use for too long: certainly not sent, and no
+    fault of the provider's."""
+
+    sent = False
+
+    def __init__(self) -> None:
+        super().__init__("no connection to the provider became free in time (connections_max)")
+
+
 class SendFailed(TransportError):
     """The connection broke while sending: the provider may have received the request."""
 

@@ -146,7 +146,7 @@ class _Compiler:
                 self._warnings.append(f"providers.{name}.base_url: {doubt}")
             made[name] = ProviderRecord(
                 id=name, adapter=entry.adapter, base_url=entry.base_url, lane=f"p:{name}", options=entry.options,
-                timeouts=entry.timeouts.seconds(),
+                timeouts=entry.timeouts.seconds(), connections_max=entry.connections_max,
             )  # fmt: skip
         for name in made:
             self._put(f"providers.{name}", LaneConfig(id=f"p:{name}", breaker=self._provider_breaker(name)))

@@ -35,7 +35,10 @@ POOL_BYTES_MAX = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderRecord:
-    """A provider to register. `lane` is where its breaker lives. `timeouts`: seconds by phase, where it has its own."""
+    """A provider to register. `lane` is where its breaker lives. `timeouts`: seconds by phase, where it has its own.
+
+    `connections_max`: most connections of one process to it; None: as many as there are calls.
+    """
 
     id: str
     adapter: str
@@ -43,11 +46,13 @@ class ProviderRecord:
     lane: str
     options: Mapping[str, Any] = field(default_factory=dict)
     timeouts: Mapping[str, float | None] = field(default_factory=dict)
+    connections_max: int | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether it says no more than that there is an adapter of its name, as of those registered from the start."""
-        return self.adapter == self.id and self.base_url is None and not self.options and not self.timeouts
+        said = self.base_url or self.options or self.timeouts or self.connections_max
+        return self.adapter == self.id and not said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

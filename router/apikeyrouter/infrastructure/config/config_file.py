@@ -29,6 +29,7 @@ from apikeyrouter.infrastructure.config.failure_entries import (
 )
 from apikeyrouter.infrastructure.config.fields import (
     BaseUrl,
+    ConnectionsMax,
     Entry,
     ModelName,
     Name,
@@ -59,14 +60,15 @@ __all__ = [
 
 FILE_BYTES_MAX = 8 * 2**20
 ENTRIES_MAX = 100_000
-WAIT_MS_MAX = 600_000
 """Most keys, limits or clients in one file."""
+WAIT_MS_MAX = 600_000
 
 
 class ProviderEntry(Entry):
     """A provider: which adapter talks to it, and where. `options` are the adapter's own.
 
-    `timeouts`, `breaker`: where this provider's differ from those of `routing`.
+    `timeouts`, `breaker`: where this provider's differ from those of `routing`. `connections_max`: most connections of
+    one process to it; absent: as many as there are calls.
     """
 
     adapter: Name
@@ -74,6 +76,7 @@ class ProviderEntry(Entry):
     options: dict[str, Any] = Field(default_factory=dict)
     timeouts: PhasesEntry = PhasesEntry()
     breaker: BreakerEntry = BreakerEntry()
+    connections_max: ConnectionsMax | None = None
 
 
 class ModelTarget(Entry):

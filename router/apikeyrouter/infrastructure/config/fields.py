@@ -11,8 +11,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from apikeyrouter.domain.models.accounting import SuspenseRule
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 
-__all__ = ["BaseUrl", "Entry", "ModelName", "Name", "Price", "Quality", "Secret", "Suspense", "SuspenseText", "Weight"]
+__all__ = [
+    "BaseUrl",
+    "ConnectionsMax",
+    "Entry",
+    "ModelName",
+    "Name",
+    "Price",
+    "Quality",
+    "Secret",
+    "Suspense",
+    "SuspenseText",
+    "Weight",
+]
 
+CONNECTIONS_LIMIT = 65_535
 NAME_BYTES_MAX = 64
 MODEL_BYTES_MAX = 128
 SECRET_LENGTH_MAX = 16_384
@@ -114,6 +127,8 @@ Name = Annotated[str, BeforeValidator(_name)]
 ModelName = Annotated[str, BeforeValidator(_model_name)]
 Secret = Annotated[str, BeforeValidator(_secret), Field(repr=False)]
 BaseUrl = Annotated[str, BeforeValidator(_base_url)]
+ConnectionsMax = Annotated[int, Field(ge=1, le=CONNECTIONS_LIMIT, strict=True)]
+"""Most connections of one process to a provider."""
 Price = Annotated[Decimal, BeforeValidator(_price)]
 Weight = Annotated[float, BeforeValidator(_weight)]
 Quality = Annotated[float, BeforeValidator(_quality)]

@@ -13,7 +13,7 @@ from apikeyrouter.domain.models.accounting import LIMITS_PER_LANE_MAX, Breaker, 
 from apikeyrouter.domain.models.edge import EdgeModel, invalid
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.infrastructure.config.compiled import ProviderRecord, pool_name
-from apikeyrouter.infrastructure.config.fields import BaseUrl, ModelName, Name
+from apikeyrouter.infrastructure.config.fields import BaseUrl, ConnectionsMax, ModelName, Name
 from apikeyrouter.infrastructure.config.limit_profiles import profile_for
 
 __all__ = ["RowName", "StatedLimits", "StatedProvider"]
@@ -28,6 +28,11 @@ RowName = Literal[
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+def _is_none(value: object) -> bool:
+    """What was not said is not stored: workers of an older version read the record, too."""
+    return value is None
 
 
 class StatedLimits(EdgeModel):
@@ -116,6 +121,7 @@ class StatedProvider(EdgeModel):
     options: Annotated[dict[str, Any], Field(max_length=OPTIONS_MAX)] = Field(default_factory=dict)
     timeouts: Annotated[dict[str, Any], AfterValidator(_phases)] = Field(default_factory=dict)
     breaker_settings: Annotated[dict[str, Any], AfterValidator(_breaker)] = Field(default_factory=dict)
+    connections_max: Annotated[ConnectionsMax | None, Field(exclude_if=_is_none)] = None
     created_at: AwareDatetime = Field(default_factory=_now)
 
     def record(self) -> ProviderRecord:
@@ -124,7 +130,7 @@ class StatedProvider(EdgeModel):
 
         return ProviderRecord(
             id=self.id, adapter=self.adapter, base_url=self.base_url, lane=provider_lane(self.id),
-            options=self.options, timeouts=PhasesEntry(**self.timeouts).seconds(),
+            options=self.options, timeouts=PhasesEntry(**self.timeouts).seconds(), connections_max=self.connections_max,
         )  # fmt: skip
 
     def breaker(self, base: Breaker) -> Breaker:
