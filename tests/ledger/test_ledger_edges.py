@@ -82,7 +82,7 @@ async def the_scope(ledger: ScriptLedger, id: str = "budget") -> tuple[int, int,
     "request_of",
     [
         lambda: msgspec.structs.replace(wish(), candidates=()),
-        lambda: msgspec.structs.replace(wish(), candidates=wish().candidates * 65),
+        lambda: msgspec.structs.replace(wish(), candidates=tuple(wish().candidates) * 65),
         lambda: wish(scopes=tuple(f"scope {number}" for number in range(9))),
         lambda: wish("a", "b", "c", "d", "e", "f", "g"),
         lambda: msgspec.structs.replace(wish(), candidates=(Candidate(lanes=()),)),

@@ -149,14 +149,14 @@ class Admissions:
         now = self._clock()
         session = self._sticking.session(call, pool, plan, parsed_for, now) if pool.caches else None
         ranked = self._ranked(call, pool, plan, offers, now=now, skip=skip, turn=turn, session=session)
-        first, further = ranked.ranking, None
+        first, further, offered = ranked.ranking, None, pool.offered(call.lanes)
         losses: list[tuple[Option, Loss]] = []
         lost: list[Standing] = []
         for _ in range(ROUNDS_MAX):
             options = ranked.options
             if options:
                 request = ReserveRequest(
-                    rid=new_rid(), candidates=offers.all(options), scopes=shared.ids, lease_us=self.lease_us,
+                    rid=new_rid(), candidates=offers.all(options, offered), scopes=shared.ids, lease_us=self.lease_us,
                     config_version=version,
                     principal=call.principal, weight=self._catalogue.shares[call.weight], pool=pool.model,
                 )  # fmt: skip

@@ -6,12 +6,12 @@ import msgspec
 
 from apikeyrouter.domain.components.objectives import Plan
 from apikeyrouter.domain.components.ordering import Row, row_of, settled
-from apikeyrouter.domain.components.pool import Option, Ranked
+from apikeyrouter.domain.components.pool import Offered, Option, Ranked
 from apikeyrouter.domain.components.price_book import ModelPrice
 from apikeyrouter.domain.components.scoring import WORST
 from apikeyrouter.domain.components.token_estimator import TokenEstimate, TokenEstimator
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
-from apikeyrouter.domain.models.accounting import UNPRICED, Candidate, Charge
+from apikeyrouter.domain.models.accounting import UNPRICED, Alike, Candidate, Charge, Places, candidate_at
 from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.ranking import Exclusion
 from apikeyrouter.domain.models.usage import Usage
@@ -20,6 +20,8 @@ FREE_OPERATIONS = frozenset({"count_tokens", "response", "delete_response", "can
 """What providers neither bill nor count as tokens; it still is a request."""
 INJECTED_TOKEN_CAP = 4096
 """Most output tokens per choice where a hard budget or a cost limit applies and the client gave no cap."""
+OFFERED_MAX = 256
+"""Combinations of options that a pool remembers for each client with lanes of its own."""
 ParsedFor = Callable[[Option], tuple[str, ParsedRequest | None]]
 """The operation and the request in an option's dialect; None for an adapter that only takes intents."""
 _NO_CHARGE = Charge(expected_nanousd=UNPRICED, bound_nanousd=UNPRICED)
@@ -46,18 +48,23 @@ class Offers:
         self._unbounded: dict[int, int] = {}
         """By rate: the bound of the expected answer, where no token cap brings it within `cost_max_nanousd`."""
 
-    def all(self, options: Sequence[Option]) -> tuple[Candidate, ...]:
-        """A candidate for each option."""
-        more, rate, charge = self._call.lanes, -1, _NO_CHARGE
-        made = []
-        for option in options:
-            placed = option.placed
-            if placed is None or placed[0] is not more:
-                placed = option.place(more)
-            if option.rate != rate:
-                rate, charge = option.rate, self.details(option)[0]
-            made.append(Candidate(lanes=placed[1], scopes=placed[2], words=placed[3], charge=charge))
-        return tuple(made)
+    def all(self, options: Sequence[Option], known: Offered) -> Sequence[Candidate]:
+        """A candidate for each option. `known`: what was offered together before, to a client with the same lanes."""
+        together = tuple(options)
+        places = known[together] if together in known else self._together(together, known)
+        if places is not None:
+            return Alike(places, self.details(together[0])[0])
+        more = self._call.lanes
+        return tuple([candidate_at(option.place(more), self.details(option)[0]) for option in together])
+
+    def _together(self, options: tuple[Option, ...], known: Offered) -> Places | None:
+        """Where options are counted that are offered together; None where not all cost the same."""
+        alike = len({option.rate for option in options}) == 1
+        places = Places.of(option.place(self._call.lanes) for option in options) if alike else None
+        if len(known) >= OFFERED_MAX:
+            known.clear()
+        known[options] = places
+        return places
 
     def details(self, option: Option) -> tuple[Charge, TokenEstimate, int | None]:
         """What an option would take, the estimate behind it, and the token cap it needs."""

@@ -20,7 +20,7 @@ from apikeyrouter.domain.components.ordering import Building, Order, Row, settle
 from apikeyrouter.domain.components.price_book import ModelPrice
 from apikeyrouter.domain.components.scoring import TYPICAL_TOKENS, Conditions, lane_out_until_us
 from apikeyrouter.domain.components.waits import by_waits
-from apikeyrouter.domain.models.accounting import LaneState, Words, place_words
+from apikeyrouter.domain.models.accounting import LaneState, Places, Words, place_words
 from apikeyrouter.domain.models.capabilities import ModelCapabilities
 from apikeyrouter.domain.models.ranking import Barred, Ranking, Standing
 from apikeyrouter.domain.models.usage import Usage
@@ -55,9 +55,8 @@ TURNS_KEPT_MAX = 64
 _ANY = ModelCapabilities()
 
 
-Place = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], Words]
-"""Where an option is metered for a client: the client's own lanes, all lanes, its scopes; and the latter two as the
-ledger sends them."""
+Offered = dict[tuple["Option", ...], Places | None]
+"""Options that were offered together → where they are counted; None: not all cost the same."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -85,25 +84,21 @@ class Option:
     cost_max_nanousd: int | None = None
     success_min: float = 0.0
     able: ModelCapabilities = _ANY
-    placed: Place | None = None
-    """The last answer of `place`."""
-    _places: dict[tuple[str, ...], Place] = field(default_factory=dict)
+    _places: dict[tuple[str, ...], Words] = field(default_factory=dict)
 
-    def place(self, more: tuple[str, ...]) -> Place:
-        """Its lanes with a client's own (`more`) behind them, and both with its scopes as the ledger sends them. Made
-        once for each client."""
+    def place(self, more: tuple[str, ...]) -> Words:
+        """Where it is metered for a client with lanes of its own (`more`), which stand behind the others. Made once for
+        each client."""
         known = self._places.get(more)
         if known is None:
             if len(self._places) >= PLACES_MAX:
                 self._places.clear()
-            lanes = (*self.lanes, *more)
-            known = self._places[more] = (more, lanes, self.scopes, place_words(lanes, self.scopes))
-        self.placed = known
+            known = self._places[more] = place_words((*self.lanes, *more), self.scopes)
         return known
 
     def changed(self, **fields: Any) -> "Option":
         """Itself but for some fields."""
-        return replace(self, placed=None, _places={}, **fields)
+        return replace(self, _places={}, **fields)
 
 
 @dataclass(slots=True)
@@ -222,6 +217,7 @@ class Pool:
         """The shadow policies that would refuse an option, where there are any."""
         self.emptied: frozenset[str] = frozenset()
         """The shadow policies that would refuse every option."""
+        self._offered: dict[tuple[str, ...], Offered] = {}
         self._orders: dict[Which, Order] = {}
         self._building: dict[Which, Building] = {}
 
@@ -239,6 +235,15 @@ class Pool:
     def caches(self) -> bool:
         """Whether it may matter which quota group holds the cache of a prompt."""
         return self._saves and len(self.members.by_group) > 1
+
+    def offered(self, more: tuple[str, ...]) -> Offered:
+        """What was offered together to a client with these lanes of its own: whoever offers more notes it there."""
+        known = self._offered.get(more)
+        if known is None:
+            if len(self._offered) >= PLACES_MAX:
+                self._offered.clear()
+            known = self._offered[more] = {}
+        return known
 
     def moved(self, key_id: str) -> None:
         """The state of a key is another. Its options come or go; none of the others is looked at.

@@ -13,7 +13,8 @@ __all__ = ["MOMENTS", "PRIOR", "TokenWeights"]
 WEIGHT_MAX = 200.0
 """Answers the memory is worth: each new one counts at least 1/200."""
 PLENTY, STRIDE = 64.0, 4
-"""Once it knows so many answers it takes in only one of so many."""
+"""Once it knows so many answers it takes in only one of so many; once it knows all that it can keep, one of that many
+times as many."""
 REVISED_AT = 0.125
 """New answers, as a share of those known, after which the weights are worked out anew."""
 NOISE_VARIANCE = 0.005
@@ -58,9 +59,10 @@ class TokenWeights:
     def learn(self, parts: Sequence[float], tokens: float) -> None:
         """A text had so many tokens (> 0)."""
         if self.answers >= PLENTY:
-            self._skipped = (self._skipped + 1) % STRIDE
-            if self._skipped:
+            self._skipped += 1
+            if self._skipped < (STRIDE if self.answers < WEIGHT_MAX else STRIDE * STRIDE):
                 return
+            self._skipped = 0
         self.answers = min(self.answers + 1.0, WEIGHT_MAX)
         share, told = 1.0 / self.answers, [part / tokens for part in parts]
         seen = [told[row] * told[column] for row, column in _TRIANGLE] + told

@@ -4,8 +4,10 @@ Units are fixed here once: amounts are integers (requests, tokens, nano-dollars)
 microseconds of the ledger's own clock. Nothing in this file does I/O.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import overload
 
 import msgspec
 
@@ -180,6 +182,51 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     charge: Charge = msgspec.field(default_factory=Charge)
 
 
+def candidate_at(words: Words, charge: Charge) -> Candidate:
+    """A candidate that is counted there, and takes that."""
+    return Candidate(lanes=words.ids[0], scopes=words.ids[1], words=words, charge=charge)
+
+
+class Places(msgspec.Struct, frozen=True, eq=False):
+    """Where some candidates are counted that all take the same: made once, for all requests that are offered them."""
+
+    words: tuple[Words, ...]
+    scopes: tuple[tuple[str, ...], ...]
+    """Their own scopes, each combination once."""
+    text: bytes
+    """All but the first, as the scripts read them."""
+
+    @classmethod
+    def of(cls, words: Iterable[Words]) -> "Places":
+        """Of candidates in this order."""
+        first, *others = words
+        scopes = tuple(dict.fromkeys(each.ids[1] for each in (first, *others)))
+        return cls((first, *others), scopes, b"".join([b"1\n%b\n" % each.text for each in others]))
+
+
+class Alike(Sequence[Candidate]):
+    """Candidates that take the same of a request, in places that were made in advance."""
+
+    __slots__ = ("charge", "places")
+
+    def __init__(self, places: Places, charge: Charge) -> None:
+        self.places, self.charge = places, charge
+
+    def __len__(self) -> int:
+        return len(self.places.words)
+
+    @overload
+    def __getitem__(self, at: int) -> Candidate: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Candidate, ...]: ...
+
+    def __getitem__(self, at: int | slice) -> Candidate | tuple[Candidate, ...]:
+        if isinstance(at, slice):
+            return tuple([candidate_at(words, self.charge) for words in self.places.words[at]])
+        return candidate_at(self.places.words[at], self.charge)
+
+
 def check_id(value: str, *, what: str) -> str:
     """`value` if it can name a lane or a scope. Errors: LedgerConfigError."""
     try:
@@ -221,7 +268,7 @@ class ReserveRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """
 
     rid: bytes
-    candidates: tuple[Candidate, ...]
+    candidates: Sequence[Candidate]
     scopes: tuple[str, ...] = ()
     lease_us: int = 30_000_000
     config_version: int = 0

@@ -10,6 +10,7 @@ from typing import Protocol, cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from apikeyrouter.infrastructure.adapters.lean_response import LeanResponse
+from apikeyrouter.infrastructure.adapters.response_headers import ResponseHeaders
 from apikeyrouter.infrastructure.adapters.transport import (
     ResponseLost,
     SendFailed,
@@ -59,6 +60,8 @@ class LeanConnection(asyncio.Protocol):
         self._old_at = loop.time() + AGE_SECONDS
         self._is_old = False
         self._home = home
+        self._headers: dict[bytes, bytes] = {}
+        self.on_header = self._headers.setdefault  # called for each header; of one name, the first counts
         self._parser = HttpResponseParser(self)
         self._transport: asyncio.Transport
         self._plain = True
@@ -73,7 +76,6 @@ class LeanConnection(asyncio.Protocol):
         self._forget_answer()
 
     def _forget_answer(self) -> None:
-        self._headers: list[tuple[bytes, bytes]] = []
         self._quiet_bytes = 0
         self._keep = False
         self._until_closed = False
@@ -186,10 +188,6 @@ class LeanConnection(asyncio.Protocol):
             self._surplus = True
             raise ValueError("an answer that nobody asked for")
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header, or one trailer."""
-        self._headers.append((name, value))
-
     def on_headers_complete(self) -> None:
         """Status and headers are there; those of interim answers are passed over."""
         response, status = self._response, self._parser.get_status_code()
@@ -197,16 +195,15 @@ class LeanConnection(asyncio.Protocol):
             return
         if self._quiet_bytes > HEAD_BYTES_MAX and _size(self._headers) > HEAD_BYTES_MAX:
             raise ValueError("headers are too long")
-        coding, transfer = _framing(self._headers)
-        if transfer not in (b"", b"chunked"):
+        headers = ResponseHeaders(self._headers.copy())
+        self._headers.clear()  # what still comes are trailers
+        transfer = headers.get("transfer-encoding", "")
+        if transfer and transfer.lower() != "chunked":
             raise ValueError("a transfer coding that we did not ask for")
         self._keep = self._parser.should_keep_alive()
         if not self._keep:
-            self._until_closed = not transfer and not any(
-                name.lower() == b"content-length" for name, _ in self._headers
-            )
-        response.begin(status, self._headers, coding)
-        self._headers = []  # what still comes are trailers
+            self._until_closed = not transfer and "content-length" not in headers
+        response.begin(status, headers)
 
     def on_body(self, data: bytes) -> None:
         """Some of the body, without its framing."""
@@ -219,7 +216,7 @@ class LeanConnection(asyncio.Protocol):
         response = self._response
         if response is not None and response.status:
             response.complete = True
-        self._headers = []  # of an interim answer
+        self._headers.clear()  # trailers, or headers of an interim answer
 
     # --- the exchange --------------------------------------------------------------------------------------------
 
@@ -285,17 +282,5 @@ class LeanConnection(asyncio.Protocol):
         return UpstreamTimeout("idle" if self._response.status else "first_byte", sent=True)
 
 
-def _size(headers: list[tuple[bytes, bytes]]) -> int:
-    return sum(len(name) + len(value) + 4 for name, value in headers)
-
-
-def _framing(headers: list[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
-    """Content coding and transfer coding, in lower case; empty: none."""
-    coding = transfer = b""
-    for name, value in headers:
-        size = len(name)
-        if size == 16 and name.lower() == b"content-encoding":
-            coding += value.strip().lower()
-        elif size == 17 and name.lower() == b"transfer-encoding":
-            transfer += value.strip().lower()
-    return (b"" if coding == b"identity" else coding), transfer
+def _size(headers: dict[bytes, bytes]) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in headers.items())

@@ -55,7 +55,7 @@ class LeanResponse(Pouring):
         self.complete = False
         """Whether the connection has brought all of it."""
         self._connection: Connection | None = connection
-        self._coding = b""
+        self._coding = ""
         self._parts: list[bytes] = []
         self._buffered = 0
         self._whole_bytes = -1
@@ -125,9 +125,10 @@ class LeanResponse(Pouring):
 
     # --- for the connection --------------------------------------------------------------------------------------
 
-    def begin(self, status: int, headers: list[tuple[bytes, bytes]], coding: bytes) -> None:
+    def begin(self, status: int, headers: ResponseHeaders) -> None:
         """Status and headers are there."""
-        self.status, self.headers, self._coding = status, ResponseHeaders(headers), coding
+        coding = headers.get("content-encoding", "").lower()
+        self.status, self.headers, self._coding = status, headers, "" if coding == "identity" else coding
 
     def add(self, data: bytes) -> None:
         """Some of the body is there."""
@@ -228,7 +229,7 @@ class LeanResponse(Pouring):
 
     async def _decoded(self) -> AsyncIterator[bytes]:
         try:
-            decoder = Decoder(self._coding.decode("latin-1"))
+            decoder = Decoder(self._coding)
             while data := await self._some():
                 for piece in decoder.decode(data):
                     yield piece

@@ -1,59 +1,55 @@
-"""The headers of an answer: names in any case, nothing decoded before somebody asks."""
+"""The headers of an answer: names in any case, nothing decoded before somebody asks.
+
+A provider sends the same names in the same order over and over, so what they are called in lower case is worked out
+once per such sequence.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 __all__ = ["ResponseHeaders"]
 
-_NAMES_MAX = 512
-_names: dict[bytes, str] = {}
-"""Names as providers write them → in lower case."""
+_SEQUENCES_MAX = 512
+_sequences: dict[tuple[bytes, ...], dict[str, bytes]] = {}
+"""Names as a provider writes them → by name in lower case, how it is written."""
 
 
 class ResponseHeaders(Mapping[str, str]):
     """A view of raw headers. Of a name that comes several times, the first counts. Iterates names in lower case."""
 
-    __slots__ = ("_raw", "_table")
+    __slots__ = ("_raw", "_written")
 
-    def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
-        self._raw = raw
-        self._table: dict[str, str] | None = None
+    def __init__(self, raw: Mapping[bytes, bytes]) -> None:
+        """`raw`: names as they came, in their order."""
+        names = tuple(raw)
+        self._raw, self._written = raw, _sequences.get(names) or _remember(names)
 
     def __getitem__(self, name: str) -> str:
-        return (self._table or self._decoded())[name.lower()]
+        return _text(self._raw[self._written[name.lower()]])
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name.lower() in (self._table or self._decoded())
+        return isinstance(name, str) and name.lower() in self._written
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The header's value, or `default`. Who asks for one does not pay for all."""
-        if self._table is not None:
-            return self._table.get(name.lower(), default)
-        wanted, size = name.lower(), len(name)
-        for raw, value in self._raw:
-            if len(raw) == size and (_names.get(raw) or _lower(raw)) == wanted:
-                return _text(value)
-        return default
+        """The header's value, or `default`."""
+        written = self._written.get(name.lower())
+        return default if written is None else _text(self._raw[written])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._table or self._decoded())
+        return iter(self._written)
 
     def __len__(self) -> int:
-        return len(self._table or self._decoded())
-
-    def _decoded(self) -> dict[str, str]:
-        table = self._table = {}
-        for name, value in reversed(self._raw):
-            table[_names.get(name) or _lower(name)] = _text(value)
-        return table
+        return len(self._written)
 
 
 def _text(value: bytes) -> str:
     return value.decode("utf-8", "surrogateescape").strip(" \t")
 
 
-def _lower(name: bytes) -> str:
-    text = name.decode("latin-1").lower()
-    if len(_names) < _NAMES_MAX:
-        _names[name] = text
-    return text
+def _remember(names: tuple[bytes, ...]) -> dict[str, bytes]:
+    written: dict[str, bytes] = {}
+    for name in names:
+        written.setdefault(name.decode("latin-1").lower(), name)
+    if len(_sequences) < _SEQUENCES_MAX:
+        _sequences[names] = written
+    return written

@@ -1,12 +1,13 @@
 """What the scripts of one request are called with: checked here, in the order that their headers tell."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 
 from apikeyrouter.domain.models.accounting import (
     CANDIDATES_MAX,
     SHARED_SCOPES_MAX,
+    Alike,
     Candidate,
     Charge,
     ReserveRequest,
@@ -47,43 +48,46 @@ def request_args(
     request: ReserveRequest, candidates: Sequence[Candidate], weight: int, principal: str
 ) -> list[Argument]:
     """What `reserve` and `reassert` are called with. Errors: LedgerConfigError."""
-    scopes, first = request.scopes, candidates[0]
-    if scopes:
-        shared_names, shared = _shared_scopes(scopes)
-        looked_at: tuple[str, ...] = ()
-        for candidate in candidates:
-            own = candidate.scopes
-            if own is not looked_at and not shared_names.isdisjoint(own):
-                raise LedgerConfigError(f"a scope is named twice: {', '.join((*scopes, *own))}")
-            looked_at = own
+    scopes = request.scopes
+    own: Iterable[tuple[str, ...]]
+    if isinstance(candidates, Alike):
+        places, charges = candidates.places, list(charge_numbers(candidates.charge))
+        words, own, others = places.words[0], places.scopes, places.text
     else:
-        shared = ()
-    words = candidate_words(first)
+        words, own = candidate_words(candidates[0]), [candidate.scopes for candidate in candidates]
+        charges, others = _others(candidates)
+    shared = _shared(scopes, own) if scopes else ()
     numbers = [request.config_version, request.lease_us, weight, len(words.lanes), len(shared), len(words.scopes)]
-    numbers += charge_numbers(first.charge)
+    numbers += charges
     args: list[Argument] = [rid_field(request.rid), principal, b"", *words.lanes, *shared, *words.scopes]
-    if len(candidates) > 1:
-        args.append(_others(candidates, numbers))
+    if others:
+        args.append(others)
     args[2] = _packed(numbers)
     return args
 
 
-def _others(candidates: Sequence[Candidate], numbers: list[int]) -> bytes:
-    """All but the first, as a text; charges that the first does not have are put behind `numbers`."""
-    last, number = candidates[0].charge, b"1\n"
-    charges = {id(last): number}
+def _shared(scopes: tuple[str, ...], own: Iterable[tuple[str, ...]]) -> tuple[bytes, ...]:
+    """The fields of the shared scopes, none of which is a candidate's own. Errors: LedgerConfigError."""
+    names, fields = _shared_scopes(scopes)
+    for others in own:
+        if not names.isdisjoint(others):
+            raise LedgerConfigError(f"a scope is named twice: {', '.join((*scopes, *others))}")
+    return fields
+
+
+def _others(candidates: Sequence[Candidate]) -> tuple[list[int], bytes]:
+    """The charges of candidates, the first's first and each once; and where all but the first are counted, as a text
+    that says whose charge each has."""
+    charge = candidates[0].charge
+    charges, known = [*charge_numbers(charge)], {id(charge): 1}
     parts: list[bytes] = []
     for candidate in candidates[1:]:
-        charge, words = candidate.charge, candidate.words
-        if charge is not last:
-            last, number = charge, charges.get(id(charge), b"")
-            if not number:
-                numbers += charge_numbers(charge)
-                number = charges[id(charge)] = b"%d\n" % (len(charges) + 1)
-        if words is None or words.ids[0] is not candidate.lanes or words.ids[1] is not candidate.scopes:
-            words = candidate_words(candidate)
-        parts += (number, words.text, b"\n")
-    return b"".join(parts)
+        number = known.get(id(candidate.charge))
+        if number is None:
+            charges += charge_numbers(candidate.charge)
+            number = known[id(candidate.charge)] = len(known) + 1
+        parts.append(b"%d\n%b\n" % (number, candidate_words(candidate).text))
+    return charges, b"".join(parts)
 
 
 def candidate_words(candidate: Candidate) -> Words:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import msgspec
+from msgspec import structs
 
 from apikeyrouter.domain.models.accounting import ReserveRequest, Settlement
 
@@ -149,11 +150,19 @@ def _read(found: OutboxFile) -> str:
             if number == 0:
                 whose = msgspec.json.decode(told, type=_Head).ledger
             else:
-                found.entries.append(msgspec.json.decode(told, type=Entry))
+                found.entries.append(_entry(told))
         except msgspec.DecodeError:
             found.broken += 1
     found.pending = {entry.rid for entry in found.entries}
     return whose
+
+
+def _entry(told: bytes) -> Entry:
+    entry = msgspec.json.decode(told, type=Entry)
+    if entry.request is None:
+        return entry
+    request = structs.replace(entry.request, candidates=tuple(entry.request.candidates))
+    return structs.replace(entry, request=request)
 
 
 def _line(told: Entry | _Head) -> bytes:

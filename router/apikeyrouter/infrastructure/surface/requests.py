@@ -28,13 +28,10 @@ OBJECTIVES_REMEMBERED_MAX = 64
 TIMEOUT_MS_MAX = 24 * 3600 * 1000
 WAIT_MS_MAX = 600_000
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_PASSED_ON = tuple(
-    (name.encode(), name)
-    for name in (
-        "anthropic-version", "anthropic-beta", "openai-beta", "idempotency-key", "x-client-request-id",
-        "traceparent", "tracestate",
-    )
-)  # fmt: skip
+_PASSED_ON = frozenset((
+    b"anthropic-version", b"anthropic-beta", b"openai-beta", b"idempotency-key", b"x-client-request-id",
+    b"traceparent", b"tracestate",
+))  # fmt: skip
 """Headers that may go upstream; the adapters have the last word (`providers.md` §5.2)."""
 _OWN_CACHES = frozenset({"prompt_cache_key", "cache_salt"})
 """What keeps prompts apart in a provider's cache: where clients share a key, each has names of its own."""
@@ -129,13 +126,17 @@ def make_call(
         principal=name or "",
         weight=caller.weight,
         lanes=caller.lanes,
-        headers=tuple([(text, headers[name].decode("latin-1")) for name, text in _PASSED_ON if name in headers]),
+        headers=() if _PASSED_ON.isdisjoint(headers) else _passed_on(headers),
         path_query=f"?{query.decode('latin-1')}" if query else "",
         session=session,
         deadline=_deadline(headers, started, stream=parsed.stream),
         wait_ms=_wait_ms(headers[b"x-akr-wait-ms"]) if b"x-akr-wait-ms" in headers else None,
         priority=0 if plain else _priority(headers.get(b"x-akr-priority"), caller),
     )
+
+
+def _passed_on(headers: Headers) -> tuple[tuple[str, str], ...]:
+    return tuple([(name.decode(), value.decode("latin-1")) for name, value in headers.items() if name in _PASSED_ON])
 
 
 def _with_own_cache(parsed: ParsedRequest, client: str) -> ParsedRequest:
