@@ -1,6 +1,7 @@
 """Configuration files of many keys, and files that take their time to come into force."""
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -69,10 +70,12 @@ class Asked(RedisStateStore):
         self.asked += 1
         return await super().get_key(key_id)
 
-    async def change_key(self, key_id: str, decide: KeyDecision) -> KeyChange | None:
+    async def change_keys(
+        self, decisions: Mapping[str, KeyDecision], marks: dict[str, int] | None = None
+    ) -> dict[str, KeyChange]:
         """As ever."""
-        self.asked += 1
-        return await super().change_key(key_id, decide)
+        self.asked += len(decisions)
+        return await super().change_keys(decisions, marks)
 
 
 async def test_a_process_that_begins_takes_over_what_another_registered_and_registers_only_what_is_new(
@@ -100,7 +103,7 @@ async def test_others_wait_for_a_change_that_takes_longer_than_its_note_lasts(
     await ledger.open()
     mine, theirs = RedisStateStore(redis_url), RedisStateStore(redis_url)
     other = FileChanges(ledger, theirs)
-    async with FileChanges(ledger, mine).under_way("ab" * 32):
+    async with FileChanges(ledger, mine).under_way("ab" * 32, ""):
         waiting = asyncio.create_task(other.settled())
         done, _ = await asyncio.wait({waiting}, timeout=2.5)
         assert not done

@@ -12,13 +12,14 @@ from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.cost_controller import CostController
 from apikeyrouter.domain.components.failure_handler import TOLD_KINDS, FailureHandler
 from apikeyrouter.domain.components.key_manager import KeyManager
+from apikeyrouter.domain.components.key_registration import ALIASES
 from apikeyrouter.domain.components.policy_engine import PolicyEngine
 from apikeyrouter.domain.components.pool import Option, Pool, Snapshot
 from apikeyrouter.domain.components.quota_awareness_engine import QuotaAwarenessEngine
 from apikeyrouter.domain.components.quota_groups import Conflict
 from apikeyrouter.domain.components.routing_engine import RoutingEngine
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
-from apikeyrouter.domain.interfaces.state_store import StateStore
+from apikeyrouter.domain.interfaces.state_store import KEY, StateStore
 from apikeyrouter.domain.models.api_key import StateTransition
 from apikeyrouter.domain.models.call import Call, Facts
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
@@ -45,6 +46,8 @@ STRATEGY_EVERY_SECONDS = 60.0
 LEARNED_EVERY_SECONDS = 30.0
 SAMPLE_EVERY_SECONDS = 5.0
 """How often the books of all budgets are read, for forecasts and thresholds."""
+UNHEARD_KINDS = {*LEARNED_KINDS, ALIASES}
+"""Documents that are looked at when they are needed."""
 TOLD_MAX = 10
 """So many keys and groups are named in one event; how many there are is said beside."""
 _log = EventLog("apikeyrouter")
@@ -102,12 +105,13 @@ class RouterBackground:
             stop_if_cancelled()
             try:
                 async for change in self.state_store.watch():
-                    if change.kind == "key":
-                        await self.key_manager.refresh_key(change.id)
-                        await self.failure_handler.hear(change.kind, change.id)
+                    if change.key_ids:
+                        await self.key_manager.refresh_keys(change.key_ids)
+                        for key_id in change.key_ids:
+                            await self.failure_handler.hear(KEY, key_id)
                     elif change.kind in TOLD_KINDS:
                         await self.failure_handler.hear(change.kind, change.id)
-                    elif change.kind in LEARNED_KINDS:
+                    elif change.kind in UNHEARD_KINDS:
                         continue
                     elif change.version > seen or not change.kind:
                         seen = await self.state_store.version()

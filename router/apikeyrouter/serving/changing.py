@@ -20,7 +20,7 @@ from apikeyrouter.infrastructure.cancellation import end_task
 from apikeyrouter.infrastructure.config.compiled import CompiledConfig
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 
-__all__ = ["FileChanges", "digest_of", "file_lane"]
+__all__ = ["FileChanges", "digest_of", "file_lanes"]
 
 NOTE = ("configuration_change", "file")
 NOTE_SECONDS = 10
@@ -28,6 +28,7 @@ NOTE_SECONDS = 10
 SETTLED_SECONDS_MAX = 120
 """Nobody waits longer for others' changes."""
 LOOK_SECONDS = 0.02
+_LANES = ("f:file", "f:whole")
 _AMOUNT_BITS = 52
 _encode = msgspec.json.Encoder(order="deterministic", enc_hook=str).encode
 
@@ -39,19 +40,36 @@ class FileChanges:
         self._ledger, self._store = ledger, store
 
     @contextlib.asynccontextmanager
-    async def under_way(self, digest: str) -> AsyncIterator[None]:
-        """While inside, no process decides anything, unless that file is in force already."""
+    async def under_way(self, digest: str, known: str) -> AsyncIterator[str]:
+        """While inside, no process decides anything, unless that file is in force already.
+
+        Gives the file that the ledger has all lanes of, if it is this one or the `known` one; else "".
+        """
         mine = secrets.token_hex(8)
         await self._note(mine, NOTE_SECONDS)
         living = asyncio.create_task(self._live(mine), name="apikeyrouter.configuration_change")
         try:
-            await self._ledger.put(lanes=[file_lane(digest)])
-            yield
+            began, whole = file_lanes(digest)
+            amounts = await self._amounts()
+            there = next((file for file in (digest, known) if file and amounts == _amounts_of(file)), "")
+            if there != digest:
+                await self._ledger.put(lanes=[began, LaneConfig(id=whole.id)])
+            yield there
         finally:
             await end_task(living)
             with contextlib.suppress(StateStoreError):  # the note ends by itself
                 if await self._by() == mine:
                     await self._note("", 1)
+
+    async def put_whole(self, digest: str) -> None:
+        """All lanes of the file are in the ledger now."""
+        await self._ledger.put(lanes=file_lanes(digest)[1:])
+
+    async def _amounts(self) -> list[int]:
+        """Which file was begun last, and which is there as a whole, as the two lanes say it."""
+        for lane_id in _LANES:
+            await self._ledger.record(lane_id)  # so it takes its configuration over
+        return [limit.capacity for lane in await self._ledger.lanes(_LANES) for limit in lane.limits]
 
     async def settled(self) -> None:
         """Return when nobody is in the middle of a change."""
@@ -76,11 +94,16 @@ class FileChanges:
             await self._store.save_note(*NOTE, {"by": by}, seconds=seconds)
 
 
-def file_lane(digest: str) -> LaneConfig:
-    """A lane that no request passes: another file makes it another lane, and so another version."""
+def file_lanes(digest: str) -> list[LaneConfig]:
+    """Two lanes that no request passes: that the file was begun, and that all of it is there. Another file makes them
+    other lanes, and so another version of the configuration."""
     amount = int(digest, 16) >> (len(digest) * 4 - _AMOUNT_BITS) if digest else 1
     limit = Limit(name="concurrency", metric=Metric.CONCURRENCY, kind=LimitKind.CONCURRENCY, amount=max(1, amount))
-    return LaneConfig(id="f:file", limits=(limit,))
+    return [LaneConfig(id=lane_id, limits=(limit,)) for lane_id in _LANES]
+
+
+def _amounts_of(digest: str) -> list[int]:
+    return [limit.amount for lane in file_lanes(digest) for limit in lane.limits]
 
 
 def digest_of(config: CompiledConfig) -> str:

@@ -22,34 +22,31 @@ from apikeyrouter.domain.components.catalogue import (
 )
 from apikeyrouter.domain.components.circuits import KEY_BREAKER, PROVIDER_BREAKER
 from apikeyrouter.domain.components.client_rules import CLIENT
-from apikeyrouter.domain.components.limits import LimitRow, compile_limits
 from apikeyrouter.domain.components.quotas import limit_of
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.accounting import (
-    LANES_PER_CANDIDATE_MAX,
     LIMITS_PER_LANE_MAX,
     Breaker,
     LaneConfig,
-    Limit,
     ScopeConfig,
 )
 from apikeyrouter.domain.models.api_key import APIKey, KeyRouting
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.quota_state import Quota
 from apikeyrouter.domain.models.system_error import InvalidRequestError, StateStoreError
-from apikeyrouter.infrastructure.config.compiled import BudgetRecord, CompiledConfig, PriceRecord, Target, pool_name
+from apikeyrouter.infrastructure.config.compiled import BudgetRecord, CompiledConfig, PriceRecord, Target
 from apikeyrouter.infrastructure.config.limit_profiles import profile_for, profile_name
 from apikeyrouter.infrastructure.config.stated import StatedLimits, StatedProvider
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.budgets import DeclaredBudgets
-from apikeyrouter.serving.changing import FileChanges, file_lane
+from apikeyrouter.serving.changing import FileChanges, file_lanes
 from apikeyrouter.serving.clients import DeclaredClients
+from apikeyrouter.serving.key_limits import Declared, KeyLimits, declared_by, names_of, refuse_crowds
 from apikeyrouter.serving.made import MadeEntities
 from apikeyrouter.serving.model_names import DeclaredModels
 
 DOCUMENT = ("configuration", "file")
-GROUP_LANES_MAX = LANES_PER_CANDIDATE_MAX - 2
 _log = EventLog("apikeyrouter")
 
 
@@ -108,10 +105,12 @@ class Configuration:
         self._file = SharedConfig()
         self._file_lanes: dict[str, LaneConfig] = {}
         self._file_keys: frozenset[str] = frozenset()
-        self._by_key: dict[str, tuple[str, tuple[LaneConfig, ...], dict[str, frozenset[str] | None]]] = {}
-        """Per key: its group, the lanes of the group that its metadata declares, and the models of each."""
+        self._of_keys = KeyLimits()
         self._quotas: dict[str, tuple[Quota, ...]] = {}
         """Per key: its own quotas, where it has any."""
+        self._lanes_put: Mapping[str, LaneConfig] = {}
+        self.file_put = ""
+        """Which file this process put into the ledger last, or found there."""
 
     @property
     def policies(self) -> tuple[Policy, ...]:
@@ -125,21 +124,29 @@ class Configuration:
         """The digest of the file that the store's processes decide by; "" where there is none."""
         return (await self._read()).file
 
-    async def replace_file(self, config: CompiledConfig, digest: str, stored: Iterable[APIKey]) -> tuple[str, ...]:
+    async def replace_file(
+        self, config: CompiledConfig, digest: str, whole: str, unopened: Iterable[APIKey]
+    ) -> tuple[str, ...]:
         """Put a file's lanes and budgets into force; the ids of the keys that it names no longer.
 
-        `stored`: every key there is. A file's lanes must not push out what keys that were not taken over yet count in
-        their own.
+        `whole`: which file the ledger has all lanes of, this one or `file_put`, ""  if neither; what differs is put.
+        `unopened`: keys that were not taken over here. A file's lanes must not push out what they count in their own.
         """
         before = await self._read()
         new = SharedConfig.of(config, digest)
-        kept = {lane.id for lane in config.lanes}
-        emptied = [LaneConfig(id=lane.id) for lane in before.lanes if lane.id not in kept]
-        self._quotas = {key.id: key.quotas for key in stored if key.quotas}
-        lanes = [self._with_quotas(self._with_stated(lane)) for lane in (*config.lanes, *emptied)]
-        await self._ledger.put(lanes=lanes, scopes=new.scopes)
+        self._quotas.update({key.id: key.quotas for key in unopened if key.quotas})
+        lanes = {lane.id: lane for lane in config.lanes}
+        if whole != digest:
+            known = self._lanes_put if whole else {}
+            emptied = [LaneConfig(id=lane.id) for lane in before.lanes if lane.id not in lanes]
+            news = [lane for lane in (*config.lanes, *emptied) if known.get(lane.id) != lane]
+            put = [self._with_quotas(self._with_stated(lane)) for lane in news]
+            await self._ledger.put(lanes=put, scopes=new.scopes)
+            await self.changes.put_whole(digest)
+        self._lanes_put, self.file_put = lanes, digest
         try:
-            await self._store.save_document(*DOCUMENT, msgspec.to_builtins(new))
+            if before != new:
+                await self._store.save_document(*DOCUMENT, msgspec.to_builtins(new))
         except (NotImplementedError, InvalidRequestError) as exc:
             await self._store.delete_document(*DOCUMENT)
             _log.warning("configuration.not_shared", error=str(exc))
@@ -181,8 +188,9 @@ class Configuration:
             )
         self._file, self._file_lanes = new, {lane.id: lane for lane in new.lanes}
         self._file_keys = frozenset(new.keys)
-        for key_id in self._by_key.keys() & self._file_keys:
-            del self._by_key[key_id]
+        for key_id in self._of_keys.keys:
+            if key_id in self._file_keys:
+                self._of_keys.drop(key_id)
         self._file_policies = tuple(Policy.parse(told) for told in new.policies)
         self.models.take_file(new.aliases)
         catalogue.qualities = dict(new.quality)
@@ -202,50 +210,48 @@ class Configuration:
         Raises:
             InvalidRequestError: naming the field.
         """
-        if key.id not in self._file_keys:
-            self._lanes_of(key, routing)
-        own = self._declared(key_lane(key.id))
+        self._declared_by(key, routing)
+        own = self._declared(key_lane(key.id)) if key.quotas else None
         if (len(own.limits) if own else 0) + len(key.quotas) > LIMITS_PER_LANE_MAX:
             raise InvalidRequestError(
                 f"a key has at most {LIMITS_PER_LANE_MAX} limits of its own, quotas included", field="quotas"
             )
 
-    async def declare_key(self, key: Key, routing: KeyRouting) -> None:
-        """Put a key's own lane, and its group's where the metadata states limits, into the ledger.
+    async def declare_keys(self, keys: Sequence[tuple[Key, KeyRouting]]) -> None:
+        """Put keys' own lanes, and their groups' where the metadata states limits, into the ledger.
 
-        Of several keys of one group that state the same limit, the lowest amount holds. A key that a file names has
-        its lanes from there.
+        A key that a file names has its lanes from there.
         """
-        counted_before = self._quotas.pop(key.id, ())
-        if key.quotas:
-            self._quotas[key.id] = key.quotas
-        await self._declare_lanes(key, routing)
-        if key.quotas != counted_before:
-            await self._ledger.record(key_lane(key.id))  # the lane takes its configuration over when it is next used
-
-    async def _declare_lanes(self, key: Key, routing: KeyRouting) -> None:
-        if key.id in self._file_keys:
-            self._by_key.pop(key.id, None)
-            await self._ledger.put(lanes=[self._own_lane(key.id)])
-            return
-        lanes, models = self._lanes_of(key, routing)
-        known = self._by_key.get(key.id)
-        self._by_key[key.id] = (key.quota_group, lanes, models)
-        await self._ledger.put(lanes=[self._own_lane(key.id), *self._merged(key.quota_group)])
-        if (known is None and lanes) or (known is not None and known != self._by_key[key.id]):
+        counting: list[str] = []
+        groups: dict[str, None] = {}
+        changed = False
+        for key, routing in keys:
+            counted_before = self._quotas.pop(key.id, ())
+            if key.quotas:
+                self._quotas[key.id] = key.quotas
+            if key.quotas != counted_before:
+                counting.append(key_lane(key.id))
+            declared = self._declared_by(key, routing)
+            changed |= self._of_keys.put(key.id, declared)
+            if key.id not in self._file_keys:
+                groups[key.quota_group] = None
+        merged = [lane for group in groups for lane in self._merged(group)]
+        await self._ledger.put(lanes=[*(self._own_lane(key.id) for key, _ in keys), *merged])
+        if changed:
             self._index_pools()
+        for lane_id in counting:
+            await self._ledger.record(lane_id)  # the lane takes its configuration over when it is next used
 
     def forget_key(self, key_id: str) -> None:
         """A key is gone; what it declared for its group goes with it."""
         self._quotas.pop(key_id, None)
-        known = self._by_key.pop(key_id, None)
-        if known is not None and known[1]:
+        if self._of_keys.drop(key_id):
             self._index_pools()
 
-    async def retire_key(self, key_id: str) -> None:
-        """Empty the lane of a key that is gone. That is a new configuration: every process looks at its keys, and so
+    async def retire_keys(self, key_ids: Sequence[str]) -> None:
+        """Empty the lanes of keys that are gone. That is a new configuration: every process looks at its keys, and so
         learns of it, before it decides again."""
-        await self._ledger.put(lanes=[LaneConfig(id=key_lane(key_id))])
+        await self._ledger.put(lanes=[LaneConfig(id=key_lane(key_id)) for key_id in key_ids])
 
     async def uses(self, key_ids: Sequence[str]) -> dict[str, tuple[int, datetime | None]]:
         """How many requests the fleet made with each key until now, and when it made the last."""
@@ -258,12 +264,12 @@ class Configuration:
 
     async def restore(self) -> None:
         """Put everything this process knows into a cell that forgot it, and the file's part into the store."""
-        lanes = {lane.id: lane for group in self._groups() for lane in self._merged(group)}
-        lanes.update((key_lane(key_id), self._own_lane(key_id)) for key_id in (*self._by_key, *self._file_keys))
+        lanes = {lane.id: lane for group in self._of_keys.groups for lane in self._merged(group)}
+        lanes.update((key_lane(key_id), self._own_lane(key_id)) for key_id in (*self._catalogue.keys, *self._file_keys))
         lanes.update((provider_lane(id_), self._provider_lane(id_)) for id_ in self._catalogue.providers)
         lanes.update((id_, self.lane_config(id_)) for id_ in (*self._file_lanes, *self.limits.named))
         if self._file.file:
-            lanes["f:file"] = file_lane(self._file.file)
+            lanes.update((lane.id, lane) for lane in file_lanes(self._file.file))
         await self._ledger.put(lanes=list(lanes.values()), scopes=self._file.scopes)
         if self._file != SharedConfig() and await self._store.get_document(*DOCUMENT) is None:
             await self._store.save_document(*DOCUMENT, msgspec.to_builtins(self._file))
@@ -280,7 +286,7 @@ class Configuration:
         if lane_id.startswith("p:"):
             return self._provider_lane(lane_id[2:])
         found = self._declared(lane_id) or self.clients.lane(lane_id)
-        merged = (lane for group in self._groups() for lane in self._merged(group) if lane.id == lane_id)
+        merged = (lane for group in self._of_keys.groups for lane in self._merged(group) if lane.id == lane_id)
         return found or next(merged, LaneConfig(id=lane_id))
 
     # --- what is stated while running ----------------------------------------------------------------------------
@@ -293,8 +299,8 @@ class Configuration:
         """
         if stated.quota_group is not None:
             others = [one.pool for one in self.limits.named.values() if one.quota_group == stated.quota_group]
-            of_file = [_names(models) for _, models in self._file.pools.get(stated.quota_group, ())]
-            _refuse_crowds({*others, *of_file, stated.pool})
+            of_file = [names_of(models) for _, models in self._file.pools.get(stated.quota_group, ())]
+            refuse_crowds({*others, *of_file, stated.pool})
         async with self.limits.turn():
             await self.limits.save(stated.lane_id, stated)
             await self._renew(stated.lane_id)
@@ -382,46 +388,32 @@ class Configuration:
         quotas = self._quotas.get(lane.id.removeprefix("k:")) if lane.id.startswith("k:") else None
         return replace(lane, limits=(*lane.limits, *map(limit_of, quotas))) if quotas else lane
 
-    def _lanes_of(
-        self, key: Key, routing: KeyRouting
-    ) -> tuple[tuple[LaneConfig, ...], dict[str, frozenset[str] | None]]:
+    def _declared_by(self, key: Key, routing: KeyRouting) -> Declared:
+        """What a key declares of its group; nothing where a file names it."""
+        if key.id in self._file_keys or not routing.limits:
+            return Declared(key.quota_group)
         provider = self._catalogue.providers.get(key.provider_id)
-        profile = profile_for(profile_name(None if provider is None else provider.wire))
-        lanes: dict[str, LaneConfig] = {}
-        models: dict[str, frozenset[str] | None] = {}
-        for row in routing.limits:
-            fields = dict(row)
-            named = _names(fields.pop("models", None))
-            lane_id = f"g:{key.quota_group}:{pool_name(named)}"
-            limits = compile_limits(LimitRow.parse(fields), profile)
-            before = lanes.get(lane_id, LaneConfig(id=lane_id))
-            lanes[lane_id] = LaneConfig(id=lane_id, limits=_lowest([*before.limits, *limits]), fair=True)
-            models[lane_id] = named
-        _refuse_crowds(models.values())
-        return tuple(lanes.values()), models
-
-    def _groups(self) -> set[str]:
-        return {group for group, lanes, _ in self._by_key.values() if lanes}
+        return declared_by(
+            key.quota_group, routing, profile_for(profile_name(None if provider is None else provider.wire))
+        )
 
     def _merged(self, group: str) -> list[LaneConfig]:
         """The lanes that the keys of a group declare together, but for those that a file declares."""
-        declared = {*self._file_lanes, *self.limits.named}
-        merged: dict[str, LaneConfig] = {}
-        for of, lanes, _ in self._by_key.values():
-            for lane in lanes if of == group else ():
-                before = merged.get(lane.id, lane)
-                merged[lane.id] = replace(lane, limits=_lowest([*before.limits, *lane.limits]))
-        return [lane for lane in merged.values() if lane.id not in declared]
+        return [
+            lane
+            for lane in self._of_keys.merged(group)
+            if lane.id not in self._file_lanes and lane.id not in self.limits.named
+        ]
 
     def _index_pools(self) -> None:
         pools: dict[str, dict[str, frozenset[str] | None]] = {
-            group: {lane: _names(models) for lane, models in found} for group, found in self._file.pools.items()
+            group: {lane: names_of(models) for lane, models in found} for group, found in self._file.pools.items()
         }
         for stated in self.limits.named.values():
             if stated.quota_group is not None:
                 pools.setdefault(stated.quota_group, {}).setdefault(stated.lane_id, stated.pool)
-        for group, _, models in self._by_key.values():
-            for lane_id, named in models.items():
+        for group, declared in self._of_keys.pools():
+            for lane_id, named in declared.items():
                 pools.setdefault(group, {}).setdefault(lane_id, named)
         self._catalogue.replace_model_pools(
             {
@@ -450,31 +442,6 @@ def _rules(budgets: Iterable[BudgetRecord]) -> list[BudgetRule]:
         BudgetRule(scope=budget.config, kind=budget.scope.value, target=budget.scope_id or "", name=budget.name)
         for budget in budgets
     ]
-
-
-def _names(models: object) -> frozenset[str] | None:
-    if models is None:
-        return None
-    if not isinstance(models, list | tuple) or not models or not all(isinstance(name, str) for name in models):
-        raise InvalidRequestError("must be a list of model names", field="limits.models")
-    return frozenset(models)
-
-
-def _lowest(limits: Iterable[Limit]) -> tuple[Limit, ...]:
-    found: dict[str, Limit] = {}
-    for limit in limits:
-        known = found.get(limit.name)
-        if known is None or limit.amount * known.period_us < known.amount * limit.period_us:
-            found[limit.name] = limit
-    return tuple(found.values())
-
-
-def _refuse_crowds(pools: Iterable[frozenset[str] | None]) -> None:
-    named = [models for models in pools if models is not None]
-    everywhere = sum(1 for models in pools if models is None)
-    most = max((sum(model in models for models in named) for found in named for model in found), default=0)
-    if most + everywhere > GROUP_LANES_MAX:
-        raise InvalidRequestError(f"a model may be in at most {GROUP_LANES_MAX} pools of its group", field="limits")
 
 
 def metadata_of(

@@ -1,6 +1,6 @@
 """What a router is told: providers, keys, whole configuration files. The layer right below `ApiKeyRouter`."""
 
-import contextlib
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from apikeyrouter.domain.components.catalogue import Provider
+from apikeyrouter.domain.components.key_registration import NewKey
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
-from apikeyrouter.domain.interfaces.state_store import StateQuery
 from apikeyrouter.domain.models.accounting import LaneConfig
 from apikeyrouter.domain.models.api_key import APIKey
 from apikeyrouter.domain.models.client import Client
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.quota_state import QuotaState, QuotaUnit, TimeWindow
-from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError
+from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError, KeyRegistrationError
 from apikeyrouter.infrastructure.adapters.transport import Timeouts
 from apikeyrouter.infrastructure.config.compiled import CompiledConfig, KeyRecord, RoutingRecord
 from apikeyrouter.infrastructure.config.limit_profiles import profile_name
@@ -30,6 +30,9 @@ from apikeyrouter.serving.providers import adapters_of, provider_of
 if TYPE_CHECKING:
     from apikeyrouter.infrastructure.config.config_file import ModelTarget
 
+ROWS_AT_ONCE = 512
+"""Of a file, so many keys are looked at before requests get their turn."""
+ERRORS_TOLD_MAX = 50
 _log = EventLog("apikeyrouter")
 
 
@@ -322,20 +325,22 @@ class RouterRegistration(RouterLife):
         if config.keys:
             self._open_vault()
         digest = digest_of(config)
-        async with self._configuration.changes.under_way(digest):
-            await self._put_file(config, adapters, digest)
+        async with self._configuration.changes.under_way(digest, self._configuration.file_put) as whole:
+            await self._put_file(config, adapters, digest, whole)
         self._file_digest = digest
         await self._adopt()
 
-    async def _put_file(self, config: CompiledConfig, adapters: Mapping[str, Provider], digest: str) -> None:
+    async def _put_file(
+        self, config: CompiledConfig, adapters: Mapping[str, Provider], digest: str, whole: str
+    ) -> None:
         for provider_id in self._file_providers.keys() - adapters.keys():
             self._drop_provider(provider_id)
         self._file_providers = config.providers
         self._put_providers(adapters.values())
         self._stated_taken = {}
         self._take_stated()
-        stored: list[APIKey] = await self.state_store.query_state(StateQuery("APIKey"))
-        dropped = await self._configuration.replace_file(config, digest, stored)
+        await self.key_manager.refresh()  # what other processes have registered is taken over, all at once
+        dropped = await self._configuration.replace_file(config, digest, whole, self.key_manager.unopened.values())
         await self.policy_engine.take_file(self._configuration.policies)
         self.routing_engine.default = config.routing.objective
         self.attempts_max = config.routing.attempts_max
@@ -344,23 +349,24 @@ class RouterRegistration(RouterLife):
         self._patience.wait_max_ms = config.routing.wait_max_ms or self.settings.wait_max_ms
         self._patience.asked_max_ms = config.routing.wait_asked_max_ms
         self._waiting.lines.length_max = config.routing.wait_queue_max
-        found = {key.id: key for key in stored}
-        if any(record.id in found and record.id not in self.catalogue.keys for record in config.keys):
-            await self.key_manager.refresh()  # another process has registered them: take them over, all at once
-        for record in config.keys:
-            await self._apply_key(record, found.get(record.id))
-        for key_id in dropped:
-            with contextlib.suppress(InvalidRequestError):  # another process was first
-                await self.key_manager.revoke_key(key_id)
+        await self._register_file(config.keys)
+        await self.key_manager.revoke_keys(dropped)
 
-    async def _apply_key(self, record: KeyRecord, stored: APIKey | None) -> None:
-        metadata = metadata_of(
-            record.metadata, quota_group=record.quota_group, weight=record.weight, models=record.models
-        )
-        if stored is None or not self.key_manager.says_nothing_new(
-            stored, record.material, record.provider_id, metadata
-        ):
-            await self.key_manager.register_key(record.material, record.provider_id, metadata, key_id=record.id)
+    async def _register_file(self, records: Sequence[KeyRecord]) -> None:
+        """Register the keys of a file that are not known as it says."""
+        news: list[NewKey] = []
+        for at, record in enumerate(records):
+            told = _new_key(record)
+            if not self.key_manager.says_nothing_new(told):
+                news.append(told)
+            if at % ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        found = await self.key_manager.register_keys(news)
+        errors = [
+            f"key {told.key_id}: {key}" for told, key in zip(news, found, strict=True) if isinstance(key, Exception)
+        ]
+        if errors:
+            raise KeyRegistrationError("; ".join(errors[:ERRORS_TOLD_MAX]))
 
     @property
     def timeouts(self) -> Timeouts:
@@ -388,3 +394,8 @@ class RouterRegistration(RouterLife):
         for provider in self.catalogue.providers.values():
             told = provider.timeouts_told
             provider.timeouts = msgspec.structs.replace(self.timeouts, **told) if told else None
+
+
+def _new_key(record: KeyRecord) -> NewKey:
+    metadata = metadata_of(record.metadata, quota_group=record.quota_group, weight=record.weight, models=record.models)
+    return NewKey(material=record.material, provider_id=record.provider_id, metadata=metadata, key_id=record.id)

@@ -185,7 +185,7 @@ async def _key(desk: Desk, entry: dict[str, Any], *, providers: Set[str]) -> _St
 
     async def write() -> None:
         await desk.router.state_store.save_key(key)
-        await desk.router.key_manager.refresh_key(key.id)
+        await desk.router.key_manager.refresh_keys([key.id])
 
     return _Step(kind="key", exists=known is not None, write=write)
 

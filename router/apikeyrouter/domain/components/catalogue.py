@@ -115,7 +115,11 @@ class Catalogue:
 
     def put_key(self, key: Key) -> None:
         """Add or replace a key."""
-        self.keys[key.id] = key
+        self.put_keys((key,))
+
+    def put_keys(self, keys: Iterable[Key]) -> None:
+        """Add or replace keys."""
+        self.keys.update((key.id, key) for key in keys)
         self.changed()
 
     def drop_key(self, key_id: str) -> None:

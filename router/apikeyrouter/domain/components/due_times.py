@@ -31,3 +31,7 @@ class DueTimes:
         while heap and self._times.get(heap[0][1]) != heap[0][0]:
             heapq.heappop(heap)
         return bool(heap) and heap[0][0] <= now
+
+    def due(self, now: datetime) -> list[str]:
+        """What is due by now."""
+        return [name for name, at in self._times.items() if at <= now] if self.any(now) else []

@@ -1,6 +1,7 @@
 """Who a key is: an id that its material and provider determine, and what may be a key at all."""
 
 import hashlib
+import re
 
 from apikeyrouter.domain.models.system_error import KeyRegistrationError
 
@@ -10,6 +11,7 @@ MATERIAL_LENGTH_MAX = 16_384
 """Longest key material in characters; service-account tokens are the longest in use."""
 _PERSONALISATION = b"apikeyrouter.key"
 _ID_BYTES = 8
+_SENDABLE = re.compile("[!-~]+").fullmatch
 
 
 def derive_key_id(material: str, *, provider_id: str) -> str:
@@ -36,6 +38,6 @@ def check_material(material: object) -> str:
         raise KeyRegistrationError("key material is empty; check the variable or file it comes from")
     if len(stripped) > MATERIAL_LENGTH_MAX:
         raise KeyRegistrationError(f"key material is longer than {MATERIAL_LENGTH_MAX} characters")
-    if not all("!" <= character <= "~" for character in stripped):
+    if _SENDABLE(stripped) is None:
         raise KeyRegistrationError("key material must be printable ASCII without blanks; it goes into an HTTP header")
     return stripped

@@ -4,15 +4,15 @@ What is changed here is one step in the store, with its entry in the audit trail
 take it over.
 """
 
-import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.key_identity import check_material, derive_key_id
 from apikeyrouter.domain.components.key_probing import ask, verdict_of
+from apikeyrouter.domain.components.key_registration import KeyRegistration, NewKey, edited, opened
 from apikeyrouter.domain.components.key_ring import Announce, KeyRing, Lanes, Report, Vault, routed
 from apikeyrouter.domain.components.key_states import move, move_along, noted
 from apikeyrouter.domain.components.key_tally import KeyTally
@@ -24,7 +24,6 @@ from apikeyrouter.domain.models.api_key import (
     KeyChange,
     KeyMaterial,
     KeyProbe,
-    KeyRouting,
     KeyState,
     StateTransition,
 )
@@ -36,10 +35,8 @@ from apikeyrouter.domain.models.system_error import (
     KeyRegistrationError,
 )
 
-__all__ = ["KeyManager", "KeyRegistrationError", "Lanes", "Vault"]
+__all__ = ["KeyManager", "KeyRegistrationError", "Lanes", "NewKey", "Vault"]
 
-ALIASES = "key_alias"
-"""Documents: the id that material would derive → the key that has it, or had it before it was rotated."""
 OPERATOR = "operator"
 Permits = Callable[[APIKey], bool]
 
@@ -70,10 +67,16 @@ class KeyManager:
             store, catalogue, vault, lanes=lanes, announce=announce, report=report, report_conflict=report_conflict
         )
         self.learn_organization = self._ring.learn_organization
+        self._registration = KeyRegistration(store, catalogue, vault, self._ring, lanes=lanes, announce=announce)
+        self.says_nothing_new = self._registration.says_nothing_new
         self._tally = KeyTally(store, lanes)
         self.tally, self.flush_tally, self.abandon_tally = self._tally.count, self._tally.flush, self._tally.abandon
         self._counted, self._all_counted = self._tally.told, self._tally.all_told
-        self.refresh, self.refresh_key = self._ring.refresh, self._ring.refresh_key
+        self.refresh, self.refresh_keys, self.unopened = (
+            self._ring.refresh,
+            self._ring.refresh_keys,
+            self._ring.unopened,
+        )
         self.is_due, self.restore_if_emptied = self._ring.is_due, self._ring.restore_if_emptied
 
     # --- registering ---------------------------------------------------------------------------------------------
@@ -100,97 +103,29 @@ class KeyManager:
             KeyRegistrationError: the material cannot be a key, the provider is not registered, the metadata is
                 wrong, or there is no master key to seal it with.
         """
-        material = check_material(key_material)
-        if provider_id not in self._catalogue.providers:
-            raise KeyRegistrationError(
-                f"provider {provider_id!r} is not registered; call register_provider({provider_id!r}, …) first"
-            )
-        _check_metadata(metadata)
-        id_, retired = await self._id_of(material, provider_id, key_id)
-        async with self._ring.turn:
-            decide = self._registration(id_, provider_id, material, metadata, retired=retired, actor=actor)
-            change = await self._store.change_key(id_, decide)
-            key = change.key if change is not None else await self._store.get_key(id_)
-            if key is None:
-                raise KeyRegistrationError(f"key {id_} was revoked while it was registered; register it again")
-            await self._ring.mark()
-            if retired:
-                material = self._vault().decrypt(key.encrypted_material, key_id=id_)
-            await self._ring.adopt(key, material, key.routing)
-        self._tell(change)
-        return await self._counted(key)
+        told = NewKey(material=key_material, provider_id=provider_id, metadata=metadata, key_id=key_id)
+        (found,) = await self.register_keys([told], actor=actor)
+        if isinstance(found, KeyRegistrationError):
+            raise found
+        return found
 
-    def says_nothing_new(self, stored: APIKey, material: str, provider_id: str, metadata: Mapping[str, Any]) -> bool:
-        """Whether registering these would change neither what is stored nor what is routed with here."""
-        known = self._catalogue.keys.get(stored.id)
-        if known is None or known.provider_id != provider_id or dict(known.metadata) != metadata:
-            return False
-        if stored.provider_id != provider_id or stored.metadata != metadata or stored.state is KeyState.Invalid:
-            return False
-        told, vault = check_material(material), self._vault()
-        if str.__str__(known.material) != told or not vault.is_current(stored.encrypted_material):
-            return False
-        return vault.decrypt(stored.encrypted_material, key_id=stored.id) == told
+    async def register_keys(
+        self, keys: Sequence[NewKey], *, actor: str = OPERATOR
+    ) -> list[APIKey | KeyRegistrationError]:
+        """`register_key` for each of many, a page at a time: the key, or what is wrong with it, in their order.
 
-    def _registration(
-        self, id_: str, provider_id: str, material: str, metadata: dict[str, Any] | None, *, retired: bool, actor: str
-    ) -> KeyDecision:
-        """What registering makes of what is stored; nothing when it says nothing new."""
-        vault = self._vault()
+        One that is refused keeps nothing else back. The same key named twice is registered twice, in that order. What
+        was done when the store goes away stays; the same again completes it.
 
-        def register(stored: APIKey | None) -> KeyChange | None:
-            key = stored or APIKey(id=id_, provider_id=provider_id, metadata=dict(metadata or {}))
-            news: dict[str, Any] = {}
-            if metadata is not None and metadata != key.metadata:
-                news["metadata"] = metadata
-            if provider_id != key.provider_id:
-                news["provider_id"] = provider_id
-            rotated = False
-            if not retired:
-                told = _opened(vault, key)
-                rotated = told is not None and told != material
-                if told != material or not vault.is_current(key.encrypted_material):
-                    news["encrypted_material"] = vault.encrypt(material, key_id=id_)
-                if rotated:
-                    news["generation"] = key.generation + 1
-            key = _edited(key, news)
-            self._check(key, material)
-            if stored is None:
-                entry = noted(key, now=key.updated_at, reason="registered", actor=actor, before=False)
-                return KeyChange(key=key, transitions=(entry,))
-            entries: list[StateTransition] = []
-            if rotated:
-                entries.append(noted(key, now=key.updated_at, reason="registered with new material", actor=actor))
-            if key.state is KeyState.Invalid:
-                key, entry = move(key, KeyState.Available, now=_now(), reason="registered again", actor=actor)
-                entries.append(entry)
-            return KeyChange(key=key, transitions=tuple(entries)) if news or entries else None
-
-        return register
-
-    async def _id_of(self, material: str, provider_id: str, key_id: str | None) -> tuple[str, bool]:
-        """The id of the key with this material, and whether it has been rotated to another since."""
-        derived = derive_key_id(material, provider_id=provider_id)
-        if key_id is not None:
-            if key_id != derived:
-                await self._alias(derived, key_id, retired=False)
-            return key_id, False
-        alias = await self._store.get_document(ALIASES, derived)
-        if alias is None or await self._store.get_key(str(alias["key_id"])) is None:
-            return derived, False
-        return str(alias["key_id"]), bool(alias["retired"])
-
-    async def _alias(self, derived: str, key_id: str, *, retired: bool) -> None:
-        told = {"key_id": key_id, "retired": retired}
-        if await self._store.get_document(ALIASES, derived) != told:
-            with contextlib.suppress(NotImplementedError):  # a user's own store may keep no documents
-                await self._store.save_document(ALIASES, derived, told)
-
-    def _check(self, key: APIKey, material: str) -> None:
-        try:
-            self._lanes.check_key(routed(key, material, key.routing), key.routing)
-        except InvalidRequestError as exc:
-            raise KeyRegistrationError(f"metadata.{exc.field or 'limits'}: {exc.reason}") from exc
+        Raises:
+            EncryptionError: there is no master key to seal them with; nothing was registered.
+        """
+        if not keys:
+            return []
+        self._vault()
+        found = await self._registration.register(keys, actor=actor)
+        counted = iter(await self._all_counted([key for key in found if isinstance(key, APIKey)]))
+        return [next(counted) if isinstance(key, APIKey) else key for key in found]
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -318,16 +253,16 @@ class KeyManager:
             InvalidRequestError: the key is unknown, or has more limits than one lane can count.
         """
 
-        def edited(key: APIKey) -> KeyChange | None:
-            changed = _edited(key, {"quotas": edit(key.quotas)})
+        def counting_otherwise(key: APIKey) -> KeyChange | None:
+            changed = edited(key, {"quotas": edit(key.quotas)})
             if changed.quotas == key.quotas:
                 return None
             self._lanes.check_key(routed(changed, "", changed.routing), changed.routing)
             return KeyChange(key=changed, transitions=(noted(key, now=_now(), reason=reason, actor=actor),))
 
-        change = await self._store.change_key(key_id, _if_known(key_id, edited))
+        change = await self._store.change_key(key_id, _if_known(key_id, counting_otherwise))
         self._tell(change)
-        await self._ring.refresh_key(key_id)
+        await self._ring.refresh_keys([key_id])
         return await self._stored(key_id)
 
     # --- material ------------------------------------------------------------------------------------------------
@@ -344,18 +279,18 @@ class KeyManager:
         material = check_material(new_key_material)
         key = await self._stored(old_key_id)
         derived = derive_key_id(material, provider_id=key.provider_id)
-        taken, retired = await self._id_of(material, key.provider_id, None)
+        taken, retired = await self._registration.id_of(material, key.provider_id)
         if taken != old_key_id and not retired and await self._store.get_key(taken) is not None:
             raise InvalidRequestError(f"that material is key {taken}; revoke it first", field="key_material")
         vault, old = self._vault(), ""
 
         def rotate(stored: APIKey) -> KeyChange | None:
             nonlocal old
-            old = _opened(vault, stored) or ""  # what cannot be opened any more can still be replaced
+            old = opened(vault, stored) or ""  # what cannot be opened any more can still be replaced
             if old == material:
                 return None
             sealed = vault.encrypt(material, key_id=old_key_id)
-            rotated = _edited(stored, {"encrypted_material": sealed, "generation": stored.generation + 1})
+            rotated = edited(stored, {"encrypted_material": sealed, "generation": stored.generation + 1})
             entries = [noted(rotated, now=rotated.updated_at, reason="rotated", actor=actor)]
             if rotated.state is KeyState.Invalid:
                 rotated, entry = move(rotated, KeyState.Available, now=_now(), reason="rotated", actor=actor)
@@ -367,24 +302,21 @@ class KeyManager:
             if change is None or change.key is None:
                 return await self._known(old_key_id)
             if old:
-                await self._alias(derive_key_id(old, provider_id=key.provider_id), old_key_id, retired=True)
-            await self._alias(derived, old_key_id, retired=False)
+                before = derive_key_id(old, provider_id=key.provider_id)
+                await self._registration.save_alias(before, old_key_id, retired=True)
+            await self._registration.save_alias(derived, old_key_id, retired=False)
             await self._ring.adopt(change.key, material, change.key.routing)
         self._tell(change)
         return await self._counted(change.key)
 
     async def revoke_key(self, key_id: str, reason: str = "", *, actor: str = OPERATOR) -> None:
         """Forget a key. Requests under way with it end as they do; no process routes a new one to it."""
+        if not await self.revoke_keys([key_id], reason, actor=actor):
+            raise InvalidRequestError(f"no key {key_id!r}", field="key_id")
 
-        def revoke(key: APIKey) -> KeyChange:
-            why = f"revoked: {reason}" if reason else "revoked"
-            return KeyChange(key=None, transitions=(noted(key, now=_now(), reason=why, actor=actor, after=False),))
-
-        async with self._ring.turn:
-            change = await self._store.change_key(key_id, _if_known(key_id, revoke))
-            self._ring.drop(key_id)
-            await self._lanes.retire_key(key_id)
-        self._tell(change)
+    async def revoke_keys(self, key_ids: Sequence[str], reason: str = "", *, actor: str = OPERATOR) -> list[str]:
+        """`revoke_key` for each of many; those that there were."""
+        return await self._registration.revoke(key_ids, reason, actor=actor)
 
     async def reencrypt(self) -> int:
         """Put every stored key under the first master key; how many that changed. After it the others may go.
@@ -441,26 +373,6 @@ def _state(told: KeyState | str) -> KeyState:
     if state is None:
         raise InvalidRequestError(f"must be one of {', '.join(KeyState)}", field="state")
     return state
-
-
-def _check_metadata(metadata: dict[str, Any] | None) -> None:
-    try:
-        KeyRouting.parse(metadata or {})
-    except InvalidRequestError as exc:
-        where = f"metadata.{exc.field}" if exc.field else "metadata"
-        raise KeyRegistrationError(f"{where}: {exc.reason}") from exc
-
-
-def _edited(key: APIKey, news: dict[str, Any]) -> APIKey:
-    return key.model_copy(update={**news, "updated_at": _now()}) if news else key
-
-
-def _opened(vault: Vault, key: APIKey) -> str | None:
-    """A stored key's material; None when there is none yet, or it cannot be opened here."""
-    try:
-        return vault.decrypt(key.encrypted_material, key_id=key.id) if key.encrypted_material else None
-    except EncryptionError:
-        return None
 
 
 def _now() -> datetime:

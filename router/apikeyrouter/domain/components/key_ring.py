@@ -11,7 +11,7 @@ from apikeyrouter.domain.components.due_times import DueTimes
 from apikeyrouter.domain.components.key_states import due_transition, noted
 from apikeyrouter.domain.components.quota_groups import Conflict, group_of, merges
 from apikeyrouter.domain.components.quotas import due, next_due
-from apikeyrouter.domain.interfaces.state_store import StateQuery, StateStore
+from apikeyrouter.domain.interfaces.state_store import KEYS_PAGE, StateQuery, StateStore, StoredKeys
 from apikeyrouter.domain.models.api_key import APIKey, KeyChange, KeyMaterial, KeyRouting, StateTransition
 from apikeyrouter.domain.models.system_error import EncryptionError, InvalidRequestError
 
@@ -46,15 +46,15 @@ class Lanes(Protocol):
         """Raises InvalidRequestError for limits that are wrong."""
         ...
 
-    async def declare_key(self, key: Key, routing: KeyRouting) -> None:
-        """Put the lanes that a key needs into the ledger."""
+    async def declare_keys(self, keys: Sequence[tuple[Key, KeyRouting]]) -> None:
+        """Put the lanes that keys need into the ledger."""
         ...
 
     def forget_key(self, key_id: str) -> None:
         """The key is gone."""
         ...
 
-    async def retire_key(self, key_id: str) -> None:
+    async def retire_keys(self, key_ids: Sequence[str]) -> None:
         """Make every process look at its keys before it decides again."""
         ...
 
@@ -85,6 +85,10 @@ class KeyRing:
         self._members: dict[str, set[str]] = {}
         """Keys by organisation, where that is known."""
         self._unreadable: set[str] = set()
+        self.seen: dict[str, int] = {}
+        """The marks of the stored keys that were taken over as they are."""
+        self.unopened: dict[str, APIKey] = {}
+        """Stored keys that this process cannot route with: of other providers, or sealed under other master keys."""
         self._times = DueTimes()
         """Of each key, when its time in its state, or the first window of its quotas, is over."""
         self.turn = asyncio.Lock()
@@ -96,16 +100,25 @@ class KeyRing:
 
     async def adopt(self, key: APIKey, material: str, routing: KeyRouting) -> None:
         """Route with this key from now on, as it is stored."""
-        made = routed(key, material, routing)
+        await self.adopt_all([(key, material, routing)])
+
+    async def adopt_all(self, keys: Sequence[tuple[APIKey, str, KeyRouting]]) -> None:
+        """Route with these keys from now on, as they are stored."""
+        if not keys:
+            return
         prices = self._catalogue.prices
-        if routing.cost_per_1k is not None:
-            per_mtok = routing.cost_per_1k * 1000
-            prices.add(key_price_name(key.id), "*", input=per_mtok, output=per_mtok)
-        await self._lanes.declare_key(made, routing)
-        self._unreadable.discard(key.id)
-        self._catalogue.put_key(made)
-        self._note_time(made)
-        self._note_organization(key)
+        for key, _, routing in keys:
+            if routing.cost_per_1k is not None:
+                per_mtok = routing.cost_per_1k * 1000
+                prices.add(key_price_name(key.id), "*", input=per_mtok, output=per_mtok)
+        made = [routed(key, material, routing) for key, material, routing in keys]
+        await self._lanes.declare_keys([(key, routing) for key, (_, _, routing) in zip(made, keys, strict=True)])
+        self._catalogue.put_keys(made)
+        for one, (stored, _, _) in zip(made, keys, strict=True):
+            self._unreadable.discard(one.id)
+            self.unopened.pop(one.id, None)
+            self._note_time(one)
+            self._note_organization(stored)
 
     def drop(self, key_id: str) -> None:
         """Route with this key no longer."""
@@ -113,6 +126,7 @@ class KeyRing:
         if known is not None:
             self._members.get(known.organization, set()).discard(key_id)
         self._times.set(key_id, None)
+        self.seen.pop(key_id, None)
         self._catalogue.drop_key(key_id)
         self._lanes.forget_key(key_id)
 
@@ -136,28 +150,58 @@ class KeyRing:
                 self._marked = True
 
     async def refresh(self) -> None:
-        """Take over what the store has: keys of other processes, changed states, revoked keys, returns that are due."""
+        """Take over what the store has: keys of other processes, changed states, revoked keys, returns that are due.
+
+        Costs by what has changed: of what has not, no more is looked at than its mark.
+        """
         async with self.turn:
             await self._restore_if_emptied()
             before = list(self._catalogue.keys)
-            stored: list[APIKey] = await self._store.query_state(StateQuery("APIKey"))
-            found = {key.id: key for key in stored}
-            if any(key_id not in found for key_id in before) and await self._restore_if_emptied():
+            due = self._times.due(_now())
+            for key_id in due:
+                self.seen.pop(key_id, None)
+            stored = await self._store.read_keys(self.seen)
+            if any(key_id not in stored.marks for key_id in before) and await self._restore_if_emptied():
                 return  # it was emptied while we read; nothing of ours is gone
-            for key_id in before:
-                if key_id not in found:
-                    self.drop(key_id)
-            for key in await self._merged(stored):
-                await self._take_over(key)
+            for key_id in (*before, *self.unopened):
+                if key_id not in stored.marks:
+                    self._forget(key_id)
+            await self._take_over_all(stored)
 
-    async def _merged(self, stored: list[APIKey]) -> list[APIKey]:
-        """The keys, those of one organisation in one group."""
-        moved, conflicts = merges(stored)
+    def _forget(self, key_id: str) -> None:
+        """A key is not in the store any more."""
+        self.unopened.pop(key_id, None)
+        if key_id in self._catalogue.keys:
+            self.drop(key_id)
+
+    async def _take_over_all(self, stored: StoredKeys) -> None:
+        """Take over what has changed, a page at a time, those of one organisation in one group."""
+        changed = await self._merged(stored.changed)
+        for start in range(0, len(changed), KEYS_PAGE):
+            page = changed[start : start + KEYS_PAGE]
+            await self._take_over(page)
+            for key in page:
+                if key.id in self._catalogue.keys and key.id not in self.unopened and key.id in stored.marks:
+                    self.seen[key.id] = stored.marks[key.id]
+            await asyncio.sleep(0)
+
+    async def _merged(self, keys: list[APIKey]) -> list[APIKey]:
+        """The keys, those of one organisation in one group; with those of before whom that moves."""
+        known = {key.id for key in keys}
+        organisations = {key.organization for key in keys if key.organization}
+        others = sorted({id_ for each in organisations for id_ in self._members.get(each, ())} - known)
+        if others:
+            keys = keys + await self._store.query_state(StateQuery("APIKey", ids=others))
+        moved, conflicts = merges(keys)
         for conflict in conflicts:
             if conflict not in self._conflicts:
                 self._conflicts.add(conflict)
                 self._report_conflict(conflict)
-        return [await self._merge(key, moved[key.id]) if key.id in moved else key for key in stored]
+        return [
+            await self._merge(key, moved[key.id]) if key.id in moved else key
+            for key in keys
+            if key.id in known or key.id in moved
+        ]
 
     async def _merge(self, key: APIKey, group: str) -> APIKey:
         def into(found: APIKey | None) -> KeyChange | None:
@@ -182,15 +226,14 @@ class KeyRing:
             return KeyChange(key=found.model_copy(update=news))
 
         if await self._store.change_key(key_id, named) is not None:
-            await self.refresh_key(key_id)
+            await self.refresh_keys([key_id])
 
-    async def refresh_key(self, key_id: str) -> None:
-        """Take over one key as it is stored; one that is missing is looked for among all."""
+    async def refresh_keys(self, key_ids: Sequence[str]) -> None:
+        """Take over these keys as they are stored; when one is missing, all are looked at."""
         async with self.turn:
-            key = await self._store.get_key(key_id)
-            if key is not None:
-                await self._take_over(key)
-        if key is None and key_id in self._catalogue.keys:
+            stored = await self._store.read_keys(self.seen, key_ids)
+            await self._take_over_all(stored)
+        if any(key_id in self._catalogue.keys and key_id not in stored.marks for key_id in key_ids):
             await self.refresh()
 
     def is_due(self) -> bool:
@@ -219,21 +262,25 @@ class KeyRing:
         await self.mark()
         return True
 
-    async def _take_over(self, key: APIKey) -> None:
-        if _changed_by_time(key) is not None:
-            key = await self._let_time_pass(key)
-        known = self._catalogue.keys.get(key.id)
-        if known is not None and (known.state is not key.state or known.state_until != key.state_until):
-            self.set_state(key)
-        if key.provider_id not in self._catalogue.providers:
-            return
-        joins = key.organization and key.id not in self._members.get(key.organization, ())
-        if known is not None and _is_as(known, key):
-            self._note_organization(key)
-        else:
-            await self._open(key)
-        if joins:
-            await self._merge_members(key.organization)
+    async def _take_over(self, keys: Sequence[APIKey]) -> None:
+        """Take over keys as they are stored."""
+        opened: list[tuple[APIKey, str, KeyRouting]] = []
+        for stored in keys:
+            key = stored if _changed_by_time(stored) is None else await self._let_time_pass(stored)
+            self.unopened.pop(key.id, None)
+            known = self._catalogue.keys.get(key.id)
+            if known is not None and (known.state is not key.state or known.state_until != key.state_until):
+                self.set_state(key)
+            if key.provider_id not in self._catalogue.providers:
+                self.unopened[key.id] = key
+            elif known is not None and _is_as(known, key):
+                self._note_organization(key)
+            elif (found := await self._opened(key)) is not None:
+                opened.append(found)
+        await self.adopt_all(opened)
+        for key, _, _ in opened:
+            if not self._vault().is_current(key.encrypted_material):
+                await self.reseal(key.id)
 
     def _note_organization(self, key: APIKey) -> None:
         known = self._catalogue.keys.get(key.id)
@@ -242,16 +289,6 @@ class KeyRing:
             known.organization = key.organization
         if key.organization:
             self._members.setdefault(key.organization, set()).add(key.id)
-
-    async def _merge_members(self, organization: str) -> None:
-        """An organisation has one key more: meter them together."""
-        ids = self._members.get(organization, set())
-        if len(ids) < 2:
-            return
-        stored: list[APIKey] = await self._store.query_state(StateQuery("APIKey", ids=sorted(ids)))
-        for before, key in zip(stored, await self._merged(stored), strict=True):
-            if key is not before:
-                await self._take_over(key)
 
     async def _let_time_pass(self, key: APIKey) -> APIKey:
         """What is due by time, unless somebody else saw to it."""
@@ -264,22 +301,22 @@ class KeyRing:
             self._announce(transition)
         return change.key
 
-    async def _open(self, key: APIKey) -> None:
+    async def _opened(self, key: APIKey) -> tuple[APIKey, str, KeyRouting] | None:
         """A key that cannot be read here (another master key, another version) must not hide the others."""
         try:
-            vault = self._vault()
-            material = vault.decrypt(key.encrypted_material, key_id=key.id)
-            await self.adopt(key, material, key.routing)
+            material = self._vault().decrypt(key.encrypted_material, key_id=key.id)
+            routing = key.routing
+            self._lanes.check_key(routed(key, material, routing), routing)
         except (EncryptionError, InvalidRequestError) as exc:
             known = self._catalogue.keys.get(key.id)
             if known is not None and known.generation != key.generation:
                 self.drop(key.id)  # what is known of it here was rotated away
+            self.unopened[key.id] = key
             if key.id not in self._unreadable:
                 self._unreadable.add(key.id)
                 self._report(key.id, exc)
-            return
-        if not vault.is_current(key.encrypted_material):
-            await self.reseal(key.id)
+            return None
+        return key, material, routing
 
     async def reseal(self, key_id: str) -> bool:
         """Put a stored key under the master key that encrypts now; whether that changed anything.

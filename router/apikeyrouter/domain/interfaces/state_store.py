@@ -1,5 +1,6 @@
 """The entity store port: keys, quota states, decisions, transitions, policies and small documents. No counting."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,17 @@ from apikeyrouter.domain.models.quota_state import QuotaState, TimeWindow
 from apikeyrouter.domain.models.routing_decision import RoutingDecision
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 
-__all__ = ["ENTITY_TYPES", "Change", "KeyDecision", "StateQuery", "StateStore"]
+__all__ = [
+    "ENTITY_TYPES", "KEY", "KEYS", "KEYS_PAGE", "Change", "KeyDecision", "StateQuery", "StateStore", "StoredKeys",
+    "keys_notice",
+]  # fmt: skip
 
 ENTITY_TYPES = ("APIKey", "QuotaState", "RoutingDecision", "StateTransition", "Policy")
 """What `query_state` finds."""
+KEY, KEYS = "key", "keys"
+"""Kinds of notices: one key has changed, or several."""
+KEYS_PAGE = 128
+"""Keys that are read or changed in one round trip; what else there is to do gets its turn between two."""
 QUERY_LIMIT_MAX = 100_000
 """Most entities one query returns."""
 KeyDecision = Callable[[APIKey | None], KeyChange | None]
@@ -135,11 +143,30 @@ class _Facts:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """Something was written by somebody. `version` grows with every write; `kind` and `id` are "" when only the
-    version is known, and then anything may have changed."""
+    version is known, and then anything may have changed. Of several keys (`KEYS`), `id` has all ids as a JSON list."""
 
     version: int
     kind: str = ""
     id: str = ""
+
+    @property
+    def key_ids(self) -> list[str]:
+        """The keys that have changed, where the notice is of keys."""
+        return [self.id] if self.kind == KEY else json.loads(self.id) if self.kind == KEYS else []
+
+
+def keys_notice(key_ids: Sequence[str]) -> tuple[str, str]:
+    """Kind and id of the notice that these keys have changed."""
+    return (KEY, key_ids[0]) if len(key_ids) == 1 else (KEYS, json.dumps(list(key_ids)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredKeys:
+    """What keys there are. `marks`, by id: the same mark means the same key as when it was read before. `changed`:
+    those whose mark is another than whoever asked has seen, oldest first."""
+
+    marks: Mapping[str, int]
+    changed: list[APIKey]
 
 
 class StateStore(ABC):
@@ -198,6 +225,26 @@ class StateStore(ABC):
             await self.save_state_transition(transition)
         return change
 
+    async def change_keys(
+        self, decisions: Mapping[str, KeyDecision], marks: dict[str, int] | None = None
+    ) -> dict[str, KeyChange]:
+        """`change_key` for many, by id; what was changed. Each is changed in one step, all together are not.
+
+        `marks`: takes in those of what was written (as `read_keys` tells them). Default: one by one.
+        """
+        changes: dict[str, KeyChange] = {}
+        for key_id, decide in decisions.items():
+            change = await self.change_key(key_id, decide)
+            if change is not None:
+                changes[key_id] = change
+        return changes
+
+    async def read_keys(self, seen: Mapping[str, int], ids: Sequence[str] | None = None) -> StoredKeys:
+        """The keys (of these ids) that are not as they were seen. Default: all are read and compared."""
+        found = await self.query_state(StateQuery("APIKey", ids=None if ids is None else tuple(ids)))
+        marks = {key.id: hash(key.model_dump_json()) for key in found}
+        return StoredKeys(marks=marks, changed=[key for key in found if seen.get(key.id) != marks[key.id]])
+
     async def save_routing_decisions(self, decisions: list[RoutingDecision]) -> None:
         """Append many. Default: one by one."""
         for decision in decisions:
@@ -240,6 +287,16 @@ class StateStore(ABC):
     async def get_document(self, kind: str, document_id: str) -> dict[str, Any] | None:
         """A document, or None. Default: None."""
         return None
+
+    async def get_documents(self, kind: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Those of these documents that there are, by id. Default: one by one."""
+        found = {document_id: await self.get_document(kind, document_id) for document_id in ids}
+        return {document_id: document for document_id, document in found.items() if document is not None}
+
+    async def save_documents(self, kind: str, documents: Mapping[str, Mapping[str, Any]]) -> None:
+        """Save many documents of a kind. Default: one by one."""
+        for document_id, document in documents.items():
+            await self.save_document(kind, document_id, document)
 
     async def list_documents(self, kind: str) -> dict[str, dict[str, Any]]:
         """All documents of a kind, by id. Default: none."""

@@ -29,6 +29,7 @@ from apikeyrouter.domain.models.accounting import (
     check_id,
 )
 from apikeyrouter.domain.models.system_error import (
+    LedgerAwayError,
     LedgerConfigError,
     LedgerProtocolError,
     LedgerRefusedError,
@@ -54,6 +55,7 @@ from apikeyrouter.infrastructure.ledger.store_gate import StoreGate
 
 DEADLINE_SECONDS = 0.15
 """How long a request waits for the store, a second try included."""
+PATIENT_TRIES, PATIENT_PAUSE_SECONDS = 3, 0.3
 PAGE_CONFIG = 64
 PAGE_RIDS = 128
 PAGE_SETTLE = 32
@@ -248,8 +250,19 @@ class ScriptLedger:
         """Add or change lanes and scopes; each page is atomic."""
         stamp = self.stamp
         for page in _pages(_entries(lanes, scopes), PAGE_CONFIG):
-            stamp = self._stamp(await self._run("configure", ["put", 0, *_flat(page)]))
+            stamp = self._stamp(await self._again("configure", ["put", 0, *_flat(page)]))
         return stamp
+
+    async def _again(self, name: str, args: Sequence[Argument]) -> Reply:
+        """What may be done twice, and no request waits for, is not given up at the first miss."""
+        for _ in range(1, PATIENT_TRIES):
+            try:
+                return await self._run(name, args)
+            except (LedgerAwayError, LedgerRefusedError):
+                raise
+            except LedgerUnavailableError:
+                await asyncio.sleep(PATIENT_PAUSE_SECONDS)
+        return await self._run(name, args)
 
     async def replace(
         self, *, lanes: Sequence[LaneConfig], scopes: Sequence[ScopeConfig], expected_version: int

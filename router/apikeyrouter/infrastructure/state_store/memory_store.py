@@ -1,6 +1,7 @@
 """Entities in this process. Nothing survives it; nothing is shared with another."""
 
 import asyncio
+import itertools
 import threading
 import time
 from collections import Counter, deque
@@ -8,7 +9,15 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from apikeyrouter.domain.components.explaining import decision_of
-from apikeyrouter.domain.interfaces.state_store import Change, KeyDecision, StateQuery, StateStore
+from apikeyrouter.domain.interfaces.state_store import (
+    KEY,
+    Change,
+    KeyDecision,
+    StateQuery,
+    StateStore,
+    StoredKeys,
+    keys_notice,
+)
 from apikeyrouter.domain.models.api_key import APIKey, KeyChange, StateTransition
 from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.domain.models.policy import Policy
@@ -32,6 +41,8 @@ class InMemoryStateStore(StateStore):
         self.caps = Caps(max_decisions, max_transitions)
         self._lock = threading.RLock()
         self._keys: dict[str, APIKey] = {}
+        self._marks: dict[str, int] = {}
+        self._changes = itertools.count()
         self._quotas: dict[tuple[str, TimeWindow | None], QuotaState] = {}
         self._decisions: deque[RoutingDecision | Facts] = deque()
         self._facts: deque[Facts] = deque()
@@ -45,8 +56,8 @@ class InMemoryStateStore(StateStore):
     async def save_key(self, key: APIKey) -> None:
         """Save or update a key."""
         with self._lock:
-            self._keys[key.id] = key.model_copy(deep=True)
-            self._changed("key", key.id)
+            self._keep(key)
+            self._changed(KEY, key.id)
 
     async def get_key(self, key_id: str) -> APIKey | None:
         """A copy of the key, or None."""
@@ -57,23 +68,54 @@ class InMemoryStateStore(StateStore):
     async def delete_key(self, key_id: str) -> bool:
         """Forget a key and its quota states."""
         with self._lock:
-            return self._forget(key_id)
+            found = self._forget(key_id)
+            if found:
+                self._changed(KEY, key_id)
+            return found
 
     async def change_key(self, key_id: str, decide: KeyDecision) -> KeyChange | None:
         """Read, decide and write in one step."""
+        return (await self.change_keys({key_id: decide})).get(key_id)
+
+    async def change_keys(
+        self, decisions: Mapping[str, KeyDecision], marks: dict[str, int] | None = None
+    ) -> dict[str, KeyChange]:
+        """The same for many, and one notice of all."""
+        changes: dict[str, KeyChange] = {}
         with self._lock:
-            found = self._keys.get(key_id)
-            change = decide(None if found is None else found.model_copy(deep=True))
-            if change is None:
-                return None
-            if change.key is None:
-                self._forget(key_id)
-            else:
-                self._keys[key_id] = change.key.model_copy(deep=True)
-                self._changed("key", key_id)
-            for transition in change.transitions:
-                _append(self._transitions, transition, self.caps.transitions)
+            try:
+                for key_id, decide in decisions.items():
+                    change = self._change(key_id, decide)
+                    if change is not None:
+                        changes[key_id] = change
+            finally:
+                if changes:
+                    self._changed(*keys_notice(list(changes)))
+            if marks is not None:
+                marks.update({key_id: self._marks[key_id] for key_id in changes.keys() & self._marks.keys()})
+        return changes
+
+    def _change(self, key_id: str, decide: KeyDecision) -> KeyChange | None:
+        found = self._keys.get(key_id)
+        change = decide(None if found is None else found.model_copy(deep=True))
+        if change is None or (found is None and change.key is None):
+            return None
+        if change.key is None:
+            self._forget(key_id)
+        else:
+            self._keep(change.key)
+        for transition in change.transitions:
+            _append(self._transitions, transition, self.caps.transitions)
         return change
+
+    async def read_keys(self, seen: Mapping[str, int], ids: Sequence[str] | None = None) -> StoredKeys:
+        """The keys (of these ids) that are not as they were seen."""
+        with self._lock:
+            wanted = self._marks if ids is None else [key_id for key_id in ids if key_id in self._marks]
+            marks = {key_id: self._marks[key_id] for key_id in wanted}
+            changed = [self._keys[key_id] for key_id, mark in marks.items() if seen.get(key_id) != mark]
+        changed.sort(key=lambda key: key.created_at)
+        return StoredKeys(marks=marks, changed=[key.model_copy(deep=True) for key in changed])
 
     async def save_quota_state(self, state: QuotaState) -> None:
         """Save a key's quota state for its window."""
@@ -193,10 +235,12 @@ class InMemoryStateStore(StateStore):
     def _forget(self, key_id: str) -> bool:
         for window in (*TimeWindow, None):
             self._quotas.pop((key_id, window), None)
-        if self._keys.pop(key_id, None) is None:
-            return False
-        self._changed("key", key_id)
-        return True
+        self._marks.pop(key_id, None)
+        return self._keys.pop(key_id, None) is not None
+
+    def _keep(self, key: APIKey) -> None:
+        self._keys[key.id] = key.model_copy(deep=True)
+        self._marks[key.id] = next(self._changes)
 
     def _note(self, kind: str, note_id: str) -> dict[str, Any] | None:
         until, text = self._notes.get((check_kind(kind), note_id), (0.0, ""))

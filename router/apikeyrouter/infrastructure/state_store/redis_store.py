@@ -1,11 +1,21 @@
 """Entities in Redis or Valkey, shared by every process of a namespace. The keys are described in docs/redis-keys.md."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from apikeyrouter.domain.components.explaining import decision_of
-from apikeyrouter.domain.interfaces.state_store import Change, KeyDecision, StateQuery, StateStore
+from apikeyrouter.domain.interfaces.state_store import (
+    KEY,
+    KEYS_PAGE,
+    Change,
+    KeyDecision,
+    StateQuery,
+    StateStore,
+    StoredKeys,
+    keys_notice,
+)
 from apikeyrouter.domain.models.api_key import APIKey, KeyChange, StateTransition
 from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.domain.models.edge import EdgeModel
@@ -45,21 +55,33 @@ CHANGE_ROUNDS_MAX = 32
 """Tries to change a key that others keep changing."""
 _FIELD, _FACTS = "e", "f"
 """The one field of a stream entry: the entity as JSON, or a decision's facts."""
-_CHANGE_KEY = """
-if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end
-if ARGV[3] == '' then
-  redis.call('HDEL', KEYS[1], ARGV[1])
-  for i = 6, 5 + ARGV[5] do redis.call('HDEL', KEYS[4], ARGV[i]) end
-else
-  redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+_CHANGE_KEYS = """
+local at, written, late = 2, false, {}
+while ARGV[at] do
+  local id, text = ARGV[at], ARGV[at + 2]
+  local trail = at + 5 + ARGV[at + 3]
+  local next_at = trail + ARGV[at + 4]
+  if (redis.call('HGET', KEYS[1], id) or '') ~= ARGV[at + 1] then
+    late[#late + 1] = id
+  else
+    written = true
+    if text == '' then
+      redis.call('HDEL', KEYS[1], id)
+      for i = at + 5, trail - 1 do redis.call('HDEL', KEYS[4], ARGV[i]) end
+    else
+      redis.call('HSET', KEYS[1], id, text)
+    end
+    for i = trail, next_at - 1 do redis.call('XADD', KEYS[3], 'MAXLEN', ARGV[1], '*', 'e', ARGV[i]) end
+  end
+  at = next_at
 end
-for i = 6 + ARGV[5], #ARGV do redis.call('XADD', KEYS[3], 'MAXLEN', ARGV[4], '*', 'e', ARGV[i]) end
-return redis.call('INCR', KEYS[2])
+return {written and redis.call('INCR', KEYS[2]) or 0, unpack(late)}
 """
-"""Writes a key with its audit trail if it still is what was read: 0 if it is not, else the new version.
+"""Writes keys with their audit trails, each if it still is what was read: the new version (0: nothing was written), and
+the ids of those that are not what was read.
 
-KEYS keys, version, transitions, quota. ARGV id, text read ('': none), text to write ('': forget), cap of the trail,
-count of quota fields, those fields, entries of the trail.
+KEYS keys, version, transitions, quota. ARGV cap of the trail; then for each key: id, text read ('': none), text to
+write ('': forget), count of quota fields, count of the trail's entries, those fields, those entries.
 """
 _REPLACE_NOTE = """
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
@@ -96,7 +118,7 @@ class RedisStateStore(StateStore):
 
     async def save_key(self, key: APIKey) -> None:
         """Save or update a key, and tell the other processes."""
-        await self._put("keys", "key", key.id, encode(key))
+        await self._put("keys", KEY, {key.id: encode(key)})
 
     async def get_key(self, key_id: str) -> APIKey | None:
         """A key, or None."""
@@ -106,7 +128,7 @@ class RedisStateStore(StateStore):
         """Forget a key and its quota states, and tell the other processes."""
         with self._errors():
             await self._redis.hdel(self._at("quota"), *_quota_fields(key_id))
-        return await self._drop("keys", "key", key_id)
+        return await self._drop("keys", KEY, key_id)
 
     async def change_key(self, key_id: str, decide: KeyDecision) -> KeyChange | None:
         """Read, decide and write in one step; decided anew while other processes are faster.
@@ -114,27 +136,75 @@ class RedisStateStore(StateStore):
         Raises:
             StateStoreError: they were faster CHANGE_ROUNDS_MAX times.
         """
-        for _ in range(CHANGE_ROUNDS_MAX):
-            with self._errors():
-                text = cast("str | None", await self._redis.hget(self._at("keys"), key_id))
-            change = decide(None if text is None else decode(APIKey, text, where=self._at("keys")))
-            if change is None or (text is None and change.key is None):
-                return None
-            if await self._change(key_id, text or "", change):
-                return change
-        raise StateStoreError(f"key {key_id} is being changed by too many others at once; try again")
+        return (await self.change_keys({key_id: decide})).get(key_id)
 
-    async def _change(self, key_id: str, read: str, change: KeyChange) -> bool:
+    async def change_keys(
+        self, decisions: Mapping[str, KeyDecision], marks: dict[str, int] | None = None
+    ) -> dict[str, KeyChange]:
+        """The same for many, KEYS_PAGE in a step, each step told in one notice."""
+        changes: dict[str, KeyChange] = {}
+        for page in _pages(list(decisions)):
+            left = page
+            for _ in range(CHANGE_ROUNDS_MAX):
+                left = await self._change(left, decisions, changes, {} if marks is None else marks)
+                if not left:
+                    break
+            else:
+                raise StateStoreError(f"key {left[0]} is being changed by too many others at once; try again")
+        return changes
+
+    async def _change(
+        self, ids: Sequence[str], decisions: Mapping[str, KeyDecision], changes: dict[str, KeyChange],
+        marks: dict[str, int],
+    ) -> list[str]:  # fmt: skip
+        """One try at a page: `changes` and `marks` take in what was changed; the ids that others changed meanwhile."""
+        texts = await self._texts(ids)
+        decided: dict[str, KeyChange] = {}
+        words: list[Any] = [self.caps.transitions]
+        written: dict[str, str] = {}
+        for key_id in ids:
+            read = texts.get(key_id, "")
+            change = decisions[key_id](decode(APIKey, read, where=self._at("keys")) if read else None)
+            if change is None or (not read and change.key is None):
+                continue
+            decided[key_id] = change
+            written[key_id] = "" if change.key is None else encode(change.key)
+            fields = _quota_fields(key_id) if change.key is None else []
+            trail = [encode(transition) for transition in change.transitions]
+            words += (key_id, read, written[key_id], len(fields), len(trail), *fields, *trail)
+        if not decided:
+            return []
         names = [self._at(name) for name in ("keys", "version", "transitions", "quota")]
-        fields = _quota_fields(key_id)
-        text = "" if change.key is None else encode(change.key)
-        trail = [encode(transition) for transition in change.transitions]
-        given = (key_id, read, text, self.caps.transitions, len(fields), *fields, *trail)
         with self._errors():
-            version = int(await cast("Any", self._redis).eval(_CHANGE_KEY, len(names), *names, *given))
-            if version:
-                await self._tell(version, "key", key_id)
-        return bool(version)
+            version, *late = await cast("Any", self._redis).eval(_CHANGE_KEYS, len(names), *names, *words)
+            done = [key_id for key_id in decided if key_id not in late]
+            if done:
+                await self._tell(int(version), *keys_notice(done))
+        changes.update({key_id: decided[key_id] for key_id in done})
+        marks.update({key_id: hash(written[key_id]) for key_id in done if written[key_id]})
+        return list(late)
+
+    async def read_keys(self, seen: Mapping[str, int], ids: Sequence[str] | None = None) -> StoredKeys:
+        """The keys (of these ids) that are not as they were seen: only those are more than looked at."""
+        texts: dict[str, str] = {}
+        if ids is None:
+            with self._errors():
+                texts = cast("dict[str, str]", await self._redis.hgetall(self._at("keys")))
+        for page in _pages(ids or ()):
+            texts.update(await self._texts(page))
+        marks = {key_id: hash(text) for key_id, text in texts.items()}
+        changed: list[APIKey] = []
+        for page in _pages([key_id for key_id, mark in marks.items() if seen.get(key_id) != mark]):
+            changed += [decode(APIKey, texts[key_id], where=self._at("keys")) for key_id in page]
+            await asyncio.sleep(0)
+        changed.sort(key=lambda key: key.created_at)
+        return StoredKeys(marks=marks, changed=changed)
+
+    async def _texts(self, ids: Sequence[str]) -> dict[str, str]:
+        """Those of these keys that there are, as they are written."""
+        with self._errors():
+            texts = cast("list[str | None]", await self._redis.hmget(self._at("keys"), list(ids)))
+        return {key_id: text for key_id, text in zip(ids, texts, strict=True) if text is not None}
 
     async def save_quota_state(self, state: QuotaState) -> None:
         """Save a key's quota state for its window."""
@@ -189,7 +259,7 @@ class RedisStateStore(StateStore):
 
     async def save_document(self, kind: str, document_id: str, document: Mapping[str, Any]) -> None:
         """Save a small JSON document, and tell the other processes."""
-        await self._put(f"docs:{check_kind(kind)}", kind, document_id, encode_document(document))
+        await self.save_documents(kind, {document_id: document})
 
     async def get_document(self, kind: str, document_id: str) -> dict[str, Any] | None:
         """A document, or None."""
@@ -197,6 +267,23 @@ class RedisStateStore(StateStore):
         with self._errors():
             text = await self._redis.hget(self._at(name), document_id)
         return None if text is None else decode_document(text, where=self._at(name))
+
+    async def get_documents(self, kind: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Those of these documents that there are, by id."""
+        name = self._at(f"docs:{check_kind(kind)}")
+        found: dict[str, dict[str, Any]] = {}
+        for page in _pages(ids):
+            with self._errors():
+                texts = await self._redis.hmget(name, list(page))
+            named = zip(page, texts, strict=True)
+            found.update({each: decode_document(text, where=name) for each, text in named if text is not None})
+        return found
+
+    async def save_documents(self, kind: str, documents: Mapping[str, Mapping[str, Any]]) -> None:
+        """Save documents of a kind, KEYS_PAGE in a step, each step told in one notice without an id."""
+        for page in _pages(list(documents)):
+            texts = {document_id: encode_document(documents[document_id]) for document_id in page}
+            await self._put(f"docs:{check_kind(kind)}", kind, texts)
 
     async def list_documents(self, kind: str) -> dict[str, dict[str, Any]]:
         """All documents of a kind, by id."""
@@ -284,13 +371,13 @@ class RedisStateStore(StateStore):
     def _errors(self) -> AbstractContextManager[None]:
         return mapped_errors(self.redis_url)
 
-    async def _put(self, name: str, kind: str, entity_id: str, text: str) -> None:
+    async def _put(self, name: str, kind: str, texts: Mapping[str, str]) -> None:
         with self._errors():
             async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hset(self._at(name), entity_id, text)
+                pipe.hset(self._at(name), mapping=cast("Any", texts))
                 pipe.incr(self._at("version"))
                 _, version = await pipe.execute()
-            await self._tell(version, kind, entity_id)
+            await self._tell(version, kind, next(iter(texts)) if len(texts) == 1 else "")
 
     async def _drop(self, name: str, kind: str, entity_id: str) -> bool:
         with self._errors():
@@ -377,6 +464,10 @@ class RedisStateStore(StateStore):
             case "Policy":
                 return await self._get_all("docs:policy", Policy)
         raise StateStoreError(f"unknown entity type {query.entity_type}")
+
+
+def _pages(items: Sequence[str]) -> "list[Sequence[str]]":
+    return [items[at : at + KEYS_PAGE] for at in range(0, len(items), KEYS_PAGE)]
 
 
 def _quota_fields(key_id: str) -> list[str]:
