@@ -57,7 +57,7 @@ class Routed:
         catalogue.prices.add(name, MODEL, input=Decimal(str(way.input_usd)), output=Decimal(str(way.output_usd)))
         catalogue.set_model_pools(name, [ModelPool(lane=f"g:{name}")])
         material = KeyMaterial(f"sk-{name}", key_id=name)
-        catalogue.put_key(Key(id=name, provider_id=name, material=material, quota_group=name, weight=way.weight))
+        catalogue.put_keys([Key(id=name, provider_id=name, material=material, quota_group=name, weight=way.weight)])
 
     async def open(self) -> "Routed":
         """Make the cell and its lanes."""

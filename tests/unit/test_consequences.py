@@ -31,7 +31,9 @@ def catalogue() -> Catalogue:
     for provider in ("one", "two"):
         made.providers[provider] = Provider(id=provider, adapter=None, models=frozenset({"m", "n"}))
     for name, (provider, group) in KEYS.items():
-        made.put_key(Key(id=name, provider_id=provider, material=KeyMaterial("x" * 20, key_id=name), quota_group=group))
+        made.put_keys(
+            [Key(id=name, provider_id=provider, material=KeyMaterial("x" * 20, key_id=name), quota_group=group)]
+        )
     return made
 
 

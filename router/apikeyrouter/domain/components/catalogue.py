@@ -113,10 +113,6 @@ class Catalogue:
         for pool in (*self._pools.values(), *self._narrowed.values()):
             pool.moved(key_id)
 
-    def put_key(self, key: Key) -> None:
-        """Add or replace a key."""
-        self.put_keys((key,))
-
     def put_keys(self, keys: Iterable[Key]) -> None:
         """Add or replace keys."""
         self.keys.update((key.id, key) for key in keys)
