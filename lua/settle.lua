@@ -2,7 +2,8 @@
 -- PURPOSE  Book what reservations really used, in the windows that were charged. More than was held is debt.
 -- KEYS     C0 C1 L S G U
 -- ARGV     for each of at most 32 settlements: rid · integers as packed: input tokens, output tokens, cost (nano-dollars,
---          -1: unknown), outcome, failed lanes (bits), latency (us)
+--          -1: unknown), outcome, failed lanes (bits), latency (us); of a slab also what its calls took: calls, metered
+--          tokens, input tokens, output tokens, expected cost, and how many ended well, badly, badly in a row at its end
 -- RETURNS  OK: stamp, then code and state for each: OK, SETTLED · REPLAYED, SETTLED: it was settled before · CONFLICT,
 --          state: it was released or cancelled · UNMATCHED, 0: the rid is unknown; listed, not added
 --          CALENDAR_NEEDED: stamp, number of the calendar · NO_CELL · BAD_SCHEMA · BAD_ARGUMENT
@@ -20,14 +21,16 @@
 -- @include reservation_lanes_end
 -- @include reservation_scopes_end
 -- @include reservations_load
+-- @include slab_read
 -- @include states
 -- @include working
 
 local settlements, rids = {}, {}
 for at = 1, #ARGV, 2 do
   local numbers = integers_unpack(ARGV[at + 1] or '')
-  local input, output, _, outcome, failed, latency = unpack(numbers or {})
-  if not latency or #numbers > 6 or math.min(input, output, outcome, failed, latency) < 0 then
+  local input, output, _, outcome, failed, latency = unpack(numbers or {}, 1, 6)
+  if not latency or math.min(input, output, outcome, failed, latency) < 0
+    or #numbers > SETTLEMENT_SIZE and not slab_read(numbers) then
     return reply_stamp(BAD_ARGUMENT)
   end
   rids[#rids + 1] = ARGV[at]
@@ -42,7 +45,8 @@ if not found then
 end
 
 local unmatched, ended = {}, {}
-local function settle(rid, numbers, ids, input, output, cost, outcome, failed, latency)
+local function settle(rid, numbers, ids, told)
+  local input, output, cost, outcome, failed, latency = unpack(told, 1, 6)
   if ended[rid] then
     return REPLAYED, SETTLED -- twice in one call
   elseif not numbers then
@@ -59,7 +63,7 @@ local function settle(rid, numbers, ids, input, output, cost, outcome, failed, l
     return CALENDAR_NEEDED, 0
   end
   local actuals = { -1, input + output, input, output, cost, -1 }
-  local at = reservation_lanes_end(numbers, ids, actuals, true, outcome, failed, latency)
+  local at = reservation_lanes_end(numbers, ids, actuals, true, outcome, failed, latency, told.slab)
   reservation_scopes_end(numbers, ids, at, cost, true)
   if state == OPEN then
     reservation_end(rid, SETTLED)
@@ -76,7 +80,7 @@ end
 local reservations, ids_of = reservations_load(found, 2)
 local results = {}
 for i = 1, #rids do
-  local result, state = settle(rids[i], reservations[i], ids_of[i], unpack(settlements[i]))
+  local result, state = settle(rids[i], reservations[i], ids_of[i], settlements[i])
   results[#results + 1], results[#results + 2] = result, state
 end
 if missing_calendar then

@@ -4,7 +4,7 @@
 local function probe_lanes(numbers)
   local mask, at = 0, R_HEAD
   for i = 1, numbers[R_LANES] do
-    mask = mask + numbers[at + 1] * 2 ^ (i - 1)
+    mask = mask + numbers[at + 1] % 2 * 2 ^ (i - 1)
     at = at + 2 + numbers[at + 2] * MARK_SIZE
   end
   return mask

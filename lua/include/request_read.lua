@@ -1,12 +1,12 @@
 -- What a request asks for, as callers pack it. ARGV[3]: integers, see Q_…, then charges of CHARGE_SIZE: input tokens, output
--- tokens, metered tokens, expected cost, bound of the cost (-1: unknown). ARGV[4] and on: the fields of the first candidate's
+-- tokens, metered tokens, expected cost, bound of the cost (-1: unknown), of all its calls (a slab has many). ARGV[4] and on: the fields of the first candidate's
 -- lanes, of the scopes that all share, of its own scopes. It has the first charge. Then one text for all other candidates:
 -- number of the charge, lanes, own scopes, each with an end of line, and one more behind each candidate.
 -- @include numbers
 -- @include record
 
-local Q_CONFIG, Q_LEASE, Q_WEIGHT, Q_LANES, Q_SHARED, Q_OWN = 1, 2, 3, 4, 5, 6
-local Q_SIZE, CHARGE_SIZE = 6, 5
+local Q_CONFIG, Q_LEASE, Q_WEIGHT, Q_LANES, Q_SHARED, Q_OWN, Q_CALLS = 1, 2, 3, 4, 5, 6, 7
+local Q_SIZE, CHARGE_SIZE = 7, 5
 local LANES_MAX, SHARED_MAX, OWN_MAX, CANDIDATES_MAX = 6, 8, 4, 64
 
 local function amounts_read(numbers, charge)
@@ -18,7 +18,8 @@ local function amounts_read(numbers, charge)
   if input < 0 or output < 0 or metered < 0 then
     return nil
   end
-  return { 1, metered, input, output, expected > 0 and expected or 0, 1, expected = expected, bound = bound }
+  local calls = numbers[Q_CALLS]
+  return { calls, metered, input, output, expected > 0 and expected or 0, calls, expected = expected, bound = bound }
 end
 
 -- The integers, the first candidate, and where the text of the others is in ARGV; nil when that is not what ARGV has.
@@ -29,7 +30,7 @@ local function request_read()
   end
   local lane_count, shared, own = numbers[Q_LANES], numbers[Q_SHARED], numbers[Q_OWN]
   local amounts = amounts_read(numbers, 1)
-  if not amounts or lane_count < 1 or lane_count > LANES_MAX or shared > SHARED_MAX or own > OWN_MAX then
+  if not amounts or numbers[Q_CALLS] < 1 or lane_count < 1 or lane_count > LANES_MAX or shared > SHARED_MAX or own > OWN_MAX then
     return nil
   end
   local scopes_at = 4 + lane_count

@@ -1,26 +1,34 @@
 -- Takes a reservation out of its lanes. `actuals` says per metric what was really used (negative: keep what was
 -- charged); `arrived` false means that the provider never saw it, so that everything comes back.
--- Returns where the scopes' numbers begin.
+-- `slab`: of a slab, what its calls took per metric, and what they told (SLAB_…): what none took comes back, whatever
+-- the limit's rule. Returns where the scopes' numbers begin.
 -- @include breaker_evidence
 -- @include layout_lane
 -- @include layout_reservation
 -- @include limit_correct
 -- @include record
+-- @include slab_evidence
 -- @include states
 -- @include working
 
-local function reservation_lanes_end(numbers, ids, actuals, arrived, outcome, failed_lanes, latency)
+local function reservation_lanes_end(numbers, ids, actuals, arrived, outcome, failed_lanes, latency, slab)
   local at = R_HEAD
   for i = 1, numbers[R_LANES] do
     local lane = records[ids[i]]
-    local probe, marks = numbers[at + 1] == 1, numbers[at + 2]
+    local kept, marks = numbers[at + 1], numbers[at + 2]
+    local probe = kept % 2 == 1
     at = at + 2
     for _ = 1, marks do
       for limit = LANE_SIZE, #lane - 1, LIMIT_SIZE do
         if lane[limit + D_NAME] == numbers[at + K_NAME] and lane[limit + D_KIND] == numbers[at + K_KIND]
           and lane[limit + D_SCALE] == numbers[at + K_SCALE] then
-          local actual = actuals[lane[limit + D_METRIC]]
-          local change = actual - numbers[at + K_CHARGED]
+          local actual, charged = actuals[lane[limit + D_METRIC]], numbers[at + K_CHARGED]
+          if slab and slab[lane[limit + D_METRIC]] < charged then
+            local taken = slab[lane[limit + D_METRIC]]
+            limit_correct(lane, limit, taken - charged, numbers[at + K_WHERE], numbers[at + K_REFUNDED], numbers)
+            charged = taken
+          end
+          local change = actual - charged
           if actual >= 0 and (change > 0 or not arrived or lane[limit + D_REFUND] == 1) then
             limit_correct(lane, limit, change, numbers[at + K_WHERE], numbers[at + K_REFUNDED], numbers)
           end
@@ -29,7 +37,7 @@ local function reservation_lanes_end(numbers, ids, actuals, arrived, outcome, fa
       at = at + MARK_SIZE
     end
     if numbers[R_STATE] == OPEN then
-      lane[L_IN_FLIGHT] = lane[L_IN_FLIGHT] - 1
+      lane[L_IN_FLIGHT] = lane[L_IN_FLIGHT] - 1 - (kept - kept % 2) / 2
       if arrived then
         local health = record_rest(lane)
         health[H_TOTAL], health[H_LAST_USED] = health[H_TOTAL] + 1, cell.now
@@ -39,6 +47,9 @@ local function reservation_lanes_end(numbers, ids, actuals, arrived, outcome, fa
         own = NEUTRAL
       end
       breaker_evidence(lane, own, latency, probe and lane[L_PROBE] == numbers[R_SEQ])
+      if slab then
+        slab_evidence(lane, slab, math.floor(failed_lanes / 2 ^ (i - 1)) % 2 == 1)
+      end
     end
     lane[L_SEQ] = cell.seq + 1
   end

@@ -26,7 +26,7 @@ end
 
 local function reservation_open(rid, candidate, index, holds, modes, lease)
   local named, booked, seq, now = candidate.lanes, candidate.scopes, cell.seq + 1, cell.now
-  local numbers, deadline, probing = numbers_scratch, now + lease, false
+  local numbers, deadline, probing, calls = numbers_scratch, now + lease, false, candidate.amounts[1]
   numbers[R_STATE], numbers[R_CREATED], numbers[R_DEADLINE], numbers[R_INDEX] = OPEN, now, deadline, index
   numbers[R_SEQ], numbers[R_LANES], numbers[R_SCOPES], numbers[R_LEASE] = seq, #named, #booked, lease
   local last = R_HEAD
@@ -36,8 +36,8 @@ local function reservation_open(rid, candidate, index, holds, modes, lease)
       lane[L_PROBE], probe, probing = seq, 1, true
     end
     local marks_end = lane_charge(lane, candidate.amounts, numbers, last + 2)
-    numbers[last + 1], numbers[last + 2] = probe, (marks_end - last - 2) / MARK_SIZE
-    lane[L_IN_FLIGHT], lane[L_SEQ], last = lane[L_IN_FLIGHT] + 1, seq, marks_end
+    numbers[last + 1], numbers[last + 2] = probe + 2 * calls - 2, (marks_end - last - 2) / MARK_SIZE
+    lane[L_IN_FLIGHT], lane[L_SEQ], last = lane[L_IN_FLIGHT] + calls, seq, marks_end
   end
   for i = 1, #booked do
     local scope, hold = records[booked[i]], holds[i]

@@ -68,6 +68,7 @@ class Wish:
     shared: tuple[str, ...] = ()
     charges: tuple[tuple[float, ...], ...] = ((1, 1, 1, 1, 1),)
     offers: tuple[Offer, ...] = (Offer(),)
+    calls: float = 1
 
     def reserve(self) -> Call:
         """Hold it."""
@@ -80,7 +81,8 @@ class Wish:
     def _words(self, weight: float, principal: str) -> list[Argument]:
         first, *others = self.offers
         counts = (len(first.lanes), len(self.shared), len(first.own))
-        numbers = (self.version, self.lease_us, weight, *counts, *(n for charge in self.charges for n in charge))
+        head = (self.version, self.lease_us, weight, *counts, self.calls)
+        numbers = (*head, *(n for charge in self.charges for n in charge))
         fields = [f"l:{name}" for name in first.lanes] + [f"s:{name}" for name in (*self.shared, *first.own)]
         words: list[Argument] = [self.rid, principal, doubles(*numbers), *fields]
         rest = "".join(
@@ -228,6 +230,7 @@ class History:
             lease_us=pick([0, 5 * SECOND_US, 30 * SECOND_US, HOUR_US]), principal=pick(["", "", "p1", "p2", "p3"]),
             weight=pick([1, 1, 2]), pool=pick(["", "pool"]), shared=shared, charges=tuple(charges),
             offers=tuple(self.offer(shared, len(charges)) for _ in range(pick([1, 1, 2, 3, 5]))),
+            calls=pick([1, 1, 1, 2, 4]),
         )  # fmt: skip
         yield wish.reserve()
 
@@ -252,9 +255,11 @@ class History:
     def settlement(self) -> list[Argument]:
         pick = self.random.choice
         cost, outcome = pick([-1, 0, 10, 45, 80]), pick([0, 1, 1, 2])
+        slab = (pick([0, 1, 3]), *(pick([0, 2, 15, 100]) for _ in range(4)), pick([0, 1, 3]), pick([0, 2, 16]), pick([0, 2]))
         return used_words(
-            self.rid(), pick([0, 3, 20]), pick([0, 4, 30, 60]), cost, outcome, pick([0, 1, 3]), pick([0, 900, 10**6])
-        )
+            self.rid(), pick([0, 3, 20]), pick([0, 4, 30, 60]), cost, outcome, pick([0, 1, 3]), pick([0, 900, 10**6]),
+            *pick([(), (), slab]),
+        )  # fmt: skip
 
     def _release(self) -> Iterator[Event]:
         yield Call("release", [self.rid(), self.random.randint(0, 1), self.random.choice([0, 0, 1, 2]), 1000])
@@ -266,8 +271,9 @@ class History:
         shared = self.names(SCOPES, 2)
         rid = self.new_rid() if self.random.random() < 0.5 else self.rid()
         again = Wish(
-            rid=rid, lease_us=10 * SECOND_US, shared=shared, charges=(self.charge(),), offers=(self.offer(shared, 1),)
-        )
+            rid=rid, lease_us=10 * SECOND_US, shared=shared, charges=(self.charge(),),
+            offers=(self.offer(shared, 1),), calls=self.random.choice([1, 3]),
+        )  # fmt: skip
         yield from [again.reassert()] * self.random.choice([1, 1, 2])
 
     def _renew(self) -> Iterator[Event]:
@@ -415,9 +421,9 @@ WRONG_CALLS = (
     Call("open", [-1]), Call("open", ["x"]), Call("configure", ["put", 0, "l:x", 2, 5]),
     Call("configure", ["put", 0, "l:x", 0]), Call("configure", ["put", "-", "l:x", 1, 5]),
     Call("configure", ["stage", 1, "l:x", 1, 2**53]), Call("reserve", [_WRONG]), Call("reserve", [_WRONG, "", ""]),
-    Call("reserve", [_WRONG, "", doubles(0, 1, 1, 1, 0, 0), "l:free"]), Call("reserve", [_WRONG, "", b"123456789"]),
-    Call("reserve", [_WRONG, "", doubles(0, 1, 1, 2, 0, 0, 1, 1, 1, 1, 1), "l:free"]),
-    Wish(weight=0).reserve(), Wish(lease_us=-1).reserve(), Wish(lease_us=1.5).reserve(),
+    Call("reserve", [_WRONG, "", doubles(0, 1, 1, 1, 0, 0, 1), "l:free"]), Call("reserve", [_WRONG, "", b"123456789"]),
+    Call("reserve", [_WRONG, "", doubles(0, 1, 1, 2, 0, 0, 1, 1, 1, 1, 1, 1), "l:free"]),
+    Wish(calls=0).reserve(), Wish(calls=-1).reserve(), Wish(calls=0).reassert(), Wish(weight=0).reserve(), Wish(lease_us=-1).reserve(), Wish(lease_us=1.5).reserve(),
     Wish(lease_us=float("nan")).reserve(), Wish(lease_us=float("inf")).reserve(), Wish(weight=2**53).reserve(),
     Wish(shared=tuple("abcdefghi")).reserve(), Wish(offers=(Offer(tuple("abcdefg")),)).reserve(),
     Wish(offers=(Offer(own=tuple("abcde")),)).reserve(), Wish(offers=(Offer(()),)).reserve(),
@@ -434,6 +440,10 @@ WRONG_CALLS = (
     Call("reserve", [*Wish(offers=(_TIGHT,)).reserve().args, "1\nl:free\n\n1"]),
     Call("settle", used_words(_WRONG, 1, 1, -2, 0, 0, 0)), Call("settle", used_words(_WRONG, 1, 1, 1, 0, 0)),
     Call("settle", []), Call("settle", [_WRONG]), Call("settle", used_words(_WRONG, 1, 1, 1, 0, 0, 0, 0)),
+    *(
+        Call("settle", used_words(_WRONG, 1, 1, 1, 0, 0, 0, *slab))
+        for slab in ([1] * 7, [1] * 9, [1, 1, 1, 1, -1, 1, 1, 1], [1] * 7 + [2], [1] * 6 + [20, 17])
+    ),
     Call("settle", used_words(_WRONG, 2**53, 1, 1, 0, 0, 0)), Call("settle", used_words(_WRONG, 1, 1, 1, 0, -1, 0)),
     Call("settle", used_words(_WRONG, 1, 1, 1, 0, 0, 0) * 33),
     Call("release", [_WRONG, 0, -1, 0]), Call("release", [_WRONG, 0, 0, 1.5]),  # type: ignore[list-item]

@@ -227,6 +227,7 @@ class Reservation:
     seq: int = 0
     places: tuple[Place, ...] = ()
     holds: tuple[Hold, ...] = ()
+    calls: int = 1
 
 
 @dataclass(slots=True)
@@ -249,12 +250,23 @@ class Offer:
     metered: int
     expected: int
     bound: int
+    calls: int
 
     def amount(self, metric: Metric) -> int:
         return {
-            Metric.REQUESTS: 1, Metric.TOKENS: self.metered, Metric.INPUT_TOKENS: self.input,
-            Metric.OUTPUT_TOKENS: self.output, Metric.SPEND: max(0, self.expected), Metric.CONCURRENCY: 1,
+            Metric.REQUESTS: self.calls, Metric.TOKENS: self.metered, Metric.INPUT_TOKENS: self.input,
+            Metric.OUTPUT_TOKENS: self.output, Metric.SPEND: max(0, self.expected), Metric.CONCURRENCY: self.calls,
         }[metric]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SlabTold:
+    """What the calls of a slab took per metric, and how they ended."""
+
+    took: dict[Metric, int]
+    well: int
+    badly: int
+    in_a_row: int
 
 
 class Oracle:
@@ -310,8 +322,8 @@ class Oracle:
         return [found for found in held if found.state is State.OPEN]
 
     def in_flight(self, lane: bytes) -> int:
-        """Open reservations that use a lane."""
-        return sum(place.lane == lane for found in self.open_ones() for place in found.places)
+        """Calls of open reservations that use a lane."""
+        return sum(found.calls for found in self.open_ones() for place in found.places if place.lane == lane)
 
     def held(self, scope: bytes, start: int) -> int:
         """Money held in a scope's period by open reservations."""
@@ -366,6 +378,7 @@ class Oracle:
                 (_id(place.lane), LIMIT_NAMES[charge.rule.name - 1], charge.amount)
                 for place in found.places for charge in place.charges
             ),
+            calls=found.calls,
         )  # fmt: skip
 
 
@@ -669,17 +682,29 @@ class Turn:
         lane.times_opened, lane.failures = lane.times_opened + 1, 0
 
     def leave_lanes(
-        self, found: Reservation, actual: dict[Metric, int], outcome: int, failed: int, latency: int, *, arrived: bool
+        self,
+        found: Reservation,
+        actual: dict[Metric, int],
+        outcome: int,
+        failed: int,
+        latency: int,
+        *,
+        arrived: bool,
+        slab: SlabTold | None = None,
     ) -> None:
         """Correct what was counted; an open reservation also leaves the lanes, with what it says of their health."""
         for number, place in enumerate(found.places):
             lane = self.lane(place.lane)
             for charged in place.charges:
+                if slab is not None and slab.took[charged.rule.metric] < charged.amount:
+                    taken = slab.took[charged.rule.metric]
+                    self.correct(lane, charged, taken, found.created, all_back=True)
+                    charged = replace(charged, amount=taken)
                 known = actual.get(charged.rule.metric, UNKNOWN)
                 if known != UNKNOWN:
                     self.correct(lane, charged, known, found.created, all_back=not arrived)
             if found.state is State.OPEN:
-                self.more_in_flight[place.lane] = self.more_in_flight.get(place.lane, 0) - 1
+                self.more_in_flight[place.lane] = self.more_in_flight.get(place.lane, 0) - found.calls
                 if arrived:
                     lane.ended, lane.last_used = lane.ended + 1, self.now
                 blamed = outcome != Outcome.FAILURE or failed >> number & 1
@@ -687,7 +712,19 @@ class Turn:
                     lane, outcome if blamed else Outcome.NEUTRAL, latency,
                     probe=place.probe and lane.probe == found.seq,
                 )  # fmt: skip
+                if slab is not None:
+                    self.slab_evidence(lane, slab, speaks=bool(failed >> number & 1))
             self.changed_lanes.add(place.lane)
+
+    def slab_evidence(self, lane: Lane, slab: SlabTold, *, speaks: bool) -> None:
+        """One call has told its outcome; all others count as well, and those at the end in a row for a breaker."""
+        lane.ended += slab.took[Metric.REQUESTS] - 1
+        lane.successes_lately += max(0, slab.well - 1)
+        if speaks:
+            lane.failures_lately += slab.badly - slab.in_a_row
+            lane.failed += slab.badly - slab.in_a_row
+            for _ in range(slab.in_a_row):
+                self.evidence(lane, Outcome.FAILURE, 0, probe=False)
 
     def leave_scopes(self, found: Reservation, cost: int, *, billed: bool) -> None:
         """Book the cost in the periods that were charged, and take what was held, or suspended, or charged for it."""
@@ -738,7 +775,9 @@ class Turn:
             places.append(Place(name, probe, self.charge(lane, offer)))
             self.changed_lanes.add(name)
         self.changed_scopes.update(hold.scope for hold in holds)
-        self.reservations[rid] = Reservation(State.OPEN, index, self.now, self.now + lease, seq, tuple(places), holds)
+        self.reservations[rid] = Reservation(
+            State.OPEN, index, self.now, self.now + lease, seq, tuple(places), holds, offer.calls
+        )
         self.leases[rid] = self.now + lease
         return any(place.probe for place in places)
 
@@ -1067,7 +1106,7 @@ def _settle(turn: Turn, words: list[bytes]) -> Answer:
     turn.begin()
     results: Answer = []
     unmatched: dict[bytes, tuple[int, ...]] = {}
-    for rid, (tokens_in, tokens_out, cost, outcome, failed, latency) in rows:
+    for rid, (tokens_in, tokens_out, cost, outcome, failed, latency, *rest) in rows:
         found = turn.reservation(rid)
         if found is None:
             unmatched.setdefault(rid, (turn.now, tokens_in, tokens_out, cost))
@@ -1082,7 +1121,7 @@ def _settle(turn: Turn, words: list[bytes]) -> Answer:
                 Metric.TOKENS: tokens_in + tokens_out, Metric.INPUT_TOKENS: tokens_in,
                 Metric.OUTPUT_TOKENS: tokens_out, Metric.SPEND: cost,
             }  # fmt: skip
-            turn.leave_lanes(found, actual, outcome, failed, latency, arrived=True)
+            turn.leave_lanes(found, actual, outcome, failed, latency, arrived=True, slab=_slab_told(rest))
             turn.leave_scopes(found, cost, billed=True)
             if found.state is State.OPEN:
                 turn.end(rid, State.SETTLED)
@@ -1363,10 +1402,19 @@ def _told_use(word: bytes) -> int:
 
 def _used_numbers(word: bytes) -> tuple[int, ...]:
     numbers = _integers(word)
-    if len(numbers) != 6:
+    if len(numbers) not in (6, 14):
         raise BadArgumentError
     _known(numbers[:2] + numbers[3:])
+    if numbers[6:] and numbers[13] > min(numbers[12], 16):
+        raise BadArgumentError
     return numbers
+
+
+def _slab_told(numbers: Sequence[int]) -> SlabTold | None:
+    if not numbers:
+        return None
+    *took, well, badly, in_a_row = numbers
+    return SlabTold(dict(zip(_METRICS[:5], took, strict=True)), well, badly, in_a_row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1391,7 +1439,7 @@ class Asked:
                 del lines[: end + 1]
                 lanes = tuple(name for name in names if name.startswith(b"l"))
                 own = tuple(name for name in names if not name.startswith(b"l"))
-                offers.append(_offer(self.charges, _amount(number), lanes, self.shared, own))
+                offers.append(_offer(self.charges, _amount(number), lanes, self.shared, own, self.first.calls))
             if len(offers) > 63:
                 raise BadArgumentError
         except (BadArgumentError, ValueError):
@@ -1401,7 +1449,7 @@ class Asked:
 
 def _request(words: list[bytes]) -> Asked:
     numbers = _integers(words[2])
-    if len(numbers) < 11:
+    if len(numbers) < 12 or numbers[6] < 1:
         raise BadArgumentError
     version, lease, weight, *counts = _known(numbers[:6])
     lane_count, shared_count, _ = counts
@@ -1410,19 +1458,24 @@ def _request(words: list[bytes]) -> Asked:
         raise BadArgumentError
     lanes, shared = fields[:lane_count], fields[lane_count : lane_count + shared_count]
     own = fields[lane_count + shared_count :]
-    first = _offer(numbers[6:], 1, lanes, shared, own)
+    first = _offer(numbers[7:], 1, lanes, shared, own, numbers[6])
     rest = words[3 + sum(counts)] if len(words) > 3 + sum(counts) else b""
-    return Asked((version, lease, weight), numbers[6:], shared, first, rest)
+    return Asked((version, lease, weight), numbers[7:], shared, first, rest)
 
 
 def _offer(
-    charges: tuple[int, ...], number: int, lanes: tuple[bytes, ...], shared: tuple[bytes, ...], own: tuple[bytes, ...]
+    charges: tuple[int, ...],
+    number: int,
+    lanes: tuple[bytes, ...],
+    shared: tuple[bytes, ...],
+    own: tuple[bytes, ...],
+    calls: int,
 ) -> Offer:
     charge = charges[5 * (number - 1) :][:5] if number else ()
     if not 1 <= len(lanes) <= 6 or len(own) > 4 or len(charge) < 5:
         raise BadArgumentError
     _known(charge[:3])
-    return Offer(lanes, (*shared, *own), *charge)
+    return Offer(lanes, (*shared, *own), *charge, calls=calls)
 
 
 def _config_entries(words: list[bytes]) -> list[tuple[bytes, tuple[int, ...]]]:

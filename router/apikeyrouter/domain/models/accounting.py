@@ -275,6 +275,8 @@ class ReserveRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     principal: str = ""
     weight: int = 1
     pool: str = ""
+    calls: int = 1
+    """A slab is for many calls: its charges are of all of them."""
 
 
 class Reason(IntEnum):
@@ -332,6 +334,8 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     replayed: bool
     standby: bool = False
     """Admitted while the store is away: it has not heard of it."""
+    slab: bytes = b""
+    """Admitted in process: it has a part of the reservation with this id, which holds for many calls."""
 
 
 class Denial(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -361,6 +365,21 @@ class Outcome(IntEnum):
     FAILURE = 2
 
 
+class SlabUse(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What the calls of a slab took of it when they began, whatever they used, and how they ended. What none took comes
+    back."""
+
+    calls: int
+    metered_tokens: int
+    input_tokens: int
+    output_tokens: int
+    expected_nanousd: int
+    succeeded: int
+    failed: int
+    failed_in_a_row: int
+    """At the end: what a breaker counts."""
+
+
 class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What was really used. `cost_nanousd` UNPRICED when the price is unknown."""
 
@@ -373,6 +392,8 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Bit i set: the failure speaks for the candidate's lane i (with Outcome.FAILURE)."""
     latency_us: int = 0
     estimated: bool = False
+    slab: SlabUse | None = None
+    """Of a slab: the sums of its calls are settled."""
 
 
 class Result(IntEnum):

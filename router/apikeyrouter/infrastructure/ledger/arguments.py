@@ -4,6 +4,8 @@ import struct
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 
+from msgspec.structs import astuple
+
 from apikeyrouter.domain.models.accounting import (
     CANDIDATES_MAX,
     SHARED_SCOPES_MAX,
@@ -23,7 +25,7 @@ from apikeyrouter.infrastructure.ledger.engine import Argument
 SETTLED_TOKENS_MAX = 2**31
 _RID = b"r:"
 _SHARED_KEPT = 1024
-_SETTLEMENT = struct.Struct("<6d")
+_SETTLEMENT, _SLAB_USE = struct.Struct("<6d"), struct.Struct("<8d")
 
 
 def rid_field(rid: bytes) -> bytes:
@@ -57,7 +59,10 @@ def request_args(
         words, own = candidate_words(candidates[0]), [candidate.scopes for candidate in candidates]
         charges, others = _others(candidates)
     shared = _shared(scopes, own) if scopes else ()
-    numbers = [request.config_version, request.lease_us, weight, len(words.lanes), len(shared), len(words.scopes)]
+    numbers = [
+        request.config_version, request.lease_us, weight, len(words.lanes), len(shared), len(words.scopes),
+        request.calls,
+    ]  # fmt: skip
     numbers += charges
     args: list[Argument] = [rid_field(request.rid), principal, b"", *words.lanes, *shared, *words.scopes]
     if others:
@@ -128,6 +133,8 @@ def settle_args(settlement: Settlement) -> tuple[bytes, bytes]:
             told, made, settlement.cost_nanousd, settlement.outcome, settlement.failed_lanes,
             latency_us if latency_us > 0 else 0,
         )  # fmt: skip
+        if settlement.slab is not None:
+            numbers += _SLAB_USE.pack(*astuple(settlement.slab))
     except (OverflowError, struct.error) as exc:
         raise LedgerConfigError(f"settlement of {settlement.rid.hex()}: {exc}") from None
     return rid_field(settlement.rid), numbers

@@ -473,7 +473,7 @@ def _drifts(
     waiting: dict[tuple[str, int], int] = {}
     for record in open_ones:
         for lane in record.lanes:
-            in_flight[lane] = in_flight.get(lane, 0) + 1
+            in_flight[lane] = in_flight.get(lane, 0) + record.calls
         for scope, amount, start, _, _ in record.scopes:
             held[scope, start] = held.get((scope, start), 0) + amount
     for record in suspended:

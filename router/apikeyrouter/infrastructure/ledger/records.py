@@ -109,6 +109,8 @@ class ReservationRecord:
     """(scope id, amount held, start of the period charged, when suspense is due, what suspense charged)."""
     charges: tuple[tuple[str, str, int], ...]
     """(lane id, limit name, amount) of each limit that was charged."""
+    calls: int = 1
+    """So many it counts as in flight in each lane: a slab has more than one."""
 
 
 def read_reservation(rid: bytes, packed: bytes) -> ReservationRecord:
@@ -120,6 +122,7 @@ def read_reservation(rid: bytes, packed: bytes) -> ReservationRecord:
     lane_count, scope_count = n[6], n[7]
     charges: list[tuple[str, str, int]] = []
     at = RESERVATION_HEAD
+    calls = n[at] // 2 + 1 if lane_count else 1
     for lane in ids[:lane_count]:
         marks = n[at + 1]
         at += 2
@@ -129,7 +132,7 @@ def read_reservation(rid: bytes, packed: bytes) -> ReservationRecord:
     scopes = tuple(_scope_parts(n, at, ids[lane_count : lane_count + scope_count]))
     return ReservationRecord(
         rid=rid, state=State(n[1]), created_us=n[2], deadline_us=n[3], index=n[4], lanes=tuple(ids[:lane_count]),
-        scopes=scopes, charges=tuple(charges),
+        scopes=scopes, charges=tuple(charges), calls=calls,
     )  # fmt: skip
 
 
