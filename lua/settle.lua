@@ -2,8 +2,9 @@
 -- PURPOSE  Book what reservations really used, in the windows that were charged. More than was held is debt.
 -- KEYS     C0 C1 L S G U
 -- ARGV     for each of at most 32 settlements: rid · integers as packed: input tokens, output tokens, cost (nano-dollars,
---          -1: unknown), outcome, failed lanes (bits), latency (us); of a slab also what its calls took: calls, metered
---          tokens, input tokens, output tokens, expected cost, and how many ended well, badly, badly in a row at its end
+--          -1: unknown), outcome, failed lanes (bits), latency (us); of a slab also what stays of its calls where
+--          nothing is refunded (calls, metered, input and output tokens, cost), the metered tokens that they used, and how
+--          many ended well, badly, badly in a row at its end
 -- RETURNS  OK: stamp, then code and state for each: OK, SETTLED · REPLAYED, SETTLED: it was settled before · CONFLICT,
 --          state: it was released or cancelled · UNMATCHED, 0: the rid is unknown; listed, not added
 --          CALENDAR_NEEDED: stamp, number of the calendar · NO_CELL · BAD_SCHEMA · BAD_ARGUMENT
@@ -21,6 +22,7 @@
 -- @include reservation_lanes_end
 -- @include reservation_scopes_end
 -- @include reservations_load
+-- @include slab_evidence
 -- @include slab_read
 -- @include states
 -- @include working
@@ -62,8 +64,9 @@ local function settle(rid, numbers, ids, told)
   elseif missing_calendar then
     return CALENDAR_NEEDED, 0
   end
-  local actuals = { -1, input + output, input, output, cost, -1 }
-  local at = reservation_lanes_end(numbers, ids, actuals, true, outcome, failed, latency, told.slab)
+  local slab = told.slab
+  local actuals = { -1, slab and slab[SLAB_TOKENS] or input + output, input, output, cost, -1 }
+  local at = reservation_lanes_end(numbers, ids, actuals, true, outcome, failed, latency, slab)
   reservation_scopes_end(numbers, ids, at, cost, true)
   if state == OPEN then
     reservation_end(rid, SETTLED)

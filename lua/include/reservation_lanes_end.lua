@@ -1,7 +1,7 @@
 -- Takes a reservation out of its lanes. `actuals` says per metric what was really used (negative: keep what was
 -- charged); `arrived` false means that the provider never saw it, so that everything comes back.
--- `slab`: of a slab, what its calls took per metric, and what they told (SLAB_…): what none took comes back, whatever
--- the limit's rule. Returns where the scopes' numbers begin.
+-- `slab`: of a slab, what a limit that refunds nothing keeps of its calls, per metric, and what they told (SLAB_…): what no
+-- call took comes back, whatever the rule. Returns where the scopes' numbers begin.
 -- @include breaker_evidence
 -- @include layout_lane
 -- @include layout_reservation
@@ -22,14 +22,12 @@ local function reservation_lanes_end(numbers, ids, actuals, arrived, outcome, fa
       for limit = LANE_SIZE, #lane - 1, LIMIT_SIZE do
         if lane[limit + D_NAME] == numbers[at + K_NAME] and lane[limit + D_KIND] == numbers[at + K_KIND]
           and lane[limit + D_SCALE] == numbers[at + K_SCALE] then
-          local actual, charged = actuals[lane[limit + D_METRIC]], numbers[at + K_CHARGED]
-          if slab and slab[lane[limit + D_METRIC]] < charged then
-            local taken = slab[lane[limit + D_METRIC]]
-            limit_correct(lane, limit, taken - charged, numbers[at + K_WHERE], numbers[at + K_REFUNDED], numbers)
-            charged = taken
+          local actual, refund = actuals[lane[limit + D_METRIC]], lane[limit + D_REFUND] == 1
+          if slab and (actual < 0 or not refund) then
+            actual, refund = slab[lane[limit + D_METRIC]], true
           end
-          local change = actual - charged
-          if actual >= 0 and (change > 0 or not arrived or lane[limit + D_REFUND] == 1) then
+          local change = actual - numbers[at + K_CHARGED]
+          if actual >= 0 and (change > 0 or not arrived or refund) then
             limit_correct(lane, limit, change, numbers[at + K_WHERE], numbers[at + K_REFUNDED], numbers)
           end
         end

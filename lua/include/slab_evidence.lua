@@ -4,8 +4,8 @@
 -- @include record
 -- @include states
 
-local SLAB_CALLS, SLAB_WELL, SLAB_BADLY, SLAB_ROW = 1, 6, 7, 8
-local SLAB_SIZE, SLAB_ROW_MAX = 8, 16
+local SLAB_CALLS, SLAB_TOKENS, SLAB_WELL, SLAB_BADLY, SLAB_ROW = 1, 6, 7, 8, 9
+local SLAB_SIZE, SLAB_ROW_MAX = 9, 16
 
 local function slab_evidence(lane, slab, speaks)
   local health = record_rest(lane)

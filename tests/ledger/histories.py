@@ -255,7 +255,8 @@ class History:
     def settlement(self) -> list[Argument]:
         pick = self.random.choice
         cost, outcome = pick([-1, 0, 10, 45, 80]), pick([0, 1, 1, 2])
-        slab = (pick([0, 1, 3]), *(pick([0, 2, 15, 100]) for _ in range(4)), pick([0, 1, 3]), pick([0, 2, 16]), pick([0, 2]))
+        stays = [pick([0, 2, 15, 100]) for _ in range(5)]
+        slab = (pick([0, 1, 3]), *stays, pick([0, 1, 3]), pick([0, 2, 16]), pick([0, 2]))
         return used_words(
             self.rid(), pick([0, 3, 20]), pick([0, 4, 30, 60]), cost, outcome, pick([0, 1, 3]), pick([0, 900, 10**6]),
             *pick([(), (), slab]),
@@ -442,7 +443,7 @@ WRONG_CALLS = (
     Call("settle", []), Call("settle", [_WRONG]), Call("settle", used_words(_WRONG, 1, 1, 1, 0, 0, 0, 0)),
     *(
         Call("settle", used_words(_WRONG, 1, 1, 1, 0, 0, 0, *slab))
-        for slab in ([1] * 7, [1] * 9, [1, 1, 1, 1, -1, 1, 1, 1], [1] * 7 + [2], [1] * 6 + [20, 17])
+        for slab in ([1] * 8, [1] * 10, [1, 1, 1, 1, -1, 1, 1, 1, 1], [1] * 8 + [2], [1] * 7 + [20, 17])
     ),
     Call("settle", used_words(_WRONG, 2**53, 1, 1, 0, 0, 0)), Call("settle", used_words(_WRONG, 1, 1, 1, 0, -1, 0)),
     Call("settle", used_words(_WRONG, 1, 1, 1, 0, 0, 0) * 33),

@@ -261,9 +261,10 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class SlabTold:
-    """What the calls of a slab took per metric, and how they ended."""
+    """What stays of a slab's calls where nothing is refunded, per metric, what they metered, and how they ended."""
 
-    took: dict[Metric, int]
+    stays: dict[Metric, int]
+    metered: int
     well: int
     badly: int
     in_a_row: int
@@ -645,6 +646,10 @@ class Turn:
                 case LimitKind.FIXED | LimitKind.CALENDAR if counter.window[0] == charged.window:
                     counter.used_in_window = max(0, counter.used_in_window + change)
 
+    def refunds(self, lane: Lane, charged: Charged) -> bool:
+        """Whether the limit that was charged gives back what was not used."""
+        return any(counter.rule.refund for counter in lane.counters if counter.rule.name == charged.rule.name)
+
     def evidence(self, lane: Lane, outcome: int, latency: int, *, probe: bool) -> None:
         """Health halves every minute. A breaker opens after so many failures in a row within its window; when it is
         open only its own probe's outcome counts."""
@@ -696,12 +701,10 @@ class Turn:
         for number, place in enumerate(found.places):
             lane = self.lane(place.lane)
             for charged in place.charges:
-                if slab is not None and slab.took[charged.rule.metric] < charged.amount:
-                    taken = slab.took[charged.rule.metric]
-                    self.correct(lane, charged, taken, found.created, all_back=True)
-                    charged = replace(charged, amount=taken)
-                known = actual.get(charged.rule.metric, UNKNOWN)
-                if known != UNKNOWN:
+                known, refunds = actual.get(charged.rule.metric, UNKNOWN), self.refunds(lane, charged)
+                if slab is not None and (known == UNKNOWN or not refunds):
+                    self.correct(lane, charged, slab.stays[charged.rule.metric], found.created, all_back=True)
+                elif known != UNKNOWN:
                     self.correct(lane, charged, known, found.created, all_back=not arrived)
             if found.state is State.OPEN:
                 self.more_in_flight[place.lane] = self.more_in_flight.get(place.lane, 0) - found.calls
@@ -718,7 +721,7 @@ class Turn:
 
     def slab_evidence(self, lane: Lane, slab: SlabTold, *, speaks: bool) -> None:
         """One call has told its outcome; all others count as well, and those at the end in a row for a breaker."""
-        lane.ended += slab.took[Metric.REQUESTS] - 1
+        lane.ended += slab.stays[Metric.REQUESTS] - 1
         lane.successes_lately += max(0, slab.well - 1)
         if speaks:
             lane.failures_lately += slab.badly - slab.in_a_row
@@ -1121,7 +1124,10 @@ def _settle(turn: Turn, words: list[bytes]) -> Answer:
                 Metric.TOKENS: tokens_in + tokens_out, Metric.INPUT_TOKENS: tokens_in,
                 Metric.OUTPUT_TOKENS: tokens_out, Metric.SPEND: cost,
             }  # fmt: skip
-            turn.leave_lanes(found, actual, outcome, failed, latency, arrived=True, slab=_slab_told(rest))
+            slab = _slab_told(rest)
+            if slab is not None:
+                actual[Metric.TOKENS] = slab.metered
+            turn.leave_lanes(found, actual, outcome, failed, latency, arrived=True, slab=slab)
             turn.leave_scopes(found, cost, billed=True)
             if found.state is State.OPEN:
                 turn.end(rid, State.SETTLED)
@@ -1402,10 +1408,10 @@ def _told_use(word: bytes) -> int:
 
 def _used_numbers(word: bytes) -> tuple[int, ...]:
     numbers = _integers(word)
-    if len(numbers) not in (6, 14):
+    if len(numbers) not in (6, 15):
         raise BadArgumentError
     _known(numbers[:2] + numbers[3:])
-    if numbers[6:] and numbers[13] > min(numbers[12], 16):
+    if numbers[6:] and numbers[14] > min(numbers[13], 16):
         raise BadArgumentError
     return numbers
 
@@ -1413,8 +1419,8 @@ def _used_numbers(word: bytes) -> tuple[int, ...]:
 def _slab_told(numbers: Sequence[int]) -> SlabTold | None:
     if not numbers:
         return None
-    *took, well, badly, in_a_row = numbers
-    return SlabTold(dict(zip(_METRICS[:5], took, strict=True)), well, badly, in_a_row)
+    *stays, metered, well, badly, in_a_row = numbers
+    return SlabTold(dict(zip(_METRICS[:5], stays, strict=True)), metered, well, badly, in_a_row)
 
 
 @dataclass(frozen=True, slots=True)

@@ -366,14 +366,15 @@ class Outcome(IntEnum):
 
 
 class SlabUse(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What the calls of a slab took of it when they began, whatever they used, and how they ended. What none took comes
-    back."""
+    """What stays counted of a slab's calls where a limit refunds nothing (of each the larger of what it began with and
+    what it used), the metered tokens that they used, and how they ended. What no call took comes back."""
 
     calls: int
     metered_tokens: int
     input_tokens: int
     output_tokens: int
-    expected_nanousd: int
+    cost_nanousd: int
+    metered_used: int
     succeeded: int
     failed: int
     failed_in_a_row: int

@@ -25,7 +25,7 @@ from apikeyrouter.infrastructure.ledger.engine import Argument
 SETTLED_TOKENS_MAX = 2**31
 _RID = b"r:"
 _SHARED_KEPT = 1024
-_SETTLEMENT, _SLAB_USE = struct.Struct("<6d"), struct.Struct("<8d")
+_SETTLEMENT, _SLAB_USE = struct.Struct("<6d"), struct.Struct("<9d")
 
 
 def rid_field(rid: bytes) -> bytes:
