@@ -96,6 +96,8 @@ class ApiKeyRouter(RouterWaysIn):
                 self.failure_handler.learn(answer, attempt.admitted.option, pool.options, tried)
                 self._observer.refused(attempt.admitted.option, answer)
                 failed = provider_error(answer, facts)
+                if facts.slab and failed.category is ErrorCategory.RateLimitError:
+                    self.slabs.recall(attempt.admitted.request.candidates[0].lanes)
                 denied = self._patience.denial(call, answer, facts) if _all_tried(pool, tried) else None
                 if self._is_late(call) or (denied is None and _all_tried(pool, tried)):
                     raise failed
@@ -203,8 +205,11 @@ class ApiKeyRouter(RouterWaysIn):
         note = self.books.held_unheard if admission.standby else self.books.held
         hold = note(admitted.request, admission.index)
         try:
+            if admission.slab:
+                self.slabs.joined(hold, admission.slab)
             option, charge = admitted.option, admitted.charge
             facts.standby |= admission.standby
+            facts.slab = admission.slab
             facts.token_cap = admitted.token_cap
             facts.soft_exceeded = admission.soft_exceeded
             own = AttemptFacts(

@@ -113,7 +113,7 @@ class Admissions:
     ) -> None:
         self.sessions = sessions or Sessions()
         self._sticking = Sticking(self.sessions, snapshot)
-        self._ledger, self._catalogue, self._estimator, self._snapshot = ledger, catalogue, estimator, snapshot
+        self.ledger, self._catalogue, self._estimator, self._snapshot = ledger, catalogue, estimator, snapshot
         self._clock = clock
         self.lease_us = lease_us
         self.stand_in: StandIn = nobody
@@ -161,7 +161,7 @@ class Admissions:
                     principal=call.principal, weight=self._catalogue.shares[call.weight], pool=pool.model,
                 )  # fmt: skip
                 try:
-                    answer = await self._ledger.reserve(request)
+                    answer = await self.ledger.reserve(request)
                 except LedgerUnavailableError as exc:
                     held = None if isinstance(exc, LedgerRefusedError) else await self.stand_in(request)
                     if held is None:

@@ -18,6 +18,8 @@ from apikeyrouter.serving.background import RouterBackground
 from apikeyrouter.serving.blocking import BlockingRouter
 from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.housekeeping import Housekeeper
+from apikeyrouter.serving.presence import Presence
+from apikeyrouter.serving.slabs import Slabs
 from apikeyrouter.serving.standby import Standby
 
 AT_EXIT_SECONDS_MAX = 5.0
@@ -34,6 +36,8 @@ class RouterBelonging(RouterBackground):
     _attempts: Attempts
     _housekeeper: Housekeeper
     standby: Standby
+    slabs: Slabs
+    _presence: Presence
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,6 +79,8 @@ class RouterBelonging(RouterBackground):
             )
         self._housekeeper.begin_anew()
         self.standby.begin_anew()
+        self.slabs.begin_anew()
+        self._presence.begin_anew()
         self.ledger.engine = self._engine_anew(self.ledger.engine)
         self._chores, self._watcher = set(), None
         self._last, self._loop, self._starting, self._forked = loop, None, None, False

@@ -7,6 +7,7 @@ file or without, meters the same lanes and holds in the same budgets. It is put 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -344,6 +345,13 @@ class Configuration:
     def bounded_lanes(self) -> list[LaneConfig]:
         """Those of which a part is set aside for when the store is away."""
         return [lane for lane in self._file_lanes.values() if lane.set_aside]
+
+    @property
+    def has_slabs(self) -> bool:
+        """Whether some limit says that workers may hold slabs of it."""
+        stated = (lane for lane_id in self.limits.named if (lane := self._declared(lane_id)) is not None)
+        by_key = (lane for _, lanes, _ in self._by_key.values() for lane in lanes)
+        return any(limit.slabs for lane in chain(self._file_lanes.values(), stated, by_key) for limit in lane.limits)
 
     def is_limited_by_file(self, lane_id: str) -> bool:
         """Whether a file states the limits of a lane."""

@@ -52,6 +52,8 @@ class Housekeeper:
         self.healthy = True
         self.standby: Standby | None = None
         """Who holds this process's share for when the store is away."""
+        self.slabs: Callable[[], Awaitable[None]] = _nothing
+        """Looks after the slabs."""
 
     @property
     def clock_suspected(self) -> bool:
@@ -100,6 +102,7 @@ class Housekeeper:
         await self._compare_clocks()
         if self.standby is not None:
             await self.standby.tick()
+        await self.slabs()
         await self._periodic()
         await self._renew_orders()
 
@@ -176,6 +179,10 @@ class Housekeeper:
             if verdict or suspected:
                 _log.warning("clock.suspected" if verdict else "clock.agrees")
             await self._ledger.suspect_clock(verdict)
+
+
+async def _nothing() -> None:
+    """There are none."""
 
 
 def cell_now_us(ledger: ScriptLedger) -> int:

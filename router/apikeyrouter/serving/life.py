@@ -64,6 +64,8 @@ from apikeyrouter.serving.quoting import Quotes
 from apikeyrouter.serving.requests import call_of, check_wait
 from apikeyrouter.serving.retiring import close_adapter
 from apikeyrouter.serving.spending import Spending
+from apikeyrouter.serving.presence import Presence
+from apikeyrouter.serving.slabs import Slabs
 from apikeyrouter.serving.standby import Standby
 from apikeyrouter.serving.waiting import WaitQueue
 
@@ -164,14 +166,31 @@ class RouterLife(RouterBelonging):
 
     def _stand_by(self) -> None:
         """Who admits from this process's share while the store is away. An accounting in this process never is."""
+        self._presence = Presence(self.ledger, self.books, lease_us=LEASE_US)
         self.standby = Standby(
-            self.ledger, self.books, lanes=lambda: self._configuration.bounded_lanes,
+            self.ledger, self.books, self._presence, lanes=lambda: self._configuration.bounded_lanes,
             lane_config=self._configuration.lane_config, scope_config=self.catalogue.budget, snapshot=self.snapshot,
             now_us=lambda: cell_now_us(self.ledger), lease_us=LEASE_US,
         )  # fmt: skip
         if not isinstance(self.ledger.engine, LocalEngine):
             self._admissions.stand_in = self.standby.reserve
             self._housekeeper.standby = self.standby
+        self.slabs = Slabs(
+            self.ledger, self.books, self._presence, lane_config=self._configuration.lane_config,
+            scope_config=self.catalogue.budget, now_us=lambda: cell_now_us(self.ledger),
+        )  # fmt: skip
+        self._slabs_seen, self._slabs_wanted = -1, False
+        self._housekeeper.slabs = self._look_after_slabs
+
+    async def _look_after_slabs(self) -> None:
+        """Slabs stand before the ledger while some limit says so."""
+        version = self._admissions.config_version
+        if version != self._slabs_seen:
+            self._slabs_seen = version
+            self._slabs_wanted = self.settings.slabs == "auto" and self._configuration.has_slabs
+            self._admissions.ledger = self.slabs if self._slabs_wanted else self.ledger
+        if self._slabs_wanted or self.slabs.held:
+            await self.slabs.tick(wanted=self._slabs_wanted)
 
     def _bookkeeper(self) -> Bookkeeper:
         """Who books how reservations end, and keeps ends on disk while the store is away."""
@@ -325,6 +344,7 @@ class RouterLife(RouterBelonging):
         """Wait until no call is open and every settlement is booked; whether both came true in time."""
         deadline = time.perf_counter() + timeout_s
         await self._until_idle(timeout_s)
+        self.slabs.recall()
         flushed = await self.books.flush(seconds=max(0.1, deadline - time.perf_counter()))
         return flushed and not self.in_flight
 
@@ -340,6 +360,7 @@ class RouterLife(RouterBelonging):
         self._waiting.end()
         self.books.give_up(self.books.open, "the router was closed")
         await self._until_idle(ABORT_SECONDS_AT_CLOSE)
+        self.slabs.recall()
         await self.books.flush(seconds=FLUSH_SECONDS_AT_CLOSE)
         await self._end_background()
         with contextlib.suppress(Exception):  # counts and decisions of the last quarter of a second

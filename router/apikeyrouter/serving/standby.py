@@ -33,11 +33,10 @@ from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.bookkeeping import Bookkeeper, End, OpenHold, Release
+from apikeyrouter.serving.presence import Presence
 
-__all__ = ["SHARES", "WORKERS", "Standby"]
+__all__ = ["SHARES", "Standby"]
 
-WORKERS = "w:workers"
-"""The lane in which each worker holds one reservation: how many there are."""
 SHARES = "w:shares"
 """The lane and the scope in which it holds its units."""
 STAND_SECONDS = 24 * 3600.0
@@ -59,6 +58,7 @@ class Standby:
         self,
         ledger: ScriptLedger,
         books: Bookkeeper,
+        presence: Presence,
         *,
         lanes: Callable[[], Iterable[LaneConfig]],
         lane_config: Callable[[str], LaneConfig],
@@ -74,7 +74,7 @@ class Standby:
         self._armed: tuple[list[LaneConfig], int] = ([], 0)
         self._put: dict[str, tuple[Limit, ...]] = {}
         self._scopes_put: set[ScopeConfig] = set()
-        self._presence: OpenHold | None = None
+        self._presence, self._declared = presence, False
         self._share: OpenHold | None = None
         self._used_at = -float(KEPT_SECONDS)
         self._next_at = 0.0
@@ -106,24 +106,22 @@ class Standby:
         if not lanes:
             self.give_back()
             return
-        await self._be_there()
+        if not self._declared:
+            await self.declare()
+            self._declared = True
+        await self._presence.be_there(self)
         await self._balance()
         if (lanes, self.units) != self._armed:
             await self._arm(lanes)
         await self._end()
-
-    async def _be_there(self) -> None:
-        if self._presence is None:
-            await self.declare()
-            self._presence = await self._hold(WORKERS, (), 0)
 
     async def declare(self) -> None:
         """Put the scope of the shares into the ledger."""
         await self._ledger.put(scopes=[_SCOPE])
 
     async def _balance(self) -> None:
-        (workers,), (shares,) = await self._ledger.lanes([WORKERS]), await self._scope()
-        fair = UNITS // max(1, workers.in_flight)
+        (shares,) = await self._scope()
+        fair = UNITS // self._presence.count
         if self._share is not None and self._unused and (self.units > fair or self.units < fair <= self.units + shares):
             self._release_share()
         elif self._share is None and min(fair, shares) > 0:
@@ -155,8 +153,6 @@ class Standby:
             self._share, self.units = None, 0
             if not self._unused:
                 self._books.open.pop(hold.request.rid, None)
-        if hold is self._presence:
-            self._presence = None
         self._books.hand_in(Release(rid=hold.request.rid, sent=False))
 
     def _release_share(self) -> None:
@@ -165,13 +161,12 @@ class Standby:
 
     def give_back(self) -> None:
         """Hold nothing any more."""
-        for hold in (self._share, self._presence):
-            if hold is not None:
-                self._lost(hold)
+        self._release_share()
+        self._presence.leave(self)
 
     def begin_anew(self) -> None:
         """What was held is another loop's, or a parent process's."""
-        self._presence = self._share = None
+        self._share = None
         self.units, self._ended[:] = 0, []
 
     async def _arm(self, lanes: list[LaneConfig]) -> None:

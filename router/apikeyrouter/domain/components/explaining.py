@@ -262,6 +262,8 @@ def _explanation(facts: Facts, verdicts: Sequence[CandidateVerdict], chosen: Can
         others.insert(0, f"under {_named(facts.policies)}")
     if facts.standby:
         others.insert(1, "the store was away: held in the share that this worker has of what is set aside for that")
+    if facts.slab:
+        others.insert(1, f"held in slab {facts.slab.hex()}, which this worker had for many calls")
     if facts.yielded:
         others.insert(1, f"soft {_named(facts.yielded)} passed over, for nothing else was left")
     for policy_id, refused in facts.shadowed:

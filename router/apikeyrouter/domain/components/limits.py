@@ -4,7 +4,7 @@ A row says amounts; a profile says how whoever meters them refills; a row's own 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from math import nextafter
 from typing import Annotated, Any, Literal
@@ -121,7 +121,8 @@ class LimitRow(EdgeModel):
 
     `kind` (bucket, fixed, sliding, calendar) applies to every rate of the row; `burst` is how many of the row's one
     rate may come at once; `headroom` (0 … 0.5; in whole units, rounded down) is taken off what may come at once;
-    `timezone` is where a calendar day or a spend period begins; `spend_period` goes with `spend_usd` (default monthly).
+    `timezone` is where a calendar day or a spend period begins; `spend_period` goes with `spend_usd` (default monthly);
+    `slabs`: whether under load workers may hold a second of requests at once (default off).
     """
 
     rpm: Count | None = None
@@ -137,6 +138,7 @@ class LimitRow(EdgeModel):
     headroom: Fraction | None = None
     timezone: Timezone | None = None
     spend_period: Literal["hourly", "daily", "weekly", "monthly", "total"] | None = None
+    slabs: Literal["off", "auto"] | None = None
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "LimitRow":
@@ -188,7 +190,7 @@ def compile_limits(row: LimitRow, profile: LimitProfile) -> tuple[Limit, ...]:
         )
     if row.spend_usd is not None:
         limits.append(_spend(row, row.spend_usd))
-    return tuple(limits)
+    return tuple(replace(limit, slabs=True) for limit in limits) if row.slabs == "auto" else tuple(limits)
 
 
 def limits_from(declared: Mapping[str, Any], profile: LimitProfile) -> tuple[Limit, ...]:

@@ -77,6 +77,8 @@ class Limit:
     timezone: str = "UTC"
     refund: bool = True
     """Whether tokens held but not used come back at settlement. False where the provider keeps its estimate."""
+    slabs: bool = False
+    """Whether a worker may hold a second of requests at once. Of a bucket so much less is admitted at once."""
 
 
 _QUOTA_UNITS = (Metric.TOKENS, Metric.REQUESTS, Metric.INPUT_TOKENS, Metric.OUTPUT_TOKENS)

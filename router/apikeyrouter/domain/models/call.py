@@ -112,7 +112,8 @@ class Facts(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     or a part is an estimate. `usage` is the last attempt's. `token_cap`: the cap that was
     injected because a hard budget applies. `overhead_us`: time spent here, not upstream (of a stream that still
     runs: until its first event). `at_us`: Unix microseconds.
-    `standby`: the store was away, and it was admitted from this worker's share.
+    `standby`: the store was away, and it was admitted from this worker's share. `slab`: the reservation for many calls
+    that the last attempt has a part of.
     `waited_us`: time in the wait queue, which is in no other figure but the total.
     `outcome`: pending, ok, or a failure's category. `pinned`: the provider that was asked for. `policies`: those that
     applied; `barred`: what they refused; `yielded`: soft ones that were passed over, because
@@ -134,6 +135,7 @@ class Facts(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     token_cap: int | None = None
     soft_exceeded: tuple[str, ...] = ()
     standby: bool = False
+    slab: bytes = b""
     overhead_us: int = 0
     upstream_us: int = 0
     first_token_us: int = 0

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -71,7 +71,8 @@ class RouterSettings(_Settings):
     `quota_default_cooldown_seconds`: where the provider named no time. `log_level`: of our own logger only.
     `wait_max_ms`: how long a request waits for room before it is denied, where no configuration file says it.
     `encryption_key`: one or more master keys (`KeyVault.parse`), read when the first key is registered. `outbox_dir`:
-    where settlements are kept that could not be delivered; None: in memory only.
+    where settlements are kept that could not be delivered; None: in memory only. `slabs`: off: this process holds none,
+    whatever limits say.
     """
 
     max_decisions: int = Field(default=1000, ge=1, le=RECORDS_MAX)
@@ -82,6 +83,7 @@ class RouterSettings(_Settings):
     log_level: str = "INFO"
     encryption_key: str | None = Field(default=None, repr=False)
     outbox_dir: str | None = None
+    slabs: Literal["auto", "off"] = "auto"
 
     @field_validator("outbox_dir")
     @classmethod

@@ -3,6 +3,7 @@
 from math import ceil, floor, gcd
 
 from apikeyrouter.domain.components.set_aside import without
+from apikeyrouter.domain.components.slab_sizes import USE_SECONDS, with_slack
 from apikeyrouter.domain.models.accounting import (
     AMOUNT_MAX,
     LIMIT_NAMES,
@@ -126,10 +127,25 @@ def lane_entry(lane: LaneConfig) -> tuple[str, list[int]]:
             check_amount(number, what=f"lane {lane.id}: breaker")
     try:
         for limit in lane.limits:
-            numbers.extend(limit_numbers(without(limit, lane.set_aside) if lane.set_aside else limit))
+            numbers.extend(limit_numbers(_admitted(limit, lane.set_aside)))
     except LedgerConfigError as exc:
         raise LedgerConfigError(f"lane {lane.id}: {exc}") from None
     return lane_field(lane.id), numbers
+
+
+def capacities(lane: LaneConfig) -> list[int]:
+    """What the ledger admits of each of a lane's limits at once."""
+    return [limit_numbers(_admitted(limit, lane.set_aside))[3] for limit in lane.limits]
+
+
+def _admitted(limit: Limit, set_aside: float) -> Limit:
+    """What the ledger admits of a limit. Errors: LedgerConfigError: slabs would leave nothing to come at once."""
+    left = with_slack(without(limit, set_aside) if set_aside else limit)
+    if left.slabs and left.burst is not None and left.burst < left.amount * USE_SECONDS * 1e6 / left.period_us:
+        raise LedgerConfigError(
+            f"limit {limit.name}: slabs need a burst of at least {2 * USE_SECONDS:g} seconds of its rate"
+        )
+    return left
 
 
 def scope_entry(scope: ScopeConfig) -> tuple[str, list[int]]:
