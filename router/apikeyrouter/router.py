@@ -37,7 +37,7 @@ from apikeyrouter.serving.answers import deltas_of, last_chunk, outcome_of, piec
 from apikeyrouter.serving.bookkeeping import Release
 from apikeyrouter.serving.endings import Attempt
 from apikeyrouter.serving.policing import limits
-from apikeyrouter.serving.reporting import budget_exceeded, clock_suspected, no_eligible_keys, summarise
+from apikeyrouter.serving.reporting import budget_exceeded, clock_suspected, no_eligible_keys, slab_summary, summarise
 from apikeyrouter.serving.requests import Tried, ask_costs, call_of, left_out, parsed_for
 from apikeyrouter.serving.ways_in import RouterWaysIn
 
@@ -337,7 +337,10 @@ class ApiKeyRouter(RouterWaysIn):
         await self.start()
         scopes = await self.ledger.scopes([scope.id for scope in self.catalogue.budgets()])
         spent, unpriced = await self._spending.total()
-        return summarise(self.catalogue, scopes, self.snapshot.capacity, spent=spent, unpriced=unpriced)
+        return summarise(
+            self.catalogue, scopes, self.snapshot.capacity, spent=spent, unpriced=unpriced,
+            slabs=slab_summary(self.slabs),
+        )  # fmt: skip
 
 
 def _all_tried(pool: Pool, tried: Tried) -> bool:

@@ -294,6 +294,7 @@ class Runtime:
             {
                 metric_names.SETTLEMENTS.name: self.router.books.settled,
                 metric_names.STANDBY.name: self.router.standby.admitted,
+                metric_names.SLAB_ADMITTED.name: self.router.slabs.admitted,
                 metric_names.STORE_AWAY.name: self.router.ledger.gate.times_away,
                 metric_names.LOG_LINES.name: self._access_log.written,
                 metric_names.LOG_LOST.name: self._access_log.lost,
@@ -301,7 +302,11 @@ class Runtime:
         )
 
     def _gauges(self) -> dict[str, int]:
+        calls, money = self.router.slabs.stranded
         return {
+            metric_names.SLABS.name: self.router.slabs.held,
+            metric_names.SLAB_CALLS.name: calls,
+            metric_names.SLAB_MONEY.name: money,
             metric_names.IN_FLIGHT.name: len(self.plane.open),
             metric_names.WAITING.name: self.router.waiting,
             metric_names.UNSETTLED.name: self.router.books.waiting,

@@ -26,6 +26,7 @@ from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from apikeyrouter.serving import bookkeeping, standby
 from apikeyrouter.serving.bookkeeping import Bookkeeper
+from apikeyrouter.serving.presence import Presence
 from apikeyrouter.serving.standby import KEPT_SECONDS, SHARES, STAND_SECONDS, Standby
 from tests.ledger.support import SECOND, START_US, bucket, in_flight, sliding, window
 
@@ -80,7 +81,8 @@ class Worker:
         self.ledger = ScriptLedger(self.way)
         self.books = Bookkeeper(self.ledger)
         self.standby = Standby(
-            self.ledger, self.books, lanes=lambda: [lane], lane_config=lambda _: lane, scope_config=lambda _: SOFT,
+            self.ledger, self.books, Presence(self.ledger, self.books, lease_us=LEASE_S * SECOND),
+            lanes=lambda: [lane], lane_config=lambda _: lane, scope_config=lambda _: SOFT,
             snapshot=Snapshot(), now_us=clock.us, lease_us=LEASE_S * SECOND,
         )  # fmt: skip
         self.open: list[bytes] = []

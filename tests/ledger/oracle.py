@@ -1481,7 +1481,8 @@ def _offer(
     if not 1 <= len(lanes) <= 6 or len(own) > 4 or len(charge) < 5:
         raise BadArgumentError
     _known(charge[:3])
-    return Offer(lanes, (*shared, *own), *charge, calls=calls)
+    told, made, metered, expected, bound = charge
+    return Offer(lanes, (*shared, *own), told, made, metered, expected, bound, calls)
 
 
 def _config_entries(words: list[bytes]) -> list[tuple[bytes, tuple[int, ...]]]:

@@ -60,12 +60,12 @@ from apikeyrouter.serving.observing import Observer
 from apikeyrouter.serving.outcomes import interpret
 from apikeyrouter.serving.patience import Patience
 from apikeyrouter.serving.policing import Policing
+from apikeyrouter.serving.presence import Presence
 from apikeyrouter.serving.quoting import Quotes
 from apikeyrouter.serving.requests import call_of, check_wait
 from apikeyrouter.serving.retiring import close_adapter
-from apikeyrouter.serving.spending import Spending
-from apikeyrouter.serving.presence import Presence
 from apikeyrouter.serving.slabs import Slabs
+from apikeyrouter.serving.spending import Spending
 from apikeyrouter.serving.standby import Standby
 from apikeyrouter.serving.waiting import WaitQueue
 

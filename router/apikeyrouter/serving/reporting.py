@@ -98,7 +98,13 @@ def clock_suspected(binding: Loss, now_us: int) -> ClockSuspectError:
 
 
 def summarise(
-    catalogue: Catalogue, scopes: Sequence[ScopeState], capacity: Mapping[str, Level], *, spent: int, unpriced: int
+    catalogue: Catalogue,
+    scopes: Sequence[ScopeState],
+    capacity: Mapping[str, Level],
+    *,
+    spent: int,
+    unpriced: int,
+    slabs: SlabSummary,
 ) -> StateSummary:
     """The deployment in a few numbers. `capacity`: lanes with less than an abundance left."""
     states = [key.state for key in catalogue.keys.values()]
@@ -116,9 +122,16 @@ def summarise(
             held=dollars(_together({scope.id: scope.held for scope in scopes})),
             suspense=dollars(_together({scope.id: scope.suspense for scope in scopes})),
         ),
+        slabs=slabs,
         providers=len(catalogue.providers),
         as_of=datetime.now(UTC),
     )  # fmt: skip
+
+
+def slab_summary(slabs: Slabs) -> SlabSummary:
+    """What this process holds for many calls."""
+    calls, money = slabs.stranded
+    return SlabSummary(held=slabs.held, admitted=slabs.admitted, stranded_calls=calls, stranded=dollars(money))
 
 
 def _together(amounts: Mapping[str, int]) -> int:

@@ -1,4 +1,4 @@
-"""One slab: what a worker holds for many calls of one kind, what its calls have of it, and the one settlement of all."""
+"""One slab: what a worker holds for many calls of one kind, what each has of it, and the one settlement of all."""
 
 from collections.abc import Callable
 

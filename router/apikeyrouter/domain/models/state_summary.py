@@ -7,7 +7,7 @@ from pydantic import AwareDatetime, Field
 from apikeyrouter.domain.models.edge import EdgeModel
 from apikeyrouter.domain.models.money import Money
 
-__all__ = ["CostSummary", "KeySummary", "QuotaSummary", "StateSummary"]
+__all__ = ["CostSummary", "KeySummary", "QuotaSummary", "SlabSummary", "StateSummary"]
 
 
 class KeySummary(EdgeModel):
@@ -43,11 +43,21 @@ class CostSummary(EdgeModel):
     unpriced_requests: int = 0
 
 
+class SlabSummary(EdgeModel):
+    """What the process that answers holds for many calls at once: so many slabs, and what of them no call has."""
+
+    held: int = 0
+    admitted: int = 0
+    stranded_calls: int = 0
+    stranded: Money = Decimal(0)
+
+
 class StateSummary(EdgeModel):
     """What `get_state_summary()` returns, at most a second old. `providers`, and keys of them: those known here."""
 
     keys: KeySummary = Field(default_factory=KeySummary)
     quotas: QuotaSummary = Field(default_factory=QuotaSummary)
     costs: CostSummary = Field(default_factory=CostSummary)
+    slabs: SlabSummary = Field(default_factory=SlabSummary)
     providers: int = 0
     as_of: AwareDatetime | None = None

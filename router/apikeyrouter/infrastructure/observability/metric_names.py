@@ -121,6 +121,22 @@ STANDBY_SHARE = MetricName(
     kind="gauge",
     help="What the host's workers hold of it; 0: nothing is bounded, or nothing is free.",
 )
+SLAB_ADMITTED = MetricName(
+    name="apikeyrouter_slab_admitted_total",
+    kind="counter",
+    help="Requests admitted in process, from slabs that workers held.",
+)
+SLABS = MetricName(name="apikeyrouter_slabs", kind="gauge", help="Slabs that the host's workers hold.")
+SLAB_CALLS = MetricName(
+    name="apikeyrouter_slab_stranded_calls",
+    kind="gauge",
+    help="Of what the host's workers hold in slabs: calls that nobody has begun, and others cannot.",
+)
+SLAB_MONEY = MetricName(
+    name="apikeyrouter_slab_stranded_nanousd",
+    kind="gauge",
+    help="Of what the host's workers hold in slabs: nano-dollars of budgets that no call has, and others cannot.",
+)
 KEY_STATE = MetricName(
     name="apikeyrouter_key_state",
     kind="gauge",
@@ -174,6 +190,10 @@ METRICS: tuple[MetricName, ...] = (
     UNSETTLED_SECONDS,
     STANDBY,
     STANDBY_SHARE,
+    SLAB_ADMITTED,
+    SLABS,
+    SLAB_CALLS,
+    SLAB_MONEY,
     KEY_STATE,
     BUDGET_LIMIT,
     BUDGET_SPENT,
