@@ -12,8 +12,9 @@ from apikeyrouter.domain.models.accounting import Loss, Reason, RetryKind, Scope
 from apikeyrouter.domain.models.api_key import KeyState
 from apikeyrouter.domain.models.cost_estimate import dollars
 from apikeyrouter.domain.models.ranking import Barred, Exclusion
-from apikeyrouter.domain.models.state_summary import CostSummary, KeySummary, QuotaSummary, StateSummary
+from apikeyrouter.domain.models.state_summary import CostSummary, KeySummary, QuotaSummary, SlabSummary, StateSummary
 from apikeyrouter.domain.models.system_error import BudgetExceededError, ClockSuspectError, NoEligibleKeysError
+from apikeyrouter.serving.slabs import Slabs
 
 _YEAR_US = 366 * 86_400 * 1_000_000
 
