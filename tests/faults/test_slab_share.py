@@ -106,12 +106,11 @@ async def test_three_failures_in_a_row_end_it() -> None:
         slab.take(b"%d" % number, CALL)
     for number, outcome in enumerate((Outcome.FAILURE, Outcome.FAILURE, Outcome.SUCCESS, Outcome.FAILURE)):
         slab.ended(used(b"%d" % number, outcome=outcome, failed_lanes=1))
-    assert not slab.closed
+    assert (slab.closed, slab.worse) == (False, False)
     for number in range(2):
         slab.take(b"more%d" % number, CALL)
         slab.ended(Release(rid=b"more%d" % number, sent=True, failed_lanes=1))
-    assert slab.closed
-    assert slab.worse
+    assert (slab.closed, slab.worse) == (True, True)
     await booked(slab, cell)
     (state,) = await cell.lanes(["lane"])
     assert (state.successes, state.failures, state.requests_total) == (1, 5, 6)
