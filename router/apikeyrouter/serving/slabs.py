@@ -69,9 +69,11 @@ class Flow:
 
     @property
     def scopes(self) -> tuple[str, ...]:
+        """All budgets that these requests are in."""
         return (*self.like.scopes, *self.own)
 
     def wants(self, now: float) -> bool:
+        """Whether another slab should be asked for now."""
         return self.per_second >= RATE_MIN and self.asking is None and self.following is None and now >= self.not_before
 
 
