@@ -139,7 +139,7 @@ class History:
     token: int = 0
 
     def __post_init__(self) -> None:
-        self.random = random.Random(self.seed)
+        self.random, self.apart = random.Random(self.seed), random.Random(f"slabs {self.seed}")
 
     def events(self, count: int) -> Iterator[Event]:
         """`count` events, the first of which make a configured cell, and refuse every wrong call."""
@@ -230,7 +230,7 @@ class History:
             lease_us=pick([0, 5 * SECOND_US, 30 * SECOND_US, HOUR_US]), principal=pick(["", "", "p1", "p2", "p3"]),
             weight=pick([1, 1, 2]), pool=pick(["", "pool"]), shared=shared, charges=tuple(charges),
             offers=tuple(self.offer(shared, len(charges)) for _ in range(pick([1, 1, 2, 3, 5]))),
-            calls=pick([1, 1, 1, 2, 4]),
+            calls=self.apart.choice([1, 1, 1, 2, 4]),
         )  # fmt: skip
         yield wish.reserve()
 
@@ -255,11 +255,12 @@ class History:
     def settlement(self) -> list[Argument]:
         pick = self.random.choice
         cost, outcome = pick([-1, 0, 10, 45, 80]), pick([0, 1, 1, 2])
-        stays = [pick([0, 2, 15, 100]) for _ in range(5)]
-        slab = (pick([0, 1, 3]), *stays, pick([0, 1, 3]), pick([0, 2, 16]), pick([0, 2]))
+        apart = self.apart.choice
+        stays = [apart([0, 2, 15, 100]) for _ in range(5)]
+        slab = (apart([0, 1, 3]), *stays, apart([0, 1, 3]), apart([0, 2, 16]), apart([0, 2]))
         return used_words(
             self.rid(), pick([0, 3, 20]), pick([0, 4, 30, 60]), cost, outcome, pick([0, 1, 3]), pick([0, 900, 10**6]),
-            *pick([(), (), slab]),
+            *apart([(), (), slab]),
         )  # fmt: skip
 
     def _release(self) -> Iterator[Event]:
@@ -273,7 +274,7 @@ class History:
         rid = self.new_rid() if self.random.random() < 0.5 else self.rid()
         again = Wish(
             rid=rid, lease_us=10 * SECOND_US, shared=shared, charges=(self.charge(),),
-            offers=(self.offer(shared, 1),), calls=self.random.choice([1, 3]),
+            offers=(self.offer(shared, 1),), calls=self.apart.choice([1, 3]),
         )  # fmt: skip
         yield from [again.reassert()] * self.random.choice([1, 1, 2])
 

@@ -32,6 +32,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "encryption_key": None,
         "wait_max_ms": 0,
         "outbox_dir": None,
+        "slabs": "auto",
     }
 
 
