@@ -30,7 +30,7 @@ from apikeyrouter.infrastructure.ledger.engine import Argument, Reply
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from apikeyrouter.serving import bookkeeping, slab, slabs
-from apikeyrouter.serving.admission import new_rid
+from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.serving.bookkeeping import Bookkeeper, Release
 from apikeyrouter.serving.presence import Presence
 from apikeyrouter.serving.slabs import Slabs
@@ -254,6 +254,11 @@ class Fleet:
             while worker.open:
                 worker.end()
         for _ in range(12):
+            await self.quarter()
+        for _ in range(400):  # a busy machine may miss the ledger's own deadline
+            if not any(worker.books.waiting or worker.slabs.held for worker in self.workers):
+                break
+            await asyncio.sleep(0.01)
             await self.quarter()
 
 

@@ -350,8 +350,8 @@ class Configuration:
     def has_slabs(self) -> bool:
         """Whether some limit says that workers may hold slabs of it."""
         stated = (lane for lane_id in self.limits.named if (lane := self._declared(lane_id)) is not None)
-        by_key = (lane for _, lanes, _ in self._by_key.values() for lane in lanes)
-        return any(limit.slabs for lane in chain(self._file_lanes.values(), stated, by_key) for limit in lane.limits)
+        lanes = chain(self._file_lanes.values(), stated, self._of_keys.lanes())
+        return any(limit.slabs for lane in lanes for limit in lane.limits)
 
     def is_limited_by_file(self, lane_id: str) -> bool:
         """Whether a file states the limits of a lane."""

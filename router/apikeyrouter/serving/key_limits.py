@@ -67,6 +67,10 @@ class KeyLimits:
         """Per key: its group, and what it declares of it."""
         return ((declared.group, declared.pools or {}) for declared in self._by_key.values())
 
+    def lanes(self) -> Iterator[LaneConfig]:
+        """Every lane as each key declares it."""
+        return (lane for declared in self._by_key.values() for lane in declared.lanes)
+
     def merged(self, group: str) -> list[LaneConfig]:
         """The lanes that the keys of a group declare together. Of the same limit, the lowest amount holds."""
         merged: dict[str, LaneConfig] = {}

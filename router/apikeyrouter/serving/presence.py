@@ -2,7 +2,7 @@
 
 from apikeyrouter.domain.models.accounting import Candidate, Denial, ReserveRequest
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
-from apikeyrouter.serving.admission import new_rid
+from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.serving.bookkeeping import Bookkeeper, OpenHold, Release
 
 __all__ = ["WORKERS", "Presence"]

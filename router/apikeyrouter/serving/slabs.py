@@ -26,7 +26,7 @@ from apikeyrouter.domain.models.system_error import LedgerError, StaleConfigErro
 from apikeyrouter.infrastructure.ledger.encoding import capacities
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.windows import window_ends_us
-from apikeyrouter.serving.admission import new_rid
+from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.serving.bookkeeping import Bookkeeper, OpenHold
 from apikeyrouter.serving.presence import Presence
 from apikeyrouter.serving.slab import Slab, metered_of
