@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.domain.models.accounting import (
     Admission,
     Candidate,
@@ -30,7 +31,6 @@ from apikeyrouter.infrastructure.ledger.engine import Argument, Reply
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from apikeyrouter.serving import bookkeeping, slab, slabs
-from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.serving.bookkeeping import Bookkeeper, Release
 from apikeyrouter.serving.presence import Presence
 from apikeyrouter.serving.slabs import Slabs

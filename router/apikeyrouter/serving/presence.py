@@ -1,8 +1,8 @@
 """How many workers are there: each holds one reservation in a lane without limits."""
 
+from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.domain.models.accounting import Candidate, Denial, ReserveRequest
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
-from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.serving.bookkeeping import Bookkeeper, OpenHold, Release
 
 __all__ = ["WORKERS", "Presence"]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import ceil
 
+from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.domain.components.slab_sizes import USE_SECONDS, free_calls, is_ready, takes_slabs
 from apikeyrouter.domain.models.accounting import (
     Admission,
@@ -26,7 +27,6 @@ from apikeyrouter.domain.models.system_error import LedgerError, StaleConfigErro
 from apikeyrouter.infrastructure.ledger.encoding import capacities
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.windows import window_ends_us
-from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.serving.bookkeeping import Bookkeeper, OpenHold
 from apikeyrouter.serving.presence import Presence
 from apikeyrouter.serving.slab import Slab, metered_of
