@@ -299,9 +299,9 @@ async def test_a_hard_budget_is_never_passed_and_all_that_was_spent_is_booked(se
         await fleet.run(0.5, demands=(50, 80))
         (state,) = await reader.scopes(["hard"])
         assert state.settled + state.held + state.suspense <= LIMIT_NANOUSD
-    for _ in range(6):  # what the last calls did not need is there for others
+    for _ in range(8):  # what the last calls did not need is there for others
         await fleet.calm()
-        await fleet.run(0.5, demands=(50, 80))
+        await fleet.run(2, demands=(50, 80))
     await fleet.calm()
     (state,) = await reader.scopes(["hard"])
     assert (state.settled, state.held, state.suspense) == (fleet.spent, 0, 0)

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from msgspec import structs
@@ -62,14 +62,6 @@ class Cancel(msgspec.Struct, frozen=True):
 End = Settlement | Release | Cancel
 
 
-class Share(Protocol):
-    """What this process holds for many calls."""
-
-    def ended(self, end: Settlement | Release) -> None:
-        """A call that has a part of it ends so."""
-        ...
-
-
 class OpenHold(msgspec.Struct, kw_only=True, eq=False):
     """A reservation that this process holds open, as it must be told again if the store forgets."""
 
@@ -82,8 +74,8 @@ class OpenHold(msgspec.Struct, kw_only=True, eq=False):
     """It was admitted while the store was away, from this process's share."""
     unheld: bool = False
     """The ledger has not heard of it yet."""
-    share: Share | None = None
-    """It is a part of that, which the ledger knows; of the part it will never hear."""
+    ended: Callable[[Settlement | Release], None] | None = None
+    """It is a part of what the ledger knows, and ends there."""
 
 
 class _Waiting(msgspec.Struct, frozen=True, eq=False):
@@ -175,8 +167,8 @@ class Bookkeeper:
         hold = self.open.pop(end.rid, None)
         if hold is None:
             return
-        if hold.share is not None:
-            hold.share.ended(end)
+        if hold.ended is not None:
+            hold.ended(end)
             return
         if hold.standby and self.on_standby_end is not None:
             self.on_standby_end(end)
@@ -433,7 +425,7 @@ class Bookkeeper:
         return [
             (rid, hold)
             for rid, hold in self.open.items()
-            if hold.renew_at <= now and not hold.unheld and hold.share is None
+            if hold.renew_at <= now and not hold.unheld and hold.ended is None
         ]
 
     async def renew(self) -> list[bytes]:
@@ -467,7 +459,7 @@ class Bookkeeper:
 
         Leases may be shorter there than they were: all that are open are due for renewal.
         """
-        holds = [hold for hold in self.open.values() if hold.share is None]
+        holds = [hold for hold in self.open.values() if hold.ended is None]
         holds += [waiting.hold for waiting in self._outbox if waiting.hold is not None]
         for at in range(0, len(holds), BATCH_MAX):
             page = holds[at : at + BATCH_MAX]

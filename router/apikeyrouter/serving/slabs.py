@@ -159,7 +159,7 @@ class Slabs:
 
     def joined(self, hold: OpenHold, slab: bytes) -> None:
         """A call that was admitted from that slab is noted: its end is the slab's matter."""
-        hold.share = self._held[slab]
+        hold.ended = self._held[slab].ended
 
     # --- holding -------------------------------------------------------------------------------------------------
 
