@@ -16,6 +16,7 @@
 -- @include codes
 -- @include commit
 -- @include fair_gate
+-- @include forgot_check
 -- @include kept
 -- @include layout_reservation
 -- @include probe_lanes
@@ -61,6 +62,9 @@ local holds, modes, soft, fair, charge
 while candidate and not unknown do
   local reason, where, limit, retry, trust
   reason, where, limit, retry, trust, holds, modes, soft = candidate_check(candidate)
+  if reason == 0 and cell.now < cell.cautious then
+    reason, where, limit, retry, trust = forgot_check(candidate, holds)
+  end
   if reason == 0 and principal ~= '' then
     local scarce
     scarce, charge = fair_charge(candidate, numbers[Q_WEIGHT])

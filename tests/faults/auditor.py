@@ -44,6 +44,8 @@ class Tally:
     unmatched: int = 0
     probes: int = 0
     suspected: int = 0
+    losses_noted: int = 0
+    admitted_cautiously: int = 0
 
 
 class Auditor:
@@ -71,7 +73,8 @@ class Auditor:
         self._readers: dict[str, Callable[[Words, Reply], None]] = {
             "reserve": self._reserve, "settle": self._settle, "release": self._release, "cancel": self._cancel,
             "reassert": self._reassert, "renew": self._renew, "acknowledge": self._acknowledge, "sweep": self._sweep,
-            "record": self._record, "suspect": self._suspect, "open": self._open,
+            "record": self._record, "suspect": self._suspect, "forgot": self._forgot,
+            "open": self._open,
         }  # fmt: skip
 
     # --- what the store tells ------------------------------------------------------------------------------------
@@ -168,6 +171,10 @@ class Auditor:
             total = books.total(part.place)
             _require(not scope.hard or total <= scope.limit_nanousd, f"I1 {part.place} holds {total}: over its limit")
             _require(not (scope.hard and books.suspect), f"law 3: {part.scope} admitted while the clock is in doubt")
+        if books.now_us < books.cautious_us:
+            spent = books.over_seven_eighths(request, index)
+            _require(not spent, f"law 9: {rid.hex()} took what stays free after a loss: {spent}")
+            self.tally.admitted_cautiously += 1
         self.tally.admitted += 1
 
     def _expire_due(self, most: int) -> int:
@@ -285,6 +292,12 @@ class Auditor:
         if cool_us > 0:
             until = self.books.now_us + cool_us
             self.books.cooling[lane] = max(self.books.cooling.get(lane, 0), until)
+
+    def _forgot(self, words: Words, reply: Reply) -> None:
+        if reply[0] == Code.OK:
+            self.books.cautious_us = max(self.books.cautious_us, self.books.now_us + int(words[2]))
+            self.tally.losses_noted += 1
+        _require(reply[5] == self.books.cautious_us, f"law 9: cautious until {reply[5]}, not {self.books.cautious_us}")
 
     def _suspect(self, words: Words, reply: Reply) -> None:
         self.books.suspect = words[0] == b"1"

@@ -82,6 +82,8 @@ class Books:
     in_flight: Counter[str] = field(default_factory=Counter)
     cooling: dict[str, int] = field(default_factory=dict)
     suspect: bool = False
+    cautious_us: int = 0
+    """Until then an eighth of everything stays free."""
     epoch: int = 0
     seq: int = 0
     now_us: int = 0
@@ -276,6 +278,26 @@ class Books:
                 )
                 if by > 0:
                     return f"{lane} {limit.name} by {by}"
+        return ""
+
+    def over_seven_eighths(self, request: ReserveRequest, index: int) -> str:
+        """The first limit or hard budget of which a candidate (that is held) took of the last eighth; empty: none."""
+        candidate = request.candidates[index]
+        for lane in candidate.lanes:
+            for limit in self.world.lanes[lane].limits:
+                if limit.kind is LimitKind.CONCURRENCY:
+                    capacity, over = limit.amount, self.in_flight[lane] - limit.amount
+                else:
+                    meter = self.meters[lane, limit.name]
+                    capacity, over = meter.capacity, meter.over(self.now_us)
+                    if not _asked(request, index, limit.metric):
+                        continue
+                if 8 * over > -capacity:
+                    return f"{lane} {limit.name}, {-over} of {capacity} are left"
+        for part in self.held_by[request.rid].parts:
+            scope = self.world.scopes[part.scope]
+            if scope.hard and part.amount and 8 * self.total(part.place) > 7 * scope.limit_nanousd:
+                return f"{part.scope}, {self.total(part.place)} of {scope.limit_nanousd}"
         return ""
 
     def open_ones(self) -> set[bytes]:

@@ -113,7 +113,7 @@ class Network:
     """
 
     def __init__(self, loop: VirtualLoop, store: Store, seed: str, *, ordered: bool) -> None:
-        self.loop, self.store, self._seed, self._ordered = loop, store, seed, ordered
+        self.loop, self.store, self._seed, self.ordered = loop, store, seed, ordered
         self._last: Counter[tuple[int, bool]] = Counter()
         self.context = copy_context()
         self.under_way: dict[int, set[asyncio.Future[Reply]]] = {}
@@ -187,7 +187,7 @@ class Network:
     def _next(self, number: int, work: object, *words: object) -> None:
         """After its latency; on a connection not before what was sent that way before."""
         due_us = self.loop.now_us + self._latency(number)
-        if self._ordered:
+        if self.ordered:
             way = (number, work == self._arrive)
             due_us = self._last[way] = max(due_us, self._last[way])
         self._later(due_us - self.loop.now_us, work, *words)

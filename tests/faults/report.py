@@ -31,6 +31,7 @@ class Report:
                 "scripts": tally.scripts.total(), "steps": outcome.steps, "checks": outcome.checks,
                 "settlements": tally.settled, "late": tally.settled_late, "expired": tally.expired,
                 "probes": tally.probes, "replayed": tally.replayed, "reasserted": tally.reasserted,
+                "losses_noted": tally.losses_noted, "cautiously": tally.admitted_cautiously,
                 "drift": outcome.drift, "stuck": outcome.stuck, "lost": outcome.lost_settlements,
                 "leaked": outcome.leaked, "forgotten": outcome.forgotten_settlements,
                 "forgotten_nanousd": outcome.forgotten_nanousd, "aborted": facts.aborted, "calls": outcome.calls,
@@ -80,6 +81,10 @@ class Report:
         yield (
             f"calls beyond concurrency   {most['beyond']} at most, of workers away for longer than their lease;"
             f" {sums['aborted']:,} calls were aborted for that"
+        )
+        yield (
+            f"cautious after a loss      {sums['losses_noted']:,} times;"
+            f" {sums['cautiously']:,} reservations were made then"
         )
         yield f"replays, probes, re-told   {sums['replayed']:,}, {sums['probes']:,}, {sums['reasserted']:,}"
         yield f"broken invariants          {len(self.failures)}"

@@ -140,6 +140,9 @@ class Worker:
             self.ledger, self.books, Snapshot(), CapacityWatch(), lambda: _LANE_IDS, self._configure, _nothing,
             emit=_emit,
         )  # fmt: skip
+        self.keeper.lease_us = (
+            LEASE_US if stage.network.ordered else 1
+        )  # every answer that is overtaken looks like a loss
         self.calls: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:

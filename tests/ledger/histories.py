@@ -313,6 +313,10 @@ class History:
     def _suspect(self) -> Iterator[Event]:
         yield Call("suspect", [1 if self.random.random() < 0.2 else 0])
 
+    def _forgot(self) -> Iterator[Event]:
+        pick = self.random.choice
+        yield Call("forgot", [pick([1, 1, 2]), pick([0, 5, self.made]), pick([0, SECOND_US, 20 * SECOND_US])])
+
     def _snapshot(self) -> Iterator[Event]:
         since = self.random.choice([0, 0, self.made, 10**6])
         yield Call("snapshot", [since, *FIELDS])
@@ -378,7 +382,7 @@ class History:
             return
         yield Flush(scripts_only=False)
         for name in ("reserve", "settle", "sweep", "snapshot", "renew", "record", "release", "cancel", "audit",
-                     "acknowledge", "suspect", "reassert"):  # fmt: skip
+                     "acknowledge", "suspect", "forgot", "reassert"):  # fmt: skip
             yield from getattr(self, f"_{name}")()
         yield Call("configure", ["begin", 1])
         yield from self.beginning()
@@ -386,7 +390,7 @@ class History:
     def _foreign(self) -> Iterator[Event]:
         yield Schema(ours=False)
         for name in ("open", "reserve", "settle", "sweep", "snapshot", "renew", "record", "release", "cancel", "audit",
-                     "acknowledge", "suspect", "reassert"):  # fmt: skip
+                     "acknowledge", "suspect", "forgot", "reassert"):  # fmt: skip
             yield from getattr(self, f"_{name}")()
         yield Call("configure", ["begin", 1])
         yield Schema(ours=True)
@@ -412,8 +416,8 @@ class History:
 
 _WEIGHTS = {
     "reserve": 300, "settle": 120, "release": 30, "cancel": 25, "reassert": 12, "renew": 25, "acknowledge": 10,
-    "sweep": 20, "record": 25, "suspect": 5, "snapshot": 12, "audit": 6, "open": 2, "put": 8, "calendar": 30,
-    "replace": 4, "wrong": 3, "wind": 200, "leap": 12, "forget_scripts": 1, "forget": 1, "foreign": 1,
+    "sweep": 20, "record": 25, "suspect": 5, "forgot": 8, "snapshot": 12, "audit": 6, "open": 2, "put": 8,
+    "calendar": 30, "replace": 4, "wrong": 3, "wind": 200, "leap": 12, "forget_scripts": 1, "forget": 1, "foreign": 1,
 }  # fmt: skip
 
 _WRONG = b"r:wrong"
@@ -454,7 +458,9 @@ WRONG_CALLS = (
     Call("renew", [-1, _WRONG]), Call("renew", [1, *(b"r:%d" % n for n in range(129))]), Call("acknowledge", []),
     Call("acknowledge", [b"r:%d" % n for n in range(129)]), Call("record", ["l:free", -2]),
     Call("record", ["l:free", 0, 1, 1, 1]), Call("record", ["l:free", 0, *([1] * 9 * 9)]), Call("snapshot", [-1]),
-    Call("snapshot", [0, *("l:free",) * 257]), Call("audit", [1, 0, 257]), Call("audit", [1, -1, 5]),
+    Call("snapshot", [0, *("l:free",) * 257]), Call("forgot", []), Call("forgot", [1, 2]), Call("forgot", [1, -2, 3]),
+    Call("forgot", ["x", 2, 3]), Call("forgot", [1, 2, HOUR_US + 1]),
+    Call("audit", [1, 0, 257]), Call("audit", [1, -1, 5]),
 )  # fmt: skip
 """Calls that the typed ledger would not make."""
 

@@ -35,7 +35,7 @@ Answer = list[object]
 Refusal = tuple[Reason, bytes, int, int, RetryKind]
 
 MINUTE_US = 60_000_000
-DAY_US = 86_400_000_000
+HOUR_US, DAY_US = 3_600_000_000, 86_400_000_000
 FAIR_IDLE_US, FAIR_LEAD, FAIR_LEAVERS_MAX = 10_000_000, 125_000, 8
 LIMITS_MAX = 8
 BEGIN_ANEW = -2
@@ -283,6 +283,8 @@ class Oracle:
         self.epoch = self.seq = self.last_now = 0
         self.version = 1
         self.suspect = False
+        self.cautious_until = 0
+        self.loss_noted: tuple[int, int] | None = None
         self.config: dict[bytes, tuple[int, ...]] = {}
         self.staged: dict[bytes, tuple[int, ...]] = {}
         self.staging = b""
@@ -301,7 +303,7 @@ class Oracle:
         script = {
             "open": _open, "configure": _configure, "reserve": _reserve, "settle": _settle, "release": _release,
             "cancel": _cancel, "reassert": _reassert, "renew": _renew, "acknowledge": _acknowledge, "sweep": _sweep,
-            "record": _record, "suspect": _suspect, "snapshot": _snapshot, "audit": _audit,
+            "record": _record, "suspect": _suspect, "forgot": _forgot, "snapshot": _snapshot, "audit": _audit,
         }[name]  # fmt: skip
         turn = Turn(self, max(now, self.last_now), pool.encode())
         try:
@@ -520,7 +522,8 @@ class Turn:
                 counter.slots = {self.slot(counter.rule): used}
             case LimitKind.FIXED | LimitKind.CALENDAR:
                 self.advance(counter)
-                counter.used_in_window = used
+                if counter.window[0] < counter.window[1]:  # else its calendar is missing: this turn comes to nothing
+                    counter.used_in_window = used
 
     def slot(self, rule: Rule) -> int:
         return self.now - self.now % rule.unit
@@ -933,6 +936,22 @@ class Turn:
         never = scope.end == AMOUNT_MAX
         return Reason.BUDGET, name, 0, scope.end, RetryKind.NEVER if never else RetryKind.EXACT
 
+    def caution_against(self, offer: Offer) -> Refusal | None:
+        """While it is not known what the store forgot, an eighth of everything stays free of what is asked for."""
+        until = self.oracle.cautious_until
+        for name in offer.lanes:
+            for counter in self.lane(name).counters:
+                amount = offer.amount(counter.rule.metric)
+                if amount and 8 * (self.used(name, counter) + amount) > 7 * counter.rule.capacity:
+                    return Reason.STORE_FORGOT, name, counter.rule.name, until, RetryKind.ESTIMATED
+        for name in offer.scopes:
+            scope, hold = self.scope(name), self.hold_in(name, offer)
+            assert scope is not None
+            assert hold is not None
+            if scope.hard and hold.amount and 8 * (self.taken(name) + hold.amount) > 7 * scope.limit:
+                return Reason.STORE_FORGOT, name, 0, until, RetryKind.ESTIMATED
+        return None
+
     # --- fairness ----------------------------------------------------------------------------------------------------
 
     def fair_charge(self, offer: Offer, weight: int) -> tuple[bool, bool, int]:
@@ -1057,6 +1076,8 @@ def _reserve(turn: Turn, words: list[bytes]) -> Answer:
         if unknown:
             return [*turn.stamp(Code.UNKNOWN_SCOPE), AnyOf(frozenset(unknown))]
         against, charge = turn.against(offers[number]), 0
+        if against is None and turn.now < turn.oracle.cautious_until:
+            against = turn.caution_against(offers[number])
         if against is None and principal:
             scarce, counts, charge = turn.fair_charge(offers[number], weight)
             if not counts:
@@ -1333,6 +1354,19 @@ def _suspect(turn: Turn, words: list[bytes]) -> Answer:
     turn.oracle.suspect = words[0] == b"1"
     turn.next_seq()
     return turn.stamp(Code.OK)
+
+
+def _forgot(turn: Turn, words: list[bytes]) -> Answer:
+    epoch, seq, lease = _amount(words[0]), _amount(words[1]), _amount(words[2])
+    if lease > HOUR_US:
+        raise BadArgumentError
+    turn.begin()
+    cell, code = turn.oracle, Code.REPLAYED
+    if cell.loss_noted is None or cell.loss_noted[0] != epoch or cell.loss_noted[1] < seq:
+        cell.loss_noted, cell.cautious_until = (epoch, seq), max(cell.cautious_until, turn.now + lease)
+        turn.next_seq()
+        code = Code.OK
+    return [*turn.stamp(code), cell.cautious_until]
 
 
 def _snapshot(turn: Turn, words: list[bytes]) -> Answer:

@@ -32,8 +32,8 @@ CALLS = (
     Call("settle", used_words(b"r:unknown", 1, 1, 5, 1, 0, 9)),
     Call("release", [b"r:open", 0, 0, 0]), Call("cancel", [b"r:open"]), Call("cancel", [b"r:unknown"]),
     Call("renew", [SECOND, b"r:open"]), Call("acknowledge", [b"r:ended"]), Call("sweep", []),
-    Call("record", ["l:lane", 5]),
-    Call("suspect", [1]), Call("snapshot", [0, "l:lane", "s:budget"]), Call("audit", [1, 0, 9]),
+    Call("record", ["l:lane", 5]), Call("suspect", [1]), Call("forgot", [1, 9, SECOND]),
+    Call("snapshot", [0, "l:lane", "s:budget"]), Call("audit", [1, 0, 9]),
     Call("audit", [2, 0, 9]),
     NEW.reserve(), NEW.reassert(),
 )  # fmt: skip

@@ -47,6 +47,7 @@ CODES = {
     "sweep": COMMON | {Code.CALENDAR_NEEDED},
     "record": COMMON | {Code.CALENDAR_NEEDED, Code.BAD_ARGUMENT},
     "suspect": COMMON,
+    "forgot": COMMON | {Code.REPLAYED, Code.BAD_ARGUMENT},
     "snapshot": COMMON | {Code.BAD_ARGUMENT},
     "audit": COMMON | {Code.BAD_ARGUMENT},
 }  # fmt: skip

@@ -154,6 +154,7 @@ def arguments(name: str, rids: dict[str, bytes]) -> Sequence[Argument]:
         "audit": [1, 0, 10],
         "cancel": [rid_field(rids["open"])],
         "configure": ["put", 0, "l:new", 5, 0, 0, 0, 0, 0],
+        "forgot": [1, 9, SECOND],
         "open": [1],
         "reassert": request_args(fresh, fresh.candidates, 0, ""),
         "record": ["l:lane", SECOND],

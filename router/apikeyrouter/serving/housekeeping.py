@@ -21,6 +21,7 @@ SWEEP_ROUNDS_MAX = 64
 LANES_PER_TICK = 2048
 ORDER_STEPS_PER_TICK, OPTIONS_PER_STEP = 20, 128
 """Of large pools, so many options are scored anew in a tick, with room for requests after each step."""
+LEASE_US = 30_000_000
 CLOCK_DISAGREEMENT_US = 2_000_000
 CLOCK_AGREES_AGAIN_SECONDS = 5.0
 _log = EventLog("apikeyrouter")
@@ -50,6 +51,8 @@ class Housekeeper:
         self._clock = ClockWatch()
         self._task: asyncio.Task[None] | None = None
         self.healthy = True
+        self.lease_us = LEASE_US
+        """How long calls hold what they hold: so long the cell is cautious when it forgot."""
         self.standby: Standby | None = None
         """Who holds this process's share for when the store is away."""
         self.slabs: Callable[[], Awaitable[None]] = _nothing
@@ -107,13 +110,19 @@ class Housekeeper:
         await self._renew_orders()
 
     async def _repair(self) -> None:
-        """The store forgot writes (law 9): bring back the configuration and every open reservation of this process."""
+        """The store forgot writes (law 9): have it admit less for a lease, bring back the configuration and every open
+        reservation of this process.
+        """
         await self._ledger.open()
+        cautious_until_us = await self._ledger.note_forgotten(lease_us=self.lease_us)
         seen = self._ledger.forgotten
         await self._restore()
         reasserted, replayed = await self._books.reassert(), self._books.replay()
         self._repaired = seen
-        _log.warning("store.forgot", reasserted=reasserted, replayed=replayed)
+        cautious_seconds = max(0, cautious_until_us - cell_now_us(self._ledger)) / 1e6
+        _log.warning(
+            "store.forgot", reasserted=reasserted, replayed=replayed, cautious_seconds=round(cautious_seconds, 1)
+        )
 
     async def _renew(self) -> None:
         """Renew leases. A lost one ends its call, unless the store forgot it: then it is told again first."""

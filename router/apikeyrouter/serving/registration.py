@@ -344,7 +344,7 @@ class RouterRegistration(RouterLife):
         await self.policy_engine.take_file(self._configuration.policies)
         self.routing_engine.default = config.routing.objective
         self.attempts_max = config.routing.attempts_max
-        self._admissions.lease_us = config.routing.lease_ms * 1000
+        self._admissions.lease_us = self._housekeeper.lease_us = config.routing.lease_ms * 1000
         self._meet_failures(config.routing)
         self._patience.wait_max_ms = config.routing.wait_max_ms or self.settings.wait_max_ms
         self._patience.asked_max_ms = config.routing.wait_asked_max_ms

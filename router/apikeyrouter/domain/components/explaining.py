@@ -38,6 +38,7 @@ _WHY = {
     Reason.FAIR_SHARE: "others are owed the rest of {where}",
     Reason.NEVER_FITS: "the request is larger than {limit}{where} ever admits",
     Reason.CLOCK_SUSPECT: "the ledger's clock is in doubt, so {where} refuses",
+    Reason.STORE_FORGOT: "the store forgot writes lately, so an eighth of {where} stays free",
 }
 
 

@@ -293,6 +293,7 @@ class Reason(IntEnum):
     FAIR_SHARE = 7
     NEVER_FITS = 8
     CLOCK_SUSPECT = 9
+    STORE_FORGOT = 10
 
 
 class RetryKind(IntEnum):

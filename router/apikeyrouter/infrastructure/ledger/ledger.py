@@ -5,7 +5,6 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from apikeyrouter.domain.models.accounting import (
@@ -39,6 +38,7 @@ from apikeyrouter.domain.models.system_error import (
 from apikeyrouter.infrastructure.ledger.arguments import request_args, reserve_args, rid_field, rid_of, settle_args
 from apikeyrouter.infrastructure.ledger.calendars import boundaries
 from apikeyrouter.infrastructure.ledger.codes import Code
+from apikeyrouter.infrastructure.ledger.drift import Drift, drifts
 from apikeyrouter.infrastructure.ledger.encoding import (
     check_amount,
     id_of,
@@ -61,6 +61,7 @@ PAGE_RIDS = 128
 PAGE_SETTLE = 32
 PAGE_SNAPSHOT = 256
 PAGE_AUDIT = 256
+FORGOT_LEASE_US_MAX = 3_600_000_000
 _CALENDAR_ROUNDS_MAX = 16
 _AUDIT_ROUNDS_MAX = 5
 _RESULTS: dict[int, Result] = {
@@ -75,16 +76,6 @@ _TROUBLE = frozenset({Code.CALENDAR_NEEDED, Code.NO_CELL, Code.BAD_SCHEMA, Code.
 _REPLAYED, _DENIED = int(Code.REPLAYED), int(Code.DENIED)
 _LIMIT_NAMES = ("", *LIMIT_NAMES)
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drift:
-    """One counter that differs from what the reservations say. There should be none."""
-
-    where: str
-    counter: str
-    counted: int
-    recomputed: int
 
 
 class ScriptLedger:
@@ -103,6 +94,8 @@ class ScriptLedger:
         """The cell's time and this process's monotonic time, in microseconds, when the last reply came (law 3)."""
         self.forgotten = 0
         """How often a reply proved that the store forgot writes: seq went back, or the epoch changed (law 9)."""
+        self._lost: Stamp | None = None
+        """The last answer before writes were forgotten, while the cell has not been told of that."""
 
     async def open(self) -> Stamp:
         """Connect, load the scripts, make the cell if it is new."""
@@ -244,6 +237,19 @@ class ScriptLedger:
         """Mark or clear doubt about the cell's clock; while it lasts, hard scopes refuse (law 3)."""
         return self._stamp(await self._run("suspect", [int(suspected)]))
 
+    async def note_forgotten(self, *, lease_us: int) -> int:
+        """Tell the cell that it forgot writes, if it did: for a lease an eighth of its limits stays free. Until
+        when, in its time; 0: it forgot nothing that this process saw.
+        """
+        lost = self._lost
+        if lost is None:
+            return 0
+        reply = await self._run("forgot", [lost.epoch, lost.seq, min(lease_us, FORGOT_LEASE_US_MAX)])
+        self._stamp(reply)
+        if self._lost is lost:
+            self._lost = None
+        return int(reply[5])
+
     # --- configuration -------------------------------------------------------------------------------------------
 
     async def put(self, *, lanes: Sequence[LaneConfig] = (), scopes: Sequence[ScopeConfig] = ()) -> Stamp:
@@ -336,7 +342,7 @@ class ScriptLedger:
             lane_states, scope_states = await self.lanes(lanes), await self.scopes(scopes)
             end = await self._run("snapshot", [0])
             if seqs | more == {end[2]}:
-                return _drifts(open_ones, suspended, lane_states, scope_states)
+                return drifts(open_ones, suspended, lane_states, scope_states)
         raise LedgerUnavailableError("audit: the cell changed during every try; audit when traffic is low")
 
     # --- the rim -------------------------------------------------------------------------------------------------
@@ -362,7 +368,7 @@ class ScriptLedger:
                 await self._supply_calendar(reply[5], reply[3])
                 continue
             if code == Code.NO_CELL:
-                self.forgotten += 1
+                self._forgot()
                 raise LedgerUnavailableError("the cell is gone: the store was flushed or replaced")
             if code == Code.BAD_SCHEMA:
                 raise LedgerProtocolError(
@@ -384,13 +390,20 @@ class ScriptLedger:
         self.clock = (now, time.monotonic_ns() // 1000)
         before = self.stamp
         if before.epoch and (epoch != before.epoch or seq < before.seq):
-            self.forgotten += 1
+            self._forgot()
         self.stamp = stamp
         return stamp
 
     def _on_another_server(self) -> None:
         """It may lack what the one before acknowledged, and seq may not tell: others have written there since."""
+        self._forgot()
+
+    def _forgot(self) -> None:
+        """What this process saw last is a proof, or may be one; what it saw before that says no more."""
         self.forgotten += 1
+        last, lost = self.stamp, self._lost
+        if last.epoch and (lost is None or lost.epoch != last.epoch or lost.seq < last.seq):
+            self._lost = last
 
     def _transition(self, reply: Reply) -> Transition:
         if reply[0] == Code.UNKNOWN_SCOPE:
@@ -460,36 +473,6 @@ def _losses(reply: Reply, at: int) -> tuple[Loss, ...]:
 
 def _loss_order(loss: Loss) -> tuple[bool, int, int]:
     return loss.retry_kind is RetryKind.NEVER, loss.retry_at_us, loss.index
-
-
-def _drifts(
-    open_ones: Sequence[ReservationRecord],
-    suspended: Sequence[ReservationRecord],
-    lanes: Sequence[LaneState],
-    scopes: Sequence[ScopeState],
-) -> list[Drift]:
-    in_flight: dict[str, int] = {}
-    held: dict[tuple[str, int], int] = {}
-    waiting: dict[tuple[str, int], int] = {}
-    for record in open_ones:
-        for lane in record.lanes:
-            in_flight[lane] = in_flight.get(lane, 0) + record.calls
-        for scope, amount, start, _, _ in record.scopes:
-            held[scope, start] = held.get((scope, start), 0) + amount
-    for record in suspended:
-        for scope, amount, start, due, _ in record.scopes:
-            if due:
-                waiting[scope, start] = waiting.get((scope, start), 0) + amount
-    found = [
-        Drift(where=lane.id, counter="in_flight", counted=lane.in_flight, recomputed=in_flight.get(lane.id, 0))
-        for lane in lanes
-    ]
-    for state in scopes:
-        period = (state.id, state.starts_at_us)
-        found.append(Drift(where=state.id, counter="held", counted=state.held, recomputed=held.get(period, 0)))
-        suspense = waiting.get(period, 0)
-        found.append(Drift(where=state.id, counter="suspense", counted=state.suspense, recomputed=suspense))
-    return [drift for drift in found if drift.counted != drift.recomputed]
 
 
 def _text(value: object) -> str:
