@@ -2,7 +2,8 @@
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
 
@@ -15,6 +16,7 @@ from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateSt
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.simulator import SimulatorProcess
 from tests.router.house import house, until
+from tests.router.naming import DECISIONS_MAX
 from tests.router.telling import TOLD, totals
 from tests.router.test_cost_controller import SCOPES, settled
 
@@ -183,6 +185,66 @@ async def test_a_request_that_was_served_and_is_not_remembered_is_refused_and_no
             assert caught.value.field == "request_id"
         assert (await desk.get_budget_status(budget.id)).settled == before
         assert await desk.record_actual_cost(asked[-1], 2) < 2
+
+
+@asynccontextmanager
+async def naming(redis_url: str, base_url: str) -> AsyncIterator[Callable[[str], Awaitable[Decimal]]]:
+    """Another process, to be told the ids of requests that it serves."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.router.naming", redis_url, base_url,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    reads, writes = process.stdout, process.stdin
+    assert reads is not None
+    assert writes is not None
+    assert await reads.readline() == b"ready\n"
+
+    async def serve(request_id: str) -> Decimal:
+        writes.write(f"{request_id}\n".encode())
+        return Decimal((await reads.readline()).decode())
+
+    try:
+        yield serve
+    finally:
+        writes.close()
+        await process.wait()
+
+
+async def test_a_request_whose_id_its_client_chose_is_not_booked_twice_by_another_process(
+    simulator: SimulatorProcess, redis_url: str
+) -> None:
+    async with (
+        house(simulator, RedisStateStore(redis_url, max_decisions=DECISIONS_MAX), ["a1"]) as made,
+        naming(redis_url, simulator.openai_url) as serve,
+    ):
+        desk = made.router.cost_controller
+        budget = await desk.create_budget("global", 10_000, "total")
+
+        async def settled_dollars() -> Decimal:
+            return (await desk.get_budget_status(budget.id)).settled
+
+        first = await serve("chosen-by-a-client")
+        before = await settled_dollars()
+        try:  # at once: the other process may or may not have said yet that it served it
+            added = await desk.record_actual_cost("chosen-by-a-client", 5)
+        except InvalidRequestError:
+            added = Decimal(0)
+        assert added in (0, 5 - first)
+        assert await settled_dollars() - before == added
+        for number in range(2 * DECISIONS_MAX):
+            await serve(f"another-{number}")
+
+        async def forgotten() -> bool:
+            try:
+                await desk.record_actual_cost("chosen-by-a-client", 7)
+            except InvalidRequestError as exc:
+                return "what it booked is not known" in str(exc)
+            return False
+
+        before = await settled_dollars()
+        await until(forgotten)
+        assert await settled_dollars() - before in (0, 7 - first - added)
+        assert await desk.record_actual_cost("batch-1", 2, team="blue") == 2, "a team's, that no router served"
 
 
 class OwnStore(InMemoryStateStore):

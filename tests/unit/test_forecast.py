@@ -101,6 +101,31 @@ def test_after_two_days_the_third_is_expected_to_go_as_they_went() -> None:
     assert day.quantile(0.05) < 64 * 100 + 192 < day.quantile(0.95)
 
 
+def test_a_load_that_falls_is_not_forecast_to_end() -> None:
+    burn = Burn.of_window(86_400)
+    burn.add(0, 1e-6)
+    for slot in range(1, 64):  # an evening, in which a busy load becomes a thirtieth
+        burn.add(max(3, 90 - 2 * slot), slot * burn.slot_seconds + 1e-6)
+    seen = (90 + 3) / 2 * 43 + 3 * 20
+    assert burn.demand(43_200).expected > 0
+    assert crossing(burn, seen, reset_seconds=86_400).earliest is not None, "the morning may come"
+
+
+def test_what_the_day_before_brought_is_known_for_any_length_of_time() -> None:
+    burn = Burn.of_window(86_400)
+    burn.add(0, 1e-6)
+
+    def load(slot: int) -> int:
+        return 100 if slot % 256 < 107 else 1
+
+    now = 256 * 3 + 155
+    for slot in range(1, now + 1):
+        burn.add(load(slot), slot * burn.slot_seconds + 1e-6)
+    for slots in (42, 85, 99, 110, 139, 181):  # the morning begins after 101
+        truth = sum(load(now + ahead) for ahead in range(1, slots + 1))
+        assert burn.demand(slots * burn.slot_seconds).expected == pytest.approx(truth, abs=101), slots
+
+
 def test_the_doubt_about_the_rest_of_the_day_goes_as_the_day_does_and_is_nothing_for_minutes() -> None:
     burn, wide = Burn(slot_seconds=300.0), []
     burn.add(0, 1.0)

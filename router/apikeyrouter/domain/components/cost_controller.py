@@ -380,14 +380,15 @@ class CostController:
 
         `request_id` is the idempotency key, and the cost is its total: a repeat within a day books nothing, a higher
         total what it is more, exactly, also where processes tell theirs in the same instant. A request that a router
-        on the store served lately is booked already, and whoever it was for is known. Of a request that was not routed
-        say whose it was; its id is any but one of ours. A hard budget that has booked the bound of a request, for
-        nobody told what it used, has no more to book for it.
+        on the store served lately is booked already, and whoever it was for is known. Of a request that no router
+        served, and of no other, say whose it was; its id is any but one of ours. A hard budget that has booked the
+        bound of a request, for nobody told what it used, has no more to book for it.
 
         Raises:
-            InvalidRequestError: the amount is negative or no number; the id is one of ours (`req_…`), and the store
-                remembers no such request; or the amount is less than what is booked for the request: the books are sums
-                of what was settled, and only grow. To give money back, raise the budget's limit.
+            InvalidRequestError: the amount is negative or no number; the store remembers no such request, and nobody
+                says whose it was, or its id is one of ours (`req_…`); or the amount is less than what is booked for
+                the request: the books are sums of what was settled, and only grow. To give money back, raise the
+                budget's limit.
         """
         await self._started()
         total = nanousd(_money(actual_cost, "actual_cost"))
@@ -404,7 +405,8 @@ class CostController:
             await self._books.book(scopes, spent, idempotency_key)
 
         booked = (facts.cost_nanousd or 0) if facts is not None and served else 0
-        if facts is None and _ROUTED.fullmatch(request_id):
+        foreign = any((team, client, provider_id, key_id)) and not _ROUTED.fullmatch(request_id)
+        if facts is None and not foreign:
             return dollars(await self._recorded.raise_to(request_id, total, booked=None, book=book))
         if not scopes and total >= booked:
             return Decimal(0)

@@ -42,6 +42,9 @@ _WEIGHTS = tuple(1 - exp(-1 / (1 << number)) for number in range(LEVELS))
 _YESTERDAY = len(_RATES) + 1
 _EXPERTS = _YESTERDAY + 1
 """And what the day before brought at the same time, once there was one."""
+TREND_LEAST = 0.5
+"""A trend is not followed below this part of the lowest rate that was seen: what falls seldom ends, and of nothing
+there is no doubt."""
 DAY_SLOTS_MAX = 1024
 """Where a slot is shorter than a day's so manieth part, the day before is not remembered."""
 TRIED_MIN = 2.0
@@ -123,7 +126,7 @@ class Burn:
         self._slots = 0
         self._spread: list[tuple[float, float]] = []
         self._open = 0.0
-        self._ends = 0.0
+        self._ends = self._now = 0.0
         self._day = round(CYCLE_SECONDS / slot_seconds)
         self._sums: deque[float] = deque([0.0], self._day + 1 if 1 < self._day <= DAY_SLOTS_MAX else 1)
         """What was consumed until the end of each slot of the last day."""
@@ -140,6 +143,7 @@ class Burn:
 
     def add(self, amount: float, now: float) -> None:
         """So much was consumed since the last call. The first call only starts the clock."""
+        self._now = now
         if not self._ends:
             self._ends = now + self.slot_seconds
             return
@@ -204,14 +208,20 @@ class Burn:
             tried = [place for place in range(_EXPERTS) if level.counts[place] >= TRIED_MIN]
             level.best = min(tried, key=lambda place: level.errors[place] / level.counts[place], default=None)
         level.forecasts = tuple(
-            None if place == _YESTERDAY and not self._knows_yesterday else self._mean(number, place)
+            None if place == _YESTERDAY and not self._knows_yesterday else self._mean(number, place, 1 << number)
             for place in range(_EXPERTS)
         )
         level.total, level.slots = 0.0, 0
 
-    def _mean(self, number: int, place: int) -> float:
-        """The forecast of one memory for 2^number slots, put right by how it was off until now."""
-        plain = self._plain(number, place)
+    def _mean(self, number: int, place: int, slots: float, begun: float = 0.0) -> float:
+        """The forecast of one memory for so many slots, about 2^number, put right by how it was off until now.
+
+        `begun`: how much of the present slot is over.
+        """
+        if place == _YESTERDAY:
+            plain = self._yesterday(begun + slots) - self._yesterday(begun)
+        else:
+            plain = self._plain(number, place) * slots
         level = self._levels[number]
         usual = level.expected[place] / level.counts[place] if level.counts[place] else 0.0
         prior = PRIOR_BLOCKS * usual
@@ -223,30 +233,35 @@ class Burn:
     def _knows_yesterday(self) -> bool:
         return len(self._sums) > max(1, self._day)
 
-    def _yesterday(self, slots: int) -> float:
-        """What so many slots from now on consumed a day ago."""
+    def _yesterday(self, slots: float) -> float:
+        """What the first so many slots from a day before the present one on consumed."""
         days, rest = divmod(slots, self._day)
-        return days * (self._sums[-1] - self._sums[0]) + self._sums[rest] - self._sums[0]
+        sums, whole = self._sums, int(rest)
+        part = (rest - whole) * (sums[whole + 1] - sums[whole])
+        return days * (sums[-1] - sums[0]) + sums[whole] - sums[0] + part
 
     def _plain(self, number: int, place: int) -> float:
+        """What one memory expects of a slot among the next 2^number."""
         levels = self._levels
         if place < len(_RATES):
             at = min(max(number + _RATES[place], 0), len(levels) - 1)
-            return levels[at].rate * (1 << number)
-        if place == _YESTERDAY:
-            return self._yesterday(1 << number)
+            return levels[at].rate
         near, far = max(0, min(number, len(levels) - 3)), len(levels) - 1
         if far - near < 2:
-            return levels[near].rate * (1 << number)
+            return levels[near].rate
         slope = (levels[near].rate - levels[far].rate) / (_lag(far, self._slots) - _lag(near, self._slots))
         now = levels[near].rate + slope * _lag(near, self._slots)
-        return max(0.0, now + slope * (1 << number) / 2) * (1 << number)
+        least = TREND_LEAST * min(level.rate for level in levels)
+        return max(least, now + slope * (1 << number) / 2)
 
     def _best(self, number: int) -> int:
-        for level in reversed(self._levels[: number + 1]):
-            if level.best is not None:
-                return level.best
-        return 1
+        """The memory to go by for 2^number slots: the nearest of those that were tried over as many, or over fewer. If
+        the day before was nearest over fewer, it is gone by until it was tried, too."""
+        known = [level for level in self._levels[: number + 1] if level.best is not None]
+        if not known:
+            return 1
+        tried = [level for level in known if level.counts[_YESTERDAY] >= TRIED_MIN]
+        return (tried[-1] if tried and tried[-1].best == _YESTERDAY else known[-1]).best or 0
 
     def _rivals(self, number: int) -> list[int]:
         """The memories that may be right about 2^number slots: all that were not found to be clearly worse."""
@@ -277,8 +292,7 @@ class Burn:
         low = min(max(int(exponent), 0), len(self._levels) - 1)
         high = min(low + 1, len(self._levels) - 1)
         part = min(max(exponent - low, 0.0), 1.0) if high > low else 0.0
-        rate = self._rate(low) * (1 - part) + self._rate(high) * part
-        mean = rate * slots
+        mean = self._expected(low, slots) * (1 - part) + self._expected(high, slots) * part
         if not self._spread:
             self._spread = self._variances(len(self._levels) - 1)
         variances = self._spread
@@ -309,12 +323,17 @@ class Burn:
     def _doubt(self, number: int, slots: float, chance: float) -> float:
         """What the memories disagree by beyond what chance explains, squared, over so many slots. `chance`: variance
         of what so many slots consume at a rate that is known."""
-        told = [self._mean(number, place) / (1 << number) * slots for place in self._rivals(number)]
+        told = [self._mean(number, place, slots, self._begun) for place in self._rivals(number)]
         shortest = min(max(number + _RATES[0], 0), len(self._levels) - 1)
         return max(0.0, (max(told) - min(told)) ** 2 - NOISE * chance * slots / (1 << shortest))
 
-    def _rate(self, number: int) -> float:
-        return self._mean(number, self._best(number)) / (1 << number)
+    def _expected(self, number: int, slots: float) -> float:
+        return self._mean(number, self._best(number), slots, self._begun)
+
+    @property
+    def _begun(self) -> float:
+        """How much of the present slot is over."""
+        return min(max(1 - (self._ends - self._now) / self.slot_seconds, 0.0), 1.0)
 
     def _variances(self, last: int) -> list[tuple[float, float]]:
         """(variance per unit of mean, observations) for each length up to `last`: observed as far as possible."""

@@ -92,7 +92,7 @@ def _lower(request_id: str, known: int) -> InvalidRequestError:
 
 def _forgotten(request_id: str) -> InvalidRequestError:
     return InvalidRequestError(
-        f"{request_id} was served by a router, and the store remembers it no longer, or not yet: what it booked is not"
-        " known; book what it cost more by update_spending",
+        f"the store remembers no request {request_id}, or none any longer, or not yet: what it booked is not known."
+        " Book what it cost more by update_spending; of one that no router served, say whose it was (`team=`, …)",
         field="request_id",
     )
