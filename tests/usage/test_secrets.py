@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import io
 import traceback
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 import httpx2
@@ -18,6 +19,8 @@ from apikeyrouter import ProviderAdapter
 from apikeyrouter.domain.interfaces.state_store import ENTITY_TYPES, StateQuery
 from apikeyrouter.domain.models.api_key import KeyState
 from apikeyrouter.domain.models.request_intent import RequestIntent
+from apikeyrouter.domain.models.system_error import ErrorCategory, ProviderError, SystemError
+from apikeyrouter.domain.models.system_response import StreamChunk
 from apikeyrouter.infrastructure.adapters.openai_adapter import OpenAIAdapter
 from apikeyrouter.infrastructure.config.compile import compile_config
 from apikeyrouter.infrastructure.config.config_file import read_config
@@ -33,6 +36,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="package")
 FRAGMENT = 8
 """Characters of a secret that give it away."""
 ORGANISATIONS = {"org-Xw7QpLm2ZtKd": "sk-proj-8hQ2vN5xT1rW9zB4", "org-Ky3RvBn8HsJf": "sk-svcacct-6dJ0mY7cP3gL5kS2"}
+OWN_MODELS = ["raises", "error", "chained", "ours", "breaks", "late", "fine"]
+QUICK = [model for model in OWN_MODELS if model != "late"]
 UNUSUAL = "zebra.crossing/4711-Qw8ZxTv"
 TOKEN = "akr-client-W4xEdR9uTqLm"
 FAILURES = [
@@ -58,7 +63,32 @@ class Blabbermouth(ProviderAdapter):
             raise ValueError(f"the key {str.__str__(key)} did not work")
         if intent.model == "error":
             raise PermissionError(f"401 for {str.__str__(key)}")
+        if intent.model == "chained":
+            try:
+                raise ValueError(f"a bad key: {str.__str__(key)}")
+            except ValueError as exc:
+                raise ProviderError("not served", category=ErrorCategory.ProviderError) from exc
+        if intent.model == "ours":
+            raise SystemError(f"not with {str.__str__(key)}", category=ErrorCategory.ProviderError)
+        if intent.model == "late":
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise OSError(f"cut off with {str.__str__(key)}")
         return f"answered for {intent.model}"
+
+    async def execute_stream(self, intent: RequestIntent, key: str) -> AsyncIterator[StreamChunk]:
+        yield StreamChunk(text="answered")
+        if intent.model == "breaks":
+            raise ValueError(f"the stream of {str.__str__(key)} broke")
+        try:
+            yield StreamChunk(text=" by ")
+        except GeneratorExit:
+            raise OSError(f"closed with {str.__str__(key)}") from None
+        yield StreamChunk(text=await self.execute_request(intent, key), last=True)
+
+    async def check_health(self, key: str) -> bool:
+        raise ConnectionError(f"nobody there for {str.__str__(key)}")
 
 
 @pytest_asyncio.fixture(loop_scope="package")
@@ -89,7 +119,10 @@ class Outputs:
     def raised(self, error: BaseException) -> None:
         """Everything that an exception shows."""
         details = getattr(error, "details", None)
-        self.add("exceptions", error, error.args, details, vars(error), "".join(traceback.format_exception_only(error)))
+        self.add("exceptions", error, error.args, details, vars(error))
+        self.add("tracebacks", "".join(traceback.format_exception(error)))
+        whole = traceback.TracebackException.from_exception(error, capture_locals=True)
+        self.add("tracebacks with their variables", "".join(whole.format()))
 
     def leaks(self) -> set[tuple[str, str]]:
         """Where which fragment of a secret stands."""
@@ -113,7 +146,7 @@ async def traffic(router: ApiKeyRouter, simulator: SimulatorProcess, outputs: Ou
         await simulator.control(clear_failures=True)
         if failure:
             await simulator.fail(failure)
-        for model in ("gpt-4o-mini", "raises", "error", "fine"):
+        for model in ("gpt-4o-mini", *QUICK):
             pinned = {} if model == "gpt-4o-mini" else {"provider_id": "mine"}
             for way in (router.route, _streamed(router)):
                 try:
@@ -122,6 +155,8 @@ async def traffic(router: ApiKeyRouter, simulator: SimulatorProcess, outputs: Ou
                     outputs.raised(exc)
         await _lease(router, outputs)
         await _sdk(router, outputs)
+        await _probe(router, outputs)
+        await _given_up(router, outputs)
         for key in await router.key_manager.list_keys():
             if key.state is not KeyState.Available and key.state is not KeyState.Recovering:
                 with contextlib.suppress(Exception):
@@ -146,6 +181,28 @@ async def _lease(router: ApiKeyRouter, outputs: Outputs) -> None:
         return  # the SDK's own exceptions show what the provider said; they are not ours
 
 
+async def _given_up(router: ApiKeyRouter, outputs: Outputs) -> None:
+    """A request that takes too long and a stream that nobody reads to its end, and then nobody has either any more."""
+    try:
+        await router.route(intent(model="late", provider_id="mine"), timeout=0.06)
+    except Exception as exc:
+        outputs.raised(exc)
+    stream = router.route_stream(intent(model="fine", provider_id="mine"))
+    async for _ in stream:
+        break
+    assert isinstance(stream, AsyncGenerator)
+    await stream.aclose()
+    gc.collect()
+
+
+async def _probe(router: ApiKeyRouter, outputs: Outputs) -> None:
+    for key in await router.key_manager.list_keys():
+        try:
+            outputs.add("probes", await router.key_manager.probe_key(key.id))
+        except Exception as exc:
+            outputs.raised(exc)
+
+
 async def _sdk(router: ApiKeyRouter, outputs: Outputs) -> None:
     async with httpx2.AsyncClient(transport=RouterTransport(router, team="eng")) as http:
         client = AsyncOpenAI(api_key=TOKEN, http_client=http, max_retries=0)
@@ -157,6 +214,7 @@ async def _sdk(router: ApiKeyRouter, outputs: Outputs) -> None:
         except Exception as exc:
             response = getattr(exc, "response", None)
             outputs.add("errors to SDKs", exc, None if response is None else (response.text, dict(response.headers)))
+            outputs.add("tracebacks of SDKs", "".join(traceback.format_exception(exc)))
 
 
 async def looked_into(router: ApiKeyRouter, outputs: Outputs) -> None:
@@ -193,11 +251,11 @@ async def test_no_output_shows_a_fragment_of_a_secret(
             )
         )
         await router.register_provider("mine", Blabbermouth())
-        await router.register_key(UNUSUAL, "mine", {"models": ["raises", "error", "fine"]})
+        await router.register_key(UNUSUAL, "mine", {"models": OWN_MODELS})
         await traffic(router, secretive, outputs)
         with pytest.raises(Exception, match="provider") as refused:
             await router.register_key(UNUSUAL, "nobody")
-        outputs.raised(refused.value)
+        outputs.add("exceptions", refused.value, vars(refused.value))
         await asyncio.sleep(0.3)
         await looked_into(router, outputs)
         assert await router.observability.flush(5)

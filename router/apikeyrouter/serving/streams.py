@@ -288,9 +288,7 @@ class AdapterStream(Stream):
             if chunk is None and not self._over and self._failure is None:
                 chunk = await self._pull(self._timeouts.idle)
         except Exception as exc:
-            secret = str.__str__(self._attempt.admitted.option.key.material)
-            failure = adapter_failure(self._adapter, exc, secret=secret)
-            self._failure = self._failure or unless_late(failure, self._deadline)
+            self._failure = self._failure or unless_late(self._read(exc), self._deadline)
         except BaseException:
             await self.aclose()
             raise
@@ -300,6 +298,11 @@ class AdapterStream(Stream):
             await self.aclose()
             raise StopAsyncIteration
         return chunk
+
+    def _read(self, error: Exception) -> Failure:
+        """What the adapter raised; in a function of its own, for what shows tracebacks may show their variables."""
+        secret = str.__str__(self._attempt.admitted.option.key.material)
+        return adapter_failure(self._adapter, error, secret=secret)
 
     async def _pull(self, seconds: float | None) -> StreamChunk | None:
         if self._deadline is not None:

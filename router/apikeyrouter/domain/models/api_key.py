@@ -204,8 +204,8 @@ class KeyMaterial(str):
     What sends it works as with any string: `f"Bearer {key}"`, `"Bearer " + key`, header values, `==`, JSON bodies.
     What shows it does not: `print(key)`, `str(key)`, `repr(key)`, `"%s" % key` and logging arguments give
     `<key k1 •••>`; the dots cannot be encoded in a header, so a mistaken `str(key)` fails here and not as a 401 there.
-    Formatting into a log message by an f-string is the one way to leak it, and the redaction of our own logger knows
-    this type and the materials in use. It is not pickled; `copy` gives the same object.
+    Formatting into a log message by an f-string is the one way to leak it. What an adapter raises may have been made
+    so: it is in no error, log line or traceback of ours. It is not pickled; `copy` gives the same object.
     """
 
     __slots__ = ("id", "metadata")
