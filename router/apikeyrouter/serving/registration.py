@@ -288,6 +288,9 @@ class RouterRegistration(RouterLife):
     async def configure_client(self, client: Client) -> None:
         """Add or change a client: in force here at once, in every process on the store within a second.
 
+        Its limits, its weight and its providers hold for calls in Python that name it, too. Its models, team, expiry
+        and `enabled` hold where its token is shown: at the service's door.
+
         Raises:
             InvalidRequestError: `providers` names one that is not registered.
         """
