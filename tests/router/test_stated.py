@@ -112,7 +112,7 @@ async def test_limits_of_nobody_and_of_the_file_are_refused(simulator: Simulator
         assert [await outcome(made) for _ in range(2)] == ["a1", "NoEligibleKeysError"]
 
 
-async def test_a_clients_limits_and_providers_hold_wherever_it_asks_until_it_is_revoked(two: tuple[House, House]) -> None:
+async def test_a_clients_limits_and_providers_hold_wherever_it_asks_until_revoked(two: tuple[House, House]) -> None:
     here, there = two
     told: list[str] = []
     there.router.on_clients_changed.append(lambda: told.append("changed"))
