@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -136,6 +137,32 @@ def stack_up(folder: Path, environ: Mapping[str, str]) -> Iterator[Stack]:
         yield stack
     finally:
         stack.end()
+
+
+@contextlib.contextmanager
+def nginx_up(stack: Stack, folder: Path) -> Iterator[str]:
+    """deploy/nginx.conf in front of the stack's routers: its address."""
+    port = free_port()
+    text = (ROOT / "deploy/nginx.conf").read_text().replace("listen 8080", f"listen 127.0.0.1:{port}")
+    for name in ("router-1", "router-2"):
+        text = text.replace(f"{name}:8000", f"127.0.0.1:{stack.ports[name]}")
+    config = folder / "nginx.conf"
+    config.write_text(text.replace("/tmp/nginx", f"{folder}/nginx"))
+    process = subprocess.Popen(["nginx", "-p", str(folder), "-c", str(config), "-g", "daemon off;"])
+    try:
+        wait_until(lambda: _listens(port))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGQUIT)
+        process.wait(60)
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _mounted(service: Mapping[str, Any], suffix: str) -> Path:

@@ -2,8 +2,6 @@
 
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,11 +13,9 @@ import yaml
 
 from apikeyrouter.infrastructure.config.compile import compile_config
 from apikeyrouter.infrastructure.config.config_file import load_config
-from tests.cli.processes import wait_until
 from tests.deploy.containers import compose
-from tests.deploy.stack import MASTER_KEY, OPERATOR, TOKEN, Stack, stack_up
+from tests.deploy.stack import MASTER_KEY, OPERATOR, TOKEN, Stack, nginx_up, stack_up
 from tests.house.tree import ROOT
-from tests.servers import free_port
 
 needs_haproxy = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
 BEARER = {"authorization": f"Bearer {TOKEN}"}
@@ -126,20 +122,8 @@ def test_a_router_that_is_gone_costs_its_clients_nothing(stack: Stack) -> None:
 
 @pytest.fixture
 def nginx(stack: Stack, tmp_path: Path) -> Iterator[str]:
-    """deploy/nginx.conf in front of the stack's routers: its address."""
-    port = free_port()
-    text = (ROOT / "deploy/nginx.conf").read_text().replace("listen 8080", f"listen 127.0.0.1:{port}")
-    for name in ("router-1", "router-2"):
-        text = text.replace(f"{name}:8000", f"127.0.0.1:{stack.ports[name]}")
-    config = tmp_path / "nginx.conf"
-    config.write_text(text.replace("/tmp/nginx", f"{tmp_path}/nginx"))
-    process = subprocess.Popen(["nginx", "-p", str(tmp_path), "-c", str(config), "-g", "daemon off;"])
-    try:
-        wait_until(lambda: _listens(port))
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.send_signal(signal.SIGQUIT)
-        process.wait(60)
+    with nginx_up(stack, tmp_path) as url:
+        yield url
 
 
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
@@ -159,14 +143,6 @@ def test_nginx_passes_streams_on_as_they_come_and_a_router_that_is_gone_costs_no
         stack.up("router-1")
     assert [answer.status_code for answer in answers] == [200] * 8
     assert len({answer.headers["x-request-id"] for answer in answers}) == 8
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def test_the_probe_says_no_where_nothing_listens_and_refuses_what_it_does_not_know() -> None:
