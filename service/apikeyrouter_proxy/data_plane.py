@@ -130,7 +130,7 @@ class DataPlane:
             opened = self.open.enter(receive, started)
             if caller.lanes:
                 told = (*told, *await self.client_limits.headers(caller))
-            kept = self._kept_alive(call, short, told) if self._hold_seconds and call.stream else None
+            kept = self._kept_alive(call, send, told) if self._hold_seconds and call.stream else None
             exchange = await (self._router.serve(call) if call.intent is None else self._translated(call))
             if route.stateful and not parsed.resource:
                 exchange = await self._made.note(exchange, call)
@@ -152,7 +152,7 @@ class DataPlane:
             await self._send_problem(problem, route, request_id, send, told, kept)
         finally:
             if kept is not None:
-                kept.end()
+                await kept.end()
             if opened is not None:
                 self.open.leave(opened)
 
@@ -212,7 +212,7 @@ class DataPlane:
         short: Exchanging | None,
         kept: KeepAlive | None,
     ) -> None:
-        chunks, begun = exchange.chunks, kept is not None and kept.end()
+        chunks, begun = exchange.chunks, kept is not None and await kept.end()
         assert chunks is not None
         head = stream_headers(exchange, dialect=wire.dialect)
         head += told
@@ -267,11 +267,11 @@ class DataPlane:
         else:
             await _send_event(problem, route, request_id, send)
 
-    def _kept_alive(self, call: Call, short: Exchanging | None, told: Sequence[Header]) -> KeepAlive | None:
-        if short is None or call.dialect == "gemini":
+    def _kept_alive(self, call: Call, send: Send, told: Sequence[Header]) -> KeepAlive | None:
+        if call.dialect == "gemini":
             return None
         head = [*_STREAMED, *identity_headers(call.request_id, call.dialect), *told]
-        return KeepAlive(short, head, self._hold_seconds)
+        return KeepAlive(send, head, self._hold_seconds)
 
     async def _send_problem(
         self,
@@ -282,7 +282,7 @@ class DataPlane:
         told: Sequence[Header],
         kept: KeepAlive | None,
     ) -> None:
-        if kept is not None and kept.end():  # the status has gone out
+        if kept is not None and await kept.end():  # the status has gone out
             await _send_event(problem, route, request_id, send)
             return
         body = problems.problem_body(problem, route.wire, request_id)

@@ -5,9 +5,8 @@ skip comments, Google's takes them for answers: its dialect gets none (`provider
 """
 
 import asyncio
-from collections.abc import Sequence
-
-from apikeyrouter_proxy.http_protocol import Exchanging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 __all__ = ["COMMENT", "KeepAlive"]
 
@@ -15,24 +14,30 @@ COMMENT = b": keep-alive\n\n"
 
 
 class KeepAlive:
-    """Writes a comment to one client every `seconds`, until its answer comes. `head`: what an answer begins with."""
+    """Sends a comment to one client every `seconds`, until its answer comes. `head`: what an answer begins with."""
 
-    __slots__ = ("_exchange", "_head", "_seconds", "_timer", "begun")
+    __slots__ = ("_head", "_seconds", "_send", "_sending", "_task", "begun")
 
-    def __init__(self, exchange: Exchanging, head: Sequence[tuple[bytes, bytes]], seconds: float) -> None:
-        self._exchange, self._head, self._seconds = exchange, head, seconds
+    def __init__(
+        self, send: Callable[[Any], Awaitable[None]], head: Sequence[tuple[bytes, bytes]], seconds: float
+    ) -> None:
+        self._send, self._head, self._seconds = send, head, seconds
         self.begun = False
         """Whether the head has gone out."""
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._write)
+        self._sending = asyncio.Lock()
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="apikeyrouter.keep_alive")
 
-    def end(self) -> bool:
-        """Write no more; whether the head has gone out. Idempotent."""
-        self._timer.cancel()
+    async def end(self) -> bool:
+        """Send no more, once what is on its way has gone; whether the head has gone out. Idempotent."""
+        async with self._sending:
+            self._task.cancel()
         return self.begun
 
-    def _write(self) -> None:
-        if not self.begun:
-            self.begun = self._exchange.begin_now(200, self._head)
-        if self.begun:
-            self._exchange.write_now(COMMENT)
-            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._write)
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._seconds)
+            async with self._sending:
+                if not self.begun:
+                    self.begun = True
+                    await self._send({"type": "http.response.start", "status": 200, "headers": self._head})
+                await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})

@@ -105,16 +105,16 @@ def providers_of(simulator: SimulatorProcess) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def running_service(
-    redis_url: str, config: Mapping[str, Any], *, environ: Mapping[str, str] | None = None
+    redis_url: str, config: Mapping[str, Any], *, environ: Mapping[str, str] | None = None, http: Any = ServiceProtocol
 ) -> AsyncIterator[Running]:
-    """A service with a namespace of its own, stopped (and drained) at exit."""
+    """A service with a namespace of its own, stopped (and drained) at exit. `http`: as uvicorn has it."""
     with tempfile.TemporaryDirectory(prefix="akr-service-") as directory:
         path, log = Path(directory) / "config.yaml", Path(directory) / "access.log"
         path.write_text(yaml.safe_dump(dict(config)))
         told = environ_for(redis_url, path, log) | dict(environ or {})
         app = create_app({name: value for name, value in told.items() if value})
         settings = uvicorn.Config(
-            app, port=0, http=ServiceProtocol, log_level="warning", access_log=False, lifespan="on", ws="none"
+            app, port=0, http=http, log_level="warning", access_log=False, lifespan="on", ws="none"
         )
         server = uvicorn.Server(settings)
         task = asyncio.create_task(_serve(server))

@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from apikeyrouter.simulator import SimulatorProcess
+from apikeyrouter_proxy.http_protocol import ServiceProtocol
 from apikeyrouter_proxy.keep_alive import COMMENT
 from tests.servers import Server
 from tests.service.running import Running, providers_of, running_service
@@ -45,13 +46,17 @@ async def at_rest(service: Running) -> None:
     assert router.books.open == {}
 
 
-@pytest.mark.parametrize("way", list(PATHS))
-async def test_comments_come_until_the_answer_does(
-    service_valkey: Server, config: dict[str, Any], simulator: SimulatorProcess, way: str
+@pytest.mark.parametrize(
+    ("way", "http"),
+    [("openai", ServiceProtocol), ("anthropic", "httptools"), ("translated", "h11"), ("translated", ServiceProtocol)],
+)
+async def test_comments_come_until_the_answer_does_whatever_speaks_http(
+    service_valkey: Server, config: dict[str, Any], simulator: SimulatorProcess, way: str, http: Any
 ) -> None:
     await simulator.fail("slow_first_token", seconds=1, count=1)
     path, body = PATHS[way]
-    async with running_service(service_valkey.url, config, environ=HELD) as service, service.http() as client:
+    running = running_service(service_valkey.url, config, environ=HELD, http=http)
+    async with running as service, service.http() as client:
         held = await client.post(path, json=body)
         quick = await client.post(path, json=body)
         await at_rest(service)

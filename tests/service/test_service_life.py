@@ -180,14 +180,18 @@ async def test_a_scrape_of_any_worker_counts_all_of_them_and_nothing_is_lost_at_
     url = f"http://127.0.0.1:{port}"
     app = "apikeyrouter_proxy.main:app"
     commands = {
-        "uvicorn": ["uvicorn", app, "--port", str(port), "--workers", "2", "--log-level", "warning"],
+        "uvicorn": [
+            "uvicorn", app, "--port", str(port), "--workers", "2", "--log-level", "warning",
+            "--http", "apikeyrouter_proxy.http_protocol:ServiceProtocol",
+        ],
         "gunicorn": [
-            "gunicorn", app, "-w", "2", "-k", "uvicorn.workers.UvicornWorker", "-b", f"127.0.0.1:{port}",
-            "--log-level", "warning",
+            "gunicorn", app, "-w", "2", "-k", "apikeyrouter_proxy.gunicorn_worker.Worker",
+            "-b", f"127.0.0.1:{port}", "--log-level", "warning",
         ],
     }  # fmt: skip
     async with worker_processes(commands[server], environ, url) as process:
-        assert await _ask(url, 20) == [200] * 20
+        assert await _ask(url, 18) == [200] * 18
+        await _check_that_it_speaks_as_our_workers_do(port)
 
         async def counted() -> bool:
             async with httpx.AsyncClient() as client:
@@ -203,6 +207,22 @@ async def test_a_scrape_of_any_worker_counts_all_of_them_and_nothing_is_lost_at_
         await process.wait()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert len({line["request_id"] for line in lines}) == len(lines) == 25
+
+
+async def _check_that_it_speaks_as_our_workers_do(port: int) -> None:
+    """A stream to a client of HTTP/1.0 ends with its connection; who would change to HTTP/2 is answered in HTTP/1.1."""
+    body = json.dumps({**BODY, "stream": True, "max_tokens": 3}).encode()
+    head = b"host: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+    unusual = {b"1.0": b"", b"1.1": b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\n"}
+    for version, more in unusual.items():
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /v1/chat/completions HTTP/%b\r\n%b%b\r\n%b" % (version, head, more, body))
+        async with asyncio.timeout(20):
+            told, _, rest = (await reader.readuntil(b"data: [DONE]\n\n")).partition(b"\r\n\r\n")
+            assert told.startswith(b"HTTP/1.1 200 ")
+            assert rest.startswith(b"data: {") == (version == b"1.0"), "no sizes of chunks for who cannot read them"
+            assert version == b"1.1" or await reader.read() == b""
+        writer.close()
 
 
 async def test_workers_without_a_redis_share_one_embedded_server(simulator: SimulatorProcess, tmp_path: Path) -> None:
