@@ -50,7 +50,7 @@ class Stack:
 
     def up(self, name: str) -> None:
         """Start one container's process, and wait until its own health check (where it has one) is content."""
-        self.processes[name] = subprocess.Popen(self._command(name), env=self._environ(name), cwd=self.folder)
+        self.processes[name] = subprocess.Popen(self._command(name), env=self.environ(name), cwd=self.folder)
         wait_until(lambda: self._is_healthy(name))
 
     def down(self, name: str) -> int:
@@ -72,7 +72,7 @@ class Stack:
     def probe(self, name: str) -> int:
         """The exit code of the health check of the router's image."""
         probe = [placed(part) for part in dockerfile()[-1].command("HEALTHCHECK")]
-        return subprocess.run(probe, env=self._environ(name), capture_output=True, check=False).returncode
+        return subprocess.run(probe, env=self.environ(name), capture_output=True, check=False).returncode
 
     def _command(self, name: str) -> list[str]:
         service, last = self.services[name], dockerfile()[-1]
@@ -87,7 +87,8 @@ class Stack:
         command = [*service.get("entrypoint", last.command("ENTRYPOINT")), *service.get("command", last.command("CMD"))]
         return [self._on_this_machine(placed(part)) for part in command]
 
-    def _environ(self, name: str) -> dict[str, str]:
+    def environ(self, name: str) -> dict[str, str]:
+        """What a container's process has in its environment."""
         service = self.services[name]
         given: dict[str, Any] = service.get("environment", {})
         own: dict[str, Any] = {}

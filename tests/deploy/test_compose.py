@@ -108,6 +108,34 @@ def test_applications_cannot_reach_what_is_for_operators(stack: Stack, path: str
     assert "server" not in told.headers
 
 
+def _guide() -> list[str]:
+    """The shell lines of the guide's section on Compose."""
+    section = (ROOT / "docs/deployment.md").read_text().partition("## Docker Compose")[2].partition("\n## ")[0]
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL)).replace("\\\n", " ")
+    return [re.sub(r"\s{2,}#.*", "", line) for line in blocks.splitlines()]
+
+
+@needs_haproxy
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_guides_lines_do_what_it_says(stack: Stack) -> None:
+    inside = "docker compose exec router-1 "
+    environ = stack.environ("router-1") | {"APIKEYROUTER_URL": stack.router_url("router-1")}
+    asked = [line.removeprefix(inside) for line in _guide() if line.startswith(inside)]
+    asked += [line.replace("curl -s", "curl -sf") for line in _guide() if line.startswith("curl ")]
+    assert len(asked) == 8
+    answers = {}
+    for line in asked:
+        for door, port in (("8000", stack.ports["balancer"]), ("8001", stack.ports["operators"])):
+            line = line.replace(f"127.0.0.1:{door}", f"127.0.0.1:{port}")
+        line = line.replace("apikeyrouter ", f"{sys.executable} -m apikeyrouter.cli ", 1)
+        done = subprocess.run(["sh", "-c", line], env=environ, cwd=stack.folder, capture_output=True, text=True)
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        answers[line] = done.stdout
+    told = "\n".join(answers.values())
+    for expected in ("akr-", "client:app-1:", "team:engineering:monthly", '"object":"list"', "You said", "alpha-1"):
+        assert expected in told, expected
+
+
 @needs_haproxy
 def test_a_router_that_is_gone_costs_its_clients_nothing(stack: Stack) -> None:
     body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
