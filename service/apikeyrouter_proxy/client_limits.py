@@ -44,8 +44,9 @@ class ClientLimits:
         self._seen: dict[str, _Seen] = {}
         self._task: asyncio.Task[None] | None = None
 
-    async def headers(self, caller: Caller) -> Sequence[Header]:
-        """The headers of an answer to a client with limits; none while the store is away."""
+    async def headers(self, caller: Caller, *, served: bool = True) -> Sequence[Header]:
+        """The headers of an answer to a client with limits; none while the store is away. `served`: a request will be,
+        which nobody has counted yet."""
         lane_id = caller.lanes[0]
         seen = self._seen.get(lane_id)
         if seen is None:
@@ -56,7 +57,7 @@ class ClientLimits:
                 return ()
             if self._task is None or self._task.done():
                 self._task = asyncio.get_running_loop().create_task(self._run(), name="apikeyrouter.client_limits")
-        seen.served += 1  # the request that is about to be served
+        seen.served += served
         seen.asked_at = time.monotonic()
         return _headers(seen)
 

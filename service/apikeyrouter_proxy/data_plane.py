@@ -149,6 +149,8 @@ class DataPlane:
             problem = self._problem(exc, route.wire.dialect)
             if call is None or opened is None:
                 self._note_refusal(route, request_id, caller, problem.status, problem.code, started)
+                if caller is not None and caller.lanes:
+                    told = (*told, *await self.client_limits.headers(caller, served=False))
             await self._send_problem(problem, route, request_id, send, told, kept)
         finally:
             if kept is not None:

@@ -11,10 +11,12 @@ from apikeyrouter.domain.components.token_estimator import bound_input
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.infrastructure.adapters import anthropic_content, openai_content
 from apikeyrouter.infrastructure.adapters.anthropic_wire import VERSION, AnthropicWire
+from apikeyrouter.infrastructure.adapters.gemini_wire import GeminiWire
 from apikeyrouter.infrastructure.adapters.openai_wire import OpenAIWire
 
 OPENAI = OpenAIWire("http://127.0.0.1/v1", "openai")
 ANTHROPIC = AnthropicWire("http://127.0.0.1")
+GEMINI = GeminiWire("http://127.0.0.1")
 USER = [{"role": "user", "content": "hello"}]
 
 
@@ -206,6 +208,30 @@ def test_repeated_names_reach_the_provider_once_as_they_were_read() -> None:
     assert build(raw).body.count(b'"model"') == 1
     hidden = b'{"mod\\u0065l":"dear","messages":[{"role":"user","content":"x"}],"model":"m"}'
     assert b"dear" not in build(hidden).body
+
+
+@pytest.mark.parametrize("first", [b'"maxOutputTokens"', b'"\\u006daxOutputTokens"'])
+def test_a_cap_of_gemini_is_said_once_wherever_it_stands(first: bytes) -> None:
+    contents = b'"contents":[{"parts":[{"text":"x"}]}]'
+    raw = b'{"generationConfig":{%b:9000,"topK":1,"maxOutputTokens":5},%b}' % (first, contents)
+    parsed = GEMINI.parse(raw, model="m")
+    sent = GEMINI.build(parsed, operation="generate", model="m", token_cap=None, key="k").body
+    assert parsed.max_output_tokens == 5
+    assert b"9000" not in sent
+    assert json.loads(sent)["generationConfig"] == {"topK": 1, "maxOutputTokens": 5}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        b'"generationConfig":{"maxOutputTokens":5,"max_output_tokens":9000}',
+        b'"generationConfig":{"maxOutputTokens":5},"generation_config":{"maxOutputTokens":9000}',
+        b'"generationConfig":{"candidateCount":1,"candidate_count":8}',
+    ],
+)
+def test_what_gemini_may_read_by_either_of_two_names_is_said_by_one(told: bytes) -> None:
+    with pytest.raises(InvalidRequestError, match="spellings"):
+        GEMINI.parse(b'{"contents":[{"parts":[{"text":"x"}]}],%b}' % told, model="m")
 
 
 def test_edits_change_their_members_and_nothing_else() -> None:

@@ -77,8 +77,9 @@ async def test_every_dialect_is_told_what_is_left_and_when_to_come_back(
     async with running_service(service_valkey.url, config) as service, service.http() as client:
         for name, (path, body) in DIALECTS.items():
             served, denied = [await client.post(path, json=body, headers=token(names[name])) for _ in range(2)]
-            assert (served.status_code, denied.status_code) == (200, 429), (name, served.text)
-            for answer in (served, denied):
+            wrong = await client.post(path, json={"model": 7}, headers=token(names[name]))
+            assert (served.status_code, denied.status_code, wrong.status_code) == (200, 429, 400), (name, served.text)
+            for answer in (served, denied, wrong):
                 told = {part: int(answer.headers[f"x-ratelimit-limit-{part}"]) for part in ("requests", "tokens")}
                 assert told == {"requests": 1, "tokens": 90_000}
                 assert answer.headers["x-ratelimit-limit-concurrency"] == "3"

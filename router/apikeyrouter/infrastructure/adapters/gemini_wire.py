@@ -20,7 +20,7 @@ from apikeyrouter.infrastructure.adapters.failure_table import GEMINI_TABLE
 from apikeyrouter.infrastructure.adapters.forwarding import FORWARDED
 from apikeyrouter.infrastructure.adapters.gemini_content import measure_embedding, measure_generate
 from apikeyrouter.infrastructure.adapters.json_array import EitherFrames
-from apikeyrouter.infrastructure.adapters.json_body import decode, read_members
+from apikeyrouter.infrastructure.adapters.json_body import decode, read_members, said_once
 from apikeyrouter.infrastructure.adapters.stream_deltas import Deltas
 
 __all__ = ["BASE_URL", "GeminiWire"]
@@ -181,16 +181,22 @@ PLACES_MAX = 512
 
 
 def _either(first: int | None, second: int | None) -> int | None:
+    if first is not None and second is not None:
+        raise InvalidRequestError("says the same in two spellings", field="generationConfig")
     value = second if first is None else first
     if value is not None and value < 0:
         raise InvalidRequestError("must not be negative", field="generationConfig")
     return value
 
 
-def _generation(fields: Mapping[str, bytes]) -> _Generation | None:
-    raw = next((fields[name] for name in _CONFIG_NAMES if name in fields), None)
-    if raw is None:
+def _generation(fields: dict[str, bytes]) -> _Generation | None:
+    """The caps of a request. What says them is made to say each once: the provider shall read no other than we did."""
+    names = [name for name in _CONFIG_NAMES if name in fields]
+    if not names:
         return None
+    if len(names) > 1:
+        raise InvalidRequestError("is given in two spellings", field="generationConfig")
+    raw = fields[names[0]] = said_once(fields[names[0]])
     found: _Generation | None = decode(_GENERATION, raw, "generationConfig")
     return found
 

@@ -108,6 +108,15 @@ def splice(body: bytes, fields: Mapping[str, bytes], edits: Mapping[str, bytes |
     return _write(merged)
 
 
+def said_once(raw: bytes) -> bytes:
+    """An encoded object with each name once, the last of equals; anything else as it is."""
+    try:
+        members = _MEMBERS.decode(raw)
+    except JsonError:
+        return raw
+    return raw if _says_what_was_read(raw, members) else _write(members)
+
+
 def _says_what_was_read(body: bytes, fields: Mapping[str, bytes]) -> bool:
     """Whether the body is these members, once each, with the spaces of one of the usual writers or none."""
     size, spaces = 1, 2 * len(fields) - 1
