@@ -44,9 +44,13 @@ class ClientLimits:
         self._seen: dict[str, _Seen] = {}
         self._task: asyncio.Task[None] | None = None
 
-    async def headers(self, caller: Caller, *, served: bool = True) -> Sequence[Header]:
-        """The headers of an answer to a client with limits; none while the store is away. `served`: a request will be,
-        which nobody has counted yet."""
+    async def of_refusal(self, caller: Caller | None) -> Sequence[Header]:
+        """The headers of an answer to a request that nothing is held for."""
+        return await self.headers(caller, served=0) if caller is not None and caller.lanes else ()
+
+    async def headers(self, caller: Caller, *, served: int = 1) -> Sequence[Header]:
+        """The headers of an answer to a client with limits; none while the store is away. `served`: requests that are
+        about to be, which nobody has counted yet."""
         lane_id = caller.lanes[0]
         seen = self._seen.get(lane_id)
         if seen is None:

@@ -106,8 +106,7 @@ class DataPlane:
         caller: Caller | None = None
         call: Call | None = None
         kept: KeepAlive | None = None
-        told = self._secure
-        short = exchanging(scope)
+        told, short = self._secure, exchanging(scope)
         try:
             caller = self.clients.identify(headers, scope)
             if route.operation == "unknown" or scope["method"] != route.method:
@@ -149,8 +148,7 @@ class DataPlane:
             problem = self._problem(exc, route.wire.dialect)
             if call is None or opened is None:
                 self._note_refusal(route, request_id, caller, problem.status, problem.code, started)
-                if caller is not None and caller.lanes:
-                    told = (*told, *await self.client_limits.headers(caller, served=False))
+                told = (*told, *await self.client_limits.of_refusal(caller))
             await self._send_problem(problem, route, request_id, send, told, kept)
         finally:
             if kept is not None:

@@ -13,6 +13,7 @@ from apikeyrouter.domain.models.accounting import Loss, Reason, RetryKind
 from apikeyrouter.domain.models.call import AttemptFacts, Facts
 from apikeyrouter.domain.models.system_error import (
     ApiKeyRouterError,
+    ClockSuspectError,
     ConfigurationError,
     ErrorCategory,
     InvalidRequestError,
@@ -21,7 +22,9 @@ from apikeyrouter.domain.models.system_error import (
     LedgerProtocolError,
     LedgerUnavailableError,
     NoEligibleKeysError,
+    StaleConfigError,
     StateStoreError,
+    StateStoreUnavailableError,
     SystemError,
 )
 from apikeyrouter.domain.models.usage import Usage
@@ -215,6 +218,24 @@ async def test_what_the_accounting_refuses_is_our_fault_and_no_outage(error: Led
         answer = await client.get("/")
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
     assert "17" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (LedgerUnavailableError("gone"), "store_error"),
+        (ClockSuspectError("global:all", retry_after=2), "store_error"),
+        (StaleConfigError(3), "store_error"),
+        (StateStoreUnavailableError("gone"), "store_error"),
+        (LedgerConfigError("script refused 17"), "accounting_error"),
+        (LedgerProtocolError("script refused 17"), "accounting_error"),
+        (RuntimeError("anything"), "internal_error"),
+    ],
+    ids=lambda told: type(told).__name__ if isinstance(told, Exception) else told,
+)
+def test_metrics_tell_a_store_that_is_away_from_accounting_that_refuses(error: Exception, outcome: str) -> None:
+    assert outcome_of(error) == outcome
+    assert (problem_of(error, "openai").status == 503) == (outcome == "store_error")
 
 
 def test_a_store_that_is_away_is_worth_a_retry_in_both_dialects() -> None:

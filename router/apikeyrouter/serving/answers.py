@@ -13,9 +13,11 @@ from apikeyrouter.domain.models.system_error import (
     ErrorCategory,
     InvalidRequestError,
     LedgerError,
+    LedgerUnavailableError,
     NoEligibleKeysError,
     PolicyDeniedError,
     ProviderError,
+    StaleConfigError,
     StateStoreError,
 )
 from apikeyrouter.domain.models.system_response import StreamChunk, SystemResponse, TokenUsage
@@ -103,7 +105,7 @@ def provider_error(failure: Failure, facts: Facts) -> ProviderError:
 
 
 def outcome_of(error: BaseException) -> str:
-    """An error in one word, for facts and metrics: a category, or one of five more."""
+    """An error in one word, for facts and metrics: a category, or one of six more."""
     category = getattr(error, "category", None)
     if category is not None:
         return str(category.value)
@@ -113,4 +115,6 @@ def outcome_of(error: BaseException) -> str:
         return "policy_denied" if isinstance(error, PolicyDeniedError) else "no_eligible_keys"
     if isinstance(error, asyncio.CancelledError):
         return "cancelled"
-    return "store_error" if isinstance(error, (LedgerError, StateStoreError)) else "internal_error"
+    if isinstance(error, (LedgerUnavailableError, StaleConfigError, StateStoreError)):
+        return "store_error"
+    return "accounting_error" if isinstance(error, LedgerError) else "internal_error"

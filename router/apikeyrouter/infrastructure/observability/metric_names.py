@@ -22,7 +22,8 @@ OUTCOMES: dict[str, str] = {
     "timeout_error": "The provider, or the client's own deadline, ran out of time.",
     "network_error": "The provider could not be reached, or the connection broke.",
     "unknown_error": "The router gave the request up: the lease of its hold was lost.",
-    "store_error": "The accounting could not answer; nothing was sent.",
+    "store_error": "The store did not answer, or its clock is in doubt; nothing was sent.",
+    "accounting_error": "The accounting refused what the router asked of it, a defect of either; nothing was sent.",
     "internal_error": "A defect of the service; its log says more.",
 }
 """What becomes of requests: the whole set. `docs/metrics.md` shows this table."""
