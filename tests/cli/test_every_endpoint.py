@@ -93,6 +93,7 @@ COMMANDS = {
     "GET /store": "store",
     "GET /suspense": "suspense list",
     "POST /suspense/{reservation_id}/resolve": "suspense resolve r1 --charge --cost 0.5",
+    "GET /transitions": "keys history --limit 5",
     "GET /usage": (
         "usage --by client --since 2030-01-01 --until 2030-01-02 --client app --team red --key k1 --provider openai"
         " --model m --csv"

@@ -100,7 +100,7 @@ async def _look(ask: Tour, service: Running) -> None:
         "/keys/k1", "/keys/k1/transitions", "/clients/app", "/budgets/global:daily", "/policies/no-gemini",
         "/limits/k:k1", "/limits/k:k2", "/providers/mine", "/providers/openai", "/admin-keys/ann", "/webhooks/pager",
         "/webhooks/pager/deliveries", "/reservations", "/suspense", "/state", "/whoami", "/audit",
-        "/workers", "/store", "/findings",
+        "/workers", "/store", "/findings", "/transitions",
         "/audit/ledger", "/export",
     ):  # fmt: skip
         await ask("GET", path)

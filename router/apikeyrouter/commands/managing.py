@@ -71,11 +71,14 @@ def show_key(service: Service, key_id: Id) -> None:
 
 @command(keys, "history")
 def show_history(
-    service: Service, key_id: Id, limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 100
+    service: Service,
+    key_id: Annotated[str | None, typer.Argument(help="Its id; none: of all keys.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 100,
 ) -> None:
-    """What became of a key, newest first."""
-    found = service.get("/keys" + path_of(key_id) + "/transitions", limit=limit)["transitions"]
-    service.table(found, ("timestamp", "from_state", "to_state", "actor", "reason"), name="transitions")
+    """What became of a key, or of all, newest first."""
+    path = "/transitions" if key_id is None else f"/keys{path_of(key_id)}/transitions"
+    columns = ("timestamp", "entity_id", "from_state", "to_state", "actor", "reason")
+    service.table(service.get(path, limit=limit)["transitions"], columns, name="transitions")
 
 
 @command(keys, "add")

@@ -8,10 +8,11 @@ from apikeyrouter_dashboard.pages.headroom import HeadroomPage
 from apikeyrouter_dashboard.pages.manage import ManagePage
 from apikeyrouter_dashboard.pages.money import MoneyPage
 from apikeyrouter_dashboard.pages.pool import PoolPage
+from apikeyrouter_dashboard.pages.setup import SetupPage
 
 __all__ = ["PAGES"]
 
 PAGES: tuple[type[Page], ...] = (
-    PoolPage, HeadroomPage, MoneyPage, FlightPage, DecisionsPage, FleetPage, ManagePage,
+    PoolPage, HeadroomPage, MoneyPage, FlightPage, DecisionsPage, FleetPage, ManagePage, SetupPage,
 )  # fmt: skip
 """In the order of the navigation."""

@@ -1,4 +1,4 @@
-"""Traffic, workers, shares."""
+"""Traffic, workers, the store, shares."""
 
 import asyncio
 from collections import deque
@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 
 from nicegui import ui
 
-from apikeyrouter_dashboard.pages.frame import Block, Page
+from apikeyrouter_dashboard.management import Management, Refusal
+from apikeyrouter_dashboard.pages.frame import Block, Page, Told
+from apikeyrouter_dashboard.shown import deployment
 from apikeyrouter_dashboard.shown import fleet as shown
 from apikeyrouter_dashboard.shown.charts import timeline
 from apikeyrouter_dashboard.shown.words import table
@@ -15,6 +17,7 @@ from apikeyrouter_dashboard.shown.words import table
 __all__ = ["FleetPage"]
 
 SAMPLES_MAX = 300
+NO_STORE = 404
 
 
 class FleetPage(Page):
@@ -25,41 +28,73 @@ class FleetPage(Page):
 
     def _build(self) -> None:
         self._samples: deque[shown.Sample] = deque(maxlen=SAMPLES_MAX)
-        self._workers = Block()
-        with ui.element("section").classes("panel below"):
-            ui.html(
-                "<h2>Traffic <span class='dim'>requests a second, since this page was opened; denied here: no "
-                "provider saw them</span></h2>", sanitize=False,
-            )  # fmt: skip
+        self._workers = self._section("Workers", "every host; each says every two seconds how it is")
+        self._store = self._section("Store", "the server behind the ledger, by its own word")
+        with ui.element("section").classes("panel"):
+            _head("Traffic", "requests a second since this page was opened, of the host that answers")
             self._chart = ui.echart(timeline([], {}, "1/s")).classes("chart")
+            self._host = Block()
             with ui.expansion("The same as a table").classes("wide"):
                 self._table = Block()
         with ui.element("div").classes("panels"):
-            with ui.element("section").classes("panel"):
-                ui.html("<h2>Shares of clients</h2>", sanitize=False)
-                self._clients = Block()
-            with ui.element("section").classes("panel"):
-                ui.html("<h2>Shares of keys</h2>", sanitize=False)
-                self._keys = Block()
+            self._clients = self._section("Shares of clients", "of what was served today, by weight")
+            self._keys = self._section("Shares of keys", "of what was served today")
+            self._processes = self._section("Shares of workers", "of what is decided now")
+            self._happened = self._section("What happened", "changes, states of keys, workers that began or were lost")
+        self._findings = self._section("Set-up", "what doctor checks, and what to do")
+
+    def _section(self, title: str, about: str) -> Block:
+        with ui.element("section").classes("panel"):
+            _head(title, about)
+            return Block()
 
     async def _read(self) -> Any:
         api, today = self.session.api, datetime.now(UTC).date().isoformat()
-        text, health, clients, keys, named, audit = await asyncio.gather(
+        text, health, clients, keys, named, audit, workers, store, transitions = await asyncio.gather(
             api.metrics(), api.health(), api.pages("/usage", "usage", by="client", since=today, most=200),
             api.pages("/usage", "usage", by="key", since=today, most=200),
             api.pages("/clients", "clients", most=1000), api.get("/audit", limit=50),
+            api.pages("/workers", "workers", most=1000), _store(api), api.get("/transitions", limit=50),
         )  # fmt: skip
         if text:
             self._samples.append(shown.sample_of(text, datetime.now(UTC)))
         weights = {one["name"]: float(one["weight"]) for one in named}
-        return {"health": health, "clients": clients, "keys": keys, "weights": weights, "audit": audit["audit"]}
+        return {
+            "health": health, "clients": clients, "keys": keys, "weights": weights, "workers": workers, "store": store,
+            "changes": shown.changes(audit["audit"], transitions["transitions"]),
+        }  # fmt: skip
 
     def _show(self, told: Any, now: datetime) -> None:
-        samples = list(self._samples)
-        self._workers.put(shown.workers(samples[-1] if samples else None, told["health"]))
+        samples, workers = list(self._samples), told["workers"]
+        self._workers.put(deployment.workers(workers, now))
+        self._store.put(deployment.store(told["store"], workers, now))
+        self._host.put(shown.host(samples[-1] if samples else None, told["health"]))
         times, series = shown.rates(samples)
-        self._draw(self._chart, timeline(times, series, "1/s", shown.marks(told["audit"], samples) if times else []))
+        found = [*told["changes"], *deployment.deployments(workers)]
+        self._draw(self._chart, timeline(times, series, "1/s", shown.marks(found, samples) if times else []))
         rows = [(at, *(told[n] for told in series.values())) for n, at in enumerate(times)][-30:]
         self._table.put(table(["at", *series], rows[::-1], none="the first points come in some seconds"))
         self._clients.put(shown.shares(told["clients"], "client", told["weights"]))
         self._keys.put(shown.shares(told["keys"], "key", {}))
+        self._processes.put(shown.processes(workers))
+        self._happened.put(shown.happened(found, now))
+
+    def examined(self, findings: list[Told]) -> None:
+        """Here everything is shown, and the banner besides."""
+        super().examined(findings)
+        self._findings.put(deployment.findings(findings))
+
+
+def _head(title: str, about: str) -> None:
+    ui.html(f"<h2>{title} <span class='dim'>{about}</span></h2>", sanitize=False)
+
+
+async def _store(api: Management) -> Told | None:
+    """None: the service has none, its state is its process's own."""
+    try:
+        told: Told = await api.get("/store")
+    except Refusal as exc:
+        if exc.status != NO_STORE:
+            raise
+        return None
+    return told

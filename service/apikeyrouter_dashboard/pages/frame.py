@@ -12,6 +12,7 @@ from nicegui.events import GenericEventArguments
 
 from apikeyrouter_dashboard.management import Refusal, Trouble
 from apikeyrouter_dashboard.sessions import Session
+from apikeyrouter_dashboard.shown.deployment import banner
 from apikeyrouter_dashboard.shown.words import told_at
 
 __all__ = ["Action", "Block", "Page", "Told", "ask_first", "tell"]
@@ -20,6 +21,8 @@ Told = dict[str, Any]
 Action = Callable[[dict[str, str]], Awaitable[None] | None]
 FIRST_SECONDS_MAX = 1.2
 """How long a page waits for its first answers before it is sent without them."""
+FINDINGS_SECONDS = 20.0
+"""How long to rest between two looks at what doctor finds."""
 RETRY_SECONDS = 1.0
 """How long to rest after a look that failed."""
 _CLICKED = """(e) => {
@@ -66,6 +69,7 @@ class Page:
     _read_at: datetime | None = None
     _busy: bool = False
     _timer: Any = None
+    _examining: Any = None
 
     # --- what a page is ------------------------------------------------------------------------------------------
 
@@ -96,6 +100,7 @@ class Page:
         )
         self._trouble = Block("trouble", live=True)
         self._trouble.hidden(True)
+        self._banner = Block("banner", live=True)
         with ui.element("div").props('id="main"').on("click", self._act, js_handler=_CLICKED):
             self._build()
         self._age = Block("age dim")
@@ -104,6 +109,7 @@ class Page:
         first = asyncio.ensure_future(self.look())
         await asyncio.wait([first], timeout=FIRST_SECONDS_MAX)
         self._timer = ui.timer(self.seconds, self.look, immediate=False)
+        self._examining = ui.timer(FINDINGS_SECONDS, self._examine)
 
     async def look(self) -> None:
         """Read and show once. A look that takes long is not overtaken by the next."""
@@ -121,6 +127,20 @@ class Page:
             self.refresh()
         finally:
             self._busy = False
+
+    async def _examine(self) -> None:
+        """Ask what is wrong with the deployment. A service that cannot say so is what `look` complains of."""
+        try:
+            told = await self.session.api.get("/findings")
+        except Trouble:
+            return
+        if not self._client.is_deleted:
+            with self._client:
+                self.examined(told["findings"])
+
+    def examined(self, findings: list[Told]) -> None:
+        """Show what doctor finds."""
+        self._banner.put(banner(findings))
 
     def refresh(self) -> None:
         """Show what was read last once more."""
@@ -157,7 +177,7 @@ class Page:
     def _seen(self, event: GenericEventArguments) -> None:
         """The tab came into sight, or left it: nobody asks for what nobody sees."""
         if self._timer is not None:
-            self._timer.active = bool(event.args)
+            self._timer.active = self._examining.active = bool(event.args)
 
     async def _act(self, event: GenericEventArguments) -> None:
         data = {str(name): str(value) for name, value in dict(event.args or {}).items()}

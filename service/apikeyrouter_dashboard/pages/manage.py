@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from nicegui import ui
 
 from apikeyrouter_dashboard.management import Trouble, path_of
+from apikeyrouter_dashboard.pages.forms import Field, Form, as_json, number, show_once
 from apikeyrouter_dashboard.pages.frame import Action, Block, Page, ask_first, tell
 from apikeyrouter_dashboard.shown import manage as shown
 from apikeyrouter_dashboard.shown.fleet import audit_log
@@ -15,8 +16,20 @@ from apikeyrouter_dashboard.shown.fleet import audit_log
 __all__ = ["ManagePage"]
 
 POLICY = {"name": "no such model at night", "rules": {"denied_models": ["gpt-4o"]}, "enforcement": "shadow"}
-PERIODS = ["hourly", "daily", "weekly", "monthly", "total"]
-SCOPES = ["global", "provider", "team", "client", "key"]
+PERIODS = ("daily", "hourly", "weekly", "monthly", "total")
+SCOPES = ("global", "provider", "team", "client", "key")
+ENFORCEMENTS = ("hard", "soft")
+LIMITS = ("rpm", "tpm", "concurrency", "weight")
+CLIENT_FIELDS = (
+    Field("name", "Name"), Field("team", "Team"), Field("models", "Models", hint="comma-separated; none: all"),
+    Field("rpm", "Requests a minute"), Field("tpm", "Tokens a minute"), Field("concurrency", "Requests at once"),
+    Field("weight", "Weight", hint="its share when room is scarce; none: 1"),
+)  # fmt: skip
+BUDGET_FIELDS = (
+    Field("scope", "Scope", choices=SCOPES), Field("scope_id", "Of", hint="a team, client, provider or key"),
+    Field("name", "Name"), Field("limit_usd", "Limit, in dollars"), Field("period", "Period", choices=PERIODS),
+    Field("enforcement", "Enforcement", choices=ENFORCEMENTS, hint="hard refuses, soft tells"),
+)  # fmt: skip
 AUDIT_SHOWN = 50
 
 
@@ -106,32 +119,33 @@ class ManagePage(Page):
         await self.look()
 
     async def _new_client(self) -> None:
-        form = _Form("New client", {"name": "", "team": "", "rpm": "", "tpm": "", "concurrency": ""})
-        given = await form.asked()
+        given = await Form("New client", CLIENT_FIELDS, about="Its token is shown once, next.").asked()
         if given is None:
             return
-        body = {name: int(value) if value.isdigit() else value for name, value in given.items() if value}
+        body = {name: number(value) if name in LIMITS else value for name, value in given.items() if value}
+        if "models" in body:
+            body["models"] = [model.strip() for model in given["models"].split(",") if model.strip()]
         made = await self.send("POST", "/clients", {**body, "name": given["name"]}, done=f"{given['name']} is made")
         if made and "token" in made:
-            await _show_once(f"The token of {given['name']}", made["token"])
+            await show_once(f"The token of {given['name']}", made["token"])
 
     async def _new_budget(self) -> None:
-        choices = {"scope": SCOPES, "period": PERIODS, "enforcement": ["hard", "soft"]}
-        form = _Form("New budget", {"scope_id": "", "name": "", "limit_usd": ""}, choices)
-        given = await form.asked()
+        given = await Form("New budget", BUDGET_FIELDS).asked()
         if given is not None:
-            body = {name: _dollars(name, value) for name, value in given.items() if value}
+            body = {name: number(value) if name == "limit_usd" else value for name, value in given.items() if value}
             await self.send("POST", "/budgets", body, done="the budget is in force")
 
     async def _change_budget(self, data: dict[str, str]) -> None:
         known = next((one for one in self.told["budgets"] if one["id"] == data["id"]), None)
         if known is None:
             return
-        form = _Form(f"Change {data['id']}", {"limit_usd": str(known["limit_usd"])}, {"enforcement": ["hard", "soft"]},
-                     chosen={"enforcement": known["enforcement"]})  # fmt: skip
-        given = await form.asked()
+        fields = [
+            Field("limit_usd", "Limit, in dollars", str(known["limit_usd"])),
+            Field("enforcement", "Enforcement", known["enforcement"], ENFORCEMENTS),
+        ]
+        given = await Form(f"Change {data['id']}", fields).asked()
         if given is not None:
-            body = {name: _dollars(name, value) for name, value in given.items()}
+            body = {**given, "limit_usd": number(given["limit_usd"])}
             await self.send("PATCH", path_of("budgets", data["id"]), body, done=f"{data['id']}: changed")
 
     async def _edit_policy(self, policy_id: str | None) -> None:
@@ -155,12 +169,12 @@ class ManagePage(Page):
                 ui.button("Put in force", on_click=lambda: dialog.submit(text.value)).props("unelevated no-caps")
         wanted = await dialog
         dialog.delete()
-        if wanted and (body := _json(wanted)) is not None:
+        if wanted and (body := as_json(wanted)) is not None:
             method, path = ("POST", "/policies") if known is None else ("PATCH", path_of("policies", str(policy_id)))
             await self.send(method, path, body, done="the policy is in force")
 
     async def _try_policy(self, text: str, said: Block) -> None:
-        body = _json(text)
+        body = as_json(text)
         if body is None:
             return
         try:
@@ -172,63 +186,3 @@ class ManagePage(Page):
             tell(str(exc), bad=True)
             return
         said.put(shown.tried(validation, impact))
-
-
-class _Form:
-    """A dialog with some fields; what was given, or None."""
-
-    def __init__(
-        self, title: str, fields: dict[str, str], choices: dict[str, list[str]] | None = None,
-        chosen: dict[str, str] | None = None,
-    ) -> None:  # fmt: skip
-        with ui.dialog() as self._dialog, ui.card().classes("ask"):
-            ui.label(title).classes("ask-title").props('role="heading" aria-level="2"')
-            self._made: dict[str, Any] = {
-                name: ui.select(told, value=(chosen or {}).get(name, told[0]), label=name).classes("wide").props(
-                    "outlined dense"
-                )
-                for name, told in (choices or {}).items()
-            }  # fmt: skip
-            for name, value in fields.items():
-                self._made[name] = ui.input(name, value=value).classes("wide").props("outlined dense")
-            with ui.row().classes("ask-row"):
-                ui.button("Cancel", on_click=lambda: self._dialog.submit(False)).props("flat no-caps")
-                ui.button("Save", on_click=lambda: self._dialog.submit(True)).props("unelevated no-caps")
-
-    async def asked(self) -> dict[str, str] | None:
-        """Ask, and wait."""
-        saved = await self._dialog
-        given = {name: str(field.value or "").strip() for name, field in self._made.items()}
-        self._dialog.delete()
-        return given if saved else None
-
-
-def _dollars(name: str, value: str) -> Any:
-    """Amounts are numbers in the API; what is none is sent as it is, and refused there with a reason."""
-    try:
-        return float(value) if name == "limit_usd" else value
-    except ValueError:
-        return value
-
-
-def _json(text: str) -> dict[str, Any] | None:
-    try:
-        told = json.loads(text)
-    except ValueError as exc:
-        tell(f"this is no JSON: {exc}", bad=True)
-        return None
-    if not isinstance(told, dict):
-        tell("a policy is a JSON object", bad=True)
-        return None
-    return told
-
-
-async def _show_once(title: str, secret: str) -> None:
-    """A secret that its owner must take now: the only one that a browser is ever sent."""
-    with ui.dialog() as dialog, ui.card().classes("ask"):
-        ui.label(title).classes("ask-title")
-        ui.label("It is shown this once; the service keeps a hash.").classes("dim")
-        ui.input(value=secret).props("readonly outlined dense").classes("wide mono secret")
-        ui.button("I have it", on_click=lambda: dialog.submit(True)).props("unelevated no-caps")
-    await dialog
-    dialog.delete()

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from nicegui import ui
 
 from apikeyrouter_dashboard.management import path_of
+from apikeyrouter_dashboard.pages.forms import Field, Form, number
 from apikeyrouter_dashboard.pages.frame import Action, Block, Page, ask_first
 from apikeyrouter_dashboard.shown import money as shown
 from apikeyrouter_dashboard.shown.charts import stacked
@@ -64,15 +65,23 @@ class MoneyPage(Page):
 
     def _actions(self) -> dict[str, Action]:
         return {
-            "charge": lambda data: self._resolve(data, "charge"),
-            "refund": lambda data: self._resolve(data, "refund"),
+            "charge": lambda data: self._charge(data["id"]),
+            "refund": lambda data: self._refund(data["id"]),
         }
 
-    async def _resolve(self, data: dict[str, str], action: str) -> None:
-        text = {
-            "charge": "What is held for it counts as spent.",
-            "refund": "It counts as never spent. If the provider bills it all the same, the books are too low.",
-        }
-        if await ask_first(f"{action.capitalize()} {data['id'][:12]}?", text[action], act=action.capitalize()):
-            path = path_of("suspense", data["id"], "resolve")
-            await self.send("POST", path, {"action": action}, done=f"{action}: done")
+    async def _charge(self, id: str) -> None:
+        held = next((one["held_usd"] for one in self.told["suspense"] if one["id"] == id), 0.0)
+        about = "Its budgets book that as spent, in the periods that were charged; what was held is free."
+        amount = Field("cost_usd", "What it did cost, in dollars", f"{held:.9f}".rstrip("0"))
+        form = Form(f"Charge {id[:12]}", [amount], about=about, act="Charge")
+        given = await form.asked()
+        if given is not None:
+            await self._resolve(id, {"action": "charge", "cost_usd": number(given["cost_usd"])})
+
+    async def _refund(self, id: str) -> None:
+        text = "It counts as never spent. If the provider bills it all the same, the books are too low."
+        if await ask_first(f"Refund {id[:12]}?", text, act="Refund"):
+            await self._resolve(id, {"action": "refund"})
+
+    async def _resolve(self, id: str, body: dict[str, Any]) -> None:
+        await self.send("POST", path_of("suspense", id, "resolve"), body, done=f"{body['action']}: done")

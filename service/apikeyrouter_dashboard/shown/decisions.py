@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from apikeyrouter_dashboard.shown.words import badge, button, note, table, told_at, when
+from apikeyrouter_dashboard.shown.words import badge, button, count, dollars, note, table, told_at, when
 
 __all__ = ["explained", "listed", "matches"]
 
@@ -28,20 +28,35 @@ def listed(found: Sequence[Told], now: datetime) -> Markup:
     rows = [
         (
             when(one["timestamp"], now), button("explain", one["request_id"], kind="link", id=one["request_id"]),
-            one["model"], _went(one), _attempts(one), one["objective"]["primary"],
-            f"{one['confidence']:.2f}", ", ".join(one["policy_ids"]),
+            one["model"], one["client"] or one["team"] or "–", _went(one), _attempts(one), spent(one["total_us"]),
+            _cost(one), one["objective"]["primary"], ", ".join(one["policy_ids"]),
         )
         for one in found
     ]  # fmt: skip
-    columns = ["when", "request", "model", "went to", "attempts", "objective", "confidence", "policies"]
-    return table(columns, rows, none="no such decision", numbers=(6,))
+    columns = ["when", "request", "model", "for", "went to", "attempts", "took", "cost", "objective", "policies"]
+    return table(columns, rows, none="no such decision", numbers=(6, 7))
+
+
+def spent(us: int | None) -> str:
+    """How long something took."""
+    if not us:
+        return "–"
+    return f"{us / 1e6:.1f} s" if us >= 1_000_000 else f"{us / 1000:.0f} ms" if us >= 10_000 else f"{us / 1000:.1f} ms"
+
+
+def _cost(decision: Told) -> str:
+    if decision["cost"] is None:
+        return "unknown" if decision["outcome"] == "ok" else "–"
+    return f"{dollars(decision['cost'])}{' estimated' if decision['cost_estimated'] else ''}"
 
 
 def _went(decision: Told) -> Markup:
     if decision["selected_key_id"]:
-        return Markup("{} <span class='dim'>{}</span>").format(
-            decision["selected_key_id"], decision["selected_provider_id"]
-        )
+        failed = decision["outcome"] not in ("ok", "pending", "")
+        return Markup("{} <span class='dim'>{}</span> {}").format(
+            decision["selected_key_id"], decision["selected_provider_id"],
+            badge("bad", f"✕ {decision['outcome'].replace('_', ' ')}") if failed else "",
+        )  # fmt: skip
     first = str(decision["explanation"]).partition("nothing was held; ")[2] or str(decision["explanation"])
     return Markup("{} <span class='dim'>{}</span>").format(badge("denied", "✕ refused"), first[:120])
 
@@ -51,7 +66,7 @@ def _attempts(decision: Told) -> Markup:
     number = decision["attempts"]
     if number < 2:
         return Markup("{}").format(number)
-    if decision["selected_key_id"]:
+    if decision["outcome"] == "ok":
         return badge("held", f"{number}: absorbed")
     return badge("bad", f"{number}: all failed")
 
@@ -74,16 +89,68 @@ def explained(decision: Told) -> Markup:
         ("Policies", ", ".join(decision["policy_ids"]) or "none applied"),
         ("Attempts", f"{decision['attempts']}{', absorbed: the caller got its answer' if _absorbed(decision) else ''}"),
         ("Lanes seen", f"{decision['snapshot_age_ms']} ms before"), ("Confidence", f"{decision['confidence']:.2f}"),
+        ("Time", _times(decision)), ("Tokens and money", _used(decision)),
     ]  # fmt: skip
     told = Markup("").join(Markup("<dt>{}</dt><dd>{}</dd>").format(name, text) for name, text in facts)
     candidates = table(columns, rows, none="there was no candidate", numbers=range(3, 5 + len(parts)))
-    return Markup('<dl class="facts">{}</dl><h3>Candidates</h3>{}<h3>In words</h3><pre>{}</pre>').format(
-        told, candidates, decision["text"]
+    return Markup('<dl class="facts">{}</dl>{}<h3>Candidates</h3>{}<h3>In words</h3><pre>{}</pre>').format(
+        told, _tried(decision), candidates, decision["text"]
     )
 
 
+def _times(decision: Told) -> str:
+    """Where the time went, in the order in which it did."""
+    if not decision["total_us"]:
+        return "not over yet, or never sent"
+    reserve = sum(one["reserve_us"] for one in decision["tried"])
+    parts = [
+        ("in the queue", decision["waited_us"]), ("reserve", reserve), ("at the provider", decision["upstream_us"]),
+        ("first token after", decision["first_token_us"]), ("here", decision["overhead_us"]),
+    ]  # fmt: skip
+    told = ", ".join(f"{name} {spent(us)}" for name, us in parts if us)
+    return f"{spent(decision['total_us'])} in all: {told}"
+
+
+def _used(decision: Told) -> str:
+    """Estimate against actual, of the attempt that ended it."""
+    if not decision["tried"]:
+        return "nothing was sent"
+    last = decision["tried"][-1]
+    expected = (
+        f"admitted for {count(last['expected_input_tokens'])} + {count(last['expected_output_tokens'])} tokens,"
+        f" {dollars(last['expected_cost'])}"
+    )
+    if decision["input_tokens"] is None:
+        return f"{expected}; what was used is not known"
+    used = f"{count(decision['input_tokens'])} + {count(decision['output_tokens'])} tokens, {dollars(decision['cost'])}"
+    return f"{expected}; used {used}{' (estimated)' if decision['cost_estimated'] else ''}"
+
+
+def _tried(decision: Told) -> Markup:
+    """Every attempt, in order. Those before the one that answered were absorbed: the caller never saw them."""
+    if not decision["tried"]:
+        return Markup("")
+    rows = [
+        (
+            number, one["key_id"], Markup("{} <span class='dim'>{}</span>").format(one["model"], one["provider_id"]),
+            _ended(one, absorbed=_absorbed(decision)), one["status"] or "–", spent(one["reserve_us"]),
+            spent(one["upstream_us"]), dollars(one["cost"]), Markup("<code>{}</code>").format(one["worker"]),
+        )
+        for number, one in enumerate(decision["tried"], start=1)
+    ]  # fmt: skip
+    columns = ["", "key", "model", "ended", "status", "reserve", "at the provider", "booked", "worker"]
+    return Markup("<h3>Attempts</h3>{}").format(table(columns, rows, numbers=(4, 5, 6, 7)))
+
+
+def _ended(attempt: Told, *, absorbed: bool) -> Markup:
+    if not attempt["failure"]:
+        return badge("ok", "✓ answered")
+    why = str(attempt["failure"]).replace("_", " ")
+    return badge("held", f"↷ absorbed: {why}") if absorbed else badge("bad", f"✕ {why}")
+
+
 def _absorbed(decision: Told) -> bool:
-    return decision["attempts"] > 1 and bool(decision["selected_key_id"])
+    return decision["attempts"] > 1 and decision["outcome"] == "ok"
 
 
 def _number(value: float | None) -> str:

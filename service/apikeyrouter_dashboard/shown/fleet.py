@@ -9,11 +9,24 @@ from typing import Any
 
 from markupsafe import Markup
 
-from apikeyrouter_dashboard.shown.words import badge, count, percent, table, when
+from apikeyrouter_dashboard.shown.words import badge, count, facts_strip, percent, table, when
 
-__all__ = ["Sample", "jain", "marks", "rates", "sample_of", "shares", "workers"]
+__all__ = [
+    "Sample",
+    "audit_log",
+    "changes",
+    "happened",
+    "host",
+    "jain",
+    "marks",
+    "processes",
+    "rates",
+    "sample_of",
+    "shares",
+]
 
 Told = Mapping[str, Any]
+MARKS_MAX, LISTED_MAX = 12, 20
 _LINE = re.compile(r"^(\w+)(?:\{([^}]*)\})? ([0-9.eE+-]+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 UPSTREAM = ("rate_limit_error", "quota_exceeded_error")
@@ -68,18 +81,40 @@ def _sum(sample: Sample, names: Sequence[str]) -> float:
     return sum(sample.outcomes.get(name, 0.0) for name in names)
 
 
-def marks(audit: Sequence[Told], samples: Sequence[Sample]) -> list[tuple[str, str]]:
-    """What was changed while the chart was drawn, at the next point of its time."""
-    found: list[tuple[str, str]] = []
-    for entry in audit:
-        at = datetime.fromisoformat(entry["at"])
+def changes(audit: Sequence[Told], transitions: Sequence[Told]) -> list[tuple[datetime, str]]:
+    """What was changed, and what became of keys: when, and in words."""
+    return [
+        *((datetime.fromisoformat(one["at"]), f"{one['action']} {one['id']}") for one in audit),
+        *((datetime.fromisoformat(one["timestamp"]), _became(one)) for one in transitions),
+    ]
+
+
+def _became(one: Told) -> str:
+    return f"{one['entity_id']} {one['to_state'] or 'revoked'}"
+
+
+def marks(found: Sequence[tuple[datetime, str]], samples: Sequence[Sample]) -> list[tuple[str, str]]:
+    """What happened while the chart was drawn, the latest first, each at the next point of its time."""
+    told: dict[str, list[str]] = {}
+    for at, text in sorted(found, key=lambda one: one[0], reverse=True):
         place = next((sample for sample in samples[1:] if sample.at >= at), None)
-        if place is not None and at >= samples[0].at:
-            found.append((place.at.strftime("%H:%M:%S"), f"{entry['action']} {entry['id']}"))
-    return found[:12]
+        if place is not None and at >= samples[0].at and len(told) < MARKS_MAX:
+            told.setdefault(place.at.strftime("%H:%M:%S"), []).append(text)
+    return [
+        (at, texts[0] if len(texts) == 1 else f"{texts[0]} and {len(texts) - 1} more") for at, texts in told.items()
+    ]
 
 
-def workers(sample: Sample | None, health: Told) -> Markup:
+def happened(found: Sequence[tuple[datetime, str]], now: datetime) -> Markup:
+    """The same in rows, the latest first."""
+    rows = [
+        (when(at.isoformat(), now), text)
+        for at, text in sorted(found, key=lambda one: one[0], reverse=True)[:LISTED_MAX]
+    ]
+    return table(["when", "what"], rows, none="nothing has happened")
+
+
+def host(sample: Sample | None, health: Told) -> Markup:
     """The host that answers: its workers and what they have under way."""
     gauges = {} if sample is None else sample.gauges
     store = gauges.get("store_up")
@@ -90,8 +125,7 @@ def workers(sample: Sample | None, health: Told) -> Markup:
         ("store", "unknown" if store is None else "answers" if store else "away"),
         ("version", health["version"]), ("service", health["status"]),
     ]  # fmt: skip
-    cells = Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, text) for name, text in facts)
-    return Markup('<dl class="strip">{}</dl>').format(cells)
+    return facts_strip(facts)
 
 
 def jain(amounts: Sequence[float]) -> float | None:
@@ -112,12 +146,29 @@ def shares(usage: Sequence[Told], dimension: str, entitled: Mapping[str, float])
         for row in sorted(rows, key=lambda row: -row["served"])
     ]  # fmt: skip
     index = jain([row["served"] / entitled.get(row[dimension], 1.0) for row in rows])
-    even = badge("ok" if index is not None and index > 0.8 else "warn", "unknown" if index is None else f"{index:.2f}")
     columns = [dimension, "served", "share", "entitled", "denied", "failed"]
     body = table(columns, told, none="nobody was served today", numbers=range(1, 6))
-    return Markup(
-        "<p>Jain index {} <span class='dim'>1 is even; of what was served today, by weight</span></p>{}"
-    ).format(even, body)
+    return _jain_line(index) + body
+
+
+def processes(workers: Sequence[Told]) -> Markup:
+    """Who decides which share of what is decided now; all are entitled to the same."""
+    live = [one for one in workers if one["state"] != "lost"]
+    total = sum(one["decisions_per_second"] for one in live)
+    rows = [
+        (Markup("<code>{}</code>").format(one["id"]), count(one["decisions_per_second"]),
+         percent(one["decisions_per_second"] / total) if total else "unknown", percent(1 / len(live)),
+         count(one["waiting"]), f"{one['waiting_longest_ms'] / 1000:.1f} s" if one["waiting"] else "–")
+        for one in live
+    ]  # fmt: skip
+    columns = ["worker", "decisions/s", "share", "entitled", "waiting", "longest"]
+    body = table(columns, rows, none="no worker has said anything", numbers=range(1, 6))
+    return _jain_line(jain([one["decisions_per_second"] for one in live])) + body
+
+
+def _jain_line(index: float | None) -> Markup:
+    even = badge("ok" if index is not None and index > 0.8 else "warn", "unknown" if index is None else f"{index:.2f}")
+    return Markup("<p>Jain index {} <span class='dim'>1 is even</span></p>").format(even)
 
 
 def audit_log(entries: Sequence[Told], now: datetime) -> Markup:

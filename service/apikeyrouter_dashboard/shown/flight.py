@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from apikeyrouter_dashboard.shown.words import badge, count, dollars, moment, span_of, table, when
+from apikeyrouter_dashboard.shown.words import badge, button, count, dollars, facts_strip, moment, span_of, table, when
 
 __all__ = ["flight", "summary"]
 
@@ -22,23 +22,36 @@ def summary(found: Sequence[Told], suspended: Sequence[Told]) -> Markup:
         ("reclaimed, in suspense", count(len(suspended))),
         ("money in suspense", dollars(sum(one["held_usd"] for one in suspended))),
     ]  # fmt: skip
-    cells = Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, text) for name, text in facts)
-    return Markup('<dl class="strip">{}</dl>').format(cells)
+    return facts_strip(facts)
 
 
 def flight(found: Sequence[Told], now: datetime) -> Markup:
     """Every open reservation, the oldest first."""
     rows = [
         (
-            Markup("<code>{}</code>").format(one["id"]), _age(one, now), when(one["deadline"], now), _key(one),
+            _age(one, now), _call(one), _key(one), when(one["deadline"], now),
             _tokens(one) or Markup('<span class="unknown">not metered</span>'), dollars(one["held_usd"]),
             ", ".join(scope["id"] for scope in one["scopes"]),
             ", ".join(lane for lane in one["lanes"] if not lane.startswith(("k:", "p:"))),
+            Markup('<code title="reservation {}">{}</code>').format(one["id"], one["worker"]),
         )
         for one in sorted(found, key=lambda one: one["created_at"])
     ]  # fmt: skip
-    columns = ["reservation", "age", "lease ends", "key", "tokens", "held", "budgets", "lanes"]
+    columns = ["age", "request", "key", "lease ends", "tokens", "held", "budgets", "lanes", "worker"]
     return table(columns, rows, none="nothing is in flight", numbers=(4, 5))
+
+
+def _call(one: Told) -> Markup:
+    """What it is held for. What another worker holds is told once it is open for some time."""
+    call = one["call"]
+    if call is None:
+        return Markup('<span class="dim" title="another worker told nothing of it yet">young</span>')
+    more = [f"attempt {call['attempt']}"] if call["attempt"] > 1 else []
+    more += ["stream"] if call["stream"] else []
+    more += [f"client {call['client']}"] if call["client"] else []
+    return Markup('{} <span class="dim">{}</span>').format(
+        button("explain", call["request_id"], kind="link", id=call["request_id"]), ", ".join([call["model"], *more])
+    )
 
 
 def _age(one: Told, now: datetime) -> Markup:

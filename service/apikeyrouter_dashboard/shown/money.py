@@ -96,7 +96,7 @@ def suspense(found: Sequence[Told], now: datetime, *, may: bool) -> Markup:
             ", ".join(scope["id"] for scope in one["scopes"]),
             when(min((scope["due_at"] for scope in one["scopes"] if scope["due_at"]), default=None), now),
             Markup("{} {}").format(
-                button("charge", "Charge", id=one["id"]), button("refund", "Refund", id=one["id"])
+                button("charge", "Charge …", id=one["id"]), button("refund", "Refund", id=one["id"])
             ) if may else Markup('<span class="dim">takes the role operate</span>'),
         )
         for one in found

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from apikeyrouter_dashboard.shown.pool import back, condition
-from apikeyrouter_dashboard.shown.words import badge, by, count, dollars, percent, when
+from apikeyrouter_dashboard.shown.words import badge, by, count, dollars, facts_strip, percent, when
 
 __all__ = ["Incident", "incidents", "strip", "told"]
 
@@ -152,5 +152,4 @@ def strip(state: Told, health: Told) -> Markup:
         ("store", "answers" if health["status"] == "healthy" else "degraded"),
         ("version", health["version"]),
     ]
-    cells = Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, text) for name, text in facts)
-    return Markup('<dl class="strip">{}</dl>').format(cells)
+    return facts_strip(facts)

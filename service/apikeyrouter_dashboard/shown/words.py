@@ -7,8 +7,8 @@ from typing import Any
 from markupsafe import Markup
 
 __all__ = [
-    "UNKNOWN", "Row", "badge", "bar", "button", "count", "dollars", "empty", "moment", "note", "percent", "span_of",
-    "table", "told_at", "when",
+    "UNKNOWN", "Row", "badge", "bar", "button", "count", "dollars", "empty", "facts_strip", "moment", "note", "percent",
+    "span_of", "table", "told_at", "when",
 ]  # fmt: skip
 
 UNKNOWN = Markup('<span class="unknown">unknown</span>')
@@ -118,6 +118,12 @@ def table(columns: Sequence[str], rows: Iterable[Row], *, none: str = "nothing",
         return note(none)
     head = line(columns, Markup('<th scope="col" class="{}">{}</th>'))
     return Markup('<div class="scroll"><table><thead>{}</thead><tbody>{}</tbody></table></div>').format(head, body)
+
+
+def facts_strip(facts: Iterable[tuple[str, object]]) -> Markup:
+    """Figures side by side, each under its name."""
+    cells = Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, told) for name, told in facts)
+    return Markup('<dl class="strip">{}</dl>').format(cells)
 
 
 def note(text: object) -> Markup:

@@ -60,6 +60,7 @@ ANSWERS: Mapping[tuple[str, str], tuple[Any, ...]] = {
     ("get", "/keys/{key_id}"): (KeyShown,),
     ("patch", "/keys/{key_id}"): (KeyShown,),
     ("get", "/keys/{key_id}/transitions"): (Transitions,),
+    ("get", "/transitions"): (Transitions,),
     ("post", "/keys/{key_id}/rotate"): (KeyShown,),
     ("post", "/keys/{key_id}/probe"): (Probed,),
     ("get", "/clients"): (ClientPage,),

@@ -58,7 +58,7 @@ class KeyPage(Paged):
 
 
 class Transitions(Answer):
-    """What became of a key, newest first."""
+    """What became of a key, or of all, newest first."""
 
     transitions: list[StateTransition]
 

@@ -1,15 +1,18 @@
 """Decisions: why requests went where they went, whichever worker served them."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 from pydantic import Field
 
+from apikeyrouter.domain.components.explaining import decision_of
 from apikeyrouter.domain.interfaces.state_store import QUERY_LIMIT_MAX, StateQuery
+from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.domain.models.routing_decision import RoutingDecision
 from apikeyrouter.domain.models.system_error import InvalidRequestError, ModelNotFoundError
 from apikeyrouter_proxy.access import Refused
-from apikeyrouter_proxy.management.desk import Input, Page, ReadDesk, cursor_at
+from apikeyrouter_proxy.management.desk import Desk, Input, Page, ReadDesk, cursor_at
 
 __all__ = ["routes"]
 
@@ -40,18 +43,26 @@ async def list_decisions(
     provider_id: Annotated[str | None, Query(max_length=256)] = None,
 ) -> dict[str, Any]:
     """The latest decisions of all workers, newest first. Candidates and attempts are shown of one decision."""
-    query = StateQuery("RoutingDecision", key_id=key_id, provider_id=provider_id, limit=QUERY_LIMIT_MAX)
-    found: list[RoutingDecision] = await desk.router.state_store.query_state(query)
-    newest = sorted(found, key=_place, reverse=True)
+    newest = sorted(await _lately(desk, key_id, provider_id), key=_place, reverse=True)
     after = page.after
     rest = [one for one in newest if _place(one) < after] if after else newest
     shown = rest[: page.limit]
-    more = len(rest) > len(shown)
+    decisions = [decision_of(one) if isinstance(one, Facts) else one for one in shown]
     return {
-        "decisions": [one.model_dump(mode="json", exclude={"candidates", "tried"}) for one in shown],
+        "decisions": [one.model_dump(mode="json", exclude={"candidates", "tried"}) for one in decisions],
         "total": len(newest),
-        "next_cursor": cursor_at(_place(shown[-1])) if more else None,
+        "next_cursor": cursor_at(_place(shown[-1])) if len(rest) > len(shown) else None,
     }
+
+
+async def _lately(desk: Desk, key_id: str | None, provider_id: str | None) -> Sequence[Facts | RoutingDecision]:
+    """What was decided lately, wherever: as facts where the store tells them, so that only a page is worded."""
+    told = await desk.router.state_store.recent_facts()
+    if told:
+        return [one for one in told if key_id in (None, one.key_id) and provider_id in (None, one.provider_id)]
+    query = StateQuery("RoutingDecision", key_id=key_id, provider_id=provider_id, limit=QUERY_LIMIT_MAX)
+    found: list[RoutingDecision] = await desk.router.state_store.query_state(query)
+    return found
 
 
 @routes.post("/decisions/dry-run")
@@ -77,5 +88,8 @@ async def get_decision(desk: ReadDesk, request_id: RequestId) -> dict[str, Any]:
     return {**explained.decision.model_dump(mode="json"), "text": explained.text}
 
 
-def _place(decision: RoutingDecision) -> str:
-    return f"{decision.timestamp.timestamp():020.6f} {decision.id}"
+def _place(decided: Facts | RoutingDecision) -> str:
+    """What they are sorted by: when, and which."""
+    if isinstance(decided, Facts):
+        return f"{decided.at_us / 1e6:020.6f} {decided.request_id}"
+    return f"{decided.timestamp.timestamp():020.6f} {decided.id}"

@@ -93,6 +93,13 @@ async def get_key(desk: ReadDesk, key_id: KeyId) -> Response:
     return KEY.answer((await _found(desk, key_id)).public())
 
 
+@routes.get("/transitions")
+async def list_transitions(desk: ReadDesk, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> dict[str, Any]:
+    """What became of keys lately, newest first: of all keys."""
+    found = await desk.router.key_manager.get_transitions(limit=limit)
+    return {"transitions": [one.model_dump(mode="json") for one in reversed(found)]}
+
+
 @routes.get("/keys/{key_id}/transitions")
 async def get_transitions(
     desk: ReadDesk, key_id: KeyId, limit: Annotated[int, Query(ge=1, le=1000)] = 100

@@ -78,6 +78,12 @@ class StateQuery:
         put(self, "until", _aware(until, "until"))
         put(self, "limit", limit)
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether nothing is filtered: only the newest `limit` are asked for."""
+        told = (self.ids, self.key_ids, self.provider_ids, self.state, self.since, self.until)
+        return all(each is None for each in told)
+
     def matches(self, entity: object) -> bool:
         """Whether one entity (of the right type) passes the filters."""
         facts = _Facts.of(entity)

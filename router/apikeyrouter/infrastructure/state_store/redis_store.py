@@ -460,7 +460,10 @@ class RedisStateStore(StateStore):
             case "RoutingDecision":
                 return await self._decided()
             case "StateTransition":
-                return await self._stream("transitions", StateTransition, self.caps.transitions)
+                kept = self.caps.transitions
+                return await self._stream(
+                    "transitions", StateTransition, min(kept, query.limit) if query.takes_all else kept
+                )
             case "Policy":
                 return await self._get_all("docs:policy", Policy)
         raise StateStoreError(f"unknown entity type {query.entity_type}")
