@@ -38,8 +38,8 @@ async def test_a_client_is_made_switched_off_and_deleted(operator: Seat, service
     await operator.go("/manage")
     await operator.page.get_by_role("button", name="New client …").click()
     dialog = operator.page.locator(".q-dialog").last
-    await dialog.get_by_label("name", exact=True).fill("app-9")
-    await dialog.get_by_label("rpm", exact=True).fill("60")
+    await dialog.get_by_label("Name", exact=True).fill("app-9")
+    await dialog.get_by_label("Requests a minute", exact=True).fill("60")
     await operator.press("Save")
     await operator.reads("It is shown this once")
     assert (await operator.page.locator(".secret input").input_value()).strip() != ""
@@ -59,13 +59,13 @@ async def test_a_budget_is_made_and_changed(operator: Seat, service: Running) ->
     await operator.go("/manage")
     await operator.page.get_by_role("button", name="New budget …").click()
     dialog = operator.page.locator(".q-dialog").last
-    await dialog.get_by_label("name", exact=True).fill("spare")
-    await dialog.get_by_label("limit_usd", exact=True).fill("7.5")
+    await dialog.get_by_label("Name", exact=True).fill("spare")
+    await dialog.get_by_label("Limit, in dollars", exact=True).fill("7.5")
     await operator.press("Save")
     await operator.page.wait_for_selector('[data-act="budget-limit"][data-id="global:spare"]')
     assert (await _get(service, "/budgets/global:spare"))["limit_usd"] == 7.5
     await operator.act("budget-limit", id="global:spare")
-    await operator.page.locator(".q-dialog").last.get_by_label("limit_usd", exact=True).fill("9")
+    await operator.page.locator(".q-dialog").last.get_by_label("Limit, in dollars", exact=True).fill("9")
     await operator.press("Save")
     await operator.reads("global:spare: changed")
     assert (await _get(service, "/budgets/global:spare"))["limit_usd"] == 9
@@ -90,7 +90,8 @@ async def test_a_policy_is_tried_out_put_in_force_and_switched_off(operator: Sea
     assert (audit["action"], audit["actor"]) == ("policy.updated", "first")
 
 
-async def test_what_is_in_suspense_is_resolved(operator: Seat, service: Running) -> None:
+async def _suspend(service: Running) -> str:
+    """Something whose end is never told, in suspense; its id."""
     rid = new_rid()
     charge = Charge(input_tokens=10, output_tokens=20, expected_nanousd=1000, bound_nanousd=2000)
     held = Candidate(lanes=("k:north-1",), charge=charge)
@@ -102,11 +103,27 @@ async def test_what_is_in_suspense_is_resolved(operator: Seat, service: Running)
         return bool((await _get(service, "/suspense"))["total"])
 
     await wait_until(suspended)
+    return rid.hex()
+
+
+async def test_what_is_in_suspense_is_refunded(operator: Seat, service: Running) -> None:
+    rid = await _suspend(service)
     await operator.go("/money")
-    await operator.act("refund", id=rid.hex())
+    await operator.act("refund", id=rid)
     await operator.press("Refund")
     await operator.reads("nothing is in suspense")
     assert (await _get(service, "/suspense"))["total"] == 0
+
+
+async def test_what_is_in_suspense_is_charged_with_another_amount(operator: Seat, service: Running) -> None:
+    rid = await _suspend(service)
+    before = (await _get(service, "/budgets/global:daily"))["settled_usd"]
+    await operator.go("/money")
+    await operator.act("charge", id=rid)
+    await operator.page.get_by_label("What it did cost, in dollars").fill("0.25")
+    await operator.press("Charge")
+    await operator.reads("nothing is in suspense")
+    assert (await _get(service, "/budgets/global:daily"))["settled_usd"] == pytest.approx(before + 0.25)
 
 
 async def test_a_request_is_found_explained_and_tried_out(operator: Seat, service: Running) -> None:
@@ -151,9 +168,10 @@ async def test_a_held_reservation_is_seen_in_flight(operator: Seat, service: Run
     ledger = service.runtime.router.ledger
     await ledger.reserve(ReserveRequest(rid=rid, candidates=(held,), lease_us=60_000_000))
     await operator.go("/flight")
-    await operator.reads(rid.hex())
-    row = operator.page.locator(f"tr:has-text('{rid.hex()}')")
+    seen = f'tr:has([title="reservation {rid.hex()}"])'
+    await operator.page.wait_for_selector(seen)
+    row = operator.page.locator(seen)
     assert "north-1" in await row.inner_text()
     assert "30" in (await row.locator("td.n").first.inner_text())
     await ledger.cancel(rid)
-    await operator.page.wait_for_selector(f"text={rid.hex()}", state="detached")
+    await operator.page.wait_for_selector(seen, state="detached")

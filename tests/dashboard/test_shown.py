@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from apikeyrouter_dashboard.shown import fleet, headroom, manage, money, pool, situation
+from apikeyrouter_dashboard.shown import decisions, deployment, fleet, headroom, manage, money, pool, setup, situation
 from apikeyrouter_dashboard.shown.words import count, dollars, percent, span_of, table, when
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -160,3 +160,120 @@ def test_the_bar_of_a_budget_tells_how_near_its_end_is(settled: float, state: st
         "resets_at": None, "forecast": None,
     }  # fmt: skip
     assert f'<i class="is-{state}"' in money.tree([budget], NOW)
+
+
+def worker(**changes: Any) -> dict[str, Any]:
+    """A worker that is well."""
+    told: dict[str, Any] = {
+        "id": "ab12cd", "host": "one", "pid": 7, "version": "1.0", "state": "normal", "started_at": NOW.isoformat(),
+        "heard_at": NOW.isoformat(), "config_version": 3, "decisions_per_second": 5.0, "open_requests": 1, "waiting": 0,
+        "waiting_longest_ms": 0, "reserve_p50_us": 400, "reserve_p99_us": 900, "clock_offset_ms": 2,
+        "clock_suspected": False, "unsettled": 0, "memory_bytes": 90 << 20, "cpu_share": 0.2,
+    }  # fmt: skip
+    return {**told, **changes}
+
+
+def test_workers_that_need_somebody_come_first_and_say_why() -> None:
+    found = [
+        worker(),
+        worker(id="000001", state="lost"),
+        worker(id="000002", clock_suspected=True, reserve_p50_us=None),
+    ]
+    told = deployment.workers(found, NOW)
+    assert told.index("000001") < told.index("ab12cd")
+    assert all(text in told for text in ("✕ lost", "in doubt", "none asked", "0.4 ms / 0.9 ms", "90 MiB"))
+
+
+def test_workers_that_began_together_are_one_deployment() -> None:
+    later = (NOW + timedelta(minutes=5)).isoformat()
+    found = [worker(), worker(id="000001"), worker(id="000002", started_at=later, version="1.1", state="lost")]
+    told = [text for _, text in deployment.deployments(found)]
+    assert told == ["2 workers began, 1.0", "1 worker began, 1.1", "worker 000002 lost"]
+
+
+def test_a_problem_is_told_in_full_and_warnings_when_asked_for() -> None:
+    found = [
+        {"check": "eviction", "verdict": "problem", "found": "allkeys-lru", "remedy": "noeviction"},
+        {"check": "persistence", "verdict": "warning", "found": "none", "remedy": "appendonly"},
+        {"check": "redis", "verdict": "ok", "found": "Valkey", "remedy": None},
+    ]
+    told = deployment.banner(found)
+    before, _, after = told.partition("<details>")
+    assert "allkeys-lru" in before
+    assert "appendonly" in after
+    assert "Valkey" not in told
+    assert deployment.banner(found[2:]) == ""
+    assert "Valkey" in deployment.findings(found)
+
+
+def test_keys_that_fared_alike_at_once_are_one_line() -> None:
+    def moved(seconds: int, name: str, before: str | None, after: str) -> dict[str, Any]:
+        at = (NOW + timedelta(seconds=seconds)).isoformat()
+        return {"timestamp": at, "entity_id": name, "from_state": before, "to_state": after}
+
+    found = [*(moved(0, f"k{n}", None, "available") for n in range(9)), moved(60, "a", "available", "exhausted"),
+             moved(61, "b", "available", "exhausted"), moved(300, "a", "available", "exhausted")]  # fmt: skip
+    told = [text for _, text in fleet.changes([], found)]
+    assert sorted(told) == ["9 keys registered", "a exhausted", "a, b exhausted"]
+
+
+def test_marks_stand_at_the_next_point_of_the_chart() -> None:
+    samples = [fleet.Sample(NOW + timedelta(seconds=3 * n)) for n in range(4)]
+    happened = [(NOW + timedelta(seconds=1), "one"), (NOW + timedelta(seconds=2), "two"), (NOW - timedelta(1), "old")]
+    assert fleet.marks(happened, samples) == [("12:00:03", "two and 1 more")]
+
+
+def test_rows_of_limits_are_read_as_they_are_written() -> None:
+    rows = setup.read_rows("rpm=50, headroom=0.05\n\nrpd=9, kind=calendar, timezone=UTC")
+    assert rows == [{"rpm": 50, "headroom": 0.05}, {"rpd": 9, "kind": "calendar", "timezone": "UTC"}]
+    assert setup.read_rows(setup.rows_as_text(rows)) == rows
+    for wrong in ("rpm", "rpm=", "=5", "rpm=x", " \n"):
+        with pytest.raises(ValueError, match=r"line 1|a row is wanted"):
+            setup.read_rows(wrong)
+
+
+def attempt(**changes: Any) -> dict[str, Any]:
+    """An attempt that was answered."""
+    told: dict[str, Any] = {
+        "key_id": "k1", "provider_id": "openai", "model": "m", "reservation_id": "00", "worker": "ab12cd",
+        "failure": "", "status": 200, "probe": False, "reserve_us": 900, "upstream_us": 250_000,
+        "expected_input_tokens": 10, "expected_output_tokens": 64, "expected_cost": "0.02", "cost": "0.01",
+        "cost_estimated": False,
+    }  # fmt: skip
+    return {**told, **changes}
+
+
+def decision(**changes: Any) -> dict[str, Any]:
+    """A request that was answered at once."""
+    told: dict[str, Any] = {
+        "id": "r1", "request_id": "r1", "selected_key_id": "k1", "selected_provider_id": "openai", "model": "m",
+        "objective": {"primary": "fairness"}, "explanation": "", "confidence": 1.0, "timestamp": NOW.isoformat(),
+        "candidates": [], "policy_ids": [], "snapshot_age_ms": 3, "attempts": 1, "outcome": "ok", "client": "shop",
+        "team": None, "stream": False, "tried": [attempt()], "waited_us": 0, "upstream_us": 250_000,
+        "first_token_us": None, "overhead_us": 1_200, "total_us": 251_200, "input_tokens": 9, "output_tokens": 12,
+        "cost": "0.01", "cost_estimated": False, "text": "in words",
+    }  # fmt: skip
+    return {**told, **changes}
+
+
+def test_a_retry_that_was_absorbed_is_no_outage() -> None:
+    tried = [attempt(failure="rate_limit_error", status=429, cost="0"), attempt(key_id="k2")]
+    told = decisions.explained(decision(attempts=2, tried=tried))
+    assert "↷ absorbed: rate limit error" in told
+    assert "is-bad" not in told
+    failed = decisions.explained(decision(attempts=1, outcome="rate_limit_error", tried=tried[:1], cost=None))
+    assert "✕ rate limit error" in failed
+
+
+def test_an_explained_request_tells_its_time_and_the_estimate_against_what_was_used() -> None:
+    told = decisions.explained(decision())
+    assert "251 ms in all: reserve 0.9 ms, at the provider 250 ms, here 1.2 ms" in told
+    assert "admitted for 10 + 64 tokens, $0.02; used 9 + 12 tokens, $0.01" in told
+    assert "what was used is not known" in decisions.explained(decision(input_tokens=None))
+    assert "nothing was sent" in decisions.explained(decision(tried=[], total_us=0))
+
+
+def test_what_a_provider_said_is_cut_to_its_first_sentence_on_a_tile() -> None:
+    told = key(state="exhausted", state_reason="You exceeded your quota. Read the docs: https://example.com.")
+    assert pool.why(told) == "You exceeded your quota"
+    assert pool.why(told, whole=True).endswith("example.com.")

@@ -19,7 +19,7 @@ class Keeper:
     """
 
     def __init__(self, directory: Path | None = None, ledger: str = "") -> None:
-        self._directory, self._ledger = directory, ledger
+        self.directory, self.ledger = directory, ledger
         self._own: OutboxFile | None = None
         self.files: list[OutboxFile] = []
         """Those in which something waits to be delivered."""
@@ -37,11 +37,11 @@ class Keeper:
     @property
     def keeps(self) -> bool:
         """Whether ends are kept on disk."""
-        return self._directory is not None
+        return self.directory is not None
 
     async def keep(self, entries: Sequence[Entry]) -> None:
         """Write what is not on disk yet, as far as there is room. Trouble with the disk is said once an outage."""
-        if self._directory is None or not entries:
+        if self.directory is None or not entries:
             return
         try:
             taken = await asyncio.to_thread(self._append, entries[:SPILL_MAX])
@@ -52,16 +52,16 @@ class Keeper:
             self._trouble("the file is full")
 
     def _append(self, entries: Sequence[Entry]) -> int:
-        assert self._directory is not None
+        assert self.directory is not None
         if self._own is None:
-            self._own = OutboxFile.make(self._directory, self._ledger)
+            self._own = OutboxFile.make(self.directory, self.ledger)
             self.files.append(self._own)
         return self._own.append(entries)
 
     def _trouble(self, why: str) -> None:
         if not self._told:
             self._told = True
-            _log.error("outbox.not_kept", directory=str(self._directory), error=why)
+            _log.error("outbox.not_kept", directory=str(self.directory), error=why)
 
     def delivered(self, rid: bytes) -> None:
         """The ledger has it."""
@@ -84,10 +84,10 @@ class Keeper:
 
     async def take_over(self) -> list[Entry]:
         """What dead processes of this machine have left, for this one to deliver."""
-        if self._directory is None:
+        if self.directory is None:
             return []
         try:
-            found = await asyncio.to_thread(lambda: list(left_over(self._directory, self._ledger)))  # type: ignore[arg-type]
+            found = await asyncio.to_thread(lambda: list(left_over(self.directory, self.ledger)))  # type: ignore[arg-type]
         except OSError as exc:
             self._trouble(str(exc))
             return []

@@ -11,7 +11,7 @@ from apikeyrouter_dashboard.shown import decisions as shown
 
 __all__ = ["DecisionsPage"]
 
-LISTED_MAX = 200
+LISTED_MAX = 100
 KINDS = {"all": "all", "refused": "refused", "retried": "retried"}
 OBJECTIVES = ["fairness", "cost", "reliability", "latency", "quality"]
 
@@ -20,7 +20,7 @@ class DecisionsPage(Page):
     """A list that stays still while it is read."""
 
     path, title = "/decisions", "Decisions"
-    seconds: ClassVar[float] = 3.0
+    seconds: ClassVar[float] = 4.0
 
     def _build(self) -> None:
         self._listed: list[Any] = []

@@ -40,13 +40,13 @@ class FleetPage(Page):
             self._clients = self._section("Shares of clients", "of what was served today, by weight")
             self._keys = self._section("Shares of keys", "of what was served today")
             self._processes = self._section("Shares of workers", "of what is decided now")
-            self._happened = self._section("What happened", "changes, states of keys, workers that began or were lost")
+            self._happened = self._section("What happened", "changes, states of keys, workers", "tall")
         self._findings = self._section("Set-up", "what doctor checks, and what to do")
 
-    def _section(self, title: str, about: str) -> Block:
+    def _section(self, title: str, about: str, kind: str = "") -> Block:
         with ui.element("section").classes("panel"):
             _head(title, about)
-            return Block()
+            return Block(kind)
 
     async def _read(self) -> Any:
         api, today = self.session.api, datetime.now(UTC).date().isoformat()

@@ -15,7 +15,6 @@ from apikeyrouter_dashboard.shown import setup as shown
 
 __all__ = ["SetupPage"]
 
-ADAPTERS = ("openai", "anthropic", "gemini", "azure", "generic", "vllm", "openrouter", "groq", "mistral", "together")
 EVENTS = ("budget.threshold", "key.out", "provider.opened", "provider.closed", "ledger.drift")
 ROWS_HINT = "a row a line: rpm=500, tpm=200000, kind=bucket"
 OF_PROVIDER = ("adapter", "base_url", "options", "timeouts", "breaker_settings")
@@ -88,8 +87,10 @@ class SetupPage(Page):
     # --- providers -----------------------------------------------------------------------------------------------
 
     async def _new_provider(self) -> None:
-        fields = [Field("id", "Name"), Field("adapter", "Adapter", choices=ADAPTERS),
-                  Field("base_url", "Address", hint="none: the adapter's own")]  # fmt: skip
+        fields = [
+            Field("id", "Name"), Field("adapter", "Adapter", hint="openai, anthropic, gemini, azure, vllm, generic, …"),
+            Field("base_url", "Address", hint="none: the adapter's own"),
+        ]  # fmt: skip
         given = await Form("New provider", fields).asked()
         if given is not None:
             body = {name: value for name, value in given.items() if value}

@@ -150,7 +150,7 @@ def _ended(attempt: Told, *, absorbed: bool) -> Markup:
 
 
 def _absorbed(decision: Told) -> bool:
-    return decision["attempts"] > 1 and decision["outcome"] == "ok"
+    return bool(decision["attempts"] > 1 and decision["outcome"] == "ok")
 
 
 def _number(value: float | None) -> str:

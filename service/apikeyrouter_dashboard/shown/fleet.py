@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from markupsafe import Markup
@@ -26,7 +26,9 @@ __all__ = [
 ]
 
 Told = Mapping[str, Any]
-MARKS_MAX, LISTED_MAX = 12, 20
+MARKS_MAX, LISTED_MAX, NAMES_MAX = 12, 20, 3
+TOGETHER = timedelta(seconds=5)
+"""Keys that fared alike within this fared so together."""
 _LINE = re.compile(r"^(\w+)(?:\{([^}]*)\})? ([0-9.eE+-]+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 UPSTREAM = ("rate_limit_error", "quota_exceeded_error")
@@ -82,15 +84,25 @@ def _sum(sample: Sample, names: Sequence[str]) -> float:
 
 
 def changes(audit: Sequence[Told], transitions: Sequence[Told]) -> list[tuple[datetime, str]]:
-    """What was changed, and what became of keys: when, and in words."""
-    return [
-        *((datetime.fromisoformat(one["at"]), f"{one['action']} {one['id']}") for one in audit),
-        *((datetime.fromisoformat(one["timestamp"]), _became(one)) for one in transitions),
-    ]
+    """What was changed, and what became of keys (those together that fared alike at once): when, and in words."""
+    told = [(datetime.fromisoformat(one["at"]), f"{one['action']} {one['id']}") for one in audit]
+    alike: dict[str, list[tuple[datetime, str]]] = {}
+    for one in sorted(transitions, key=lambda one: str(one["timestamp"])):
+        at, became = datetime.fromisoformat(one["timestamp"]), _became(one)
+        group = alike.setdefault(became, [])
+        if group and at - group[-1][0] > TOGETHER:
+            told.append((group[0][0], f"{_names([name for _, name in group])} {became}"))
+            group.clear()
+        group.append((at, str(one["entity_id"])))
+    return told + [(group[0][0], f"{_names([name for _, name in group])} {what}") for what, group in alike.items()]
 
 
 def _became(one: Told) -> str:
-    return f"{one['entity_id']} {one['to_state'] or 'revoked'}"
+    return "registered" if one["from_state"] is None else str(one["to_state"] or "revoked")
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= NAMES_MAX else f"{len(names)} keys"
 
 
 def marks(found: Sequence[tuple[datetime, str]], samples: Sequence[Sample]) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from apikeyrouter_dashboard.shown.words import badge, button, count, dollars, facts_strip, moment, span_of, table, when
+from apikeyrouter_dashboard.shown.words import badge, count, dollars, facts_strip, moment, span_of, table, when
 
 __all__ = ["flight", "summary"]
 
@@ -49,8 +49,9 @@ def _call(one: Told) -> Markup:
     more = [f"attempt {call['attempt']}"] if call["attempt"] > 1 else []
     more += ["stream"] if call["stream"] else []
     more += [f"client {call['client']}"] if call["client"] else []
-    return Markup('{} <span class="dim">{}</span>').format(
-        button("explain", call["request_id"], kind="link", id=call["request_id"]), ", ".join([call["model"], *more])
+    told = ", ".join([call["model"], *more])
+    return Markup('<code title="{}">…{}</code> <span class="dim">{}</span>').format(
+        call["request_id"], call["request_id"][-10:], told
     )
 
 

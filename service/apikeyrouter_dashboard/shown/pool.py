@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from apikeyrouter_dashboard.shown.words import UNKNOWN, badge, bar, button, count, percent, table, when
+from apikeyrouter_dashboard.shown.words import UNKNOWN, badge, bar, button, count, first_sentence, percent, table, when
 
 __all__ = ["CHIPS_MAX", "GROUPINGS", "Group", "condition", "groups", "key_facts", "legend", "size_for", "tiles"]
 
@@ -113,10 +113,10 @@ def back(key: Key, now: datetime) -> Markup:
     return Markup("back {}").format(when(until, now, unknown="at an unknown time"))
 
 
-def why(key: Key) -> str:
-    """What took a key out, or binds it."""
+def why(key: Key, *, whole: bool = False) -> str:
+    """What took a key out, or binds it. `whole`: not only what a glance needs."""
     if key["state"] not in ("available", "recovering") and key["state_reason"]:
-        return str(key["state_reason"])
+        return str(key["state_reason"]) if whole else first_sentence(key["state_reason"])
     if key["out_lane"]:
         kind = "breaker open" if key["breaker"] == "open" else "cooling"
         return f"{kind} on {key['out_lane']}"
@@ -181,7 +181,7 @@ def key_facts(key: Key, transitions: Sequence[Mapping[str, Any]], now: datetime)
     limit = key["binding"]
     facts = [
         ("Condition", badge(name, f"{CONDITIONS[name][0]} {name}") + Markup(" {}").format(back(key, now))),
-        ("Why", why(key)),
+        ("Why", why(key, whole=True)),
         ("Headroom", percent(key["headroom"])),
         ("Binding limit", UNKNOWN if limit is None else f"{_binding_words(key)}, in {limit['lane']}"),
         ("Full again", UNKNOWN if limit is None else when(limit["full_again_at"], now, unknown="it is full")),

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from apikeyrouter_dashboard.shown.pool import back, condition
-from apikeyrouter_dashboard.shown.words import badge, by, count, dollars, facts_strip, percent, when
+from apikeyrouter_dashboard.shown.words import badge, by, count, dollars, facts_strip, first_sentence, percent, when
 
 __all__ = ["Incident", "incidents", "strip", "told"]
 
@@ -54,7 +54,9 @@ def _out(keys: Sequence[Told], now: datetime) -> Iterable[Incident]:
         elif name == "invalid":
             yield Incident(
                 level="bad", what=f"The provider refuses {ids}",
-                follows=Markup("{} — {}").format(members[0]["state_reason"] or "no reason was given", rest),
+                follows=Markup("“{}”; {}").format(
+                    first_sentence(members[0]["state_reason"] or "no reason was given"), rest
+                ),
                 todo="Rotate the key: open it, give it new material.",
             )  # fmt: skip
         elif name == "out":

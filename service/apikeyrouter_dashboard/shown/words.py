@@ -7,8 +7,8 @@ from typing import Any
 from markupsafe import Markup
 
 __all__ = [
-    "UNKNOWN", "Row", "badge", "bar", "button", "count", "dollars", "empty", "facts_strip", "moment", "note", "percent",
-    "span_of", "table", "told_at", "when",
+    "UNKNOWN", "Row", "badge", "bar", "button", "count", "dollars", "empty", "facts_strip", "first_sentence",
+    "moment", "note", "percent", "span_of", "table", "told_at", "when",
 ]  # fmt: skip
 
 UNKNOWN = Markup('<span class="unknown">unknown</span>')
@@ -42,6 +42,12 @@ def when(told: str | None, now: datetime, *, unknown: str = "unknown") -> Markup
     seconds = (at - now).total_seconds()
     words = f"in {span_of(seconds)}" if seconds >= 0.5 else f"{span_of(-seconds)} ago" if seconds < -0.5 else "now"
     return Markup('<time datetime="{}" title="{}">{}</time>').format(at.isoformat(), told_at(at), words)
+
+
+def first_sentence(text: object, most: int = 90) -> str:
+    """What a provider said, as far as a glance needs it."""
+    told = str(text).replace("\n", " ").partition(". ")[0].rstrip(".")
+    return told if len(told) <= most else told[: most - 1] + "…"
 
 
 def told_at(at: datetime) -> str:

@@ -19,7 +19,7 @@ from apikeyrouter_proxy.doctor.surroundings import Surroundings
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-__all__ = ["of_configuration", "of_encryption_key", "of_outbox", "of_server"]
+__all__ = ["left_in", "of_configuration", "of_encryption_key", "of_outbox", "of_server"]
 
 CLOCK_SECONDS_MAX = 1.0
 """The ledger uses the server's clock alone; calendar periods come from ours, so they should be near each other."""
@@ -50,8 +50,12 @@ def _warnings(around: Surroundings) -> list[Finding]:
 def of_outbox(around: Surroundings, data_dir: Path | None) -> list[Finding]:
     """What workers that died could not tell the accounting, on this machine."""
     data = data_dir or (Path(around.settings.data_dir) if around.settings.data_dir else default_data_dir())
-    directory = Path(around.environ.get(f"{PREFIX}OUTBOX_DIR") or data / "outbox")
-    files, ends, oldest = outbox_summary(directory)
+    return left_in(Path(around.environ.get(f"{PREFIX}OUTBOX_DIR") or data / "outbox"))
+
+
+def left_in(directory: Path, ledger: str | None = None) -> list[Finding]:
+    """What is left over in an outbox: of every ledger, or of one."""
+    files, ends, oldest = outbox_summary(directory, ledger)
     if not files:
         return [ok("outbox", f"nothing is left over in {directory}")]
     age = f"{max(0.0, time.time() - oldest) / 3600:.1f} h old"

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from apikeyrouter.infrastructure.config.environment import provider_keys
-from apikeyrouter_proxy.doctor.examination import of_configuration, of_encryption_key, of_outbox, of_server
+from apikeyrouter.router import ApiKeyRouter
+from apikeyrouter_proxy.doctor.examination import left_in, of_configuration, of_encryption_key, of_server
 from apikeyrouter_proxy.doctor.findings import Finding, problem
 from apikeyrouter_proxy.doctor.surroundings import Surroundings
 
@@ -34,8 +35,9 @@ class StandingDoctor:
         """What was found, and when. Never fails: what stops an examination is a finding."""
         async with self._lock:
             if self._told is None or time.monotonic() >= self._until:
-                around, registered = self._around(), len(self._runtime.router.catalogue.keys)
-                found = await asyncio.to_thread(asyncio.run, _examined(around, self._redis_url, registered))
+                found = await asyncio.to_thread(
+                    asyncio.run, _examined(self._around(), self._redis_url, self._runtime.router)
+                )
                 self._told, self._until = (datetime.now(UTC), found), time.monotonic() + BELIEVED_SECONDS
         return self._told
 
@@ -47,10 +49,11 @@ class StandingDoctor:
         )  # fmt: skip
 
 
-async def _examined(around: Surroundings, redis_url: str | None, registered: int) -> list[Finding]:
+async def _examined(around: Surroundings, redis_url: str | None, router: ApiKeyRouter) -> list[Finding]:
+    keeper = router.books.keeper
     found = [
-        *of_configuration(around, registered=registered),
-        *of_outbox(around, None),
+        *of_configuration(around, registered=len(router.catalogue.keys)),
+        *(left_in(keeper.directory, keeper.ledger) if keeper.directory is not None else ()),
         of_encryption_key(around, embedded=redis_url is None),
     ]
     if redis_url is None:

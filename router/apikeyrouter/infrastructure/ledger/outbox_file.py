@@ -125,10 +125,11 @@ def left_over(directory: Path, ledger: str | None = None) -> Iterator[OutboxFile
                 found.close()
 
 
-def outbox_summary(directory: Path) -> tuple[int, int, float]:
-    """Files that dead processes left, ends in them, and when the oldest was written last (Unix seconds; 0: none)."""
+def outbox_summary(directory: Path, ledger: str | None = None) -> tuple[int, int, float]:
+    """Files that dead processes left, ends in them, and when the oldest was written last (Unix seconds; 0: none).
+    `ledger`: only those of this one."""
     files, ends, oldest = 0, 0, 0.0
-    for found in left_over(directory):
+    for found in left_over(directory, ledger):
         at = found.path.stat().st_mtime
         files, ends, oldest = files + 1, ends + len(found.entries), min(oldest or at, at)
         found.close()
