@@ -65,8 +65,11 @@ async def test_limits_are_stated_changed_and_deleted(operator: Seat, service: Ru
     await editor.fill("rpm=fast")
     await operator.press("Save")
     await operator.reads("line 1: 'rpm=fast' is not name=number")
-    await operator.act("limit-change", id=lane)
-    await operator.page.locator(".q-dialog").last.get_by_label("Limits", exact=True).fill("rpm=60")
+    await editor.fill("rpm=60, kind=triangle")
+    await operator.press("Save")
+    await operator.page.wait_for_selector(".q-notification:has-text('kind')")
+    assert await editor.input_value() == "rpm=60, kind=triangle"  # what was refused is not lost
+    await editor.fill("rpm=60")
     await operator.press("Save")
     await operator.reads(f"{lane}: changed")
     assert (await _get(service, f"/limits/{lane}"))["rows"] == [{"rpm": 60}]

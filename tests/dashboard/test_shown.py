@@ -192,7 +192,7 @@ def test_workers_that_began_together_are_one_deployment() -> None:
 
 
 def test_a_problem_is_told_in_full_and_warnings_when_asked_for() -> None:
-    found = [
+    found: list[dict[str, Any]] = [
         {"check": "eviction", "verdict": "problem", "found": "allkeys-lru", "remedy": "noeviction"},
         {"check": "persistence", "verdict": "warning", "found": "none", "remedy": "appendonly"},
         {"check": "redis", "verdict": "ok", "found": "Valkey", "remedy": None},

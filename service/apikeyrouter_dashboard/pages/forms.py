@@ -1,7 +1,7 @@
 """Dialogs that ask for some fields, and what may be written in them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,9 @@ from nicegui import ui
 from apikeyrouter_dashboard.pages.frame import tell
 
 __all__ = ["Field", "Form", "as_json", "number", "show_once"]
+
+Save = Callable[[dict[str, Any]], Awaitable[object]]
+"""What is done with what was given; None: it was refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +56,15 @@ class Form:
                 ui.button("Cancel", on_click=lambda: self._dialog.submit(False)).props("flat no-caps")
                 ui.button(act, on_click=lambda: self._dialog.submit(True)).props("unelevated no-caps")
 
-    async def asked(self) -> dict[str, Any] | None:
-        """Ask, and wait: what was given (texts, and lists where many may be chosen); None: nothing was saved."""
-        saved = await self._dialog
-        given = {name: _given(made.value) for name, made in self._made.items()}
+    async def ask(self, save: Save) -> None:
+        """Ask until `save` takes what was given (texts, and lists where many may be chosen), or nobody wants to save.
+
+        What is refused is asked again, as it was written. `save` says what was wrong.
+        """
+        while await self._dialog:
+            if await save({name: _given(made.value) for name, made in self._made.items()}) is not None:
+                break
         self._dialog.delete()
-        return given if saved else None
 
 
 def _given(value: Any) -> Any:

@@ -119,21 +119,27 @@ class ManagePage(Page):
         await self.look()
 
     async def _new_client(self) -> None:
-        given = await Form("New client", CLIENT_FIELDS, about="Its token is shown once, next.").asked()
-        if given is None:
-            return
-        body = {name: number(value) if name in LIMITS else value for name, value in given.items() if value}
-        if "models" in body:
-            body["models"] = [model.strip() for model in given["models"].split(",") if model.strip()]
-        made = await self.send("POST", "/clients", {**body, "name": given["name"]}, done=f"{given['name']} is made")
-        if made and "token" in made:
-            await show_once(f"The token of {given['name']}", made["token"])
+        made: dict[str, Any] = {}
+
+        async def save(given: dict[str, Any]) -> Any:
+            body = {name: number(value) if name in LIMITS else value for name, value in given.items() if value}
+            if "models" in body:
+                body["models"] = [model.strip() for model in given["models"].split(",") if model.strip()]
+            body["name"] = given["name"]
+            told = await self.send("POST", "/clients", body, done=f"{given['name']} is made")
+            made.update(told or {})
+            return told
+
+        await Form("New client", CLIENT_FIELDS, about="Its token is shown once, next.").ask(save)
+        if "token" in made:
+            await show_once(f"The token of {made['name']}", made["token"])
 
     async def _new_budget(self) -> None:
-        given = await Form("New budget", BUDGET_FIELDS).asked()
-        if given is not None:
+        async def save(given: dict[str, Any]) -> Any:
             body = {name: number(value) if name == "limit_usd" else value for name, value in given.items() if value}
-            await self.send("POST", "/budgets", body, done="the budget is in force")
+            return await self.send("POST", "/budgets", body, done="the budget is in force")
+
+        await Form("New budget", BUDGET_FIELDS).ask(save)
 
     async def _change_budget(self, data: dict[str, str]) -> None:
         known = next((one for one in self.told["budgets"] if one["id"] == data["id"]), None)
@@ -143,10 +149,12 @@ class ManagePage(Page):
             Field("limit_usd", "Limit, in dollars", str(known["limit_usd"])),
             Field("enforcement", "Enforcement", known["enforcement"], ENFORCEMENTS),
         ]
-        given = await Form(f"Change {data['id']}", fields).asked()
-        if given is not None:
+
+        async def save(given: dict[str, Any]) -> Any:
             body = {**given, "limit_usd": number(given["limit_usd"])}
-            await self.send("PATCH", path_of("budgets", data["id"]), body, done=f"{data['id']}: changed")
+            return await self.send("PATCH", path_of("budgets", data["id"]), body, done=f"{data['id']}: changed")
+
+        await Form(f"Change {data['id']}", fields).ask(save)
 
     async def _edit_policy(self, policy_id: str | None) -> None:
         known = next((one for one in self.told["policies"] if one["id"] == policy_id), None)
@@ -167,11 +175,12 @@ class ManagePage(Page):
                     "outline no-caps"
                 )
                 ui.button("Put in force", on_click=lambda: dialog.submit(text.value)).props("unelevated no-caps")
-        wanted = await dialog
+        method, path = ("POST", "/policies") if known is None else ("PATCH", path_of("policies", str(policy_id)))
+        while wanted := await dialog:
+            body = as_json(wanted)
+            if body is not None and await self.send(method, path, body, done="the policy is in force") is not None:
+                break
         dialog.delete()
-        if wanted and (body := as_json(wanted)) is not None:
-            method, path = ("POST", "/policies") if known is None else ("PATCH", path_of("policies", str(policy_id)))
-            await self.send(method, path, body, done="the policy is in force")
 
     async def _try_policy(self, text: str, said: Block) -> None:
         body = as_json(text)

@@ -73,15 +73,16 @@ class MoneyPage(Page):
         held = next((one["held_usd"] for one in self.told["suspense"] if one["id"] == id), 0.0)
         about = "Its budgets book that as spent, in the periods that were charged; what was held is free."
         amount = Field("cost_usd", "What it did cost, in dollars", f"{held:.9f}".rstrip("0"))
-        form = Form(f"Charge {id[:12]}", [amount], about=about, act="Charge")
-        given = await form.asked()
-        if given is not None:
-            await self._resolve(id, {"action": "charge", "cost_usd": number(given["cost_usd"])})
+
+        async def save(given: dict[str, Any]) -> Any:
+            return await self._resolve(id, {"action": "charge", "cost_usd": number(given["cost_usd"])})
+
+        await Form(f"Charge {id[:12]}", [amount], about=about, act="Charge").ask(save)
 
     async def _refund(self, id: str) -> None:
         text = "It counts as never spent. If the provider bills it all the same, the books are too low."
         if await ask_first(f"Refund {id[:12]}?", text, act="Refund"):
             await self._resolve(id, {"action": "refund"})
 
-    async def _resolve(self, id: str, body: dict[str, Any]) -> None:
-        await self.send("POST", path_of("suspense", id, "resolve"), body, done=f"{body['action']}: done")
+    async def _resolve(self, id: str, body: dict[str, Any]) -> Any:
+        return await self.send("POST", path_of("suspense", id, "resolve"), body, done=f"{body['action']}: done")

@@ -16,6 +16,7 @@ from apikeyrouter_dashboard.shown import setup as shown
 __all__ = ["SetupPage"]
 
 EVENTS = ("budget.threshold", "key.out", "provider.opened", "provider.closed", "ledger.drift")
+ONCE = "What is secret of it is shown once, next."
 ROWS_HINT = "a row a line: rpm=500, tpm=200000, kind=bucket"
 OF_PROVIDER = ("adapter", "base_url", "options", "timeouts", "breaker_settings")
 
@@ -91,26 +92,25 @@ class SetupPage(Page):
             Field("id", "Name"), Field("adapter", "Adapter", hint="openai, anthropic, gemini, azure, vllm, generic, …"),
             Field("base_url", "Address", hint="none: the adapter's own"),
         ]  # fmt: skip
-        given = await Form("New provider", fields).asked()
-        if given is not None:
+
+        async def save(given: dict[str, Any]) -> Any:
             body = {name: value for name, value in given.items() if value}
-            await self.send("POST", "/providers", body, done=f"{given['id']} is there")
+            return await self.send("POST", "/providers", body, done=f"{given['id']} is there")
+
+        await Form("New provider", fields).ask(save)
 
     async def _change_provider(self, id: str) -> None:
         known = self._known("providers", "id", id)
-        text = json.dumps({name: known[name] for name in OF_PROVIDER}, indent=2)
-        about = "As a configuration file has it; timeouts in milliseconds."
-        given = await Form(
-            f"Change {id}", [Field("text", "The provider as JSON", text, lines=True)], about=about
-        ).asked()
-        body = None if given is None else as_json(given["text"])
-        if body is not None:
-            body["timeouts"] = {name: ms for name, ms in (body.get("timeouts") or {}).items() if ms is not None}
-            body["breaker_settings"] = {
-                name: value for name, value in (body.get("breaker_settings") or {}).items() if value is not None
-            }
-            body = {name: value for name, value in body.items() if value not in (None, {})}
-            await self.send("PATCH", path_of("providers", id), body, done=f"{id}: changed")
+        text = json.dumps({name: known[name] for name in OF_PROVIDER if known[name]}, indent=2)
+
+        async def save(given: dict[str, Any]) -> Any:
+            body = as_json(given["text"])
+            if body is None:
+                return None
+            return await self.send("PATCH", path_of("providers", id), body, done=f"{id}: changed")
+
+        told = Field("text", "The provider as JSON", text, lines=True)
+        await Form(f"Change {id}", [told], about="As a configuration file has it; times in ms.").ask(save)
 
     # --- limits --------------------------------------------------------------------------------------------------
 
@@ -121,44 +121,60 @@ class SetupPage(Page):
             Field("models", "Models that share them", hint="comma-separated; none: all"),
             Field("rows", "Limits", hint=ROWS_HINT, lines=True),
         ]  # fmt: skip
-        given = await Form("New limits", fields).asked()
-        if given is None or (rows := _rows(given["rows"])) is None:
-            return
-        body: dict[str, Any] = {name: given[name] for name in ("quota_group", "key") if given[name]}
-        models = [model.strip() for model in given["models"].split(",") if model.strip()]
-        body |= {"rows": rows, **({"models": models} if models else {})}
-        await self.send("POST", "/limits", body, done="the limits are in force")
+
+        async def save(given: dict[str, Any]) -> Any:
+            rows = _rows(given["rows"])
+            if rows is None:
+                return None
+            body: dict[str, Any] = {name: given[name] for name in ("quota_group", "key") if given[name]}
+            models = [model.strip() for model in given["models"].split(",") if model.strip()]
+            body |= {"rows": rows, **({"models": models} if models else {})}
+            return await self.send("POST", "/limits", body, done="the limits are in force")
+
+        await Form("New limits", fields).ask(save)
 
     async def _change_limits(self, id: str) -> None:
         text = shown.rows_as_text(self._known("limits", "id", id)["rows"] or [])
-        about = "What is used of those that stay is still counted."
-        given = await Form(
-            f"Change {id}", [Field("rows", "Limits", text, hint=ROWS_HINT, lines=True)], about=about
-        ).asked()
-        if given is not None and (rows := _rows(given["rows"])) is not None:
-            await self.send("PATCH", path_of("limits", id), {"rows": rows}, done=f"{id}: changed")
+
+        async def save(given: dict[str, Any]) -> Any:
+            rows = _rows(given["rows"])
+            if rows is None:
+                return None
+            return await self.send("PATCH", path_of("limits", id), {"rows": rows}, done=f"{id}: changed")
+
+        rows_of = Field("rows", "Limits", text, hint=ROWS_HINT, lines=True)
+        await Form(f"Change {id}", [rows_of], about="What is used of those that stay is still counted.").ask(save)
 
     # --- webhooks ------------------------------------------------------------------------------------------------
 
     async def _new_webhook(self) -> None:
         fields = [Field("name", "Name"), *_of_webhook("", EVENTS)]
-        given = await Form(
-            "New webhook", fields, about="What its deliveries are signed with is shown once, next."
-        ).asked()
-        if given is None:
-            return
-        made = await self.send("POST", "/webhooks", given, done=f"{given['name']} is told")
-        if made and "secret" in made:
-            await show_once(f"The secret of {given['name']}", made["secret"])
+        await self._make("/webhooks", Form("New webhook", fields, about=ONCE), "secret")
+
+    async def _make(self, path: str, form: Form, secret: str) -> None:
+        """Make something that has a secret, which is shown this once."""
+        made: Told = {}
+
+        async def save(given: dict[str, Any]) -> Any:
+            body = {name: value for name, value in given.items() if value}
+            told = await self.send("POST", path, body, done=f"{given['name']} is made")
+            made.update(told or {})
+            return told
+
+        await form.ask(save)
+        if secret in made:
+            await show_once(f"The {secret} of {made['name']}", made[secret])
 
     async def _change_webhook(self, id: str) -> None:
         known = self._known("webhooks", "name", id)
         states = ("on", "off") if known["enabled"] else ("off", "on")
         fields = [*_of_webhook(known["url"], known["events"]), Field("enabled", "It is", choices=states)]
-        given = await Form(f"Change {id}", fields).asked()
-        if given is not None:
+
+        async def save(given: dict[str, Any]) -> Any:
             body = {**given, "enabled": given["enabled"] == "on"}
-            await self.send("PATCH", path_of("webhooks", id), body, done=f"{id}: changed")
+            return await self.send("PATCH", path_of("webhooks", id), body, done=f"{id}: changed")
+
+        await Form(f"Change {id}", fields).ask(save)
 
     async def _test_webhook(self, id: str) -> None:
         await self.send("POST", path_of("webhooks", id, "test"), done="an event is on its way; see Deliveries")
@@ -180,20 +196,16 @@ class SetupPage(Page):
 
     async def _new_admin_key(self) -> None:
         fields = [Field("name", "Name"), *_of_admin_key("read", "")]
-        given = await Form("New admin key", fields, about="It is shown once, next.").asked()
-        if given is None:
-            return
-        body = {name: value for name, value in given.items() if value}
-        made = await self.send("POST", "/admin-keys", body, done=f"{given['name']} is made")
-        if made and "key" in made:
-            await show_once(f"The admin key of {given['name']}", made["key"])
+        await self._make("/admin-keys", Form("New admin key", fields, about=ONCE), "key")
 
     async def _change_admin_key(self, id: str) -> None:
         known = self._known("admin_keys", "name", id)
-        given = await Form(f"Change {id}", _of_admin_key(known["role"], known["expires_at"] or "")).asked()
-        if given is not None:
+
+        async def save(given: dict[str, Any]) -> Any:
             body = {"role": given["role"], "expires_at": given["expires_at"] or None}
-            await self.send("PATCH", path_of("admin-keys", id), body, done=f"{id}: changed")
+            return await self.send("PATCH", path_of("admin-keys", id), body, done=f"{id}: changed")
+
+        await Form(f"Change {id}", _of_admin_key(known["role"], known["expires_at"] or "")).ask(save)
 
     async def _rotate_admin_key(self, id: str) -> None:
         if await ask_first(f"Rotate {id}?", "The key that it has now is refused at once.", word=id, act="Rotate"):
