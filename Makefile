@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 CODE   := router/apikeyrouter service/apikeyrouter_proxy service/apikeyrouter_dashboard tests benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: audit go-tools helm-check help setup run demo docs test lint format types imports lua-lint laws exact faults mutants bench bench-peers exactness guard guard-keep ci constraints clean
+.PHONY: audit go-tools helm-check help setup run demo docs test lint format types imports lua-lint laws exact faults mutants bench bench-peers bench-scale exactness guard guard-keep ci constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -76,6 +76,10 @@ bench: $(READY) ## CPU per request against the reference pass-through
 
 bench-peers: $(READY) ## CPU, throughput and latency of ours and of other gateways; LITELLM and PORTKEY name their programs
 	$(BIN)/python -m benchmarks.comparison
+
+bench-scale: $(READY) ## where a server saturates, and what keys, calls, reservations take; two minutes
+	$(BIN)/python -m benchmarks.saturation
+	$(BIN)/python -m benchmarks.footprint
 
 exactness: $(READY) ## how exact ours is under overload, with a process killed, with Redis silent; ten minutes
 	$(BIN)/python -m benchmarks.exactness --ours

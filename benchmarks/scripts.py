@@ -32,7 +32,7 @@ from benchmarks.report import Figure, Section
 from benchmarks.samples import Spread
 from benchmarks.workers import BUDGETS, CLIENT, configuration
 
-__all__ = ["Cell", "measure_scripts", "next_request", "open_cell", "reserved", "settlement_of"]
+__all__ = ["Cell", "Demand", "measure_scripts", "next_request", "open_cell", "reserved", "settlement_of"]
 
 CANDIDATES = 8
 AT_ONCE = 32
@@ -53,16 +53,22 @@ _SERVICE_LANES, _DESIGN_LANES = 3, 2
 
 
 @dataclass(slots=True, kw_only=True)
-class Cell:
-    """One cell under measurement, and its samples in µs of server time per request."""
+class Demand:
+    """Whose candidates are asked for: so many keys, so many lanes each; `at`: the next one."""
 
     keys: int
     lanes: int
+    config: CompiledConfig
+    at: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Cell(Demand):
+    """One cell under measurement, and its samples in µs of server time per request."""
+
     pid: int
     client: Redis
     ledger: ScriptLedger
-    config: CompiledConfig
-    at: int = 0
     requests: int = 0
     samples: dict[str, list[float]] = field(default_factory=dict)
 
@@ -179,7 +185,7 @@ async def _prove(cell: Cell) -> None:
             raise ProofError(f"{cell.keys} keys: {scope.id} has {scope.settled} settled after {cell.requests} requests")
 
 
-def next_request(cell: Cell, *, lease_us: int = LONG_LEASE_US) -> ReserveRequest:
+def next_request(cell: Demand, *, lease_us: int = LONG_LEASE_US) -> ReserveRequest:
     """The next candidates, round and round through all keys."""
     count = min(CANDIDATES, cell.keys)
     keys = [cell.config.keys[(cell.at + number) % cell.keys] for number in range(count)]

@@ -143,6 +143,36 @@ def simulate(
 
 
 @app.command()
+def capacity(
+    rps: Annotated[float, typer.Option("--rps", min=0.001, max=1e8, help="Requests a second.")],
+    seconds: Annotated[float, typer.Option("--seconds", min=0.0, max=3600.0, help="How long a provider takes.")] = 8.0,
+    keys: Annotated[int, typer.Option("--keys", min=1, max=1_000_000, help="Provider keys.")] = 100,
+    budgets: Annotated[int, typer.Option("--budgets", min=0, max=1_000_000, help="Budgets.")] = 20,
+    events: Annotated[float, typer.Option("--events", min=0.0, max=1e6, help="Events of a streamed answer.")] = 0.0,
+    slab: Annotated[float, typer.Option("--slab", min=1.0, max=1e6, help="Requests that share a reservation.")] = 1.0,
+    attempts: Annotated[float, typer.Option("--attempts", min=1.0, max=10.0, help="Attempts per request.")] = 1.0,
+    worker_load: Annotated[
+        float, typer.Option("--worker-load", min=0.01, max=0.99, help="Share of a worker's core to use.")
+    ] = 0.6,
+    server_load: Annotated[
+        float, typer.Option("--server-load", min=0.01, max=0.99, help="Share of a server's core to use.")
+    ] = 0.5,
+    slowness: Annotated[
+        float, typer.Option("--slowness", min=0.05, max=20.0, help="Your cores' time over ours (docs/capacity.md).")
+    ] = 1.0,
+    json: Json = False,
+) -> None:
+    """How many workers and server cores a load needs, and how much memory; docs/capacity.md says how it reckons."""
+    from apikeyrouter.commands.capacity import MEASURED, Load, run
+
+    load = Load(
+        rps=rps, seconds=seconds, keys=keys, budgets=budgets, events=events, calls_per_slab=slab, attempts=attempts,
+        worker_load=worker_load, server_load=server_load,
+    )  # fmt: skip
+    raise typer.Exit(run(load, MEASURED.times(slowness), json_=json))
+
+
+@app.command()
 def doctor(redis_url: RedisUrl = None, config: ConfigFile = None, data_dir: DataDir = None, json: Json = False) -> None:
     """Check Redis, the configuration, the encryption key and the way to the providers; say what to do."""
     from apikeyrouter.commands.doctor import run
