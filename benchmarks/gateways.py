@@ -1,27 +1,27 @@
 """Gateways that are measured: ours and peers, as separate processes that share one Redis, on ports of their own.
 
-A peer is found by a variable that names its program (`LITELLM`, `PORTKEY`, `BIFROST`), else on the path; it lives in an
-environment of its own, outside the repository.
+A peer is found by a variable that names its program (`LITELLM`, `PORTKEY`, `ONWARDS`), else where `install_peers.py`
+puts it, else on the path; it lives in an environment of its own.
 """
 
 import contextlib
 import os
-import shutil
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 from tests.servers import Server, free_port
 
+from benchmarks.install_peers import program
 from benchmarks.processes import python_module, running_process
 from benchmarks.workers import OURS, service_environment
 
-__all__ = ["PEERS", "Started", "program", "running_gateway", "running_litellm", "running_ours_with"]
+__all__ = ["PEERS", "Started", "running_gateway", "running_litellm", "running_ours_with"]
 
 START_SECONDS_MAX = 120.0
 PEERS = Path(__file__).parent / "peers"
@@ -34,23 +34,27 @@ class Started:
 
     url: str
     pid: int
-
-
-def program(name: str) -> str | None:
-    """Where a peer's program is: the variable of its name in capitals, else the path."""
-    return os.environ.get(name.upper()) or shutil.which(name)
+    start_seconds: float = 0.0
+    """From the start of the process until it answers."""
 
 
 @contextlib.contextmanager
 def running_gateway(
-    count: int, command: Callable[[int], Sequence[str]], environ: Mapping[str, str], folder: Path, ready: str
+    count: int,
+    command: Callable[[int], Sequence[str]],
+    environ: Mapping[str, str],
+    folder: Path,
+    ready: str,
+    *,
+    token: str = "",
 ) -> Iterator[list[Started]]:
-    """`count` processes; `command` is given each one's port. Ready once `ready` is answered with 200.
+    """`count` processes; `command` is given each one's port. Ready once `ready` is answered with 200 to `token`.
 
     Errors: RuntimeError with what it said last.
     """
     with contextlib.ExitStack() as stack:
         started = []
+        begun = time.monotonic()
         for _ in range(count):
             port = free_port()
             log = stack.enter_context((folder / f"{port}.log").open("wb"))
@@ -59,8 +63,9 @@ def running_gateway(
             )
             started.append((Started(f"http://127.0.0.1:{port}", process.pid), process, Path(log.name)))
         for one, process, said in started:
-            _wait(one.url + ready, process, said)
-        yield [one for one, _, _ in started]
+            _wait(one.url + ready, process, said, token)
+        seconds = time.monotonic() - begun
+        yield [replace(one, start_seconds=seconds) for one, _, _ in started]
 
 
 @contextlib.contextmanager
@@ -100,11 +105,12 @@ def running_litellm(
         yield started
 
 
-def _wait(url: str, process: "subprocess.Popen[bytes]", said: Path) -> None:
+def _wait(url: str, process: "subprocess.Popen[bytes]", said: Path, token: str) -> None:
+    request = urllib.request.Request(url, headers={"authorization": f"Bearer {token}"} if token else {})
     deadline = time.monotonic() + START_SECONDS_MAX
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError, urllib.error.URLError), urllib.request.urlopen(url, timeout=5) as answer:
+        with contextlib.suppress(OSError, urllib.error.URLError), urllib.request.urlopen(request, timeout=5) as answer:
             if answer.status == 200:
                 return
-        time.sleep(0.1)
+        time.sleep(0.02)
     raise RuntimeError(f"a gateway did not start: {said.read_text(errors='replace')[-2000:]}")

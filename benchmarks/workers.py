@@ -5,7 +5,8 @@ import contextlib
 import os
 import secrets
 import subprocess
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -45,6 +46,7 @@ class Worker:
     namespace: str = ""
     access_log: Path | None = None
     complaints: Path | None = None
+    start_seconds: float = 0.0
 
 
 def configuration(base_url: str, *, count: int = KEYS) -> dict[str, object]:
@@ -70,12 +72,19 @@ def configuration(base_url: str, *, count: int = KEYS) -> dict[str, object]:
 
 
 def environment(
-    upstream: Upstream, redis_url: str, folder: Path, namespace: str, *, keys: int = KEYS
+    upstream: Upstream, redis_url: str, folder: Path, namespace: str, *, keys: int = KEYS, without: Sequence[str] = ()
 ) -> dict[str, str]:
-    """The environment of our worker; its configuration file and access log are in `folder`."""
+    """The environment of our worker; its configuration file and access log are in `folder`. `without`: sections of the
+    file that are left out, and `metrics`, `access_log`."""
     config = folder / f"{namespace}.yaml"
-    config.write_bytes(msgspec.json.encode(configuration(upstream.base_url, count=keys)))  # JSON is YAML
-    return service_environment(config, redis_url, folder, namespace)
+    told = {name: part for name, part in configuration(upstream.base_url, count=keys).items() if name not in without}
+    config.write_bytes(msgspec.json.encode(told))  # JSON is YAML
+    environ = service_environment(config, redis_url, folder, namespace)
+    if "metrics" in without:
+        environ["METRICS_ENABLED"] = "false"
+    if "access_log" in without:
+        environ["PROXY_ACCESS_LOG"] = "false"
+    return environ
 
 
 def service_environment(config: Path, redis_url: str, folder: Path, namespace: str) -> dict[str, str]:
@@ -93,20 +102,23 @@ def service_environment(config: Path, redis_url: str, folder: Path, namespace: s
 
 @contextlib.contextmanager
 def running_ours(
-    upstream: Upstream, redis_url: str, folder: Path, *, namespace: str, keys: int = KEYS
+    upstream: Upstream, redis_url: str, folder: Path, *, namespace: str, keys: int = KEYS, without: Sequence[str] = ()
 ) -> Iterator[Worker]:
-    """Our worker over a Redis, with everything on: tokens, budgets, limits, metrics, access log."""
-    environ = environment(upstream, redis_url, folder, namespace, keys=keys)
+    """Our worker over a Redis, with everything on but `without`: tokens, budgets, limits, metrics, access log."""
+    environ = environment(upstream, redis_url, folder, namespace, keys=keys, without=without)
     complaints = folder / f"{namespace}.err"
+    begun = time.monotonic()
     with complaints.open("wb") as stderr, _running(OURS, environ, stderr) as (pid, port):
-        yield Worker("ours", pid, port, namespace, folder / f"{namespace}.log", complaints)
+        seconds = time.monotonic() - begun
+        yield Worker("ours", pid, port, namespace, folder / f"{namespace}.log", complaints, seconds)
 
 
 @contextlib.contextmanager
 def running_reference(upstream: Upstream) -> Iterator[Worker]:
     """The bare pass-through."""
+    begun = time.monotonic()
     with _running(REFERENCE, {**os.environ, "UPSTREAM_URL": upstream.base_url}) as (pid, port):
-        yield Worker("reference", pid, port)
+        yield Worker("reference", pid, port, start_seconds=time.monotonic() - begun)
 
 
 @contextlib.contextmanager
