@@ -429,3 +429,10 @@ def test_what_each_model_makes_for_itself_is_its_own() -> None:
     first.additional_metadata["mark"] = True
     assert second.additional_metadata == {}
     assert second.timestamp.tzinfo is not None
+
+
+def test_what_belongs_into_parameters_is_told_so() -> None:
+    with pytest.raises(InvalidRequestError, match=r"^temperature: is not a known field; .* goes into parameters$"):
+        RequestIntent.parse({"model": "m", "messages": [{"role": "user", "content": "a"}], "temperature": 1})
+    with pytest.raises(InvalidRequestError, match=r"^messages\[0\]\.txt: is not a known field$"):
+        RequestIntent.parse({"model": "m", "messages": [{"role": "user", "content": "a", "txt": 1}]})

@@ -413,3 +413,16 @@ async def test_a_default_client_of_the_sdk_can_be_kept_over_many_leases(simulato
                 used.add(lease.key_id)
         assert used == {"a1", "a2"}
         assert await made.at_rest() == await made.billed() > 0
+
+
+async def test_a_router_that_is_closed_within_a_lease_ends_the_lease_and_not_its_own_task(
+    simulator: SimulatorProcess, redis_url: str
+) -> None:
+    async with house(simulator, RedisStateStore(redis_url), ["a1"]) as made:
+        async with made.router.lease("gpt-4o-mini", provider_id="openai", estimated_tokens=300) as lease:
+            await ask(lease)
+            await made.router.close()
+            assert lease.ended
+        async with house(simulator, RedisStateStore(redis_url), ["a1"]) as again:
+            assert await held(again) == []
+            assert await again.at_rest() > 0, "what was expected is booked: nobody told what was used"

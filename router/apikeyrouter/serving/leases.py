@@ -204,11 +204,12 @@ class Leasing:
         return self._lease
 
     def _watch(self, attempt: Attempt, lease: Lease) -> None:
-        """When the ledger gives the lease up, the task that holds it is cancelled; where that has ended, it is lost."""
+        """When the ledger gives the lease up, the task that holds it is cancelled; where that has ended, or gives it up
+        itself by closing the router, it is lost."""
         task, abort = asyncio.current_task(), attempt.hold.abort
 
         def lose(why: str) -> None:
-            if task is not None and abort is not None and not task.done():
+            if task is not None and abort is not None and not task.done() and task is not asyncio.current_task():
                 abort(why)
             else:
                 lease.lose(why)

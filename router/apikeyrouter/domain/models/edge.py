@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -57,9 +57,11 @@ def complaints(error: ValidationError, *, prefix: str = "") -> list[tuple[str, s
     return [_complaint(dict(detail), prefix) for detail in error.errors(include_url=False, include_input=False)]
 
 
-def invalid(error: ValidationError, *, prefix: str = "") -> InvalidRequestError:
-    """The first complaint of a pydantic error: `<field>: <what is wrong>`."""
+def invalid(error: ValidationError, *, prefix: str = "", unknown: str = "") -> InvalidRequestError:
+    """The first complaint of a pydantic error: `<field>: <what is wrong>`. `unknown`: where unknown fields belong."""
     path, reason = complaints(error, prefix=prefix)[0]
+    if reason == _WORDS["extra_forbidden"] and "." not in path:
+        reason += unknown
     return InvalidRequestError(reason, field=path)
 
 
@@ -100,11 +102,14 @@ class EdgeModel(BaseModel):
         defer_build=True,  # a quarter of the models' import time, paid by whoever uses a model first
     )
 
+    _unknown: ClassVar[str] = ""
+    """What to tell of fields that there are not."""
+
     def __init__(self, /, **data: Any) -> None:
         try:
             super().__init__(**data)
         except ValidationError as exc:
-            raise invalid(exc) from exc
+            raise invalid(exc, unknown=self._unknown) from exc
 
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # models within models are made without it
 

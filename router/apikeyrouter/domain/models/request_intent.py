@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -66,6 +66,8 @@ class RequestIntent(EdgeModel):
     usage reports; the tag `session` names the conversation, whose prompt a provider may have cached. Errors:
     `InvalidRequestError` naming the field.
     """
+
+    _unknown: ClassVar[str] = "; what the model is to be told (temperature, max_tokens, tools, …) goes into parameters"
 
     model: str = Field(min_length=1, max_length=NAME_LENGTH_MAX)
     messages: list[Message] = Field(default_factory=list)
