@@ -318,3 +318,37 @@ async def test_a_probe_asks_the_real_endpoint_and_bills_nothing(simulator: Simul
         assert (await simulator.report())["total"]["admitted"] == 3
         await router.register_provider("openai", OpenAIAdapter("http://127.0.0.1:9/v1"), overwrite=True)
         assert (await router.key_manager.probe_key(good.id)).works is None
+
+
+@pytest.mark.parametrize("objective", ["fairness", "cost", "latency", "reliability", "quality"])
+async def test_a_key_that_is_throttled_while_it_serves_is_avoided_at_once(
+    simulator: SimulatorProcess, objective: str
+) -> None:
+    async with plain(simulator, InMemoryStateStore()) as router:
+        one, two = [await router.register_key(material, "openai") for material in (A1, B1)]
+
+        async def used() -> set[str]:
+            return {(await router.route(intent(), objective)).key_used for _ in range(8)}
+
+        assert await used() <= {one.id, two.id}
+        for key, other in ((one, two), (two, one)):
+            await router.key_manager.update_key_state(key.id, "throttled", for_seconds=600)
+            assert await used() == {other.id}
+            await router.key_manager.update_key_state(key.id, "available", "it is fine")
+
+
+async def test_a_key_that_was_refused_serves_again_with_new_material(simulator: SimulatorProcess) -> None:
+    async with plain(simulator, InMemoryStateStore()) as router:
+        key = await router.register_key(A1, "openai")
+        await router.key_manager.update_key_state(key.id, "invalid", "401")
+        with pytest.raises(NoEligibleKeysError):
+            await router.route(intent())
+        assert (await router.key_manager.rotate_key(key.id, A2)).state is KeyState.Available
+        assert (await router.route(intent())).key_used == key.id
+        trail = [(entry.to_state, entry.reason) for entry in await router.key_manager.get_transitions(key.id)]
+        assert trail == [
+            ("available", "registered"),
+            ("invalid", "401"),
+            ("invalid", "rotated"),
+            ("available", "rotated"),
+        ]
