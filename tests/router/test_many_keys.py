@@ -234,3 +234,27 @@ async def test_a_process_that_dies_between_two_pages_leaves_whole_keys_and_the_s
     assert len(router.catalogue.keys) == 400
     assert len(await router.key_manager.get_transitions()) == 400
     await router.close()
+
+
+async def test_while_keys_are_replaced_elsewhere_there_is_always_one(redis_url: str) -> None:
+    one, other = await opened(RedisStateStore(redis_url)), await opened(RedisStateStore(redis_url))
+    await one.key_manager.register_key("sk-old", "openai", key_id="old")
+    await other.start()
+    await other.key_manager.refresh()
+    put, there = other.ledger.put, []
+
+    async def watched(**given: Any) -> Any:
+        there.append(set(other.catalogue.keys))
+        return await put(**given)
+
+    other.ledger.put = watched  # type: ignore[method-assign]
+    assert other._watcher is not None
+    other._watcher.cancel()  # so that both changes are seen by one look
+    await one.key_manager.register_key("sk-new", "openai", key_id="new")
+    await one.key_manager.revoke_key("old")
+    await other.key_manager.refresh()
+    assert list(other.catalogue.keys) == ["new"]
+    assert there
+    assert all(there)
+    await one.close()
+    await other.close()

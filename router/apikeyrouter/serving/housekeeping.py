@@ -14,11 +14,13 @@ from apikeyrouter.infrastructure.cancellation import end_task, stop_if_cancelled
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.bookkeeping import Bookkeeper
+from apikeyrouter.serving.lane_reading import LaneReading
 from apikeyrouter.serving.standby import Standby
 
 TICK_SECONDS = 0.25
 SWEEP_ROUNDS_MAX = 64
-LANES_PER_TICK = 2048
+LANES_AT_ONCE = 512
+"""So many lanes are taken in before requests get their turn."""
 ORDER_STEPS_PER_TICK, OPTIONS_PER_STEP = 20, 128
 """Of large pools, so many options are scored anew in a tick, with room for requests after each step."""
 LEASE_US = 30_000_000
@@ -45,7 +47,7 @@ class Housekeeper:
         self._ledger, self._books, self._snapshot, self._watch = ledger, books, snapshot, watch
         self._known_ids: Sequence[str] = ()
         self._lane_ids, self._restore, self._periodic, self._emit = lane_ids, restore, periodic, emit
-        self._next_lane = 0
+        self._reading = LaneReading(ledger)
         self._next_sweep = 0.0
         self._repaired = 0
         self._clock = ClockWatch()
@@ -137,7 +139,7 @@ class Housekeeper:
                 return
 
     async def refresh(self) -> None:
-        """Read the next lanes; with few keys that is all of them."""
+        """Read what may have changed of the lanes."""
         ids = self._lane_ids()
         if ids is not self._known_ids:
             gone = set(self._known_ids).difference(ids)
@@ -145,12 +147,18 @@ class Housekeeper:
             for lane_id in gone:
                 self._snapshot.capacity.pop(lane_id, None)
             self._known_ids = ids
-        if not ids:
-            return
-        start = self._next_lane if self._next_lane < len(ids) else 0
-        page = ids[start : start + LANES_PER_TICK]
-        self._next_lane = start + len(page)
-        lanes = await self._ledger.lanes(page)
+        try:
+            lanes = await self._reading.read(ids)
+            for start in range(0, max(1, len(lanes)), LANES_AT_ONCE):
+                self._take(lanes[start : start + LANES_AT_ONCE])
+                if start + LANES_AT_ONCE < len(lanes):
+                    await asyncio.sleep(0)
+        except BaseException:
+            self._reading.begin_anew()
+            raise
+
+    def _take(self, lanes: Sequence[LaneState]) -> None:
+        """Take in what was read, and tell what has come to be otherwise."""
         for lane in lanes:
             known = self._snapshot.lanes.get(lane.id)
             if lane.breaker != ("closed" if known is None else known.breaker):
@@ -163,6 +171,8 @@ class Housekeeper:
                 told = {"from_state": before.state.value, "to_state": level.state.value}
                 self._emit("quota.state_changed", lane=lane_id, **told)
         self._snapshot.take(lanes, now=time.perf_counter(), now_us=now_us, levels=levels)
+        out = self._snapshot.out
+        self._reading.note(lanes, lambda lane: lane.id in out or bool(levels[lane.id]) or lane.breaker != "closed")
 
     async def _renew_orders(self) -> None:
         """Score large pools anew, for requests found their orders out of date; a bounded number of options a tick."""

@@ -163,10 +163,10 @@ class KeyRing:
             stored = await self._store.read_keys(self.seen)
             if any(key_id not in stored.marks for key_id in before) and await self._restore_if_emptied():
                 return  # it was emptied while we read; nothing of ours is gone
-            for key_id in (*before, *self.unopened):
+            await self._take_over_all(stored)
+            for key_id in (*before, *self.unopened):  # last: there is no moment without a key for who asks meanwhile
                 if key_id not in stored.marks:
                     self._forget(key_id)
-            await self._take_over_all(stored)
 
     def _forget(self, key_id: str) -> None:
         """A key is not in the store any more."""

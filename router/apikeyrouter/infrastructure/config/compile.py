@@ -8,7 +8,7 @@ import hashlib
 import ipaddress
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -62,6 +62,7 @@ KNOWN_ADAPTERS = frozenset(
     }
 )  # fmt: skip
 """A test holds them equal to the registry's, which takes longer to import."""
+_PLAIN = KeyRouting()
 TOKEN_LENGTH_MIN = 16
 """Shorter client tokens can be guessed; they are taken, with a warning."""
 
@@ -185,7 +186,7 @@ class _Compiler:
                 models=models,
                 weight=told.weight if entry.weight is None else entry.weight,
                 metadata=entry.metadata,
-                scopes=_scopes_of(budgets, {(BudgetScope.Provider, entry.provider), (BudgetScope.Key, key_id)}),
+                scopes=_scopes_of(budgets, ((BudgetScope.Provider, entry.provider), (BudgetScope.Key, key_id))),
             )
         return list(keys.values())
 
@@ -197,6 +198,8 @@ class _Compiler:
             return ""
 
     def _routing(self, path: str, metadata: Mapping[str, object]) -> KeyRouting:
+        if not metadata:
+            return _PLAIN
         try:
             return KeyRouting.parse(metadata)
         except InvalidRequestError as exc:
@@ -443,7 +446,7 @@ def _scope_config(entry: BudgetEntry) -> ScopeConfig:
     )
 
 
-def _scopes_of(budgets: list[BudgetRecord], wanted: set[tuple[BudgetScope, str | None]]) -> tuple[str, ...]:
+def _scopes_of(budgets: list[BudgetRecord], wanted: Container[tuple[BudgetScope, str | None]]) -> tuple[str, ...]:
     return tuple(budget.config.id for budget in budgets if (budget.scope, budget.scope_id) in wanted)
 
 

@@ -121,11 +121,11 @@ def lane_entry(lane: LaneConfig) -> tuple[str, list[int]]:
         raise LedgerConfigError(f"lane {lane.id}: a limit is declared twice: {', '.join(names)}")
     breaker = lane.breaker
     numbers = [int(lane.fair), 0, 0, 0, 0]
-    if breaker is not None:
-        numbers[1:] = [breaker.failures, breaker.window_us, breaker.open_us, breaker.open_max_us]
-        for number in numbers[1:]:
-            check_amount(number, what=f"lane {lane.id}: breaker")
     try:
+        if breaker is not None:
+            numbers[1:] = [breaker.failures, breaker.window_us, breaker.open_us, breaker.open_max_us]
+            for number in numbers[1:]:
+                check_amount(number, what="breaker")
         for limit in lane.limits:
             numbers.extend(limit_numbers(_admitted(limit, lane.set_aside)))
     except LedgerConfigError as exc:

@@ -293,6 +293,10 @@ class ScriptLedger:
 
     # --- reading -------------------------------------------------------------------------------------------------
 
+    async def look(self) -> Stamp:
+        """Where the cell is: its time, and how often it was written."""
+        return self._stamp(await self._run("snapshot", [0]))
+
     async def lanes(self, ids: Sequence[str], *, since_seq: int = 0) -> list[LaneState]:
         """State of those lanes that changed after `since_seq`."""
         found: list[LaneState] = []
