@@ -50,12 +50,12 @@ class Routed:
         adapter = OpenAIAdapter("http://127.0.0.1:1/v1")
         for way in WAYS:
             self._declare(way, adapter)
+        self._catalogue.replace_model_pools({way.name: [ModelPool(lane=f"g:{way.name}")] for way in WAYS})
 
     def _declare(self, way: Way, adapter: OpenAIAdapter) -> None:
         catalogue, name = self._catalogue, way.name
         catalogue.providers[name] = Provider(id=name, adapter=adapter, wire=adapter.wire)
         catalogue.prices.add(name, MODEL, input=Decimal(str(way.input_usd)), output=Decimal(str(way.output_usd)))
-        catalogue.set_model_pools(name, [ModelPool(lane=f"g:{name}")])
         material = KeyMaterial(f"sk-{name}", key_id=name)
         catalogue.put_keys([Key(id=name, provider_id=name, material=material, quota_group=name, weight=way.weight)])
 

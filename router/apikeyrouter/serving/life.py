@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from apikeyrouter.domain.components.capacity import CapacityWatch
-from apikeyrouter.domain.components.catalogue import Catalogue
+from apikeyrouter.domain.components.catalogue import Catalogue, Provider
 from apikeyrouter.domain.components.cost_controller import CostController
 from apikeyrouter.domain.components.explaining import decision_of
 from apikeyrouter.domain.components.failure_handler import FailureHandler
@@ -84,6 +84,7 @@ class RouterLife(RouterBelonging):
     """The parts of a router, how they are opened and how they are closed."""
 
     _file_providers: Mapping[str, ProviderRecord]
+    _file_made: dict[str, Provider]
     _stated_taken: Mapping[str, StatedProvider]
     """The providers that were stated while running, as they are registered here."""
     _guarded: Transport | None = None
@@ -146,7 +147,7 @@ class RouterLife(RouterBelonging):
         self._queues()
         self._deferrals = Deferrals()
         self._vault: KeyVault | None = None
-        self._file_providers, self._stated_taken, self._timed_by_file = {}, {}, False
+        self._file_providers, self._file_made, self._stated_taken, self._timed_by_file = {}, {}, {}, False
         self._take_settings(self.settings)
 
     def _take_settings(self, settings: RouterSettings) -> None:

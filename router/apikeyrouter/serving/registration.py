@@ -17,7 +17,7 @@ from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.quota_state import QuotaState, QuotaUnit, TimeWindow
 from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError, KeyRegistrationError
 from apikeyrouter.infrastructure.adapters.transport import Timeouts
-from apikeyrouter.infrastructure.config.compiled import CompiledConfig, KeyRecord, RoutingRecord
+from apikeyrouter.infrastructure.config.compiled import CompiledConfig, KeyRecord, ProviderRecord, RoutingRecord
 from apikeyrouter.infrastructure.config.limit_profiles import profile_name
 from apikeyrouter.infrastructure.config.stated import StatedLimits, StatedProvider
 from apikeyrouter.infrastructure.observability.events import EventLog
@@ -253,7 +253,13 @@ class RouterRegistration(RouterLife):
         new = list(providers)
         for provider in new:
             self._retired.put(self.catalogue.providers.get(provider.id))
-        self.catalogue.put_providers(new)
+        if new:
+            self.catalogue.put_providers(new)
+
+    def _is_served_as(self, record: ProviderRecord) -> bool:
+        """Whether a provider of a file is in use as the file says, so that it can stay."""
+        known = self._file_providers.get(record.id)
+        return known == record and self.catalogue.providers.get(record.id) is self._file_made.get(record.id)
 
     def _drop_provider(self, provider_id: str) -> None:
         self._retired.put(self.catalogue.providers.pop(provider_id, None))
@@ -323,7 +329,7 @@ class RouterRegistration(RouterLife):
 
     async def _take_file(self, config: CompiledConfig) -> None:
         await self._started()
-        adapters = adapters_of(config.providers)
+        adapters = adapters_of({id_: one for id_, one in config.providers.items() if not self._is_served_as(one)})
         self._configuration.check_file(config)
         if config.keys:
             self._open_vault()
@@ -336,10 +342,11 @@ class RouterRegistration(RouterLife):
     async def _put_file(
         self, config: CompiledConfig, adapters: Mapping[str, Provider], digest: str, whole: str
     ) -> None:
-        for provider_id in self._file_providers.keys() - adapters.keys():
+        for provider_id in self._file_providers.keys() - config.providers.keys():
             self._drop_provider(provider_id)
         self._file_providers = config.providers
         self._put_providers(adapters.values())
+        self._file_made = {id_: self.catalogue.providers[id_] for id_ in config.providers}
         self._stated_taken = {}
         self._take_stated()
         await self.key_manager.refresh()  # what other processes have registered is taken over, all at once

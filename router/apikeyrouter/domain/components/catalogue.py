@@ -129,23 +129,23 @@ class Catalogue:
         declared: Mapping[tuple[str, str], ModelCapabilities],
     ) -> None:
         """Replace all names that stand for models (provider, model), and what was declared of what these can do."""
-        self.aliases, self._declared = dict(aliases), dict(declared)
-        self.changed()
-
-    def set_model_pools(self, group: str, pools: Iterable[ModelPool]) -> None:
-        """The lanes of a quota group."""
-        self._model_pools[group] = list(pools)
-        self.changed()
+        if (self.aliases, self._declared) != (aliases, declared):
+            self.aliases, self._declared = dict(aliases), dict(declared)
+            self.changed()
 
     def replace_model_pools(self, pools: Mapping[str, Iterable[ModelPool]]) -> None:
         """The lanes of all quota groups, at once."""
-        self._model_pools = {group: list(found) for group, found in pools.items()}
-        self.changed()
+        new = {group: list(found) for group, found in pools.items()}
+        if new != self._model_pools:
+            self._model_pools = new
+            self.changed()
 
     def set_budgets(self, budgets: Iterable[BudgetRule]) -> None:
         """Replace all budgets."""
-        self._budget_rules = {budget.scope.id: budget for budget in budgets}
-        self._budgets = {}
+        rules = {budget.scope.id: budget for budget in budgets}
+        if rules == self._budget_rules:
+            return
+        self._budget_rules, self._budgets = rules, {}
         for budget in self._budget_rules.values():
             self._budgets.setdefault((budget.kind, budget.target), []).append(budget.scope)
         self.changed()
