@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
-from apikeyrouter.domain.models.system_error import ApiKeyRouterError
+from apikeyrouter.domain.models.system_error import ApiKeyRouterError, StateStoreError
 from apikeyrouter.infrastructure.cancellation import end_task, stop_if_cancelled
 from apikeyrouter.infrastructure.state_store.records import Records, Taken
 
@@ -23,6 +24,8 @@ __all__ = ["JOURNAL", "QUEUE", "Deliveries", "Sent"]
 QUEUE, JOURNAL = "webhooks", "webhook_deliveries"
 KEPT = 10_000
 """How many deliveries that have ended are remembered."""
+AWAY_MAX = 1_000
+"""Events that a worker keeps while the store is away; beyond it the oldest go."""
 ONCE_SECONDS = 86_400
 """How long an event's name is known, so that nobody puts it there again."""
 SENDING_MAX = 8
@@ -48,6 +51,7 @@ class Deliveries:
 
     def __init__(self, records: Records, send: Send, known: Known) -> None:
         self._records, self._send, self._known = records, send, known
+        self._away: deque[tuple[str, Mapping[str, Any]]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stirred = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -61,9 +65,19 @@ class Deliveries:
         name = f"{event['id']}:{webhook}{again}"
         done = await self._records.enqueue(QUEUE, name, job, once_seconds=ONCE_SECONDS)
         if done is None:
-            _log.error("webhook.dropped", name=webhook, event_id=event["id"], reason="the outbox is full")
+            self._drop(webhook, event, reason="the outbox is full")
         self._stirred.set()
         return bool(done)
+
+    async def put_or_keep(self, webhook: str, event: Mapping[str, Any]) -> None:
+        """As `put`. While the store is away this worker keeps AWAY_MAX events, and puts them there when it is back; an
+        end of the worker before that takes them along."""
+        try:
+            await self.put(webhook, event)
+        except StateStoreError:
+            if len(self._away) >= AWAY_MAX:
+                self._drop(*self._away.popleft(), reason="too many while the store is away")
+            self._away.append((webhook, event))
 
     def start(self) -> None:
         """Begin to deliver."""
@@ -73,6 +87,10 @@ class Deliveries:
         """Stop. What is under way has a moment; then it is another worker's, or this one's after a restart."""
         await end_task(self._task)
         self._task = None
+        with contextlib.suppress(StateStoreError):
+            await self._put_what_was_kept()
+        while self._away:
+            self._drop(*self._away.popleft(), reason="the store is away, and this worker ends")
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
         for task in tuple(self._tasks):
@@ -86,6 +104,7 @@ class Deliveries:
         while True:
             stop_if_cancelled()
             try:
+                await self._put_what_was_kept()
                 await self._take()
             except ApiKeyRouterError as exc:
                 _log.warning("webhook.outbox_unreachable", error=str(exc))
@@ -93,6 +112,18 @@ class Deliveries:
                 async with asyncio.timeout(LOOK_SECONDS):
                     await self._stirred.wait()
             self._stirred.clear()
+
+    async def _put_what_was_kept(self) -> None:
+        while self._away:
+            kept = self._away.popleft()
+            try:
+                await self.put(*kept)
+            except BaseException:
+                self._away.appendleft(kept)
+                raise
+
+    def _drop(self, webhook: str, event: Mapping[str, Any], *, reason: str) -> None:
+        _log.error("webhook.dropped", name=webhook, event_id=event["id"], reason=reason)
 
     async def _take(self) -> None:
         """Take as many as can be sent at once: what waits here would be nobody's meanwhile."""

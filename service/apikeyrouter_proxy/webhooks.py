@@ -121,13 +121,18 @@ class Webhooks:
     async def tell(
         self, event: WebhookEvent, identity: str, data: Mapping[str, Any], *, only: str | None = None
     ) -> str:
-        """Have an event sent to whoever wants it, unless another worker did; its id. `identity` tells events apart."""
+        """Have an event sent to whoever wants it, unless another worker did; its id. `identity` tells events apart.
+
+        `only`: to that webhook, at somebody's word. Errors: StateStoreError with `only`; without, the event is kept.
+        """
         digest = hashlib.blake2b(f"{event}\n{identity}".encode(), digest_size=12).hexdigest()
         id_ = f"evt_{digest}"
         told = {"id": id_, "type": event, "at": datetime.now(UTC).isoformat(), "data": dict(data)}
         for name, webhook in self._named.items():
-            if webhook.enabled and event in webhook.events if only is None else name == only:
+            if name == only:
                 await self.deliveries.put(name, told)
+            elif only is None and webhook.enabled and event in webhook.events:
+                await self.deliveries.put_or_keep(name, told)
         return id_
 
     # --- what is listened to -------------------------------------------------------------------------------------

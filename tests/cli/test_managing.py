@@ -1,8 +1,10 @@
 """The commands on a running service, each told apart by what it changes there."""
 
 import json
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -315,10 +317,46 @@ def test_what_is_wrong_is_one_line_and_a_code(run: Run, tmp_path: Path) -> None:
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_shell_completes_commands(tmp_path: Path) -> None:
-    asked = clean_environ(_APIKEYROUTER_COMPLETE="complete_bash", COMP_WORDS="apikeyrouter cli", COMP_CWORD="1")
+BASH = """
+eval "$(_APIKEYROUTER_COMPLETE=source_bash apikeyrouter)"
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+$(complete -p apikeyrouter | sed 's/.*-F \\([^ ]*\\).*/\\1/') apikeyrouter
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+"""Presses tab behind the words that it is given."""
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered", "not_offered"),
+    [
+        ("apikeyrouter cli", {"clients"}, {"keys"}),
+        ("apikeyrouter clients ", {"list", "create", "revoke"}, {"serve"}),
+        ("apikeyrouter clients cr", {"create"}, {"list"}),
+        ("apikeyrouter clients create app-1 --team eng --b", {"--budget"}, {"--rpm"}),
+        ("apikeyrouter serve --work", {"--workers"}, {"--port"}),
+    ],
+)
+def test_bash_completes_commands_and_options(
+    tmp_path: Path, typed: str, offered: set[str], not_offered: set[str]
+) -> None:
+    asked = clean_environ() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
-        ["apikeyrouter"], cwd=tmp_path, env=asked, capture_output=True, text=True, check=False, timeout=60,
-        executable=str(Path(__import__("sys").executable).with_name("apikeyrouter")),
+        ["bash", "--norc", "-c", BASH, "bash", *typed.split(" ")],
+        cwd=tmp_path, env=asked, capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
-    assert "clients" in done.stdout
+    told = set(done.stdout.split())
+    assert offered <= told
+    assert not told & not_offered
+
+
+@pytest.mark.parametrize(("shell", "action"), [("zsh", {}), ("fish", {"_TYPER_COMPLETE_FISH_ACTION": "get-args"})])
+def test_zsh_and_fish_have_their_script_and_its_answers(tmp_path: Path, shell: str, action: dict[str, str]) -> None:
+    def told(kind: str, **more: str) -> str:
+        asked = clean_environ(_APIKEYROUTER_COMPLETE=f"{kind}_{shell}", **more)
+        program = str(Path(sys.executable).with_name("apikeyrouter"))
+        return subprocess.run([program], cwd=tmp_path, env=asked, capture_output=True, text=True, timeout=60).stdout
+
+    assert f"_APIKEYROUTER_COMPLETE=complete_{shell}" in told("source")
+    answered = told("complete", _TYPER_COMPLETE_ARGS="apikeyrouter clients cr", **action)
+    assert "create" in answered
+    assert "revoke" not in answered

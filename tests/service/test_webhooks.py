@@ -7,6 +7,8 @@ import hashlib
 import hmac
 import itertools
 import json
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ from apikeyrouter.infrastructure.cancellation import end_task
 from apikeyrouter.infrastructure.security.addresses import is_public
 from apikeyrouter_proxy import deliveries
 from apikeyrouter_proxy.outbound import Outbound
-from tests.servers import Server
+from tests.servers import Server, default_flavour, running
 from tests.service.running import Running, fresh_namespace, running_service, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -174,6 +176,29 @@ async def test_what_was_not_delivered_survives_a_restart(
     assert [event["id"] for event in receiver.events] == [event_id] * 2
     assert (waiting["event_id"], waiting["type"]) == (event_id, "webhook.test")
     assert (delivered["event_id"], delivered["attempts"], delivered["status"]) == (event_id, 2, 204)
+
+
+async def test_what_happens_while_the_store_is_away_is_told_once_when_it_is_back(
+    config: dict[str, Any], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = fresh_namespace()
+    monkeypatch.setattr(deliveries, "AWAY_MAX", 3)
+    with running(default_flavour()) as server:
+        async with _service(server, config, **shared) as one, _service(server, config, **shared) as other:
+            await _hook(one, receiver, events=["provider.opened"])
+            await other.runtime.webhooks.refresh()
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                for number in range(4):
+                    for service in (one, other):
+                        data = {"provider_id": f"p{number}", "until": None}
+                        await service.runtime.webhooks.tell("provider.opened", f"p{number}", data)
+                assert receiver.heard == []
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            await _heard(receiver, 3)
+            await asyncio.sleep(0.3)  # time for what must not come
+    assert sorted(event["data"]["provider_id"] for event in receiver.events) == ["p1", "p2", "p3"]
 
 
 async def test_what_a_dead_worker_had_is_anothers_and_nobody_elses(
