@@ -14,6 +14,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 GOOD = '{"model":"gpt-4o-mini","messages":[{"role":"user","content":"hi"}]'
+MANY = "".join(f',"k{number}":1' for number in range(1000))
 DEEP = "[" * 100_000
 
 
@@ -35,6 +36,7 @@ DEEP = "[" * 100_000
         (CHAT, GOOD + ',"max_tokens":1e99}', 400, "invalid_request"),
         (CHAT, GOOD + ',"max_tokens":9007199254740993}', 400, "invalid_request"),
         (CHAT, GOOD + ',"n":0}', 400, "invalid_request"),
+        pytest.param(CHAT, GOOD + MANY + "}", 400, "invalid_request", id="a-thousand-members-more"),
         (CHAT, GOOD.replace("gpt-4o-mini", "no-such-model") + "}", 404, "model_not_found"),
         (MESSAGES, "{", 400, "invalid_request"),
         (MESSAGES, '{"model":"claude-haiku-4-5","messages":[]}', 400, "invalid_request"),

@@ -18,6 +18,8 @@ _FLAG = msgspec.json.Decoder(bool | None)
 _WHOLE = msgspec.json.Decoder(int | None)
 _KEYS: dict[str, bytes] = {}
 _KEYS_MAX = 512
+MEMBERS_MAX = 1_000
+"""Top-level members of a body: each is looked at, and a body of 32 MB has room for two million."""
 
 
 def decoded_object(body: bytes) -> dict[str, Any] | None:
@@ -33,11 +35,14 @@ def read_members(body: bytes) -> dict[str, bytes]:
     try:
         if not body.isascii():
             body.decode()
-        return _MEMBERS.decode(body)  # type: ignore[return-value]  # Raw is bytes-like
+        members: dict[str, bytes] = _MEMBERS.decode(body)  # type: ignore[assignment]  # Raw is bytes-like
     except msgspec.ValidationError as exc:
         raise InvalidRequestError("expected a JSON object", field="body") from exc
     except JsonError as exc:
         raise InvalidRequestError(f"not valid JSON ({type(exc).__name__})", field="body") from exc
+    if len(members) > MEMBERS_MAX:
+        raise InvalidRequestError(f"must have at most {MEMBERS_MAX} members", field="body")
+    return members
 
 
 def read_text(fields: Mapping[str, bytes], name: str) -> str:
