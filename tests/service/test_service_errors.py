@@ -159,7 +159,25 @@ async def test_a_cap_that_was_injected_is_told(service_valkey: Server, config: d
     config["budgets"] = [{"name": "all", "scope": "global", "limit_usd": 100, "period": "daily", "enforcement": "hard"}]
     async with running_service(service_valkey.url, config) as service, service.openai() as client:
         raw = await client.chat.completions.with_raw_response.create(model="gpt-4o-mini", messages=HELLO)
-    assert int(raw.headers["x-akr-token-cap"]) > 0
+        streamed = await client.chat.completions.with_raw_response.create(
+            model="gpt-4o-mini", messages=HELLO, stream=True
+        )
+        async for _ in streamed.parse():
+            pass
+    assert int(raw.headers["x-akr-token-cap"]) == int(streamed.headers["x-akr-token-cap"]) > 0
+    assert streamed.headers["x-accel-buffering"] == "no"
+
+
+async def test_a_model_without_a_price_is_named_where_a_hard_budget_refuses_it(
+    service_valkey: Server, config: dict[str, Any], simulator: SimulatorProcess
+) -> None:
+    config["keys"] = [{"id": "k", "provider": "openai", "key": "sk-sim-service-1"}]
+    config["budgets"] = [{"name": "all", "scope": "global", "limit_usd": 100, "period": "daily", "enforcement": "hard"}]
+    async with running_service(service_valkey.url, config) as service, service.openai() as client:
+        with pytest.raises(openai.RateLimitError, match="no price is known for openai/gpt-4o-minni") as caught:
+            await client.chat.completions.create(model="gpt-4o-minni", messages=HELLO, max_tokens=3)
+    assert caught.value.code == "budget_exceeded"
+    assert await simulator.journal() == []
 
 
 async def test_a_lost_store_is_a_503_and_readiness_says_so(config: dict[str, Any]) -> None:

@@ -37,6 +37,8 @@ SPREAD_MS_MAX = 1000
 STORE_RETRY_MS = 1000
 OVERLOAD_RETRY_MS = 1000
 BUDGET_MESSAGE = "a budget that applies to this request has no room for it"
+UNPRICED_MESSAGE = "a budget that applies to this request refuses what has none"
+NAMED_MAX = 8
 _TYPED_BY_STATUS = frozenset({404, 413})
 """Where Anthropic has a type of its own and OpenAI says `invalid_request_error`."""
 _OWN_FAULT = (401, 402, 403)
@@ -82,7 +84,7 @@ def problem_of(error: BaseException, dialect: str) -> Problem:
     if isinstance(error, InvalidRequestError):
         return _invalid(error)
     if isinstance(error, BudgetExceededError):
-        return _exhausted("budget_exceeded", BUDGET_MESSAGE, _ms(error.retry_after))
+        return _exhausted("budget_exceeded", _budget_message(error), _ms(error.retry_after))
     if isinstance(error, PolicyDeniedError):
         return _denied(error)
     if isinstance(error, NoEligibleKeysError):
@@ -126,6 +128,12 @@ def _invalid(error: InvalidRequestError) -> Problem:
         return Problem(status=404, type="invalid_request_error", code="model_not_found", message=str(error))
     code = "unsupported_endpoint" if isinstance(error, UnsupportedEndpointError) else "invalid_request"
     return Problem(status=400, type="invalid_request_error", code=code, message=str(error))
+
+
+def _budget_message(error: BudgetExceededError) -> str:
+    """A model without a price may be one that is misspelt: its name came from the client, and is told."""
+    unpriced = ", ".join(error.details.get("unpriced", ())[:NAMED_MAX])
+    return f"no price is known for {unpriced}; {UNPRICED_MESSAGE}" if unpriced else BUDGET_MESSAGE
 
 
 def _denied(error: PolicyDeniedError) -> Problem:
