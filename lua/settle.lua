@@ -47,8 +47,7 @@ if not found then
 end
 
 local unmatched, ended = {}, {}
-local function settle(rid, numbers, ids, told)
-  local input, output, cost, outcome, failed, latency = unpack(told, 1, 6)
+local function settle(rid, numbers, ids, slab, input, output, cost, outcome, failed, latency)
   if ended[rid] then
     return REPLAYED, SETTLED -- twice in one call
   elseif not numbers then
@@ -64,7 +63,6 @@ local function settle(rid, numbers, ids, told)
   elseif missing_calendar then
     return CALENDAR_NEEDED, 0
   end
-  local slab = told.slab
   local actuals = { -1, slab and slab[SLAB_TOKENS] or input + output, input, output, cost, -1 }
   local at = reservation_lanes_end(numbers, ids, actuals, true, outcome, failed, latency, slab)
   reservation_scopes_end(numbers, ids, at, cost, true)
@@ -83,7 +81,7 @@ end
 local reservations, ids_of = reservations_load(found, 2)
 local results = {}
 for i = 1, #rids do
-  local result, state = settle(rids[i], reservations[i], ids_of[i], settlements[i])
+  local result, state = settle(rids[i], reservations[i], ids_of[i], settlements[i].slab, unpack(settlements[i], 1, 6))
   results[#results + 1], results[#results + 2] = result, state
 end
 if missing_calendar then

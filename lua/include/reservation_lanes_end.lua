@@ -16,18 +16,18 @@ local function reservation_lanes_end(numbers, ids, actuals, arrived, outcome, fa
   for i = 1, numbers[R_LANES] do
     local lane = records[ids[i]]
     local kept, marks = numbers[at + 1], numbers[at + 2]
-    local probe = kept % 2 == 1
+    local probe = kept == 1 or kept > 1 and kept % 2 == 1
     at = at + 2
     for _ = 1, marks do
       for limit = LANE_SIZE, #lane - 1, LIMIT_SIZE do
         if lane[limit + D_NAME] == numbers[at + K_NAME] and lane[limit + D_KIND] == numbers[at + K_KIND]
           and lane[limit + D_SCALE] == numbers[at + K_SCALE] then
-          local actual, refund = actuals[lane[limit + D_METRIC]], lane[limit + D_REFUND] == 1
-          if slab and (actual < 0 or not refund) then
-            actual, refund = slab[lane[limit + D_METRIC]], true
+          local actual = actuals[lane[limit + D_METRIC]]
+          if slab and (actual < 0 or lane[limit + D_REFUND] ~= 1) then
+            actual = slab[lane[limit + D_METRIC]]
           end
           local change = actual - numbers[at + K_CHARGED]
-          if actual >= 0 and (change > 0 or not arrived or refund) then
+          if actual >= 0 and (change > 0 or not arrived or slab or lane[limit + D_REFUND] == 1) then
             limit_correct(lane, limit, change, numbers[at + K_WHERE], numbers[at + K_REFUNDED], numbers)
           end
         end
@@ -35,7 +35,10 @@ local function reservation_lanes_end(numbers, ids, actuals, arrived, outcome, fa
       at = at + MARK_SIZE
     end
     if numbers[R_STATE] == OPEN then
-      lane[L_IN_FLIGHT] = lane[L_IN_FLIGHT] - 1 - (kept - kept % 2) / 2
+      lane[L_IN_FLIGHT] = lane[L_IN_FLIGHT] - 1
+      if kept > 1 then
+        lane[L_IN_FLIGHT] = lane[L_IN_FLIGHT] - math.floor(kept / 2)
+      end
       if arrived then
         local health = record_rest(lane)
         health[H_TOTAL], health[H_LAST_USED] = health[H_TOTAL] + 1, cell.now
