@@ -6,6 +6,7 @@ identify → read → parse → route → answer
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import structlog
@@ -23,11 +24,13 @@ from apikeyrouter.infrastructure.surface import problems
 from apikeyrouter.infrastructure.surface.answers import (
     JSON_TYPE,
     dry_run_body,
+    head_lines,
     identity_headers,
     metadata_member,
+    pairs_of,
     splice_metadata,
     stream_headers,
-    whole_headers,
+    whole_head,
 )
 from apikeyrouter.infrastructure.surface.made_before import MadeBefore, Origin, pin
 from apikeyrouter.infrastructure.surface.model_list import list_body
@@ -59,10 +62,13 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 _JSON = (b"content-type", JSON_TYPE)
+LINES_KEPT = 256
+"""Headers that are told with many answers, as lines."""
 GONE = 499
 """Noted as the status where nobody was left to get one."""
 _STREAMED = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 _LAST = {"type": "http.response.body", "body": b"", "more_body": False}
+_lines_of = lru_cache(LINES_KEPT)(head_lines)
 _log = structlog.get_logger("apikeyrouter")
 
 
@@ -93,7 +99,7 @@ class DataPlane:
         self._access_log = access_log
         self._body_bytes_max = body_bytes_max
         self._hold_seconds = first_byte_hold_seconds
-        self._secure: Sequence[Header] = (NOSNIFF, HSTS) if hsts else (NOSNIFF,)
+        self._secure: tuple[Header, ...] = (NOSNIFF, HSTS) if hsts else (NOSNIFF,)
 
     async def serve(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -345,15 +351,14 @@ def _outcome_of(status: int) -> str:
 
 
 async def _send_whole(
-    exchange: Exchange, dialect: str, send: Send, short: Exchanging | None, told: Sequence[Header]
+    exchange: Exchange, dialect: str, send: Send, short: Exchanging | None, told: tuple[Header, ...]
 ) -> None:
     body = exchange.body or b""
     if exchange.content_type.startswith("application/json"):
         body = splice_metadata(body, metadata_member(exchange.facts))
-    headers = whole_headers(exchange, len(body), dialect=dialect)
-    headers += told
-    if short is None or not short.send_now(exchange.status, headers, body):
-        await _send(send, exchange.status, headers, body)
+    head = whole_head(exchange, len(body), dialect=dialect) + _lines_of(told)
+    if short is None or not short.send_now(exchange.status, head, body):
+        await _send(send, exchange.status, pairs_of(head), body)
 
 
 async def _send(send: Send, status: int, head: list[tuple[bytes, bytes]], body: bytes) -> None:

@@ -13,6 +13,8 @@ import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from apikeyrouter.infrastructure.surface.answers import head_lines
+
 __all__ = ["EXTENSION", "Exchanging", "ServiceProtocol", "exchanging"]
 
 EXTENSION = "apikeyrouter.exchange"
@@ -23,6 +25,7 @@ _LOOKED_AT = frozenset((b"expect", b"host", b"transfer-encoding"))
 """Headers that say how the message is to be read."""
 _OF_UPGRADES = (b"connection", b"upgrade", b"http2-settings")
 URLS_MAX = 1024
+_default: tuple[list[tuple[bytes, bytes]], bytes] = [], b""
 _urls: dict[bytes, tuple[str, bytes, bytes]] = {}
 """Request targets → path, raw path and query; emptied when full."""
 
@@ -34,8 +37,9 @@ class Exchanging(Protocol):
         """The whole body, if all of it has arrived; to be asked once, before anything is received."""
         ...
 
-    def send_now(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
-        """Send a complete answer, whose headers say its length. False: not possible now; nothing was sent."""
+    def send_now(self, status: int, head: bytes, body: bytes) -> bool:
+        """Send a complete answer. `head`: its headers as lines, which say its length. False: not possible now; nothing
+        was sent."""
         ...
 
     def begin_now(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bool:
@@ -77,9 +81,9 @@ class _Cycle(RequestResponseCycle):
         body, self.body = bytes(self.body), bytearray()
         return body
 
-    def send_now(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
+    def send_now(self, status: int, head: bytes, body: bytes) -> bool:
         """As `Exchanging` says."""
-        head = self._begun(status, headers)
+        head = self._begun(status, head)
         if not head:
             return False
         self.response_complete = True
@@ -93,7 +97,7 @@ class _Cycle(RequestResponseCycle):
 
     def begin_now(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         """As `Exchanging` says."""
-        self._head = self._begun(status, (*headers, _CHUNKED))
+        self._head = self._begun(status, head_lines((*headers, _CHUNKED)))
         self.chunked_encoding = True if self._head else None
         return bool(self._head)
 
@@ -117,17 +121,13 @@ class _Cycle(RequestResponseCycle):
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
 
-    def _begun(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    def _begun(self, status: int, head: bytes) -> bytes:
         """The head of an answer that begins with it; empty where it has to be left to messages."""
         if self.response_started or self.disconnected or self.flow.write_paused or not self.keep_alive:
             return b""
-        lines = [b"%b: %b\r\n" % header for header in (*self.default_headers, *headers)]
-        head = b"%b%b\r\n" % (STATUS_LINE[status], b"".join(lines))
-        if head.count(b"\n") != len(lines) + 2 or head.count(b"\r") != len(lines) + 2:
-            raise RuntimeError("a header has a line break in it")
         self.response_started = True
         self.waiting_for_100_continue = False
-        return head
+        return b"%b%b%b\r\n" % (STATUS_LINE[status], _by_default(self.default_headers), head)
 
 
 class _UntilClosed(RequestResponseCycle):
@@ -304,6 +304,14 @@ class ServiceProtocol(HttpToolsProtocol):
 
     def _look_again(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+
+def _by_default(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """What the server puts into every answer, as lines. It makes a new list once a second, for the time is in it."""
+    global _default
+    if _default[0] is not headers:
+        _default = headers, head_lines(headers)
+    return _default[1]
 
 
 def _parsed(url: bytes) -> tuple[str, bytes, bytes]:

@@ -10,6 +10,7 @@ import pytest
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from apikeyrouter.infrastructure.surface.answers import head_lines
 from apikeyrouter_proxy.http_protocol import Exchanging, ServiceProtocol, exchanging
 
 SECONDS_MAX = 10.0
@@ -46,7 +47,7 @@ class Echo:
         if scope["path"] == "/broken":
             head.append((b"x-told", b"a\r\nx-smuggled: b"))
         try:
-            if exchange is not None and exchange.send_now(200, head, told):
+            if exchange is not None and exchange.send_now(200, head_lines(head), told):
                 self.short += 1
                 return
         except RuntimeError as exc:

@@ -20,9 +20,10 @@ from apikeyrouter.infrastructure.surface.answers import (
     Header,
     identity_headers,
     metadata_member,
+    pairs_of,
     splice_metadata,
     stream_headers,
-    whole_headers,
+    whole_head,
 )
 from apikeyrouter.infrastructure.surface.made_before import MadeBefore, pin
 from apikeyrouter.infrastructure.surface.model_list import list_body
@@ -194,7 +195,7 @@ def _whole(exchange: Exchange, route: Route) -> Answer:
     body = exchange.body or b""
     if exchange.content_type.startswith("application/json"):
         body = splice_metadata(body, metadata_member(exchange.facts))
-    head = whole_headers(exchange, len(body), dialect=route.wire.dialect)
+    head = pairs_of(whole_head(exchange, len(body), dialect=route.wire.dialect))
     return Answer(status=exchange.status, headers=head, body=body)
 
 

@@ -1,11 +1,16 @@
 """Answers to clients: status and headers as prebuilt bytes, and `routing_metadata` spliced into JSON."""
 
+from collections.abc import Iterable
+
 import msgspec
 
 from apikeyrouter.domain.models.call import Exchange, Facts
 from apikeyrouter.domain.models.routing_decision import RoutingDecision
 
-__all__ = ["dry_run_body", "identity_headers", "metadata_member", "splice_metadata", "stream_headers", "whole_headers"]
+__all__ = [
+    "dry_run_body", "head_lines", "identity_headers", "metadata_member", "pairs_of", "splice_metadata",
+    "stream_headers", "whole_head",
+]  # fmt: skip
 
 Header = tuple[bytes, bytes]
 PIECES_MAX = 4096
@@ -17,6 +22,7 @@ _NOT_BUFFERED: tuple[Header, ...] = ((b"cache-control", b"no-cache"), (b"x-accel
 _COUNTED_HERE: list[Header] = [(b"x-akr-token-count", b"estimate")]
 """Of an answer for which nobody was asked: tokens, counted by what was learned."""
 _heads: dict[tuple[str, str, int], list[Header]] = {}
+_beginnings: dict[tuple[str, str, int, str], bytes] = {}
 _members: dict[tuple[str, str, str], bytes] = {}
 _encode = msgspec.json.Encoder().encode
 
@@ -29,26 +35,41 @@ def identity_headers(request_id: str, dialect: str) -> list[Header]:
     return [(b"x-request-id", value)]
 
 
-def whole_headers(exchange: Exchange, length: int, *, dialect: str) -> list[Header]:
-    """The headers of a complete answer."""
+def whole_head(exchange: Exchange, length: int, *, dialect: str) -> bytes:
+    """The headers of a complete answer, as lines."""
     facts = exchange.facts
-    headers = [
-        (_TYPE, exchange.content_type.encode("latin-1")),
-        (_LENGTH, b"%d" % length),
-        *_routing_headers(facts),
-        *identity_headers(facts.request_id, dialect),
-        (b"x-akr-overhead-us", b"%d" % facts.overhead_us),
-    ]
+    attempts, told, request_id = facts.attempts, exchange.content_type, facts.request_id.encode()
+    names = (attempts[-1].key_id, attempts[-1].provider_id, len(attempts), told) if attempts else ("", "", 0, told)
+    head = b"%b%d\r\nx-akr-overhead-us: %d\r\nx-request-id: %b\r\n" % (
+        _beginnings.get(names) or _remember_beginning(facts, names), length, facts.overhead_us, request_id,
+    )  # fmt: skip
     if dialect == "openai":
-        headers.append((b"openai-processing-ms", b"%d" % (facts.total_us // 1000)))
+        head += b"openai-processing-ms: %d\r\n" % (facts.total_us // 1000)
+    elif dialect == "anthropic":
+        head += b"request-id: %b\r\n" % request_id
     cost = facts.cost_nanousd
     if cost is not None:
-        headers.append((b"x-akr-cost-usd", b"%d.%09d" % divmod(cost, 1_000_000_000)))
+        head += b"x-akr-cost-usd: %d.%09d\r\n" % divmod(cost, 1_000_000_000)
     if facts.standby:
-        headers.append((b"x-akr-store", b"away"))
+        head += b"x-akr-store: away\r\n"
     if facts.token_cap is not None:
-        headers.append((b"x-akr-token-cap", b"%d" % facts.token_cap))
-    return headers
+        head += b"x-akr-token-cap: %d\r\n" % facts.token_cap
+    return head
+
+
+def head_lines(headers: Iterable[Header]) -> bytes:
+    """Headers as lines. Errors: RuntimeError: a line break in one, which would end it."""
+    lines = [b"%b: %b\r\n" % header for header in headers]
+    head = b"".join(lines)
+    if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
+        raise RuntimeError("a header has a line break in it")
+    return head
+
+
+def pairs_of(head: bytes) -> list[Header]:
+    """Lines of headers, taken apart again."""
+    pairs = (line.partition(b": ") for line in head.split(b"\r\n") if line)
+    return [(name, value) for name, _, value in pairs]
 
 
 def stream_headers(exchange: Exchange, *, dialect: str) -> list[Header]:
@@ -114,6 +135,15 @@ def _routing_headers(facts: Facts) -> list[Header]:
     last = attempts[-1]
     names = (last.key_id, last.provider_id, len(attempts))
     return _heads.get(names) or _remember_head(names)
+
+
+def _remember_beginning(facts: Facts, names: tuple[str, str, int, str]) -> bytes:
+    """What the heads of complete answers begin with that have these names, up to their length."""
+    if len(_beginnings) >= PIECES_MAX:
+        _beginnings.clear()
+    headers = [(_TYPE, names[-1].encode("latin-1")), *_routing_headers(facts), (_LENGTH, b"")]
+    made = _beginnings[names] = head_lines(headers)[: -len(b"\r\n")]
+    return made
 
 
 def _remember_head(names: tuple[str, str, int]) -> list[Header]:
