@@ -74,7 +74,8 @@ mutants: $(READY) ## each line of the scripts taken out or negated: which of the
 bench: $(READY) ## CPU per request against the reference pass-through
 	$(BIN)/python -m benchmarks.run
 
-bench-peers: $(READY) ## CPU, throughput and latency of ours and of other gateways; LITELLM and PORTKEY name their programs
+bench-peers: $(READY) ## ours and other gateways, the same upstream: CPU, throughput, latency, streams, memory; 20 minutes beside their installation
+	$(BIN)/python -m benchmarks.install_peers
 	$(BIN)/python -m benchmarks.comparison
 
 bench-scale: $(READY) ## where a server saturates, and what keys, calls, reservations take; two minutes

@@ -20,6 +20,7 @@ _WHOLE = (
 _STREAM_HEAD = (
     f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n{_HEADERS}\r\n".encode()
 )
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
 _STREAM = [b"%x\r\n%b\r\n" % (len(event), event) for event in stream_events()]
 
 
@@ -41,8 +42,8 @@ class _Connection(asyncio.Protocol):
             head = self._buffer.find(b"\r\n\r\n")
             if head < 0:
                 return
-            end = head + 4 + _length(self._buffer[:head])
-            if len(self._buffer) < end:
+            end = _end(self._buffer, head)
+            if not head < end <= len(self._buffer):
                 return
             self._buffer = self._buffer[end:]
             self._answer()
@@ -65,9 +66,15 @@ class _Connection(asyncio.Protocol):
         self._loop.call_later(EVENT_SECONDS, self._send_event, at + 1)
 
 
-def _length(head: bytes) -> int:
-    _, found, rest = head.lower().partition(b"content-length:")
-    return int(rest.split(b"\r\n", 1)[0]) if found else 0
+def _end(data: bytes, head: int) -> int:
+    """Where the request ends whose head ends at `head`: of known length, or chunked. Not after `head`: it is not there
+    yet."""
+    named = data[:head].lower()
+    if b"transfer-encoding: chunked" in named:
+        last = data.find(_LAST_CHUNK, head + 2)  # the line of the last chunk begins with the end of the one before
+        return last + len(_LAST_CHUNK) if last >= 0 else 0
+    _, found, rest = named.partition(b"content-length:")
+    return head + 4 + (int(rest.split(b"\r\n", 1)[0]) if found else 0)
 
 
 async def _serve(port: int, *, stream: bool) -> None:
