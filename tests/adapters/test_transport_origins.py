@@ -5,6 +5,7 @@ import select
 import socket
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,11 +44,19 @@ async def test_a_trusted_certificate_is_trusted_and_connections_are_kept(tmp_pat
         assert seen.connections == 1
 
 
-async def test_a_certificate_for_another_name_is_certainly_not_sent(tmp_path: Path) -> None:
-    server = self_signed(tmp_path)
+async def test_a_certificate_for_another_name_is_certainly_not_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, look_up = self_signed(tmp_path), socket.getaddrinfo
+
+    def answers(host: str, *rest: Any, **more: Any) -> Any:
+        return look_up("127.0.0.1" if host == "provider.test" else host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", answers)
     async with upstream(says(OK), server) as (url, seen), LeanTransport(ssl=trusting(tmp_path)) as transport:
-        with pytest.raises(ConnectFailed):
-            await ask(transport, url.replace("http://127.0.0.1", "https://127.0.0.2"))
+        with pytest.raises(ConnectFailed) as caught:
+            await ask(transport, url.replace("http://127.0.0.1", "https://provider.test"))
+        assert isinstance(caught.value.__cause__, ssl.SSLCertVerificationError)
         assert seen == []
 
 
