@@ -78,8 +78,9 @@ bench-peers: $(READY) ## ours and other gateways, the same upstream: CPU, throug
 	$(BIN)/python -m benchmarks.install_peers
 	$(BIN)/python -m benchmarks.comparison
 
-bench-scale: $(READY) ## where a server saturates, and what keys, calls, reservations take; two minutes
+bench-scale: $(READY) ## where a server saturates, and what keys, calls, reservations take; five minutes
 	$(BIN)/python -m benchmarks.saturation
+	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.footprint
 
 exactness: $(READY) ## how exact ours is under overload, with a process killed, with Redis silent; ten minutes

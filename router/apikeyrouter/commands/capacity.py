@@ -30,8 +30,8 @@ class Costs:
 
     request_us: float = 194.0
     event_us: float = 24.0
-    reserve_us: float = 46.0
-    settle_us: float = 16.4
+    reserve_us: float = 60.0
+    settle_us: float = 18.0
     idle_worker_us: float = 10_000.0
     idle_cell_worker_us: float = 150.0
     look_worker_us: float = 7.0
