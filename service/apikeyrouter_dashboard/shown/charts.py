@@ -6,6 +6,8 @@ from typing import Any
 __all__ = ["stacked", "timeline"]
 
 COLOURS = ["#4c8dd6", "#3aa17e", "#d79b2f", "#a66bd0", "#d9646a", "#5bb5c0", "#8a94a3", "#c27a52"]
+FEW = 3
+"""Fewer points than this are no line: they are shown as points."""
 _INK = "#8a94a3"
 """Grey that is read on white and on black."""
 
@@ -39,7 +41,7 @@ def timeline(
     """Lines over time; `marks`: what happened when, as upright lines over it."""
     options = _base(unit)
     made: list[dict[str, Any]] = [
-        {"name": name, "type": "line", "showSymbol": False, "data": [*told], "areaStyle": {"opacity": 0.08}}
+        {"name": name, "type": "line", "showSymbol": len(times) < FEW, "data": [*told], "areaStyle": {"opacity": 0.08}}
         for name, told in series.items()
     ]
     if made and marks:

@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from apikeyrouter_dashboard.shown.words import badge, button, count, dollars, note, table, told_at, when
+from apikeyrouter_dashboard.shown.words import badge, button, count, dollars, note, table, tight, told_at, when
 
 __all__ = ["explained", "listed", "matches"]
 
@@ -28,8 +28,8 @@ def listed(found: Sequence[Told], now: datetime) -> Markup:
     rows = [
         (
             when(one["timestamp"], now), button("explain", one["request_id"], kind="link", id=one["request_id"]),
-            one["model"], one["client"] or one["team"] or "–", _went(one), _attempts(one), spent(one["total_us"]),
-            _cost(one), one["objective"]["primary"], ", ".join(one["policy_ids"]),
+            tight(one["model"]), one["client"] or one["team"] or "–", _went(one), _attempts(one),
+            spent(one["total_us"]), _cost(one), one["objective"]["primary"], ", ".join(one["policy_ids"]),
         )
         for one in found
     ]  # fmt: skip

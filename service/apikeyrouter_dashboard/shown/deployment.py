@@ -6,7 +6,18 @@ from typing import Any
 
 from markupsafe import Markup
 
-from apikeyrouter_dashboard.shown.words import UNKNOWN, badge, count, facts_strip, moment, percent, span_of, table, when
+from apikeyrouter_dashboard.shown.words import (
+    UNKNOWN,
+    badge,
+    count,
+    facts_strip,
+    moment,
+    percent,
+    span_of,
+    table,
+    tight,
+    when,
+)
 
 __all__ = ["banner", "deployments", "findings", "store", "workers"]
 
@@ -74,7 +85,7 @@ def _worker(one: Told, now: datetime) -> tuple[object, ...]:
         waiting += f", longest {span_of(one['waiting_longest_ms'] / 1000)}"
     return (
         Markup("<code>{}</code> <span class='dim'>{}:{}</span>").format(one["id"], one["host"], one["pid"]),
-        badge(*MODES[one["state"]]), when(one["heard_at"], now), span_of((now - began).total_seconds()),
+        badge(*MODES[one["state"]]), when(one["heard_at"], now), tight(span_of((now - began).total_seconds())),
         count(one["decisions_per_second"]), count(one["open_requests"]), waiting, _reserves(one), _clock(one),
         count(one["unsettled"]), megabytes(one["memory_bytes"]), percent(one["cpu_share"]),
         Markup("{} <span class='dim'>configuration {}</span>").format(one["version"], one["config_version"]),

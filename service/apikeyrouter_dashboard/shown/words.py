@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 __all__ = [
     "UNKNOWN", "Row", "badge", "bar", "button", "count", "dollars", "empty", "facts_strip", "first_sentence",
-    "moment", "note", "percent", "span_of", "table", "told_at", "when",
+    "moment", "note", "percent", "span_of", "table", "tight", "told_at", "when",
 ]  # fmt: skip
 
 UNKNOWN = Markup('<span class="unknown">unknown</span>')
@@ -130,6 +130,11 @@ def facts_strip(facts: Iterable[tuple[str, object]]) -> Markup:
     """Figures side by side, each under its name."""
     cells = Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, told) for name, told in facts)
     return Markup('<dl class="strip">{}</dl>').format(cells)
+
+
+def tight(text: object) -> Markup:
+    """A text that stays on one line."""
+    return Markup('<span class="tight">{}</span>').format(text)
 
 
 def note(text: object) -> Markup:
