@@ -54,7 +54,7 @@ COMMANDS = {
     "DELETE /clients/{name}": "clients revoke app",
     "POST /clients/{name}/rotate": "clients rotate app --grace 5 --token-from-stdin",
     "POST /config/reload": "config reload",
-    "GET /decisions": "decisions --key k1 --provider openai",
+    "GET /decisions": "decisions --key k1 --provider openai --only refused",
     "POST /decisions/dry-run": (
         "dry-run m --prompt hi --max-tokens 5 --provider openai --client app --team red --objective cost"
     ),

@@ -52,7 +52,10 @@ async def test_a_retried_request_tells_each_attempt_what_it_took_and_what_it_cos
     assert second["reserve_us"] > 0
     assert told["output_tokens"] <= second["expected_output_tokens"] == 9
     assert 0 < float(told["cost"]) <= float(second["expected_cost"])
-    listed = next(one for one in (await _get(service, "/decisions"))["decisions"] if one["id"] == told["id"])
+    listed = next(
+        one for one in (await _get(service, "/decisions", only="retried"))["decisions"] if one["id"] == told["id"]
+    )
+    assert all(one["attempts"] > 1 for one in (await _get(service, "/decisions", only="retried"))["decisions"])
     assert listed["cost"] == told["cost"]
     assert "tried" not in listed
 
@@ -61,6 +64,9 @@ async def test_a_refused_request_tells_that_nothing_was_tried(service: Running) 
     async with service.http() as caller:
         answer = await caller.post("/v1/chat/completions", json={**CHAT, "max_tokens": 200_000_000})
     told = await _get(service, f"/decisions/{answer.headers['x-request-id']}")
+    refused = (await _get(service, "/decisions", only="refused"))["decisions"]
+    assert told["id"] in [one["id"] for one in refused]
+    assert not any(one["selected_key_id"] for one in refused)
     assert (answer.status_code >= 400, told["tried"], told["cost"], told["outcome"] not in ("ok", "")) == (
         True, [], None, True,
     )  # fmt: skip

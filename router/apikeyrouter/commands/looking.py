@@ -160,9 +160,10 @@ def _add_lists(app: typer.Typer) -> None:
         limit: Limit = 20,
         key: Annotated[str | None, typer.Option("--key", help="Only those for this key.")] = None,
         provider: Annotated[str | None, typer.Option("--provider", help="Only those for this provider.")] = None,
+        only: Annotated[str | None, typer.Option("--only", help="Only those: refused or retried.")] = None,
     ) -> None:
         """The latest decisions of all workers, newest first."""
-        found = service.pages("/decisions", "decisions", limit=limit, key_id=key, provider_id=provider)
+        found = service.pages("/decisions", "decisions", limit=limit, key_id=key, provider_id=provider, only=only)
         columns = ("timestamp", "request_id", "model", "selected_provider_id", "selected_key_id", "attempts")
         service.table(found, columns, name="decisions")
 

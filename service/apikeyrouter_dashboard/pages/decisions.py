@@ -1,5 +1,6 @@
 """Decisions as they come, one explained, and a request tried out."""
 
+import asyncio
 from datetime import datetime
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from apikeyrouter_dashboard.shown import decisions as shown
 __all__ = ["DecisionsPage"]
 
 LISTED_MAX = 100
+STEP_SECONDS = 0.05
 KINDS = {"all": "all", "refused": "refused", "retried": "retried"}
 OBJECTIVES = ["fairness", "cost", "reliability", "latency", "quality"]
 
@@ -35,7 +37,7 @@ class DecisionsPage(Page):
                 ui.button("Try it", on_click=self._try).props("no-caps unelevated dense").classes("try")
         with ui.element("section").classes("panel"):
             with ui.row().classes("tools"):
-                self._only = ui.toggle(KINDS, value="all", on_change=self.refresh).props(
+                self._only = ui.toggle(KINDS, value="all", on_change=self._begin_anew).props(
                     'no-caps dense unelevated toggle-color=primary aria-label="Which"'
                 )
                 self._wanted = ui.input(placeholder="request id, key, model", on_change=self.refresh).props(
@@ -53,21 +55,33 @@ class DecisionsPage(Page):
             self._explained = Block("wide")
 
     async def _read(self) -> Any:
-        return await self.session.api.pages("/decisions", "decisions", most=LISTED_MAX)
+        kind = str(self._only.value)
+        only = None if kind == "all" else kind
+        return kind, await self.session.api.pages("/decisions", "decisions", most=LISTED_MAX, only=only)
 
     def _show(self, told: Any, now: datetime) -> None:
+        kind, latest = told
+        if kind != self._only.value:
+            return  # it was asked for before another kind was wanted
         if not self._listed:
-            self._listed = told
+            self._listed = latest
         known = {one["id"] for one in self._listed}
-        self._fresh.put(shown.fresh(sum(one["id"] not in known for one in told)))
-        wanted, only = (self._wanted.value or "").strip().lower(), str(self._only.value)
-        self._rows.put(shown.listed([one for one in self._listed if shown.matches(one, wanted, only=only)], now))
+        self._fresh.put(shown.fresh(sum(one["id"] not in known for one in latest)))
+        wanted = (self._wanted.value or "").strip().lower()
+        self._rows.put(shown.listed([one for one in self._listed if shown.matches(one, wanted)], now))
 
     def _actions(self) -> dict[str, Action]:
         return {"explain": lambda data: self._explain(data["id"]), "renew": lambda data: self._renew()}
 
+    async def _begin_anew(self) -> None:
+        """Others are wanted."""
+        self._listed = []
+        while self._busy:
+            await asyncio.sleep(STEP_SECONDS)
+        await self.look()
+
     def _renew(self) -> None:
-        self._listed = self.told
+        _, self._listed = self.told
         self.refresh()
 
     async def _explain(self, request_id: str) -> None:

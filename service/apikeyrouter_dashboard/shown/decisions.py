@@ -13,12 +13,8 @@ __all__ = ["explained", "listed", "matches"]
 Told = Mapping[str, Any]
 
 
-def matches(decision: Told, wanted: str, *, only: str) -> bool:
-    """Whether a decision has that text in it, and is of that kind: all, refused, retried."""
-    if only == "refused" and decision["selected_key_id"]:
-        return False
-    if only == "retried" and decision["attempts"] < 2:
-        return False
+def matches(decision: Told, wanted: str) -> bool:
+    """Whether a decision has that text in it."""
     fields = ("request_id", "selected_key_id", "selected_provider_id", "model", "explanation")
     return not wanted or any(wanted in str(decision[name]).lower() for name in fields)
 
@@ -76,7 +72,7 @@ def explained(decision: Told) -> Markup:
     parts = sorted({name for one in decision["candidates"] for name in one["parts"]})
     rows = [
         (
-            one["key_id"], one["provider_id"], badge(one["outcome"], one["outcome"]), _number(one["score"]),
+            tight(one["key_id"]), one["provider_id"], badge(one["outcome"], one["outcome"]), _number(one["score"]),
             "" if one["turn"] is None else one["turn"], *(_number(one["parts"].get(name)) for name in parts),
             one["reason"] or ("chosen" if one["outcome"] == "chosen" else ""),
         )

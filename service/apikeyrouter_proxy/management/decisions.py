@@ -1,7 +1,7 @@
 """Decisions: why requests went where they went, whichever worker served them."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query
 from pydantic import Field
@@ -19,6 +19,7 @@ __all__ = ["routes"]
 routes = APIRouter()
 RequestId = Annotated[str, Path(min_length=1, max_length=256)]
 Named = Annotated[str, Field(min_length=1, max_length=256)]
+Only = Literal["refused", "retried"]
 PROMPT_LENGTH_MAX = 100_000
 TOKENS_MAX = 10_000_000
 
@@ -41,9 +42,14 @@ async def list_decisions(
     page: Page,
     key_id: Annotated[str | None, Query(max_length=256)] = None,
     provider_id: Annotated[str | None, Query(max_length=256)] = None,
+    only: Only | None = None,
 ) -> dict[str, Any]:
-    """The latest decisions of all workers, newest first. Candidates and attempts are shown of one decision."""
-    newest = sorted(await _lately(desk, key_id, provider_id), key=_place, reverse=True)
+    """The latest decisions of all workers, newest first. Candidates and attempts are shown of one decision.
+
+    `only`: those that nothing was held for (refused), or that took more than one attempt (retried).
+    """
+    found = await _lately(desk, key_id, provider_id)
+    newest = sorted((one for one in found if only is None or _is(one, only)), key=_place, reverse=True)
     after = page.after
     rest = [one for one in newest if _place(one) < after] if after else newest
     shown = rest[: page.limit]
@@ -86,6 +92,12 @@ async def get_decision(desk: ReadDesk, request_id: RequestId) -> dict[str, Any]:
     except InvalidRequestError as exc:
         raise Refused(404, "not_found", f"nobody remembers a request {request_id!r}") from exc
     return {**explained.decision.model_dump(mode="json"), "text": explained.text}
+
+
+def _is(decided: Facts | RoutingDecision, only: Only) -> bool:
+    attempts = len(decided.attempts) if isinstance(decided, Facts) else decided.attempts
+    served = bool(decided.attempts) if isinstance(decided, Facts) else bool(decided.selected_key_id)
+    return attempts > 1 if only == "retried" else not served
 
 
 def _place(decided: Facts | RoutingDecision) -> str:
