@@ -32,7 +32,9 @@ CLIENT = (
     " --expires-at 2030-01-01T00:00:00Z --budget 5/daily/soft"
 )
 RULES = "--timezone Europe/Berlin --unpriced flat --flat 0.1 --suspense refund --suspense-after 60"
-SERVED = "--base-url http://127.0.0.1:1 --options options.yaml --timeout total_ms=5 --breaker failures=3"
+SERVED = (
+    "--base-url http://127.0.0.1:1 --options options.yaml --timeout total_ms=5 --breaker failures=3 --connections-max 9"
+)
 COMMANDS = {
     "GET /admin-keys": "admin-keys list",
     "POST /admin-keys": "admin-keys create ann --role operate --expires-at 2030-01-01T00:00:00Z",

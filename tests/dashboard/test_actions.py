@@ -150,6 +150,17 @@ async def test_a_request_is_found_explained_and_tried_out(operator: Seat, servic
     assert (await _get(service, "/usage"))["sum"]["requests"] == requests
 
 
+async def test_refused_requests_are_picked_out(operator: Seat, service: Running) -> None:
+    async with service.http(headers={"x-request-id": "too-large-for-anybody"}) as caller:
+        assert (await caller.post("/v1/chat/completions", json={**CHAT, "max_tokens": 200_000_000})).status_code >= 400
+        assert (await caller.post("/v1/chat/completions", json=CHAT)).status_code == 200
+    await operator.go("/decisions")
+    await operator.page.get_by_role("button", name="refused", exact=True).click()
+    await operator.page.wait_for_selector('[data-act="explain"][data-id="too-large-for-anybody"]')
+    rows = operator.page.locator("#main table tbody tr")
+    assert await rows.count() == await rows.filter(has_text="✕ refused").count()
+
+
 async def test_the_list_of_decisions_stays_still_while_it_is_read(operator: Seat, service: Running) -> None:
     await operator.go("/decisions")
     first = await operator.page.locator("#main table tbody tr").count()

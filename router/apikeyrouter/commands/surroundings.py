@@ -29,6 +29,9 @@ Timeouts = Annotated[
     list[str] | None, typer.Option("--timeout", help="E.g. idle_ms=30000 or idle_ms=none, as in the file; again.")
 ]
 Breaker = Annotated[list[str] | None, typer.Option("--breaker", help="E.g. failures=3, as in the file; again.")]
+Connections = Annotated[
+    int | None, typer.Option("--connections-max", min=1, help="Most connections that a worker has open to it at once.")
+]
 PROVIDER_COLUMNS = (
     "id", "adapter", "keys", "breaker", "in_flight", "requests_total", "failures_total", "base_url", "source",
 )  # fmt: skip
@@ -59,9 +62,10 @@ def add_provider(
     options: OptionsFile = None,
     timeout: Timeouts = None,
     breaker: Breaker = None,
+    connections: Connections = None,
 ) -> None:
     """Register a provider."""
-    body = {"id": provider_id, "adapter": adapter, **_provider(base_url, options, timeout, breaker)}
+    body = {"id": provider_id, "adapter": adapter, **_provider(base_url, options, timeout, breaker, connections)}
     told = service.send("POST", "/providers", body)
     service.document(told, line=f"registered {told['id']}; add a key: apikeyrouter keys add --provider {told['id']}")
 
@@ -69,10 +73,10 @@ def add_provider(
 @command(providers, "update")
 def update_provider(
     service: Service, provider_id: Id, adapter: Adapter = None, base_url: BaseUrl = None, options: OptionsFile = None,
-    timeout: Timeouts = None, breaker: Breaker = None,
+    timeout: Timeouts = None, breaker: Breaker = None, connections: Connections = None,
 ) -> None:  # fmt: skip
     """Change what is named; the rest stays. Timeouts and the breaker's settings are told as a whole."""
-    body = {**settings(adapter=adapter), **_provider(base_url, options, timeout, breaker)}
+    body = {**settings(adapter=adapter), **_provider(base_url, options, timeout, breaker, connections)}
     told = service.send("PATCH", "/providers" + path_of(provider_id), body)
     service.document(told, line=f"changed {told['id']}")
 
@@ -84,10 +88,11 @@ def remove_provider(service: Service, provider_id: Id) -> None:
 
 
 def _provider(
-    base_url: str | None, options: str | None, timeout: list[str] | None, breaker: list[str] | None
-) -> dict[str, Any]:
+    base_url: str | None, options: str | None, timeout: list[str] | None, breaker: list[str] | None,
+    connections: int | None,
+) -> dict[str, Any]:  # fmt: skip
     return settings(
-        base_url=base_url, options=None if options is None else read_file(options),
+        base_url=base_url, options=None if options is None else read_file(options), connections_max=connections,
         timeouts=dict(map(_setting, timeout)) if timeout else None,
         breaker_settings=dict(map(_setting, breaker)) if breaker else None,
     )  # fmt: skip

@@ -18,7 +18,7 @@ __all__ = ["SetupPage"]
 EVENTS = ("budget.threshold", "key.out", "provider.opened", "provider.closed", "ledger.drift")
 ONCE = "What is secret of it is shown once, next."
 ROWS_HINT = "a row a line: rpm=500, tpm=200000, kind=bucket"
-OF_PROVIDER = ("adapter", "base_url", "options", "timeouts", "breaker_settings")
+OF_PROVIDER = ("adapter", "base_url", "options", "timeouts", "breaker_settings", "connections_max")
 
 
 class SetupPage(Page):
