@@ -12,6 +12,7 @@ from tests.servers import binaries, running
 from benchmarks.forecast import measure_forecast
 from benchmarks.library import measure_library
 from benchmarks.load_client import running_load
+from benchmarks.many_keys import measure_many_keys
 from benchmarks.objectives import measure_objectives
 from benchmarks.proof import ProofError
 from benchmarks.proxy import Plan, measure_proxy, measure_streams
@@ -24,7 +25,7 @@ from benchmarks.stickiness import measure_stickiness
 __all__ = ["main"]
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
-PARTS = ("proxy", "scripts", "library", "ranking", "streams", "startup", "forecast", "objectives")
+PARTS = ("proxy", "scripts", "library", "ranking", "streams", "startup", "forecast", "objectives", "many_keys")
 _FULL = Plan(rounds=15, requests=3_000, paced_rounds=9, paced_seconds=2.0, streams=256)
 _SECOND = Plan(rounds=9, requests=3_000, paced_rounds=0, paced_seconds=0.0, streams=0)
 _QUICK = Plan(rounds=3, requests=1_500, paced_rounds=1, paced_seconds=1.0, streams=96)
@@ -80,6 +81,8 @@ def _measured(options: argparse.Namespace) -> Iterator[Section]:
                 yield measure_streams(server, load, _QUICK if options.quick else _FULL)
             if "startup" in options.only:
                 yield measure_startup(quick=options.quick)
+            if "many_keys" in options.only:
+                yield measure_many_keys(server, quick=options.quick)
 
 
 def _parse() -> argparse.Namespace:
