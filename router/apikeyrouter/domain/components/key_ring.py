@@ -87,6 +87,8 @@ class KeyRing:
         self._unreadable: set[str] = set()
         self.seen: dict[str, int] = {}
         """The marks of the stored keys that were taken over as they are."""
+        self._looked_at = 0
+        """The store's version before all keys were looked at last; 0: they were not."""
         self.unopened: dict[str, APIKey] = {}
         """Stored keys that this process cannot route with: of other providers, or sealed under other master keys."""
         self._times = DueTimes()
@@ -155,9 +157,12 @@ class KeyRing:
         Costs by what has changed: of what has not, no more is looked at than its mark.
         """
         async with self.turn:
-            await self._restore_if_emptied()
+            restored = await self._restore_if_emptied()
             before = list(self._catalogue.keys)
             due = self._times.due(_now())
+            version = await self._store.version()
+            if version and version == self._looked_at and not (due or restored or self.unopened):
+                return  # nothing at all was written since
             for key_id in due:
                 self.seen.pop(key_id, None)
             stored = await self._store.read_keys(self.seen)
@@ -167,6 +172,7 @@ class KeyRing:
             for key_id in (*before, *self.unopened):  # last: there is no moment without a key for who asks meanwhile
                 if key_id not in stored.marks:
                     self._forget(key_id)
+            self._looked_at = version
 
     def _forget(self, key_id: str) -> None:
         """A key is not in the store any more."""
