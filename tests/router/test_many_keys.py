@@ -142,14 +142,20 @@ async def test_keys_that_one_process_registers_together_are_known_in_the_other_b
     await one.start()
     await other.start()
     notices: list[int] = []
+    listens = asyncio.Event()
+    store = RedisStateStore(redis_url)
 
     async def watch() -> None:
-        async for change in RedisStateStore(redis_url).watch():
+        async for change in store.watch():
+            listens.set()
             if change.kind == KEYS:
                 notices.append(len(change.key_ids))
 
     watching = asyncio.create_task(watch())
-    await asyncio.sleep(0.3)  # until it listens; what comes before that it cannot know
+    async with asyncio.timeout(20):
+        while not listens.is_set():  # what was told before it listened it cannot know
+            await store.save_document("probe", "x", {})
+            await asyncio.sleep(0.01)
     await one.key_manager.register_keys(keys(300))
     async with asyncio.timeout(20):
         while len(other.catalogue.keys) < 300 or sum(notices) < 300:
