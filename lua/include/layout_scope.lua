@@ -8,5 +8,9 @@ local P_PREV_START, P_PREV_SETTLED, P_PREV_HELD, P_PREV_SUSPENSE, P_PREV_UNPRICE
 local P_LATE = 11
 local PERIODS_SIZE = 11
 
+-- A calendar of so much or more is that of a scope which another cell funds: its number less this, and each period begins
+-- with a limit of nothing.
+local FUNDED = 281474976710656
+
 local RULE_DENY, RULE_FLAT, RULE_METER = 1, 2, 3
 local SUSPENSE_CHARGE, SUSPENSE_REFUND, SUSPENSE_HOLD = 1, 2, 3

@@ -51,6 +51,6 @@ local function reservation_open(rid, candidate, index, holds, modes, lease)
   if deadline < cell.due then
     cell.due = deadline
   end
-  lease_set = { deadline, rid }
+  lease_begin(deadline, rid)
   return deadline, probing
 end

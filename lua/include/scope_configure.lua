@@ -1,4 +1,5 @@
 -- Takes the active configuration over into a scope's record; makes the record if there is none. nil: not configured.
+-- The limit of one that another cell funds is what it was funded with, whatever the configuration says.
 -- @include calendar_period
 -- @include cell_catalogue
 -- @include layout_scope
@@ -17,9 +18,12 @@ local function scope_configure(id, scope)
     scope[REST][P_PREV_START] = -1
   end
   local rest = record_rest(scope)
-  local calendar = rest[P_CALENDAR]
+  local calendar, funded = rest[P_CALENDAR], scope[S_LIMIT]
   scope[S_LIMIT], scope[S_HARD], scope[S_UNPRICED_RULE], scope[S_FLAT] = unpack(config)
   rest[P_CALENDAR], rest[P_SUSPENSE_RULE], rest[P_SUSPENSE_AFTER] = unpack(config, 5)
+  if rest[P_CALENDAR] >= FUNDED then
+    scope[S_LIMIT] = calendar >= FUNDED and funded or 0
+  end
   if calendar ~= rest[P_CALENDAR] then
     -- another calendar: a period that reaches into the new one goes on, with what it counted, until the new one's end
     local start, stop = calendar_period(rest[P_CALENDAR], cell.now)

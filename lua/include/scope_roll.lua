@@ -16,4 +16,7 @@ local function scope_roll(scope)
   end
   scope[S_SETTLED], scope[S_HELD], scope[S_SUSPENSE], rest[P_UNPRICED], rest[P_UNPRICED_COUNT] = 0, 0, 0, 0, 0
   scope[S_START], scope[S_END] = start, stop
+  if rest[P_CALENDAR] >= FUNDED then
+    scope[S_LIMIT] = 0
+  end
 end

@@ -24,6 +24,16 @@ local function lease_end(rid)
   gone[#gone + 1] = rid
 end
 
+-- Who is opened keeps its lease, also if one of that name was over: of a call that failed halfway.
+local function lease_begin(deadline, rid)
+  lease_set = { deadline, rid }
+  for i = ends and #ends.leases_gone or 0, 1, -1 do
+    if ends.leases_gone[i] == rid then
+      table.remove(ends.leases_gone, i)
+    end
+  end
+end
+
 local function suspense_end(rid)
   local gone = ends_begin().suspense_gone
   gone[#gone + 1] = rid

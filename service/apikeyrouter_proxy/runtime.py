@@ -135,6 +135,8 @@ class Runtime:
         if f"{PREFIX}OUTBOX_DIR" not in environ:
             data = Path(settings.data_dir) if settings.data_dir else default_data_dir()
             router_settings = router_settings.model_copy(update={"outbox_dir": str(data / "outbox")})
+        if compiled.cells is not None and f"{PREFIX}CELLS" not in environ:
+            router_settings = router_settings.model_copy(update={"cells": compiled.cells})
         if router_settings.encryption_key:
             KeyVault.parse(router_settings.encryption_key)
         embedded, redis_url = await _server(settings)

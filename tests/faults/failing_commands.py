@@ -163,7 +163,9 @@ class FailingCell:
         right = self.look()
         for k in range(1, of + 1):
             self.be(before)
-            assert self.run(call, k=k) is None, f"{call.name} went on when its command {k} of {of} had failed"
+            if self.run(call, k=k) is not None:
+                assert self.commands < k, f"{call.name} went on when its command {k} of {of} had failed"
+                continue  # what is kept in memory meanwhile need not be read
             broken = self.look()
             yield Failed(call, k, of, before, broken, self._repeated(call), self.look(), right, right_reply)
         self.be(before)

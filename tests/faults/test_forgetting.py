@@ -21,6 +21,7 @@ from apikeyrouter.domain.models.accounting import (
 from apikeyrouter.domain.models.system_error import LedgerUnavailableError
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
+from apikeyrouter.infrastructure.ledger.spread_ledger import AnyLedger
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.serving import replaying
 from apikeyrouter.serving.bookkeeping import Bookkeeper, Release
@@ -218,12 +219,12 @@ def _following(primary: Server) -> tuple[str, ...]:
     return ("--replicaof", f"127.0.0.1 {port_of(primary)}", "--repl-diskless-sync-delay", "0")
 
 
-async def _cautious_until(ledger: ScriptLedger) -> int:
+async def _cautious_until(ledger: AnyLedger) -> int:
     """Until when the cell keeps an eighth free, in its own time: what is answered to a loss that it knows."""
     return int((await ledger.engine.run("forgot", [ledger.stamp.epoch, 0, 0]))[5])
 
 
-async def _settled(ledger: ScriptLedger) -> int:
+async def _settled(ledger: AnyLedger) -> int:
     """Nano-dollars, -1: nobody says so now."""
     try:
         return sum(state.settled for state in await ledger.scopes([ALL]))

@@ -11,7 +11,7 @@ from tests.faults.failing_commands import COMMANDS_MAX, Failed, FailingCell
 from tests.ledger.histories import Call, Offer, Wish
 from tests.ledger.support import SECOND, cell_key
 
-SEEDS, EVENTS = (1, 2), 220
+SEEDS, EVENTS = (2, 3), 220
 READERS = ("audit", "snapshot")
 
 

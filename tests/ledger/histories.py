@@ -1,7 +1,6 @@
 """Random histories of one cell: every transition, good and bad arguments, seeded so that a failure can be repeated."""
 
 import random
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -16,7 +15,7 @@ from apikeyrouter.domain.models.accounting import (
     SuspenseRule,
     UnpricedRule,
 )
-from apikeyrouter.infrastructure.ledger.calendars import boundaries, calendar_number
+from apikeyrouter.infrastructure.ledger.calendars import FUNDED, boundaries, calendar_number
 from apikeyrouter.infrastructure.ledger.encoding import (
     METRIC_CODES,
     NAME_CODES,
@@ -25,105 +24,22 @@ from apikeyrouter.infrastructure.ledger.encoding import (
     scope_entry,
 )
 from apikeyrouter.infrastructure.ledger.engine import Argument
+from tests.ledger.events import WRONG_CALLS, Call, Event, Flush, Offer, Schema, Wind, Wish, doubles, used_words
+
+__all__ = [
+    "FIELDS", "LANES", "SCOPES", "WRONG_CALLS", "Call", "Event", "Flush", "History", "Offer", "Schema", "Wind", "Wish",
+    "doubles", "used_words",
+]  # fmt: skip
 
 SECOND_US, MINUTE_US, HOUR_US, DAY_US = 1_000_000, 60_000_000, 3_600_000_000, 86_400_000_000
 LANES = ("org/a", "org/b", "key/1", "key/2", "day/1", "free", "unseen")
-SCOPES = ("global", "team/x", "key/1", "soft", "total", "flat")
+SCOPES = ("global", "team/x", "key/1", "soft", "total", "flat", "funded")
 FIELDS = (*(f"l:{name}" for name in LANES), *(f"s:{name}" for name in SCOPES))
 CALENDARS = (
     (Period.HOURLY, "UTC"), (Period.DAILY, "America/Los_Angeles"), (Period.DAILY, "UTC"),
     (Period.MONTHLY, "Europe/Berlin"), (Period.WEEKLY, "UTC"), (Period.TOTAL, "UTC"),
 )  # fmt: skip
 ZONED = tuple(calendar for calendar in CALENDARS if calendar[0] is not Period.TOTAL)
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One transition."""
-
-    name: str
-    args: list[Argument]
-    pool: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A candidate: lanes, scopes of its own, and the number of its charge."""
-
-    lanes: tuple[str, ...] = ("free",)
-    own: tuple[str, ...] = ()
-    charge: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """What a caller asks to have held, good or bad, and the words that say so."""
-
-    rid: bytes = b"r:wrong"
-    version: int = 0
-    lease_us: float = 1
-    principal: str = ""
-    weight: float = 1
-    pool: str = ""
-    shared: tuple[str, ...] = ()
-    charges: tuple[tuple[float, ...], ...] = ((1, 1, 1, 1, 1),)
-    offers: tuple[Offer, ...] = (Offer(),)
-    calls: float = 1
-
-    def reserve(self) -> Call:
-        """Hold it."""
-        return Call("reserve", self._words(self.weight, self.principal), self.pool)
-
-    def reassert(self, index: float = 0) -> Call:
-        """Book it again."""
-        return Call("reassert", self._words(index, ""))
-
-    def _words(self, weight: float, principal: str) -> list[Argument]:
-        first, *others = self.offers
-        counts = (len(first.lanes), len(self.shared), len(first.own))
-        head = (self.version, self.lease_us, weight, *counts, self.calls)
-        numbers = (*head, *(n for charge in self.charges for n in charge))
-        fields = [f"l:{name}" for name in first.lanes] + [f"s:{name}" for name in (*self.shared, *first.own)]
-        words: list[Argument] = [self.rid, principal, doubles(*numbers), *fields]
-        rest = "".join(
-            "".join(f"{word}\n" for word in (o.charge, *(f"l:{n}" for n in o.lanes), *(f"s:{n}" for n in o.own), ""))
-            for o in others
-        )
-        return [*words, rest] if others else words
-
-
-def used_words(rid: bytes, *numbers: float) -> list[Argument]:
-    """One settlement: input, output, cost, outcome, failed lanes, latency."""
-    return [rid, doubles(*numbers)]
-
-
-def doubles(*numbers: float) -> bytes:
-    """Numbers as the scripts read them."""
-    return struct.pack(f"<{len(numbers)}d", *numbers)
-
-
-@dataclass(frozen=True, slots=True)
-class Wind:
-    """The clock moves to this instant, forwards or backwards."""
-
-    now_us: int
-
-
-@dataclass(frozen=True, slots=True)
-class Flush:
-    """The store forgets: everything (scripts are kept), or only its scripts."""
-
-    scripts_only: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Schema:
-    """The cell is another version's, or ours again."""
-
-    ours: bool
-
-
-Event = Call | Wind | Flush | Schema
 
 
 @dataclass
@@ -149,7 +65,9 @@ class History:
             yield from self.one()
 
     def beginning(self) -> Iterator[Event]:
-        yield Call("open", [self.random.randrange(2**52)])
+        epoch, layout = self.random.randrange(2**52), self.random.choice(["", "two cells"])
+        yield Call("open", [epoch])
+        yield Call("open", [epoch, layout])
         self.version = 1
         yield from self.put(all_of_them=True)
         if self.random.random() < 0.8:
@@ -212,6 +130,8 @@ class History:
     def scope(self, name: str) -> ScopeConfig:
         pick = self.random.choice
         period, zone = (Period.TOTAL, "UTC") if name == "total" else pick(CALENDARS)
+        if name == "funded":
+            period, zone = pick([(Period.TOTAL, "UTC"), (Period.HOURLY, "UTC")])
         return ScopeConfig(
             id=name, limit_nanousd=pick([0, 100, 300, 1000, 1000, 10_000]), hard=name != "soft", period=period,
             timezone=zone,
@@ -310,6 +230,27 @@ class History:
             pick([-1, 0, 2, 20, 2, 20, -2]), pick([0, 0, 100_000, 10 * SECOND_US]),
         ]  # fmt: skip
 
+    def _grant(self) -> Iterator[Event]:
+        pick = self.random.choice
+        scope = pick(["total", "total", "global", "soft", "funded", "nobody"])
+        told = [self.start(), pick([0, 0, 50, 200, 500]), pick([0, 0, 30, 50])]
+        told[1] = max(told[1:])
+        call = Call("grant", [f"s:{scope}", pick([1, 1, 2, 3]), *told, pick([0, 30, 200, 1000]), pick([0, 1, 100])])
+        yield from [call] * pick([1, 1, 2])
+
+    def _fund(self) -> Iterator[Event]:
+        pick = self.random.choice
+        scope = pick(["funded"] * 8 + ["total", "nobody"])
+        granted, back = pick([0, 100, 300, 1000, 3000]), pick([0, 0, 0, 50, 200])
+        recall = pick([0, 0, 0, 100, 500, 10**6])
+        call = Call("fund", [f"s:{scope}", self.start(), max(granted, back), back, recall])
+        yield from [call] * pick([1, 1, 2])
+
+    def start(self) -> int:
+        """When a period began; seldom one that is over."""
+        hour = boundaries(calendar_number(Period.HOURLY, "UTC"), self.now_us)[0]
+        return self.random.choice([0, 0, 0, hour, hour, hour - HOUR_US])
+
     def _suspect(self) -> Iterator[Event]:
         yield Call("suspect", [1 if self.random.random() < 0.2 else 0])
 
@@ -327,14 +268,14 @@ class History:
         )
 
     def _open(self) -> Iterator[Event]:
-        yield Call("open", [self.random.randrange(2**52)])
+        yield Call("open", [self.random.randrange(2**52), *self.random.choice([[], [""], ["two cells"], ["three"]])])
 
     def _put(self) -> Iterator[Event]:
         yield from self.put()
 
     def _calendar(self) -> Iterator[Event]:
-        for calendar in ZONED:
-            number = calendar_number(*calendar)
+        numbers = [calendar_number(*calendar) for calendar in ZONED]
+        for number in [*numbers, FUNDED, calendar_number(Period.HOURLY, "UTC") + FUNDED]:
             bounds = boundaries(number, self.now_us)[: self.random.choice([2, 3, 32])]
             yield Call("configure", ["calendar", 0, f"c:{number}", len(bounds), *bounds])
 
@@ -382,7 +323,7 @@ class History:
             return
         yield Flush(scripts_only=False)
         for name in ("reserve", "settle", "sweep", "snapshot", "renew", "record", "release", "cancel", "audit",
-                     "acknowledge", "suspect", "forgot", "reassert"):  # fmt: skip
+                     "acknowledge", "suspect", "forgot", "reassert", "grant", "fund"):  # fmt: skip
             yield from getattr(self, f"_{name}")()
         yield Call("configure", ["begin", 1])
         yield from self.beginning()
@@ -390,7 +331,7 @@ class History:
     def _foreign(self) -> Iterator[Event]:
         yield Schema(ours=False)
         for name in ("open", "reserve", "settle", "sweep", "snapshot", "renew", "record", "release", "cancel", "audit",
-                     "acknowledge", "suspect", "forgot", "reassert"):  # fmt: skip
+                     "acknowledge", "suspect", "forgot", "reassert", "grant", "fund"):  # fmt: skip
             yield from getattr(self, f"_{name}")()
         yield Call("configure", ["begin", 1])
         yield Schema(ours=True)
@@ -417,56 +358,16 @@ class History:
 _WEIGHTS = {
     "reserve": 300, "settle": 120, "release": 30, "cancel": 25, "reassert": 12, "renew": 25, "acknowledge": 10,
     "sweep": 20, "record": 25, "suspect": 5, "forgot": 8, "snapshot": 12, "audit": 6, "open": 2, "put": 8,
-    "calendar": 30, "replace": 4, "wrong": 3, "wind": 200, "leap": 12, "forget_scripts": 1, "forget": 1, "foreign": 1,
+    "calendar": 30, "replace": 4, "grant": 12, "fund": 20, "wrong": 3, "wind": 200, "leap": 12, "forget_scripts": 1,
+    "forget": 1, "foreign": 1,
 }  # fmt: skip
-
-_WRONG = b"r:wrong"
-_TIGHT = Offer(("key/1",))
-"""A lane that is often full, so that others are read."""
-WRONG_CALLS = (
-    Call("open", [-1]), Call("open", ["x"]), Call("configure", ["put", 0, "l:x", 2, 5]),
-    Call("configure", ["put", 0, "l:x", 0]), Call("configure", ["put", "-", "l:x", 1, 5]),
-    Call("configure", ["stage", 1, "l:x", 1, 2**53]), Call("reserve", [_WRONG]), Call("reserve", [_WRONG, "", ""]),
-    Call("reserve", [_WRONG, "", doubles(0, 1, 1, 1, 0, 0, 1), "l:free"]), Call("reserve", [_WRONG, "", b"123456789"]),
-    Call("reserve", [_WRONG, "", doubles(0, 1, 1, 2, 0, 0, 1, 1, 1, 1, 1, 1), "l:free"]),
-    Wish(calls=0).reserve(), Wish(calls=-1).reserve(), Wish(calls=0).reassert(),
-    Wish(weight=0).reserve(), Wish(lease_us=-1).reserve(), Wish(lease_us=1.5).reserve(),
-    Wish(lease_us=float("nan")).reserve(), Wish(lease_us=float("inf")).reserve(), Wish(weight=2**53).reserve(),
-    Wish(shared=tuple("abcdefghi")).reserve(), Wish(offers=(Offer(tuple("abcdefg")),)).reserve(),
-    Wish(offers=(Offer(own=tuple("abcde")),)).reserve(), Wish(offers=(Offer(()),)).reserve(),
-    Wish(charges=((1, 1, 1, -2, 1),)).reserve(), Wish(charges=((1, -1, 1, 1, 1),)).reserve(),
-    Wish(charges=((1, 1, 0.5, 1, 1),)).reserve(), Wish(charges=()).reserve(),
-    *(
-        Wish(offers=(_TIGHT, wrong)).reserve()
-        for wrong in (
-            Offer(tuple("abcdefg")), Offer(own=tuple("abcde")), Offer(()), Offer(charge=0), Offer(charge=2),
-            Offer(charge=-1), Offer(charge=2**60),
-        )
-    ),
-    Wish(offers=(_TIGHT,) * 65).reserve(), Call("reserve", [*Wish(offers=(_TIGHT,)).reserve().args, "no text"]),
-    Call("reserve", [*Wish(offers=(_TIGHT,)).reserve().args, "1\nl:free\n\n1"]),
-    Call("settle", used_words(_WRONG, 1, 1, -2, 0, 0, 0)), Call("settle", used_words(_WRONG, 1, 1, 1, 0, 0)),
-    Call("settle", []), Call("settle", [_WRONG]), Call("settle", used_words(_WRONG, 1, 1, 1, 0, 0, 0, 0)),
-    *(
-        Call("settle", used_words(_WRONG, 1, 1, 1, 0, 0, 0, *slab))
-        for slab in ([1] * 8, [1] * 10, [1, 1, 1, 1, -1, 1, 1, 1, 1], [1] * 8 + [2], [1] * 7 + [20, 17])
-    ),
-    Call("settle", used_words(_WRONG, 2**53, 1, 1, 0, 0, 0)), Call("settle", used_words(_WRONG, 1, 1, 1, 0, -1, 0)),
-    Call("settle", used_words(_WRONG, 1, 1, 1, 0, 0, 0) * 33),
-    Call("release", [_WRONG, 0, -1, 0]), Call("release", [_WRONG, 0, 0, 1.5]),  # type: ignore[list-item]
-    Wish(charges=((1, 1, 1, 1, 0.5),)).reassert(), Wish().reassert(-1), Call("reassert", [_WRONG]), Call("renew", [1]),
-    Call("renew", [-1, _WRONG]), Call("renew", [1, *(b"r:%d" % n for n in range(129))]), Call("acknowledge", []),
-    Call("acknowledge", [b"r:%d" % n for n in range(129)]), Call("record", ["l:free", -2]),
-    Call("record", ["l:free", 0, 1, 1, 1]), Call("record", ["l:free", 0, *([1] * 9 * 9)]), Call("snapshot", [-1]),
-    Call("snapshot", [0, *("l:free",) * 257]), Call("forgot", []), Call("forgot", [1, 2]), Call("forgot", [1, -2, 3]),
-    Call("forgot", ["x", 2, 3]), Call("forgot", [1, 2, HOUR_US + 1]),
-    Call("audit", [1, 0, 257]), Call("audit", [1, -1, 5]),
-)  # fmt: skip
-"""Calls that the typed ledger would not make."""
 
 
 def _flat(lanes: list[LaneConfig], scopes: list[ScopeConfig]) -> list[Argument]:
     words: list[Argument] = []
-    for name, numbers in [*map(lane_entry, lanes), *map(scope_entry, scopes)]:
+    for name, numbers in [
+        *map(lane_entry, lanes),
+        *(scope_entry(scope, funded=scope.id == "funded") for scope in scopes),
+    ]:
         words += [name, len(numbers), *numbers]
     return words

@@ -41,6 +41,7 @@ LIMITS_MAX = 8
 BEGIN_ANEW = -2
 SWEPT_LEASES_MAX, RESERVE_SWEEPS_MAX = 8, 4
 NO_PERIOD = -1
+FUNDED, CELLS_MAX = 2**48, 63
 CHARGE_RULE, REFUND_RULE, HOLD_RULE = 1, 2, 3
 DENY_UNPRICED, FLAT_UNPRICED, METER_UNPRICED = 1, 2, 3
 _METRICS, _KINDS = tuple(Metric), tuple(LimitKind)
@@ -180,6 +181,11 @@ class Scope:
     before: Book | None = None
     late: int = 0
 
+    @property
+    def funded(self) -> bool:
+        """Whether another cell is its home."""
+        return self.calendar >= FUNDED
+
     def fork(self) -> "Scope":
         twin = copy(self)
         twin.now_book = copy(self.now_book)
@@ -295,6 +301,9 @@ class Oracle:
         self.suspended: dict[bytes, int] = {}
         self.graves: dict[bytes, int] = {}
         self.unmatched: dict[bytes, tuple[int, ...]] = {}
+        self.layout = b""
+        self.moved: dict[bytes, tuple[int, list[tuple[int, int]]]] = {}
+        """Of a scope, since when and what went to each other cell and came back (at home); what came and went back."""
         self.fair: dict[bytes, FairPool] = {}
 
     def run(self, name: str, args: Sequence[Argument], *, pool: str = "", now: int) -> Answer:
@@ -303,7 +312,8 @@ class Oracle:
         script = {
             "open": _open, "configure": _configure, "reserve": _reserve, "settle": _settle, "release": _release,
             "cancel": _cancel, "reassert": _reassert, "renew": _renew, "acknowledge": _acknowledge, "sweep": _sweep,
-            "record": _record, "suspect": _suspect, "forgot": _forgot, "snapshot": _snapshot, "audit": _audit,
+            "grant": _grant, "fund": _fund, "record": _record, "suspect": _suspect, "forgot": _forgot,
+            "snapshot": _snapshot, "audit": _audit,
         }[name]  # fmt: skip
         turn = Turn(self, max(now, self.last_now), pool.encode())
         try:
@@ -329,13 +339,24 @@ class Oracle:
         return sum(found.calls for found in self.open_ones() for place in found.places if place.lane == lane)
 
     def held(self, scope: bytes, start: int) -> int:
-        """Money held in a scope's period by open reservations."""
-        return sum(
+        """Money held in a scope's period by open reservations, and by other cells that were granted it."""
+        return self.granted(scope, start) + sum(
             hold.amount
             for found in self.open_ones()
             for hold in found.holds
             if hold.scope == scope and hold.start == start
         )
+
+    def moved_in(self, scope: bytes, start: int) -> list[tuple[int, int]]:
+        """What was moved in a period."""
+        since, pairs = self.moved.get(scope, (NO_PERIOD, []))
+        return list(pairs) if since == start else []
+
+    def granted(self, scope: bytes, start: int) -> int:
+        """What other cells have of a scope that is at home here."""
+        known = self.scopes.get(scope)
+        at_home = known is not None and not known.funded
+        return sum(went - back for went, back in self.moved_in(scope, start)) if at_home else 0
 
     def in_suspense(self, scope: bytes, start: int) -> int:
         """Money of expired reservations that nobody has settled or resolved yet."""
@@ -575,6 +596,9 @@ class Turn:
                 return None
             if self.now >= scope.end:
                 self.roll(scope)
+            if scope.funded:
+                pairs = self.oracle.moved_in(name, scope.now_book.start)
+                scope.limit = sum(came - back for came, back in pairs)
             self.read_scopes[name] = scope
         return self.read_scopes[name]
 
@@ -1012,14 +1036,82 @@ UNKNOWN = -1
 
 def _open(turn: Turn, words: list[bytes]) -> Answer:
     epoch, cell = _amount(words[0]), turn.oracle
-    if not cell.exists:
-        cell.exists, cell.epoch = True, epoch
+    layout, made = b"".join(words[1:2]), not cell.exists
+    if made:
+        cell.exists, cell.epoch, cell.layout = True, epoch, layout
         return [*turn.stamp(Code.OK), 1]
     try:
         turn.begin()
     except CellError as wrong:
         return [wrong.code, 0, 0, 0, 0, 0]
+    if layout != cell.layout:
+        if cell.layout or cell.seq:
+            return [*turn.stamp(Code.CONFLICT), cell.layout]
+        cell.layout = layout
     return [*turn.stamp(Code.OK), 0]
+
+
+def _grant(turn: Turn, words: list[bytes]) -> Answer:
+    name, number = words[0], _amount(words[1])
+    start, funded, back, asked, least = (_amount(word) for word in (words[at] for at in range(2, 7)))
+    if not 1 <= number <= CELLS_MAX or back > funded:
+        raise BadArgumentError
+    scope = _escrowed(turn, name)
+    if scope is None or scope.funded:
+        return [*turn.stamp(Code.CONFLICT), 0] if scope else [*turn.stamp(Code.UNKNOWN_SCOPE), name]
+    since, cell = scope.now_book.start, turn.oracle
+    pairs = cell.moved_in(name, since)
+    own = turn.held(name, since) - cell.granted(name, since)
+    pairs += [(0, 0)] * (number - len(pairs))
+    before = went, came = pairs[number - 1]
+    if start == since:
+        went, came = max(went, funded), max(came, back)
+        pairs[number - 1] = went, came
+        out = sum(one - other for one, other in pairs)
+        free = scope.limit - scope.now_book.settled - own - turn.in_suspense(name, since) - out
+        amount = min(asked, free, AMOUNT_MAX - went)
+        if amount > 0 and amount >= least and went == funded and not cell.suspect:
+            went += amount
+    pairs[number - 1] = went, came
+    _move(turn, name, since, pairs, changed=(went, came) != before)
+    held = own + sum(one - other for one, other in pairs)
+    books = [since, scope.end, scope.limit, scope.now_book.settled, held, turn.in_suspense(name, since)]
+    return [*turn.stamp(Code.OK), *books, *(amount for pair in pairs for amount in pair)]
+
+
+def _fund(turn: Turn, words: list[bytes]) -> Answer:
+    name = words[0]
+    start, granted, back, recall = (_amount(word) for word in (words[at] for at in range(1, 5)))
+    if back > granted:
+        raise BadArgumentError
+    scope = _escrowed(turn, name)
+    if scope is None or not scope.funded:
+        return [*turn.stamp(Code.CONFLICT), 0] if scope else [*turn.stamp(Code.UNKNOWN_SCOPE), name]
+    since = scope.now_book.start
+    before = came, went = (turn.oracle.moved_in(name, since) or [(0, 0)])[0]
+    used = [scope.now_book.settled, turn.held(name, since), turn.in_suspense(name, since)]
+    if start == since:
+        came, went = max(came, granted), max(went, back)
+        free = came - went - sum(used)
+        went = max(went, min(recall, went + free))
+    scope.limit = came - went
+    _move(turn, name, since, [(came, went)], changed=(came, went) != before)
+    return [*turn.stamp(Code.OK), since, scope.end, came, went, *used]
+
+
+def _escrowed(turn: Turn, name: bytes) -> Scope | None:
+    turn.begin()
+    scope = turn.scope(name)
+    if scope is not None and turn.missing:
+        raise CalendarMissingError(turn.missing)
+    return scope
+
+
+def _move(turn: Turn, name: bytes, since: int, pairs: list[tuple[int, int]], *, changed: bool) -> None:
+    if changed:
+        turn.changed_scopes.add(name)
+        turn.commit()
+        turn.oracle.moved[name] = (since, pairs)
 
 
 def _configure(turn: Turn, words: list[bytes]) -> Answer:

@@ -30,7 +30,9 @@ FIRST_SEED = 1_000
 
 COMMON = {Code.OK, Code.NO_CELL, Code.BAD_SCHEMA}
 CODES = {
-    "open": {Code.OK, Code.BAD_SCHEMA, Code.BAD_ARGUMENT},
+    "open": {Code.OK, Code.CONFLICT, Code.BAD_SCHEMA, Code.BAD_ARGUMENT},
+    "grant": COMMON | {Code.CONFLICT, Code.UNKNOWN_SCOPE, Code.CALENDAR_NEEDED, Code.BAD_ARGUMENT},
+    "fund": COMMON | {Code.CONFLICT, Code.UNKNOWN_SCOPE, Code.CALENDAR_NEEDED, Code.BAD_ARGUMENT},
     "configure": COMMON | {Code.CONFLICT, Code.BAD_ARGUMENT},
     "reserve": (COMMON - {Code.OK}) | {
         Code.ADMITTED, Code.REPLAYED, Code.DENIED, Code.CONFLICT, Code.STALE_CONFIG, Code.UNKNOWN_SCOPE,

@@ -19,6 +19,8 @@ from apikeyrouter.domain.models.accounting import (
 from apikeyrouter.domain.models.system_error import LedgerProtocolError
 from apikeyrouter.infrastructure.ledger import records
 from apikeyrouter.infrastructure.ledger.arguments import request_args, reserve_args, rid_field, settle_args
+from apikeyrouter.infrastructure.ledger.calendars import FUNDED, boundaries
+from apikeyrouter.infrastructure.ledger.encoding import scope_entry
 from apikeyrouter.infrastructure.ledger.engine import Argument
 from apikeyrouter.infrastructure.ledger.scripts import SCRIPT_NAMES, load_library, lua_root
 from tests.ledger.support import (
@@ -135,6 +137,9 @@ async def busy_cell() -> tuple[LocalCell, dict[str, bytes]]:
     """A cell with an open, an overdue, a suspended and a settled reservation."""
     lanes = (lane("lane", bucket(1000, name="tpm"), in_flight(100), fair=True), lane("other", bucket(50)))
     cell = await local_cell(*lanes, budget(limit=10_000))
+    field, numbers = scope_entry(budget("funded"), funded=True)
+    cell.engine.run_now("configure", ["put", 0, field, len(numbers), *numbers])
+    cell.engine.run_now("configure", ["calendar", 0, f"c:{FUNDED}", 2, *boundaries(FUNDED, 0)])
     rids: dict[str, bytes] = {}
     for state, lease_us in (("suspended", SECOND), ("settled", DAY), ("overdue", 10 * SECOND), ("open", DAY)):
         request = wish("lane", "other", scopes=("budget",), charge=cost(10, tokens=10), lease_us=lease_us)
@@ -155,6 +160,8 @@ def arguments(name: str, rids: dict[str, bytes]) -> Sequence[Argument]:
         "cancel": [rid_field(rids["open"])],
         "configure": ["put", 0, "l:new", 5, 0, 0, 0, 0, 0],
         "forgot": [1, 9, SECOND],
+        "fund": ["s:funded", 0, 100, 0, 30],
+        "grant": ["s:budget", 1, 0, 60, 20, 30, 1],
         "open": [1],
         "reassert": request_args(fresh, fresh.candidates, 0, ""),
         "record": ["l:lane", SECOND],

@@ -48,5 +48,5 @@ def _trouble(name: str) -> type[LedgerUnavailableError]:
 def faults_in(router: ApiKeyRouter) -> Faulty:
     """Put a faulty engine into a router's ledger."""
     faulty = Faulty(router.ledger.engine)
-    router.ledger.engine = faulty
+    router.ledger.cells[0].engine = faulty
     return faulty

@@ -41,7 +41,7 @@ async def test_a_clock_that_steps_is_noticed_and_opens_no_hard_budget(
     monkeypatch.setattr(housekeeping, "CLOCK_AGREES_AGAIN_SECONDS", 0.5)
     offset_us = [0]
     router = ApiKeyRouter(config={"encryption_key": MASTER_KEY})
-    router.ledger.engine = LocalEngine(clock_us=lambda: time.time_ns() // 1000 + offset_us[0])
+    router.ledger.cells[0].engine = LocalEngine(clock_us=lambda: time.time_ns() // 1000 + offset_us[0])
     refused: list[ClockSuspectError] = []
 
     async def is_served(team: str) -> bool:

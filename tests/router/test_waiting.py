@@ -79,7 +79,7 @@ async def test_a_request_asks_again_at_the_instant_that_its_denial_named(
 ) -> None:
     async with house(simulator, store, ["a1"], limits=ONE_A_SECOND, routing={"wait_max_ms": LONG_MS}) as made:
         faulty = faults_in(made.router)
-        made.router.books.on_booked = None  # no news but the time
+        made.router.books.cells[0].on_booked = None  # no news but the time
         await asyncio.gather(*(made.route() for _ in range(3)))
         assert faulty.calls["reserve"] <= 2 * (1 + 2 + 3), "asked, denied, asked when it was due; not all the time"
         assert sorted(facts.waited_us > 0 for facts in made.finished) == [False, True, True]

@@ -158,7 +158,7 @@ async def test_with_the_store_away_the_worker_says_so_itself(service: Running) -
             next(one for one in (await _get(service, "/workers"))["workers"] if one["id"] == process_tag())["state"]
         )
 
-    gate = service.runtime.router.ledger.gate
+    gate = service.runtime.router.ledger.cells[0].gate
     gate.away = True
     try:
         assert await mode() == "store_away"

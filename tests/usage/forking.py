@@ -153,7 +153,7 @@ def chores_and_fork(redis_url: str, openai_url: str) -> dict[str, Any]:
 
 def _cancels(router: ApiKeyRouter) -> int:
     """Reserves that are to be taken back."""
-    return sum(isinstance(waiting.end, Cancel) for waiting in router.books._outbox)
+    return sum(isinstance(waiting.end, Cancel) for waiting in router.books.cells[0]._outbox)
 
 
 def memory_and_fork(redis_url: str, openai_url: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from apikeyrouter.domain.models.accounting import (
 from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.ranking import Ranking, Standing
 from apikeyrouter.domain.models.system_error import LedgerRefusedError, LedgerUnavailableError
+from apikeyrouter.serving.cell_rounds import of_one_cell
 from apikeyrouter.serving.offers import FREE_OPERATIONS, Offers, ParsedFor
 from apikeyrouter.serving.sticking import Session, Sticking, join, put_first
 
@@ -152,35 +153,44 @@ class Admissions:
         first, further, offered = ranked.ranking, None, pool.offered(call.lanes)
         losses: list[tuple[Option, Loss]] = []
         lost: list[Standing] = []
+        layout, cell, aside = self._catalogue.layout, 0, list[tuple[Option, Standing]]()
         for _ in range(ROUNDS_MAX):
+            if layout is not None and ranked.options:
+                cell, ranked, aside = of_one_cell(layout, ranked)
             options = ranked.options
             if options:
                 request = ReserveRequest(
-                    rid=new_rid(), candidates=offers.all(options, offered), scopes=shared.ids, lease_us=self.lease_us,
-                    config_version=version,
-                    principal=call.principal, weight=self._catalogue.shares[call.weight], pool=pool.model,
+                    rid=new_rid(cell), candidates=offers.all(options, offered), scopes=shared.ids,
+                    lease_us=self.lease_us, config_version=version, principal=call.principal, pool=pool.model,
+                    weight=self._catalogue.shares[call.weight],
                 )  # fmt: skip
                 try:
                     answer = await self.ledger.reserve(request)
                 except LedgerUnavailableError as exc:
-                    held = None if isinstance(exc, LedgerRefusedError) else await self.stand_in(request)
-                    if held is None:
-                        raise
-                    request, answer = held
+                    request, answer = await self._stand_in(request, exc)
                 if isinstance(answer, Admission):
                     return _admitted(ranked, answer, request, offers, parsed_for, lost, losses, session)
                 losses.extend(zip(options, answer.losses, strict=True))
                 lost.extend(ranked.ranking.standings)
-            if further is None:
-                seen = [*skip, *options]
+            if further is None and not aside:
+                seen = [*skip, *(option for option, _ in losses)]
                 further = pool.rest(plan, seen, snapshot=self._snapshot, now=now)
-            ranked = _round(first, list(islice(further, CANDIDATES_MAX)))
+            ranked = _round(first, aside or list(islice(further or (), CANDIDATES_MAX)))
             if not ranked.options:
                 break
             offers.settle(plan, ranked)
         needed = max((offers.details(option)[0].bound_nanousd for option, _ in losses), default=UNPRICED)
         binding = min((loss for _, loss in losses), key=_soonest, default=None)
         return Refused(losses=losses, binding=binding, needed_nanousd=needed, ranking=first)
+
+    async def _stand_in(
+        self, request: ReserveRequest, failure: LedgerUnavailableError
+    ) -> tuple[ReserveRequest, Admission]:
+        """Hold it without the ledger, where somebody may; else the failure is raised."""
+        held = None if isinstance(failure, LedgerRefusedError) else await self.stand_in(request)
+        if held is None:
+            raise failure
+        return held
 
     def _ranked(
         self,

@@ -24,7 +24,6 @@ from apikeyrouter.infrastructure.adapters.json_body import decoded_object
 from apikeyrouter.infrastructure.adapters.stream_failures import unreadable
 from apikeyrouter.infrastructure.adapters.transport import Response, Timeouts, Transport, TransportError
 from apikeyrouter.serving.admission import Admitted
-from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.endings import Attempt, Endings
 from apikeyrouter.serving.foreign_code import finish_within
 from apikeyrouter.serving.outcomes import (
@@ -36,6 +35,7 @@ from apikeyrouter.serving.outcomes import (
     transport_failure,
     unless_late,
 )
+from apikeyrouter.serving.spread_books import AnyBooks
 from apikeyrouter.serving.streams import AdapterStream, HttpStream, told_usage
 
 ERROR_BODY_BYTES_MAX = 256 * 1024
@@ -49,7 +49,7 @@ class Attempts:
     def __init__(
         self,
         open_transport: Callable[[], Transport],
-        books: Bookkeeper,
+        books: AnyBooks,
         estimator: TokenEstimator,
         *,
         observe: Observe,

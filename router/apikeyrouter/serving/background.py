@@ -26,11 +26,10 @@ from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError, InvalidRequestError
 from apikeyrouter.infrastructure.adapters.transport import Response
 from apikeyrouter.infrastructure.cancellation import stop_if_cancelled
-from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
+from apikeyrouter.infrastructure.ledger.spread_ledger import AnyLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.infrastructure.observability.manager import Observability
 from apikeyrouter.serving.admission import Admissions, Admitted
-from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.configuring import Configuration
 from apikeyrouter.serving.decisions import Decisions
 from apikeyrouter.serving.learned import DOCUMENT_KINDS as LEARNED_KINDS
@@ -38,6 +37,7 @@ from apikeyrouter.serving.learned import Learned
 from apikeyrouter.serving.observing import Observer
 from apikeyrouter.serving.retiring import Retired, close_adapter
 from apikeyrouter.serving.spending import Spending
+from apikeyrouter.serving.spread_books import AnyBooks
 from apikeyrouter.serving.waiting import WaitQueue
 
 CHORES_SECONDS = 2.0
@@ -56,7 +56,7 @@ _log = EventLog("apikeyrouter")
 class RouterBackground:
     """The part of a router that works behind the requests' back. `RouterLife` makes what it works with."""
 
-    ledger: ScriptLedger
+    ledger: AnyLedger
     state_store: StateStore
     catalogue: Catalogue
     estimator: TokenEstimator
@@ -69,7 +69,7 @@ class RouterBackground:
     observability: Observability
     on_finished: list[Callable[[Facts], None]]
     quota_awareness_engine: QuotaAwarenessEngine
-    books: Bookkeeper
+    books: AnyBooks
     _admissions: Admissions
     _configuration: Configuration
     _decisions: Decisions

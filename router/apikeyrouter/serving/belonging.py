@@ -16,10 +16,10 @@ from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.attempt import Attempts
 from apikeyrouter.serving.background import RouterBackground
 from apikeyrouter.serving.blocking import BlockingRouter
-from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.housekeeping import Housekeeper
 from apikeyrouter.serving.presence import Presence
 from apikeyrouter.serving.slabs import Slabs
+from apikeyrouter.serving.spread_books import AnyBooks
 from apikeyrouter.serving.standby import Standby
 
 AT_EXIT_SECONDS_MAX = 5.0
@@ -32,7 +32,7 @@ _log = EventLog("apikeyrouter")
 class RouterBelonging(RouterBackground):
     """The part of a router that knows where it belongs."""
 
-    books: Bookkeeper
+    books: AnyBooks
     _attempts: Attempts
     _housekeeper: Housekeeper
     standby: Standby
@@ -81,7 +81,7 @@ class RouterBelonging(RouterBackground):
         self.standby.begin_anew()
         self.slabs.begin_anew()
         self._presence.begin_anew()
-        self.ledger.engine = self._engine_anew(self.ledger.engine)
+        self.ledger.renew_engines(self._engine_anew)
         self._chores, self._watcher = set(), None
         self._last, self._loop, self._starting, self._forked = loop, None, None, False
 
@@ -90,14 +90,14 @@ class RouterBelonging(RouterBackground):
 
     def _leave_parent(self) -> None:
         """What is open or waits to be booked is the parent's, and so are its connections."""
-        engine = self.ledger.engine
-        if isinstance(engine, LocalEngine):
+        engines = [cell.engine for cell in self.ledger.cells]
+        if isinstance(engines[0], LocalEngine):
             raise ConfigurationError(
                 "this router was started before the process forked, and its accounting is in the parent's memory: a"
                 " copy would spend the same limits again; give it a RedisStateStore, or make it after the fork"
             )
         inherited = (
-            self._loop, engine, self.ledger.abandon(), self._attempts.abandon(), self.books.abandon(), self._watcher,
+            self._loop, engines, self.ledger.abandon(), self._attempts.abandon(), self.books.abandon(), self._watcher,
             self._chores,
         )  # fmt: skip
         _INHERITED.append(inherited)
@@ -107,7 +107,7 @@ class RouterBelonging(RouterBackground):
         self.key_manager.abandon_tally()
         self.policy_engine.abandon_counts()
 
-    def _engine_anew(self, engine: Engine) -> Engine:
+    def _engine_anew(self, engine: Engine, cell: int) -> Engine:
         """An engine for the new loop: in process it is the old one, state and all."""
         raise NotImplementedError
 

@@ -12,9 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-import msgspec
-from msgspec import structs
-
 from apikeyrouter.domain.interfaces.ledger import Ledger
 from apikeyrouter.domain.models.accounting import (
     ReserveRequest,
@@ -25,10 +22,12 @@ from apikeyrouter.domain.models.accounting import (
 )
 from apikeyrouter.domain.models.system_error import LedgerError, LedgerUnavailableError
 from apikeyrouter.infrastructure.cancellation import end_task, stop_if_cancelled
-from apikeyrouter.infrastructure.ledger.outbox_file import Entry
 from apikeyrouter.infrastructure.observability.events import EventLog
+from apikeyrouter.serving.ends import Cancel, End, OpenHold, Release, Waiting, entry_of, waiting_of
 from apikeyrouter.serving.keeping import SPILL_MAX, Keeper
 from apikeyrouter.serving.replaying import Replay
+
+__all__ = ["Bookkeeper", "Cancel", "End", "OpenHold", "Release"]
 
 BATCH_MAX = 64
 FLUSH_SECONDS = 0.005
@@ -44,49 +43,6 @@ TOMBSTONE_SECONDS = 23 * 3600
 _log = EventLog("apikeyrouter")
 
 
-class Release(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A reservation that was certainly not billed. `sent`: the provider may have counted request and tokens."""
-
-    rid: bytes
-    sent: bool
-    failed_lanes: int = 0
-    latency_us: int = 0
-
-
-class Cancel(msgspec.Struct, frozen=True):
-    """A reserve of which nobody knows whether it ran. Nothing came of it here."""
-
-    rid: bytes
-
-
-End = Settlement | Release | Cancel
-
-
-class OpenHold(msgspec.Struct, kw_only=True, eq=False):
-    """A reservation that this process holds open, as it must be told again if the store forgets."""
-
-    request: ReserveRequest
-    index: int
-    renew_at: float
-    abort: Callable[[str], None] | None = None
-    """Ends the call, for the reason given: its lease was lost (law 6), or we shut down. It then hands its end in."""
-    standby: bool = False
-    """It was admitted while the store was away, from this process's share."""
-    unheld: bool = False
-    """The ledger has not heard of it yet."""
-    ended: Callable[[Settlement | Release], None] | None = None
-    """It is a part of what the ledger knows, and ends there."""
-
-
-class _Waiting(msgspec.Struct, frozen=True, eq=False):
-    """An end in the outbox, and what it ends, in case the store forgets that in between. (None: nothing.)"""
-
-    end: End
-    hold: OpenHold | None
-    again: bool = False
-    """It was booked once, by a server that may have taken that along."""
-
-
 class Bookkeeper:
     """Holds this process's open reservations and its outbox. One event loop owns it."""
 
@@ -94,8 +50,8 @@ class Bookkeeper:
         self._ledger = ledger
         self.keeper = keeper or Keeper()
         self.open: dict[bytes, OpenHold] = {}
-        self._outbox: deque[_Waiting] = deque()
-        self._booked: Replay[_Waiting] = Replay()
+        self._outbox: deque[Waiting] = deque()
+        self._booked: Replay[Waiting] = Replay()
         self._remembered = 0
         """How often the ledger had forgotten when everything was told again."""
         self._acknowledge_at = self._failing_since = 0.0
@@ -103,13 +59,14 @@ class Bookkeeper:
         self._idle = asyncio.Event()
         self._idle.set()
         self._task: asyncio.Task[None] | None = None
-        self.settled = 0
-        self.unmatched = 0
+        self.settled = self.unmatched = 0
         self.on_booked: Callable[[], None] | None = None
         """Called when ends were booked: what they held is free."""
         self.on_standby_end: Callable[[End], None] | None = None
         """Called with ends of what was admitted from this process's share."""
         self._unheld = 0
+        self.cells = (self,)
+        """Who keeps the books of each cell."""
         self._broken: dict[bytes, int] = {}
         """How often the delivery of these ends failed with what nobody expected: there are hardly ever any."""
 
@@ -162,6 +119,15 @@ class Bookkeeper:
         hold.unheld = False
         self._unheld = max(0, self._unheld - 1)
 
+    def hear(self, *, booked: Callable[[], None] | None = None, standby: Callable[[End], None] | None = None) -> None:
+        """Who is told when ends were booked, and of ends of what was admitted from this process's share."""
+        self.on_booked = booked or self.on_booked
+        self.on_standby_end = standby or self.on_standby_end
+
+    def forget(self, rid: bytes) -> None:
+        """Leave it to its lease."""
+        self.open.pop(rid, None)
+
     def hand_in(self, end: Settlement | Release) -> None:
         """Note how a reservation ends. Never waits, never raises; a second end of the same rid is ignored."""
         hold = self.open.pop(end.rid, None)
@@ -172,13 +138,13 @@ class Bookkeeper:
             return
         if hold.standby and self.on_standby_end is not None:
             self.on_standby_end(end)
-        self._put(_Waiting(end, hold))
+        self._put(Waiting(end, hold))
 
     def cancel(self, rid: bytes) -> None:
         """Have a reserve cancelled of which nobody knows whether it ran. Never waits."""
-        self._put(_Waiting(Cancel(rid), None))
+        self._put(Waiting(Cancel(rid), None))
 
-    def _put(self, waiting: _Waiting) -> None:
+    def _put(self, waiting: Waiting) -> None:
         self._outbox.append(waiting)
         self._idle.clear()
         if len(self._outbox) == 1 or len(self._outbox) >= BATCH_MAX:
@@ -215,7 +181,7 @@ class Bookkeeper:
         """Deliver what dead processes had left on disk; how many ends that is."""
         entries = await self.keeper.take_over()
         for entry in entries:
-            self._put(_waiting_of(entry))
+            self._put(waiting_of(entry))
             self._unheld += entry.unheld
         if entries:
             self._wake.set()
@@ -256,7 +222,7 @@ class Bookkeeper:
     async def _keep(self, most: int) -> None:
         """Put on disk what is not there yet."""
         fresh = (waiting for waiting in self._outbox if not self.keeper.has(waiting.end.rid))
-        await self.keeper.keep([_entry_of(waiting) for waiting in islice(fresh, most)])
+        await self.keeper.keep([entry_of(waiting) for waiting in islice(fresh, most)])
 
     async def _flush_some(self) -> None:
         batch = [self._outbox[at] for at in range(min(len(self._outbox), BATCH_MAX))]
@@ -265,7 +231,7 @@ class Bookkeeper:
         if self._unheld:
             await self._tell_ended(batch)
         answers = await self._end_all([waiting.end for waiting in batch])
-        failed: list[_Waiting] = []
+        failed: list[Waiting] = []
         files, done = self.keeper.files, 0
         try:
             for waiting, answer in zip(batch, answers, strict=True):
@@ -292,7 +258,7 @@ class Bookkeeper:
         self._broken.clear()
         await self.acknowledge()
 
-    async def _is_delivered(self, waiting: _Waiting, answer: Transition | BaseException) -> bool:
+    async def _is_delivered(self, waiting: Waiting, answer: Transition | BaseException) -> bool:
         """What came of an end that was not simply booked; whether it need not be sent again."""
         if not isinstance(answer, BaseException):
             answer = await self._end_anew(waiting, answer)
@@ -316,7 +282,7 @@ class Bookkeeper:
         _log.error("settlement.refused", rid=rid.hex(), error=repr(error))
         return True
 
-    async def _tell_ended(self, batch: list[_Waiting]) -> None:
+    async def _tell_ended(self, batch: list[Waiting]) -> None:
         """Before their ends the ledger hears of reservations that it does not know. Errors: LedgerUnavailableError."""
         for waiting in batch:
             hold = waiting.hold
@@ -346,7 +312,7 @@ class Bookkeeper:
         returned: Iterator[Any] = iter(others)
         return [next(booked) if isinstance(end, Settlement) else next(returned) for end in batch]
 
-    async def _end_anew(self, waiting: _Waiting, answer: Transition) -> Transition | BaseException:
+    async def _end_anew(self, waiting: Waiting, answer: Transition) -> Transition | BaseException:
         """The store does not know the reservation: book it again, then end it.
 
         Safe, because an end is never sent again once its answer was seen, and what was booked lately has left a
@@ -380,7 +346,7 @@ class Bookkeeper:
             return await self._ledger.settle(Settlement(rid=end.rid, input_tokens=0, output_tokens=0, cost_nanousd=0))
         return answer
 
-    def _note(self, waiting: _Waiting, answer: Transition) -> None:
+    def _note(self, waiting: Waiting, answer: Transition) -> None:
         end = waiting.end
         if isinstance(end, Cancel):
             return  # its tombstone stays: the reserve may still be on its way
@@ -399,7 +365,7 @@ class Bookkeeper:
             self._acknowledge_at = time.perf_counter() + ACKNOWLEDGE_SECONDS
             await self._acknowledge(self._booked.leaving())
 
-    async def _acknowledge(self, seen: Sequence[_Waiting]) -> None:
+    async def _acknowledge(self, seen: Sequence[Waiting]) -> None:
         """Those that are never acknowledged go after a day. While an end is on disk it may be sent once more, so its
         tombstone has to stay.
         """
@@ -413,7 +379,7 @@ class Bookkeeper:
         self._remembered = self._ledger.forgotten
         taken = self._booked.take()
         for waiting in taken:
-            self._put(_Waiting(waiting.end, waiting.hold, again=True))
+            self._put(Waiting(waiting.end, waiting.hold, again=True))
         if taken:
             self._wake.set()
         return len(taken)
@@ -472,29 +438,3 @@ class Bookkeeper:
         for hold in self.open.values():
             hold.renew_at = time.perf_counter()
         return len(holds)
-
-
-def _entry_of(waiting: _Waiting) -> Entry:
-    end, hold = waiting.end, waiting.hold
-    if hold is None:
-        return Entry(kind="cancel", rid=end.rid)
-    at = int(time.time() - time.perf_counter() + hold.renew_at)
-    candidate = structs.replace(hold.request.candidates[hold.index], words=None)
-    request = structs.replace(hold.request, candidates=(candidate,))
-    if isinstance(end, Settlement):
-        return Entry(kind="settle", rid=end.rid, settlement=end, request=request, unheld=hold.unheld, at=at)
-    assert isinstance(end, Release)
-    return Entry(
-        kind="release", rid=end.rid, sent=end.sent, failed_lanes=end.failed_lanes, latency_us=end.latency_us,
-        request=request, unheld=hold.unheld, at=at,
-    )  # fmt: skip
-
-
-def _waiting_of(entry: Entry) -> _Waiting:
-    if entry.request is None:
-        return _Waiting(Cancel(entry.rid), None)
-    end = entry.settlement or Release(
-        rid=entry.rid, sent=entry.sent, failed_lanes=entry.failed_lanes, latency_us=entry.latency_us
-    )
-    at = time.perf_counter() - max(0.0, time.time() - entry.at)
-    return _Waiting(end, OpenHold(request=entry.request, index=0, renew_at=at, unheld=entry.unheld))

@@ -17,7 +17,7 @@ from apikeyrouter.domain.models.accounting import ScopeConfig
 from apikeyrouter.domain.models.system_error import InvalidRequestError, LedgerConfigError, StateStoreError
 from apikeyrouter.infrastructure.ledger.calendars import boundaries, calendar_number
 from apikeyrouter.infrastructure.ledger.encoding import scope_entry
-from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
+from apikeyrouter.infrastructure.ledger.spread_ledger import AnyLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
 
 KIND = "budget"
@@ -27,7 +27,7 @@ _log = EventLog("apikeyrouter")
 class DeclaredBudgets:
     """Every budget, by who declared it. One event loop owns it."""
 
-    def __init__(self, catalogue: Catalogue, ledger: ScriptLedger, store: StateStore) -> None:
+    def __init__(self, catalogue: Catalogue, ledger: AnyLedger, store: StateStore) -> None:
         self._catalogue, self._ledger, self._store = catalogue, ledger, store
         self._file: tuple[BudgetRule, ...] = ()
         self._policies: tuple[BudgetRule, ...] = ()

@@ -18,7 +18,7 @@ from apikeyrouter.domain.models.accounting import LaneConfig, Limit, LimitKind, 
 from apikeyrouter.domain.models.system_error import StateStoreError
 from apikeyrouter.infrastructure.cancellation import end_task
 from apikeyrouter.infrastructure.config.compiled import CompiledConfig
-from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
+from apikeyrouter.infrastructure.ledger.spread_ledger import AnyLedger
 
 __all__ = ["FileChanges", "digest_of", "file_lanes"]
 
@@ -36,7 +36,7 @@ _encode = msgspec.json.Encoder(order="deterministic", enc_hook=str).encode
 class FileChanges:
     """One process's part in changes of the file, its own and those of others."""
 
-    def __init__(self, ledger: ScriptLedger, store: StateStore) -> None:
+    def __init__(self, ledger: AnyLedger, store: StateStore) -> None:
         self._ledger, self._store = ledger, store
 
     @contextlib.asynccontextmanager

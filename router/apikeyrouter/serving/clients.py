@@ -14,7 +14,7 @@ from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.accounting import LaneConfig
 from apikeyrouter.domain.models.client import Client
 from apikeyrouter.domain.models.policy import Policy
-from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
+from apikeyrouter.infrastructure.ledger.spread_ledger import AnyLedger
 from apikeyrouter.serving.made import MadeEntities
 
 KIND = "client"
@@ -23,7 +23,7 @@ KIND = "client"
 class DeclaredClients:
     """Every client that was made while running, and the lanes of the file's. One event loop owns it."""
 
-    def __init__(self, catalogue: Catalogue, ledger: ScriptLedger, store: StateStore) -> None:
+    def __init__(self, catalogue: Catalogue, ledger: AnyLedger, store: StateStore) -> None:
         self._catalogue, self._ledger = catalogue, ledger
         self._file: Mapping[str, ClientTerms] = {}
         self._made = MadeEntities(store, KIND, lambda: Client)

@@ -38,9 +38,10 @@ from apikeyrouter.domain.models.system_error import InvalidRequestError, StateSt
 from apikeyrouter.infrastructure.config.compiled import BudgetRecord, CompiledConfig, PriceRecord, Target
 from apikeyrouter.infrastructure.config.limit_profiles import profile_for, profile_name
 from apikeyrouter.infrastructure.config.stated import StatedLimits, StatedProvider
-from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
+from apikeyrouter.infrastructure.ledger.spread_ledger import AnyLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.budgets import DeclaredBudgets
+from apikeyrouter.serving.cell_rounds import refuse_move
 from apikeyrouter.serving.changing import FileChanges, file_lanes
 from apikeyrouter.serving.clients import DeclaredClients
 from apikeyrouter.serving.key_limits import Declared, KeyLimits, declared_by, names_of, refuse_crowds
@@ -93,7 +94,7 @@ class SharedConfig:
 class Configuration:
     """Keeps catalogue and ledger in step with what is declared."""
 
-    def __init__(self, catalogue: Catalogue, ledger: ScriptLedger, store: StateStore) -> None:
+    def __init__(self, catalogue: Catalogue, ledger: AnyLedger, store: StateStore) -> None:
         self._catalogue, self._ledger, self._store = catalogue, ledger, store
         self.budgets = DeclaredBudgets(catalogue, ledger, store)
         self.models = DeclaredModels(catalogue, store)
@@ -107,6 +108,8 @@ class Configuration:
         self._file_lanes: dict[str, LaneConfig] = {}
         self._file_keys: frozenset[str] = frozenset()
         self._of_keys = KeyLimits()
+        self.file_groups: dict[str, str] = {}
+        """The quota groups of a file's keys, by id, also of those that are not registered yet."""
         self._quotas: dict[str, tuple[Quota, ...]] = {}
         """Per key: its own quotas, where it has any."""
         self._lanes_put: Mapping[str, LaneConfig] = {}
@@ -134,6 +137,7 @@ class Configuration:
         `unopened`: keys that were not taken over here. A file's lanes must not push out what they count in their own.
         """
         before = await self._read()
+        self.file_groups = {key.id: key.quota_group for key in config.keys} if self._catalogue.layout else {}
         new = SharedConfig.of(config, digest)
         self._quotas.update({key.id: key.quotas for key in unopened if key.quotas})
         lanes = {lane.id: lane for lane in config.lanes}
@@ -156,6 +160,8 @@ class Configuration:
 
     def check_file(self, config: CompiledConfig) -> None:
         """Raises InvalidRequestError for what only shows beside what was made otherwise."""
+        for key in config.keys:
+            refuse_move(self._catalogue, key.id, key.quota_group)
         self.budgets.check_file(_rules(config.budgets))
 
     async def refresh(self) -> bool:
@@ -211,6 +217,7 @@ class Configuration:
         Raises:
             InvalidRequestError: naming the field.
         """
+        refuse_move(self._catalogue, key.id, key.quota_group)
         self._declared_by(key, routing)
         own = self._declared(key_lane(key.id)) if key.quotas else None
         if (len(own.limits) if own else 0) + len(key.quotas) > LIMITS_PER_LANE_MAX:

@@ -14,7 +14,7 @@ from apikeyrouter.domain.models.accounting import Admission, Denial, Loss, Reser
 from apikeyrouter.domain.models.call import AttemptFacts, Call, Facts, Refusal
 from apikeyrouter.domain.models.ranking import Ranking
 from apikeyrouter.domain.models.routing_decision import RoutingDecision
-from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
+from apikeyrouter.infrastructure.ledger.spread_ledger import AnyLedger
 from apikeyrouter.serving.admission import ANY_VERSION, Admissions, Admitted, Refused
 from apikeyrouter.serving.housekeeping import cell_now_us
 from apikeyrouter.serving.policing import BARRED_TOLD_MAX, Policing
@@ -26,7 +26,7 @@ class Deciding:
 
     def __init__(
         self,
-        ledger: ScriptLedger,
+        ledger: AnyLedger,
         catalogue: Catalogue,
         estimator: TokenEstimator,
         snapshot: Snapshot,
@@ -90,7 +90,7 @@ class Deciding:
 class _Looking:
     """A ledger that looks at lanes and budgets, and holds nothing."""
 
-    def __init__(self, ledger: ScriptLedger, catalogue: Catalogue) -> None:
+    def __init__(self, ledger: AnyLedger, catalogue: Catalogue) -> None:
         self._ledger, self._catalogue = ledger, catalogue
 
     async def reserve(self, request: ReserveRequest) -> Admission | Denial:

@@ -18,8 +18,9 @@ from apikeyrouter.infrastructure.adapters.transport import Timeouts
 from apikeyrouter.infrastructure.observability.events import working_for
 from apikeyrouter.serving.admission import FREE_OPERATIONS, Admitted
 from apikeyrouter.serving.answer_watch import AnswerWatch
-from apikeyrouter.serving.bookkeeping import Bookkeeper, OpenHold, Release
+from apikeyrouter.serving.bookkeeping import OpenHold, Release
 from apikeyrouter.serving.outcomes import estimated_usage, failed_lanes, given_up, partial_usage
+from apikeyrouter.serving.spread_books import AnyBooks
 
 AS_HELD = UNPRICED
 """Nobody knows the cost: each budget books what it held for it, a hard one the bound, so that it stays one."""
@@ -88,7 +89,7 @@ class Endings:
 
     def __init__(
         self,
-        books: Bookkeeper,
+        books: AnyBooks,
         estimator: TokenEstimator,
         *,
         finished: Callable[[Call, Facts], None],

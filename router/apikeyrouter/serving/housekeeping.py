@@ -12,9 +12,12 @@ from apikeyrouter.domain.models.accounting import LaneState
 from apikeyrouter.domain.models.system_error import LedgerError
 from apikeyrouter.infrastructure.cancellation import end_task, stop_if_cancelled
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
+from apikeyrouter.infrastructure.ledger.spread_ledger import RESTORING, AnyLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.bookkeeping import Bookkeeper
-from apikeyrouter.serving.lane_reading import LaneReading
+from apikeyrouter.serving.escrow import Escrow
+from apikeyrouter.serving.lane_reading import reading_of
+from apikeyrouter.serving.spread_books import AnyBooks
 from apikeyrouter.serving.standby import Standby
 
 TICK_SECONDS = 0.25
@@ -29,13 +32,89 @@ CLOCK_AGREES_AGAIN_SECONDS = 5.0
 _log = EventLog("apikeyrouter")
 
 
-class Housekeeper:
-    """Runs a tick every quarter of a second. A failed tick is logged once per outage and tried again."""
+class CellKeeper:
+    """What a process does for one cell: repairs what it forgot, renews leases, sweeps, compares clocks."""
 
     def __init__(
         self,
         ledger: ScriptLedger,
         books: Bookkeeper,
+        restore: Callable[[], Awaitable[None]],
+        lease_us: Callable[[], int],
+    ) -> None:
+        self._ledger, self._books, self._restore, self._lease_us = ledger, books, restore, lease_us
+        self._next_sweep = 0.0
+        self._repaired = 0
+        self._clock = ClockWatch()
+
+    @property
+    def clock_suspected(self) -> bool:
+        """Whether the cell's clock has been seen to run otherwise than this process's."""
+        return bool(self._clock.suspects)
+
+    async def tick(self) -> None:
+        """One round. A cell that cannot be repaired as long as another is away has its leases renewed all the same."""
+        if self._ledger.forgotten != self._repaired:
+            try:
+                await self._repair()
+            except LedgerError:
+                await self._renew()  # what it waits for may be another cell
+                raise
+        await self._books.tell_unheard()
+        await self._renew()
+        await self._books.acknowledge()
+        if time.perf_counter() >= self._next_sweep:
+            self._next_sweep = time.perf_counter() + random.uniform(0.8, 1.2)  # noqa: S311 (spreads workers)
+            await self._sweep()
+        await self._compare_clocks()
+
+    async def _repair(self) -> None:
+        """The store forgot writes (law 9): have it admit less for a lease, bring back the configuration and every open
+        reservation of this process.
+        """
+        await self._ledger.open()
+        cautious_until_us = await self._ledger.note_forgotten(lease_us=self._lease_us())
+        seen = self._ledger.forgotten
+        restoring = RESTORING.set(True)
+        try:
+            await self._restore()
+        finally:
+            RESTORING.reset(restoring)
+        reasserted, replayed = await self._books.reassert(), self._books.replay()
+        self._repaired = seen
+        cautious_seconds = max(0, cautious_until_us - cell_now_us(self._ledger)) / 1e6
+        _log.warning(
+            "store.forgot", reasserted=reasserted, replayed=replayed, cautious_seconds=round(cautious_seconds, 1)
+        )
+
+    async def _renew(self) -> None:
+        """Renew leases. A lost one ends its call, unless the store forgot it: then it is told again first."""
+        lost = await self._books.renew()
+        if lost and self._ledger.forgotten == self._repaired:
+            _log.warning("lease.lost", count=len(lost))
+            self._books.give_up(lost, "the ledger gave up this call's lease, so the call was aborted")
+
+    async def _sweep(self) -> None:
+        for _ in range(SWEEP_ROUNDS_MAX):
+            if await self._ledger.sweep() == 0:
+                return
+
+    async def _compare_clocks(self) -> None:
+        suspected = self._clock.suspects
+        verdict = self._clock.compare(*self._ledger.clock)
+        if verdict is not None:
+            if verdict or suspected:
+                _log.warning("clock.suspected" if verdict else "clock.agrees")
+            await self._ledger.suspect_clock(verdict)
+
+
+class Housekeeper:
+    """Runs a tick every quarter of a second. A failed tick is logged once per outage and tried again."""
+
+    def __init__(
+        self,
+        ledger: AnyLedger,
+        books: AnyBooks,
         snapshot: Snapshot,
         watch: CapacityWatch,
         lane_ids: Callable[[], Sequence[str]],
@@ -44,13 +123,12 @@ class Housekeeper:
         *,
         emit: Emit,
     ) -> None:
-        self._ledger, self._books, self._snapshot, self._watch = ledger, books, snapshot, watch
+        self._ledger, self._snapshot, self._watch = ledger, snapshot, watch
+        pairs = zip(ledger.cells, books.cells, strict=True)
+        self._cells = [CellKeeper(cell, books_of_cell, restore, lambda: self.lease_us) for cell, books_of_cell in pairs]
         self._known_ids: Sequence[str] = ()
-        self._lane_ids, self._restore, self._periodic, self._emit = lane_ids, restore, periodic, emit
-        self._reading = LaneReading(ledger)
-        self._next_sweep = 0.0
-        self._repaired = 0
-        self._clock = ClockWatch()
+        self._lane_ids, self._periodic, self._emit = lane_ids, periodic, emit
+        self._reading = reading_of(ledger)
         self._task: asyncio.Task[None] | None = None
         self.healthy = True
         self.lease_us = LEASE_US
@@ -59,11 +137,13 @@ class Housekeeper:
         """Who holds this process's share for when the store is away."""
         self.slabs: Callable[[], Awaitable[None]] = _nothing
         """Looks after the slabs."""
+        self.escrow: Escrow | None = None
+        """Who moves money between cells."""
 
     @property
     def clock_suspected(self) -> bool:
-        """Whether the ledger's clock has been seen to run otherwise than this process's."""
-        return bool(self._clock.suspects)
+        """Whether a cell's clock has been seen to run otherwise than this process's."""
+        return any(cell.clock_suspected for cell in self._cells)
 
     def start(self) -> None:
         """Begin ticking."""
@@ -94,49 +174,25 @@ class Housekeeper:
             await asyncio.sleep(TICK_SECONDS)
 
     async def tick(self) -> None:
-        """One round: repair what the store forgot, renew leases, sweep, refresh snapshot and orders."""
-        if self._ledger.forgotten != self._repaired:
-            await self._repair()
-        await self._books.tell_unheard()
-        await self._renew()
-        await self._books.acknowledge()
-        if time.perf_counter() >= self._next_sweep:
-            self._next_sweep = time.perf_counter() + random.uniform(0.8, 1.2)  # noqa: S311 (spreads workers)
-            await self._sweep()
+        """One round: what is due in each cell, then the snapshot and orders. A cell that is away holds up no other."""
+        trouble: LedgerError | None = None
+        for cell in self._cells:
+            try:
+                await cell.tick()
+            except LedgerError as exc:
+                if len(self._cells) == 1:
+                    raise
+                trouble = exc
         await self.refresh()
-        await self._compare_clocks()
         if self.standby is not None:
             await self.standby.tick()
         await self.slabs()
+        if self.escrow is not None:
+            await self.escrow.tick()
         await self._periodic()
         await self._renew_orders()
-
-    async def _repair(self) -> None:
-        """The store forgot writes (law 9): have it admit less for a lease, bring back the configuration and every open
-        reservation of this process.
-        """
-        await self._ledger.open()
-        cautious_until_us = await self._ledger.note_forgotten(lease_us=self.lease_us)
-        seen = self._ledger.forgotten
-        await self._restore()
-        reasserted, replayed = await self._books.reassert(), self._books.replay()
-        self._repaired = seen
-        cautious_seconds = max(0, cautious_until_us - cell_now_us(self._ledger)) / 1e6
-        _log.warning(
-            "store.forgot", reasserted=reasserted, replayed=replayed, cautious_seconds=round(cautious_seconds, 1)
-        )
-
-    async def _renew(self) -> None:
-        """Renew leases. A lost one ends its call, unless the store forgot it: then it is told again first."""
-        lost = await self._books.renew()
-        if lost and self._ledger.forgotten == self._repaired:
-            _log.warning("lease.lost", count=len(lost))
-            self._books.give_up(lost, "the ledger gave up this call's lease, so the call was aborted")
-
-    async def _sweep(self) -> None:
-        for _ in range(SWEEP_ROUNDS_MAX):
-            if await self._ledger.sweep() == 0:
-                return
+        if trouble is not None:
+            raise trouble
 
     async def refresh(self) -> None:
         """Read what may have changed of the lanes."""
@@ -191,20 +247,12 @@ class Housekeeper:
         elif lane.breaker == "open":
             self._emit("circuit.opened", lane=lane.id, until_us=lane.breaker_until_us)
 
-    async def _compare_clocks(self) -> None:
-        suspected = self._clock.suspects
-        verdict = self._clock.compare(*self._ledger.clock)
-        if verdict is not None:
-            if verdict or suspected:
-                _log.warning("clock.suspected" if verdict else "clock.agrees")
-            await self._ledger.suspect_clock(verdict)
-
 
 async def _nothing() -> None:
     """There are none."""
 
 
-def cell_now_us(ledger: ScriptLedger) -> int:
+def cell_now_us(ledger: AnyLedger) -> int:
     """The cell's time now, from its last answer and what has passed here since. Unix microseconds."""
     cell_us, own_us = ledger.clock
     return cell_us + time.monotonic_ns() // 1000 - own_us if cell_us else time.time_ns() // 1000

@@ -11,14 +11,17 @@ from itertools import islice
 
 from apikeyrouter.domain.models.accounting import LaneState
 from apikeyrouter.infrastructure.ledger.ledger import PAGE_SNAPSHOT, ScriptLedger
+from apikeyrouter.infrastructure.ledger.spread_ledger import AnyLedger, SpreadLedger
 
-__all__ = ["LaneReading"]
+__all__ = ["LaneReading", "reading_of"]
 
 PAGES_PER_TICK = 8
 TICKS_PER_ROUND = 4
 """A round over all pages takes at most so many ticks: a second."""
 AGED_PER_TICK = 128
 """So many lanes that nobody wrote are read again in a tick, of those that are out or scarce and of the others."""
+LANES_PER_TICK = 2048
+"""So many where there are several cells."""
 AGED_SECONDS = 30.0
 """A lane that is neither out nor scarce is read again after that long, as long as it ages."""
 
@@ -119,6 +122,32 @@ class LaneReading:
         for lane_id in aged:
             del self._aging[lane_id]
         return old + aged
+
+
+class SpreadReading:
+    """Reads the lanes of several cells: all of them, a bounded number a tick. A cell that is away tells nothing."""
+
+    def __init__(self, ledger: SpreadLedger) -> None:
+        self._ledger, self._next = ledger, 0
+
+    async def read(self, ids: Sequence[str]) -> list[LaneState]:
+        """The next of these lanes; with few keys that is all of them."""
+        if not ids:
+            return []
+        start = self._next if self._next < len(ids) else 0
+        self._next = start + LANES_PER_TICK
+        return await self._ledger.lanes_in_reach(ids[start : self._next])
+
+    def note(self, lanes: Iterable[LaneState], is_restless: Callable[[LaneState], bool]) -> None:
+        """They are read again in any case."""
+
+    def begin_anew(self) -> None:
+        """Whatever got lost comes by again."""
+
+
+def reading_of(ledger: AnyLedger) -> LaneReading | SpreadReading:
+    """Who reads the lanes of a ledger."""
+    return SpreadReading(ledger) if isinstance(ledger, SpreadLedger) else LaneReading(ledger)
 
 
 def _ages(lane: LaneState) -> bool:

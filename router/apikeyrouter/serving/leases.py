@@ -25,10 +25,10 @@ from apikeyrouter.domain.models.system_error import InvalidRequestError, Provide
 from apikeyrouter.infrastructure.adapters.sdk_errors import below_http, read_answer_of
 from apikeyrouter.infrastructure.observability.events import REQUEST_ID
 from apikeyrouter.serving.answers import outcome_of
-from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.endings import Attempt, Endings
 from apikeyrouter.serving.outcomes import deadline_passed
 from apikeyrouter.serving.requests import deadline_of
+from apikeyrouter.serving.spread_books import AnyBooks
 from apikeyrouter.serving.told_usage import check_count, read_usage
 
 __all__ = ["Lease", "Leasing", "lease_call"]
@@ -51,9 +51,7 @@ class Lease:
     nothing bounds it. `request_id` is the lease's, for traces and logs.
     """
 
-    def __init__(
-        self, attempt: Attempt, pool: Pool, ends: Endings, books: Bookkeeper, failures: FailureHandler
-    ) -> None:
+    def __init__(self, attempt: Attempt, pool: Pool, ends: Endings, books: AnyBooks, failures: FailureHandler) -> None:
         admitted = attempt.admitted
         option = admitted.option
         self._attempt, self._pool, self._ends, self._books, self._failures = attempt, pool, ends, books, failures
@@ -166,7 +164,7 @@ class Lease:
 class Booking:
     """An end on its way to the ledger. Awaiting it waits until it is booked; whether it is, after at most 10 s."""
 
-    def __init__(self, books: Bookkeeper) -> None:
+    def __init__(self, books: AnyBooks) -> None:
         self._books = books
 
     def __await__(self) -> Generator[Any, None, bool]:
@@ -177,7 +175,7 @@ class Leasing:
     """`async with router.lease(…) as lease`: holds at entry, ends at exit, whatever happened in between."""
 
     def __init__(
-        self, call: Call, admit: Admit, ends: Endings, books: Bookkeeper, failures: FailureHandler,
+        self, call: Call, admit: Admit, ends: Endings, books: AnyBooks, failures: FailureHandler,
         timeout: float | None = None,
     ) -> None:  # fmt: skip
         self._call, self._admit, self._ends, self._books, self._failures = call, admit, ends, books, failures

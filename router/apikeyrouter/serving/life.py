@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from apikeyrouter.domain.components.capacity import CapacityWatch
 from apikeyrouter.domain.components.catalogue import Catalogue, Provider
+from apikeyrouter.domain.components.cells import MAIN, CellLayout
 from apikeyrouter.domain.components.cost_controller import CostController
 from apikeyrouter.domain.components.explaining import decision_of
 from apikeyrouter.domain.components.failure_handler import FailureHandler
@@ -33,10 +34,12 @@ from apikeyrouter.infrastructure.adapters.transport import Timeouts, Transport
 from apikeyrouter.infrastructure.config.compiled import ProviderRecord
 from apikeyrouter.infrastructure.config.settings import RouterSettings
 from apikeyrouter.infrastructure.config.stated import StatedProvider
+from apikeyrouter.infrastructure.ledger.cell_ledger import CellLedger
 from apikeyrouter.infrastructure.ledger.engine import Engine
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from apikeyrouter.infrastructure.ledger.redis_engine import RedisEngine
+from apikeyrouter.infrastructure.ledger.spread_ledger import AnyLedger, SpreadLedger
 from apikeyrouter.infrastructure.observability.events import EventLog, level_of
 from apikeyrouter.infrastructure.observability.manager import Observability
 from apikeyrouter.infrastructure.security.addresses import is_public
@@ -53,6 +56,7 @@ from apikeyrouter.serving.configuring import Configuration
 from apikeyrouter.serving.deciding import Deciding
 from apikeyrouter.serving.decisions import Decisions
 from apikeyrouter.serving.deferred import Deferrals
+from apikeyrouter.serving.escrow import Escrow
 from apikeyrouter.serving.housekeeping import Housekeeper, cell_now_us
 from apikeyrouter.serving.keeping import Keeper
 from apikeyrouter.serving.learned import Learned
@@ -66,6 +70,7 @@ from apikeyrouter.serving.requests import call_of, check_wait
 from apikeyrouter.serving.retiring import close_adapter
 from apikeyrouter.serving.slabs import Slabs
 from apikeyrouter.serving.spending import Spending
+from apikeyrouter.serving.spread_books import AnyBooks, SpreadBooks
 from apikeyrouter.serving.standby import Standby
 from apikeyrouter.serving.waiting import WaitQueue
 
@@ -99,8 +104,8 @@ class RouterLife(RouterBelonging):
         self.settings = RouterSettings.read(config)
         self._settings_given = config
         self.state_store = _default_store(self.settings) if state_store is None else _checked_store(state_store)
-        self.ledger = ScriptLedger(_engine_for(self.state_store))
         self.catalogue = Catalogue(PriceBook.load())
+        self.ledger = self._ledgers(self.settings.cells)
         self.estimator = TokenEstimator()
         self.snapshot = Snapshot()
         self.on_finished: list[Callable[[Facts], None]] = []
@@ -152,6 +157,8 @@ class RouterLife(RouterBelonging):
 
     def _take_settings(self, settings: RouterSettings) -> None:
         """Put settings into force. A vault with other master keys is opened when it is needed."""
+        if settings.cells != self.settings.cells:
+            raise ConfigurationError("the cells of a router are decided when it is made")
         if settings.encryption_key != self.settings.encryption_key:
             self._vault = None
         if settings.wait_max_ms != self.settings.wait_max_ms:
@@ -177,35 +184,58 @@ class RouterLife(RouterBelonging):
             self._admissions.stand_in = self.standby.reserve
             self._housekeeper.standby = self.standby
         self.slabs = Slabs(
-            self.ledger, self.books, self._presence, lane_config=self._configuration.lane_config,
+            self.ledger.cells[0], self.books.cells[0], self._presence, lane_config=self._configuration.lane_config,
             scope_config=self.catalogue.budget, now_us=lambda: cell_now_us(self.ledger),
         )  # fmt: skip
         self._slabs_seen, self._slabs_wanted = -1, False
         self._housekeeper.slabs = self._look_after_slabs
 
     async def _look_after_slabs(self) -> None:
-        """Slabs stand before the ledger while some limit says so."""
+        """Slabs stand before the ledger while some limit says so, and the accounting has one cell."""
         version = self._admissions.config_version
         if version != self._slabs_seen:
             self._slabs_seen = version
-            self._slabs_wanted = self.settings.slabs == "auto" and self._configuration.has_slabs
+            one_cell = self.catalogue.layout is None
+            self._slabs_wanted = one_cell and self.settings.slabs == "auto" and self._configuration.has_slabs
             self._admissions.ledger = self.slabs if self._slabs_wanted else self.ledger
         if self._slabs_wanted or self.slabs.held:
             await self.slabs.tick(wanted=self._slabs_wanted)
 
-    def _bookkeeper(self) -> Bookkeeper:
-        """Who books how reservations end, and keeps ends on disk while the store is away."""
-        books = Bookkeeper(self.ledger, self._keeper())
-        self.ledger.on_unanswered = books.cancel
-        self.ledger.gate.on_change = self._store_changed
-        return books
+    def _ledgers(self, layout: CellLayout) -> AnyLedger:
+        """The ledger, of as many cells as there are."""
+        if not layout.text:
+            return ScriptLedger(_engine_for(self.state_store))
+        cells = [CellLedger(_engine_for(self.state_store, cell.name), layout=layout.text) for cell in layout.cells]
+        self.catalogue.layout = layout
+        return SpreadLedger(layout, cells, group_of=self._group_of)
 
-    def _keeper(self) -> Keeper:
+    def _group_of(self, key_id: str) -> str | None:
+        known = self.catalogue.keys.get(key_id)
+        return self._configuration.file_groups.get(key_id) if known is None else known.quota_group
+
+    def _bookkeeper(self) -> AnyBooks:
+        """Who books how reservations end, and keeps ends on disk while the store is away."""
+        cells = []
+        for number, ledger in enumerate(self.ledger.cells):
+            books = Bookkeeper(ledger, self._keeper(self.settings.cells.cells[number].name))
+            ledger.on_unanswered = books.cancel
+            ledger.gate.on_change = self._store_changed
+            cells.append(books)
+        return cells[0] if len(cells) == 1 else SpreadBooks(cells)
+
+    def _move_money(self) -> None:
+        """Who moves the money of budgets that several cells spend."""
+        if isinstance(self.ledger, SpreadLedger):
+            escrow = Escrow(self.ledger, scopes=self.catalogue.budgets)
+            self.ledger.funding = self._housekeeper.escrow = escrow
+
+    def _keeper(self, cell: str) -> Keeper:
         """What keeps them. An accounting in this process is never away."""
         if self.settings.outbox_dir is None or isinstance(self.ledger.engine, LocalEngine):
             return Keeper()
         url, namespace = getattr(self.state_store, "redis_url", None), getattr(self.state_store, "namespace", "")
-        return Keeper(Path(self.settings.outbox_dir), f"{namespace} at {redacted_url(url or '')}")
+        of_cell = "" if cell == MAIN else f" cell {cell}"
+        return Keeper(Path(self.settings.outbox_dir), f"{namespace} at {redacted_url(url or '')}{of_cell}")
 
     def _store_changed(self, away: bool, seconds: float, why: str) -> None:
         if away:
@@ -216,8 +246,9 @@ class RouterLife(RouterBelonging):
     def _queues(self) -> None:
         """Where requests wait for room, and for how long; and who admits them while the store is away."""
         self._stand_by()
+        self._move_money()
         self._waiting = WaitQueue()
-        self.books.on_booked = self._waiting.stir
+        self.books.hear(booked=self._waiting.stir)
         self._patience = Patience(
             self.catalogue, self._policing, deadline=self._attempts.deadline,
             policies=lambda: self.policy_engine.active, wait_max_ms=self.settings.wait_max_ms,
@@ -409,8 +440,9 @@ class RouterLife(RouterBelonging):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _engine_anew(self, engine: Engine) -> Engine:
-        return engine if isinstance(engine, LocalEngine) else _engine_for(self.state_store)
+    def _engine_anew(self, engine: Engine, cell: int) -> Engine:
+        name = self.settings.cells.cells[cell].name
+        return engine if isinstance(engine, LocalEngine) else _engine_for(self.state_store, name)
 
     def _open_vault(self) -> KeyVault:
         if self._vault is None:
@@ -433,13 +465,13 @@ def _default_store(settings: RouterSettings) -> StateStore:
     return InMemoryStateStore()
 
 
-def _engine_for(store: StateStore) -> Engine:
+def _engine_for(store: StateStore, cell: str = MAIN) -> Engine:
     """The ledger follows the store: the same Redis, or in this process."""
     if isinstance(store, RedisStateStore | MongoStateStore) and store.redis_url is not None:
-        return RedisEngine(store.redis_url, namespace=store.namespace)
+        return RedisEngine(store.redis_url, namespace=store.namespace, cell=cell)
     if not isinstance(store, InMemoryStateStore):
         _log.warning("ledger.in_process", store=type(store).__name__, reason="a custom store keeps entities only")
-    return LocalEngine()
+    return LocalEngine(cell=cell)
 
 
 def _open_transport(admits: Callable[[str], bool] | None = None) -> Transport:

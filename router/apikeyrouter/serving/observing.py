@@ -11,7 +11,7 @@ from apikeyrouter.domain.components.quota_groups import SharedCounters, organiza
 from apikeyrouter.domain.components.stated_limits import stated_limits
 from apikeyrouter.domain.models.accounting import LaneState, Observation
 from apikeyrouter.domain.models.failure import Failure, FailureAction
-from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
+from apikeyrouter.infrastructure.ledger.spread_ledger import AnyLedger
 
 OBSERVE_EVERY_SECONDS = 0.5
 """A lane is re-synced with its provider's headers at most this often, but for refusals."""
@@ -33,7 +33,7 @@ class Observer:
     """Re-syncs lanes with headers. One event loop owns it."""
 
     def __init__(
-        self, ledger: ScriptLedger, snapshot: Snapshot, *, chore: Chore, learned: Learned, suspect: Suspect
+        self, ledger: AnyLedger, snapshot: Snapshot, *, chore: Chore, learned: Learned, suspect: Suspect
     ) -> None:
         self._ledger, self._snapshot = ledger, snapshot
         self._chore, self._learned, self._suspect = chore, learned, suspect

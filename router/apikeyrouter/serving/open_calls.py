@@ -1,12 +1,14 @@
 """Which calls the open reservations of this process belong to. Asked from time to time; requests pay nothing for it."""
 
 from collections.abc import Iterator
+from heapq import merge
 
 import msgspec
 
 from apikeyrouter.domain.components.reservation_ids import made_at_ms
-from apikeyrouter.serving.bookkeeping import Bookkeeper, OpenHold
+from apikeyrouter.serving.bookkeeping import OpenHold
 from apikeyrouter.serving.endings import Attempt
+from apikeyrouter.serving.spread_books import AnyBooks
 from apikeyrouter.serving.streams import Stream
 
 __all__ = ["OpenCall", "open_calls"]
@@ -23,9 +25,10 @@ class OpenCall(msgspec.Struct, kw_only=True, gc=False):
     stream: bool
 
 
-def open_calls(books: Bookkeeper, *, before_ms: int, most: int) -> Iterator[OpenCall]:
+def open_calls(books: AnyBooks, *, before_ms: int, most: int) -> Iterator[OpenCall]:
     """Calls whose reservations were made before then (Unix milliseconds), the oldest first, at most so many."""
-    for rid, hold in books.open.items():
+    held = merge(*(cell.open.items() for cell in books.cells), key=lambda item: made_at_ms(item[0]))
+    for rid, hold in held:
         if most <= 0 or made_at_ms(rid) >= before_ms:
             return
         attempt = _holder(hold)

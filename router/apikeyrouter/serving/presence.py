@@ -2,8 +2,9 @@
 
 from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.domain.models.accounting import Candidate, Denial, ReserveRequest
-from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
-from apikeyrouter.serving.bookkeeping import Bookkeeper, OpenHold, Release
+from apikeyrouter.infrastructure.ledger.spread_ledger import AnyLedger
+from apikeyrouter.serving.bookkeeping import OpenHold, Release
+from apikeyrouter.serving.spread_books import AnyBooks
 
 __all__ = ["WORKERS", "Presence"]
 
@@ -14,7 +15,7 @@ WORKERS = "w:workers"
 class Presence:
     """This worker's reservation, while somebody here wants to be counted."""
 
-    def __init__(self, ledger: ScriptLedger, books: Bookkeeper, *, lease_us: int) -> None:
+    def __init__(self, ledger: AnyLedger, books: AnyBooks, *, lease_us: int) -> None:
         self._ledger, self._books, self._lease_us = ledger, books, lease_us
         self._hold: OpenHold | None = None
         self._wanted_by: set[object] = set()

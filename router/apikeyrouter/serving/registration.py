@@ -328,6 +328,11 @@ class RouterRegistration(RouterLife):
         await self._take_file(config)
 
     async def _take_file(self, config: CompiledConfig) -> None:
+        if config.cells is not None and config.cells.text != self.settings.cells.text:
+            raise ConfigurationError(
+                "the file's accounting.cells differ from those that this process was made with; they are decided when"
+                " a namespace is first used (docs/topologies.md), and take a restart"
+            )
         await self._started()
         adapters = adapters_of({id_: one for id_, one in config.providers.items() if not self._is_served_as(one)})
         self._configuration.check_file(config)

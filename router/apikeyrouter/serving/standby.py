@@ -16,6 +16,7 @@ from apikeyrouter.domain.components.pool import Snapshot
 from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.domain.components.set_aside import UNITS, share_of
 from apikeyrouter.domain.models.accounting import (
+    CELL_AT,
     Admission,
     Candidate,
     Charge,
@@ -31,9 +32,11 @@ from apikeyrouter.domain.models.accounting import (
 from apikeyrouter.domain.models.system_error import LedgerError
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
+from apikeyrouter.infrastructure.ledger.spread_ledger import AnyLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
-from apikeyrouter.serving.bookkeeping import Bookkeeper, End, OpenHold, Release
+from apikeyrouter.serving.bookkeeping import End, OpenHold, Release
 from apikeyrouter.serving.presence import Presence
+from apikeyrouter.serving.spread_books import AnyBooks
 
 __all__ = ["SHARES", "Standby"]
 
@@ -56,8 +59,8 @@ class Standby:
 
     def __init__(
         self,
-        ledger: ScriptLedger,
-        books: Bookkeeper,
+        ledger: AnyLedger,
+        books: AnyBooks,
         presence: Presence,
         *,
         lanes: Callable[[], Iterable[LaneConfig]],
@@ -83,7 +86,7 @@ class Standby:
         """What this worker holds now, in millionths of what is set aside."""
         self.admitted = 0
         """Requests that were admitted from it."""
-        books.on_standby_end = self._ended.append
+        books.hear(standby=self._ended.append)
 
     @property
     def stands(self) -> bool:
@@ -152,7 +155,7 @@ class Standby:
         if hold is self._share:
             self._share, self.units = None, 0
             if not self._unused:
-                self._books.open.pop(hold.request.rid, None)
+                self._books.forget(hold.request.rid)
         self._books.hand_in(Release(rid=hold.request.rid, sent=False))
 
     def _release_share(self) -> None:
@@ -192,8 +195,8 @@ class Standby:
         if not places:
             return None
         asked = structs.replace(
-            request, rid=new_rid(), candidates=tuple(request.candidates[at] for at in places), config_version=0,
-            principal="",
+            request, rid=new_rid(request.rid[CELL_AT]), candidates=tuple(request.candidates[at] for at in places),
+            config_version=0, principal="",
         )  # fmt: skip
         answer = await self._local.reserve(asked)
         if isinstance(answer, Denial):

@@ -50,10 +50,10 @@ class StandingDoctor:
 
 
 async def _examined(around: Surroundings, redis_url: str | None, router: ApiKeyRouter) -> list[Finding]:
-    keeper = router.books.keeper
+    keepers = [books.keeper for books in router.books.cells]
     found = [
         *of_configuration(around, registered=len(router.catalogue.keys)),
-        *(left_in(keeper.directory, keeper.ledger) if keeper.directory is not None else ()),
+        *(left for keeper in keepers if keeper.directory for left in left_in(keeper.directory, keeper.ledger)),
         of_encryption_key(around, embedded=redis_url is None),
     ]
     if redis_url is None:

@@ -17,6 +17,7 @@ from apikeyrouter.domain.models.accounting import (
     ScopeConfig,
     ScopeState,
     Settlement,
+    rid_in,
 )
 from apikeyrouter.domain.models.budget import BudgetScope, BudgetStatus, EnforcementMode, TimeWindow
 from apikeyrouter.domain.models.cost_estimate import dollars
@@ -98,7 +99,13 @@ class BudgetBooks:
 
         Between the two it is held, so that a crash leaves it in suspense and not in the dark.
         """
-        rid = _rid(idempotency_key)
+        by_cell: dict[int, list[str]] = {}
+        for scope in scopes:
+            by_cell.setdefault(self._ledger.of_booking(scopes=(scope,)), []).append(scope)
+        for cell, found in by_cell.items():
+            await self._book(rid_in(cell, _rid(idempotency_key)), found, spent_nanousd)
+
+    async def _book(self, rid: bytes, scopes: Sequence[str], spent_nanousd: int) -> None:
         charge = Charge(expected_nanousd=spent_nanousd, bound_nanousd=spent_nanousd)
         for at in range(0, len(scopes), SHARED_SCOPES_MAX):
             page = tuple(scopes[at : at + SHARED_SCOPES_MAX])

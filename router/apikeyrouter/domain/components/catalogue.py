@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from apikeyrouter.domain.components.capacity import Level, worst
+from apikeyrouter.domain.components.cells import CellLayout
 from apikeyrouter.domain.components.entries import (
     ANY_CLIENT,
     BudgetRule,
@@ -16,6 +17,9 @@ from apikeyrouter.domain.components.entries import (
     ModelPool,
     Provider,
     SharedScopes,
+    key_lane,
+    key_price_name,
+    provider_lane,
 )
 from apikeyrouter.domain.components.observations import Observations
 from apikeyrouter.domain.components.policy_constraints import Constraints
@@ -54,8 +58,8 @@ OPTIONS_MAX = 200_000
 """Options remembered over all pools: anybody may ask for models that nobody has heard of."""
 
 
-_Place = tuple[str, str | None, str, str, str, str | None]
-"""Model, provider, dialect, operation, quota group, team: what a pool is for."""
+_Place = tuple[str, str | None, str, str, str, str | None, int | None]
+"""Model, provider, dialect, operation, quota group, team, cell: what a pool is for."""
 
 
 class Catalogue:
@@ -70,6 +74,8 @@ class Catalogue:
         """By name, clients that a configuration names; the service's and the library's calls alike."""
         self.shares = Shares()
         """Their weights as the ledger takes them."""
+        self.layout: CellLayout | None = None
+        """How the accounting is divided into cells; None: there is one."""
         self.qualities: dict[str, float] = {}
         """By model, as the configuration declares it."""
         self.aliases: dict[str, tuple[tuple[str, str], ...]] = {}
@@ -223,21 +229,24 @@ class Catalogue:
         *,
         operation: str = "",
         group: str = "",
+        cell: int | None = None,
     ) -> Pool:
         """Every way to serve a model. `dialect` "" : any adapter will do; else only wires that speak it, and have the
         `operation` ("": whichever). `group`: the only quota group that may ("": any).
 
-        `team`: whose request it is. Its own keys come first, then those that are nobody's; another team's never.
+        `cell`: the number of the only cell whose keys may. `team`: whose request it is. Its own keys come first, then
+        those that are nobody's; another team's never.
         `constraints`: the policies that apply; what they refuse is left out, and may be everything.
 
         Raises:
-            InvalidRequestError: the pinned provider is not registered, or no model can have that name.
+            InvalidRequestError: the pinned provider is not registered, or no model can have that name; or the call is
+                of a team and a client that are bound to different cells.
             ModelNotFoundError: no key serves the model.
             UnsupportedEndpointError: keys do, at providers that speak another dialect or lack the operation.
         """
         if team is not None:
             team = self._known_team(team)
-        place = model, provider_id, dialect, operation, group, team
+        place = model, provider_id, dialect, operation, group, team, cell
         pool = self._pools.get(place)
         if pool is None:
             _check_name(model)
@@ -245,9 +254,9 @@ class Catalogue:
                 raise InvalidRequestError(
                     f"provider {provider_id!r} is not registered; call register_provider first", field="provider_id"
                 )
-            options = list(self._options(model, provider_id, dialect, operation, group, team))
+            options = self._of(cell, self._options(model, provider_id, dialect, operation, group, team))
             if not options:
-                if dialect and any(True for _ in self._options(model, provider_id, "", "", group, team)):
+                if dialect and self._of(cell, self._options(model, provider_id, "", "", group, team)):
                     raise UnsupportedEndpointError(model, operation, dialect)
                 raise ModelNotFoundError(model, provider_id, tuple(name for name, _ in self.models()))
             self._make_room(len(options))
@@ -262,17 +271,22 @@ class Catalogue:
 
         Errors: as `pool`.
         """
+        cell = self.cell_of(call)
         if call.intent is not None:
-            return self.pool(call.model, call.provider_id, "", call.team, constraints)
+            return self.pool(call.model, call.provider_id, "", call.team, constraints, cell=cell)
         return self.pool(
             call.model, call.provider_id, call.dialect, call.team, constraints, operation=call.operation,
-            group=call.group,
+            group=call.group, cell=cell,
         )  # fmt: skip
 
-    def room_of(self, call: Call) -> tuple[str, str | None, str, str | None]:
+    def cell_of(self, call: Call) -> int | None:
+        """The only cell that may serve a call; None: any. Raises InvalidRequestError: two would have to."""
+        return None if self.layout is None else self.layout.of_call(call.team, call.client)
+
+    def room_of(self, call: Call) -> tuple[str, str | None, str, str | None, int | None]:
         """What calls for the same options have in common."""
         team = None if call.team is None else self._known_team(call.team)
-        return call.model, call.provider_id, "" if call.intent is not None else call.dialect, team
+        return call.model, call.provider_id, "" if call.intent is not None else call.dialect, team, self.cell_of(call)
 
     def _narrow(self, pool: Pool, constraints: Constraints) -> Pool:
         """The pool under constraints, made once."""
@@ -299,6 +313,10 @@ class Catalogue:
         if self._teams is None:
             self._teams = frozenset(key.team for key in self.keys.values() if key.team)
         return team if team in self._teams else "" if self._teams else None
+
+    def _of(self, cell: int | None, options: Iterable[Option]) -> list[Option]:
+        of_group = None if self.layout is None else self.layout.of_group
+        return [one for one in options if cell is None or of_group is None or of_group(one.key.quota_group) == cell]
 
     def _options(
         self, model: str, provider_id: str | None, dialect: str, operation: str, group: str, team: str | None
@@ -472,21 +490,6 @@ class Catalogue:
             for option in pool.options:
                 found.update(option.lanes[1:-1])
         return sorted(found)
-
-
-def key_lane(key_id: str) -> str:
-    """A key's own lane: its breaker, its own caps."""
-    return f"k:{key_id}"
-
-
-def provider_lane(provider_id: str) -> str:
-    """A provider's lane: its breaker."""
-    return f"p:{provider_id}"
-
-
-def key_price_name(key_id: str) -> str:
-    """The provider name under which a key's own price (`cost_per_1k`) is kept in the price book."""
-    return f"key:{key_id}"
 
 
 def _check_name(model: str) -> None:

@@ -113,3 +113,18 @@ class SharedScopes(NamedTuple):
 
     ids: tuple[str, ...]
     hard: bool
+
+
+def key_lane(key_id: str) -> str:
+    """A key's own lane: its breaker, its own caps."""
+    return f"k:{key_id}"
+
+
+def provider_lane(provider_id: str) -> str:
+    """A provider's lane: its breaker."""
+    return f"p:{provider_id}"
+
+
+def key_price_name(key_id: str) -> str:
+    """The provider name under which a key's own price (`cost_per_1k`) is kept in the price book."""
+    return f"key:{key_id}"

@@ -30,6 +30,7 @@ from apikeyrouter.domain.models.accounting import (
     Outcome,
     ReserveRequest,
     Settlement,
+    rid_in,
 )
 from apikeyrouter.domain.models.cost_estimate import CostEstimate, nanousd
 from apikeyrouter.domain.models.quota_state import (
@@ -349,7 +350,9 @@ class QuotaAwarenessEngine:
             lanes += self._catalogue.group_lanes(key.quota_group, model)
         else:
             lanes += self._catalogue.general_lanes(key.quota_group)
-        rid = (time.time_ns() // 1_000_000).to_bytes(6, "big") + urandom(10)
+        rid = rid_in(
+            self._ledger.of_booking(lanes=lanes), (time.time_ns() // 1_000_000).to_bytes(6, "big") + urandom(10)
+        )
         candidate = Candidate(lanes=tuple(lanes), charge=Charge())
         await self._ledger.reassert(ReserveRequest(rid=rid, candidates=(candidate,), lease_us=LEASE_US), index=0)
         await self._ledger.settle(

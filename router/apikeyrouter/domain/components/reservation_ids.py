@@ -1,25 +1,26 @@
-"""Ids of reservations: in the order of time, and telling which process made them."""
+"""Ids of reservations: in the order of time, and telling which process made them and which cell they are of."""
 
 import os
 import time
 
 __all__ = ["made_at_ms", "new_rid", "process_of", "process_tag"]
 
-TIME_BYTES, TAG_BYTES, RANDOM_BYTES = 6, 3, 7
+TIME_BYTES, TAG_BYTES, RANDOM_BYTES = 6, 3, 6
 DRAWN_AT_ONCE = 256
-_tails: list[bytes] = []
-"""What follows the time in the next ids: this process's tag, and what is random."""
+_tails: dict[int, list[bytes]] = {}
+"""By cell, what follows the time in the next ids: this process's tag, the cell's number, and what is random."""
 _tag = os.urandom(TAG_BYTES)
 
 
-def new_rid() -> bytes:
-    """A new reservation id: 48 bits of Unix milliseconds, 24 of the process that makes it, then random."""
+def new_rid(cell: int = 0) -> bytes:
+    """A new reservation id: 48 bits of Unix milliseconds, 24 of the process that makes it, 8 of its cell, 48 random."""
     try:
-        tail = _tails.pop()
-    except IndexError:
-        drawn = os.urandom(RANDOM_BYTES * DRAWN_AT_ONCE)
-        _tails.extend([_tag + drawn[at : at + RANDOM_BYTES] for at in range(0, len(drawn), RANDOM_BYTES)])
-        tail = _tails.pop()
+        tail = _tails[cell].pop()
+    except LookupError:
+        drawn, head = os.urandom(RANDOM_BYTES * DRAWN_AT_ONCE), _tag + bytes((cell,))
+        tails = [head + drawn[at : at + RANDOM_BYTES] for at in range(0, len(drawn), RANDOM_BYTES)]
+        tail = tails.pop()
+        _tails[cell] = tails
     return (time.time_ns() // 1_000_000).to_bytes(TIME_BYTES, "big") + tail
 
 

@@ -1,6 +1,6 @@
 """The ledger port: atomic accounting, the same over Redis and in process."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from apikeyrouter.domain.models.accounting import (
@@ -26,10 +26,19 @@ class Ledger(Protocol):
     `LedgerConfigError` for contradictory or absurd limits, `LedgerProtocolError` for a cell of another schema.
     """
 
-    stamp: Stamp
-    """Where the last answer stood in the cell's history."""
-    forgotten: int
-    """How often an answer proved that the store forgot writes."""
+    @property
+    def stamp(self) -> Stamp:
+        """Where the last answer stood in the cell's history."""
+        ...
+
+    @property
+    def forgotten(self) -> int:
+        """How often an answer proved that the store forgot writes."""
+        ...
+
+    def of_booking(self, *, lanes: Iterable[str] = (), scopes: Iterable[str] = ()) -> int:
+        """The number of the cell in which something is booked that nobody asked for; it belongs into its id."""
+        ...
 
     async def open(self) -> Stamp:
         """Connect, load the scripts, make the cell if it is new."""
@@ -85,12 +94,6 @@ class Ledger(Protocol):
 
     async def put(self, *, lanes: Sequence[LaneConfig] = (), scopes: Sequence[ScopeConfig] = ()) -> Stamp:
         """Add or change lanes and scopes in the active configuration. Idempotent: no change, no new version."""
-        ...
-
-    async def replace(
-        self, *, lanes: Sequence[LaneConfig], scopes: Sequence[ScopeConfig], expected_version: int
-    ) -> Stamp:
-        """Replace the whole configuration: staged in pages, flipped in one write, or not at all."""
         ...
 
     async def lanes(self, ids: Sequence[str], *, since_seq: int = 0) -> list[LaneState]:

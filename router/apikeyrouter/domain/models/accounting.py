@@ -262,11 +262,21 @@ def place_words(lanes: tuple[str, ...], scopes: tuple[str, ...]) -> Words:
     return Words(ids=(lanes, scopes), lanes=lane_fields, scopes=scope_fields, text=text)
 
 
+CELL_AT = 9
+"""Which byte of a reservation id is the number of its cell."""
+
+
+def rid_in(cell: int, rid: bytes) -> bytes:
+    """A reservation id as one of that cell."""
+    return rid[:CELL_AT] + bytes((cell,)) + rid[CELL_AT + 1 :]
+
+
 class ReserveRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Hold the first candidate that has room in every lane and every scope, or nothing.
 
-    `rid` is made by the caller, one per attempt, and makes every transition idempotent. `config_version` 0 means
-    "whatever is active"; otherwise a reserve made under another configuration is refused as STALE_CONFIG.
+    `rid` is made by the caller, one per attempt, and makes every transition idempotent; its byte `CELL_AT` is its cell.
+    `config_version` 0 means "whatever is active"; otherwise a reserve made under another configuration is refused as
+    STALE_CONFIG.
     """
 
     rid: bytes
@@ -465,6 +475,8 @@ class ScopeState:
     late: int
     starts_at_us: int
     resets_at_us: int
+    granted: int = 0
+    """Of what is free, what lies in other cells than the budget's home (`docs/topologies.md`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

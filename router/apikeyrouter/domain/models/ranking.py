@@ -1,5 +1,6 @@
 """What was compared when a request was routed: numbers only, kept with its facts and put into words on demand."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -66,6 +67,15 @@ class Ranking(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     sticky: int = -1
     cached_tokens: tuple[int, ...] = ()
     saved_nanousd: int = 0
+
+    def but(self, places: Sequence[int]) -> "Ranking":
+        """The same of the candidates at these places alone."""
+        return msgspec.structs.replace(
+            self, standings=[self.standings[at] for at in places], equals=sum(at < self.equals for at in places),
+            expected_nanousd=tuple(self.expected_nanousd[at] for at in places) if self.expected_nanousd else (),
+            cached_tokens=tuple(self.cached_tokens[at] for at in places) if self.cached_tokens else (),
+            sticky=places.index(self.sticky) if self.sticky in places else -1,
+        )  # fmt: skip
 
     @classmethod
     def nobody(cls, objective: ObjectiveKey) -> "Ranking":

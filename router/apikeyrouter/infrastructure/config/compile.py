@@ -37,6 +37,7 @@ from apikeyrouter.domain.models.system_error import (
     KeyRegistrationError,
     LedgerConfigError,
 )
+from apikeyrouter.infrastructure.config.cell_entries import layout_of
 from apikeyrouter.infrastructure.config.compiled import (
     BudgetRecord,
     ClientRecord,
@@ -118,6 +119,7 @@ class _Compiler:
         self._check_policies(keys, providers)
         self._check_budgets(budgets, keys, clients, providers)
         self._check_lane_counts(any(client.lane for client in clients))
+        cells = layout_of(self._config.accounting, clients, self._refuse)
         if self._errors:
             raise ConfigurationError("configuration is not valid:", errors=self._errors)
         return CompiledConfig(
@@ -131,6 +133,7 @@ class _Compiler:
             clients=tuple(clients),
             policies=tuple(self._policies),
             routing=self._routing_record,
+            cells=cells,
             pools={group: tuple(pools) for group, pools in self._pools.items()},
             files=frozenset(self._secrets.files),
             warnings=tuple(self._warnings),

@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from apikeyrouter.domain.components.cells import CellLayout
 from apikeyrouter.domain.components.circuits import KEY_BREAKER, PROVIDER_BREAKER
 from apikeyrouter.domain.components.correlation_guard import Guard
 from apikeyrouter.domain.components.retry_budget import RETRIES_FLOOR, RETRY_SHARE
@@ -157,6 +158,8 @@ class CompiledConfig:
     policies: tuple[Policy, ...] = ()
     routing: RoutingRecord = field(default_factory=RoutingRecord)
     pools: Mapping[str, tuple[tuple[str, frozenset[str] | None], ...]] = field(default_factory=dict)
+    cells: CellLayout | None = None
+    """How the accounting is divided; None: the file does not say."""
     files: frozenset[Path] = frozenset()
     warnings: tuple[str, ...] = ()
 

@@ -18,6 +18,7 @@ from apikeyrouter.domain.models.edge import complaints, invalid
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError
+from apikeyrouter.infrastructure.config.cell_entries import AccountingEntry
 from apikeyrouter.infrastructure.config.compiled import RoutingRecord, Target
 from apikeyrouter.infrastructure.config.failure_entries import (
     BreakerEntry,
@@ -313,6 +314,7 @@ class ConfigFile(Entry):
     clients: list[ClientEntry] = Field(default_factory=list, max_length=ENTRIES_MAX)
     policies: list[Policy] = Field(default_factory=list, max_length=ENTRIES_MAX)
     routing: RoutingEntry = Field(default_factory=RoutingEntry)
+    accounting: AccountingEntry | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -7,8 +7,10 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator
 
+from apikeyrouter.domain.components.cells import CellLayout
 from apikeyrouter.domain.models.edge import EdgeModel, complaints
 from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError
+from apikeyrouter.infrastructure.config.cell_entries import read_cells
 from apikeyrouter.infrastructure.config.environment import PREFIX, environment, refuse_unknown
 
 __all__ = ["RouterSettings", "ServiceSettings"]
@@ -72,7 +74,8 @@ class RouterSettings(_Settings):
     `wait_max_ms`: how long a request waits for room before it is denied, where no configuration file says it.
     `encryption_key`: one or more master keys (`KeyVault.parse`), read when the first key is registered. `outbox_dir`:
     where settlements are kept that could not be delivered; None: in memory only. `slabs`: off: this process holds none,
-    whatever limits say.
+    whatever limits say. `cells`: how the accounting is divided (`docs/topologies.md`), a list of {name, quota_groups,
+    teams, clients}, in the environment as JSON.
     """
 
     max_decisions: int = Field(default=1000, ge=1, le=RECORDS_MAX)
@@ -84,6 +87,12 @@ class RouterSettings(_Settings):
     encryption_key: str | None = Field(default=None, repr=False)
     outbox_dir: str | None = None
     slabs: Literal["auto", "off"] = "auto"
+    cells: CellLayout = CellLayout()
+
+    @field_validator("cells", mode="before")
+    @classmethod
+    def _known_cells(cls, value: object) -> CellLayout:
+        return read_cells(value)
 
     @field_validator("outbox_dir")
     @classmethod

@@ -9,10 +9,12 @@ from functools import cache
 from hashlib import blake2b
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
-from apikeyrouter.domain.models.accounting import Period
+from apikeyrouter.domain.models.accounting import AMOUNT_MAX, Period
 from apikeyrouter.domain.models.system_error import LedgerConfigError
 
 BOUNDARIES_AHEAD = 32
+FUNDED = 2**48
+"""Added to the number of a calendar where another cell funds the scope (`lua/include/layout_scope.lua`)."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -48,6 +50,9 @@ def boundaries(number: int, now_us: int) -> list[int]:
 
     The first is the start of the period that contains `now_us`; the last ends the furthest known one.
     """
+    number %= FUNDED
+    if not number:
+        return [0, AMOUNT_MAX]
     period, timezone = _calendar(number)
     start = _floor((_EPOCH + timedelta(microseconds=now_us)).astimezone(_zone(timezone)), period)
     found = [_to_us(start)]

@@ -19,7 +19,7 @@ from apikeyrouter.domain.models.accounting import (
     check_id,
 )
 from apikeyrouter.domain.models.system_error import LedgerConfigError
-from apikeyrouter.infrastructure.ledger.calendars import calendar_number
+from apikeyrouter.infrastructure.ledger.calendars import FUNDED, calendar_number
 
 METRIC_CODES = {metric: code for code, metric in enumerate(Metric, start=1)}
 KIND_CODES = {kind: code for code, kind in enumerate(LimitKind, start=1)}
@@ -148,8 +148,8 @@ def _admitted(limit: Limit, set_aside: float) -> Limit:
     return left
 
 
-def scope_entry(scope: ScopeConfig) -> tuple[str, list[int]]:
-    """The configuration field of a scope and its numbers."""
+def scope_entry(scope: ScopeConfig, *, funded: bool = False) -> tuple[str, list[int]]:
+    """The configuration field of a scope and its numbers. `funded`: another cell is its home."""
     check_id(scope.id, what="scope")
     what = f"scope {scope.id}"
     return scope_field(scope.id), [
@@ -157,7 +157,7 @@ def scope_entry(scope: ScopeConfig) -> tuple[str, list[int]]:
         int(scope.hard),
         UNPRICED_CODES[scope.unpriced],
         check_amount(scope.flat_nanousd, what=f"{what}: flat amount"),
-        calendar_number(scope.period, scope.timezone),
+        calendar_number(scope.period, scope.timezone) + (FUNDED if funded else 0),
         SUSPENSE_CODES[scope.suspense],
         check_amount(scope.suspense_after_us, what=f"{what}: suspense time"),
     ]

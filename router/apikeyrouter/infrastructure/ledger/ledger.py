@@ -8,17 +8,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TypeVar
 
 from apikeyrouter.domain.models.accounting import (
-    LIMIT_NAMES,
     Admission,
     Denial,
     LaneConfig,
     LaneState,
-    Loss,
     Observation,
-    Reason,
     ReserveRequest,
     Result,
-    RetryKind,
     ScopeConfig,
     ScopeState,
     Settlement,
@@ -50,7 +46,9 @@ from apikeyrouter.infrastructure.ledger.encoding import (
     scope_field,
 )
 from apikeyrouter.infrastructure.ledger.engine import Argument, Engine, Replaceable, Reply
+from apikeyrouter.infrastructure.ledger.one_cell import OneCell
 from apikeyrouter.infrastructure.ledger.records import ReservationRecord, read_lane, read_reservation, read_scope
+from apikeyrouter.infrastructure.ledger.replies import loss_order, losses_of, text_of
 from apikeyrouter.infrastructure.ledger.store_gate import StoreGate
 
 DEADLINE_SECONDS = 0.15
@@ -74,15 +72,18 @@ _STATES = (None, *State)
 _TROUBLE = frozenset({Code.CALENDAR_NEEDED, Code.NO_CELL, Code.BAD_SCHEMA, Code.BAD_ARGUMENT})
 """What no caller of a script can act on, whichever it is."""
 _REPLAYED, _DENIED = int(Code.REPLAYED), int(Code.DENIED)
-_LIMIT_NAMES = ("", *LIMIT_NAMES)
 _T = TypeVar("_T")
 
 
-class ScriptLedger:
+class ScriptLedger(OneCell):
     """The ledger over one cell. See `domain/interfaces/ledger.py` for what each method promises."""
 
-    def __init__(self, engine: Engine, *, tries: int = 2, deadline_s: float = DEADLINE_SECONDS) -> None:
+    def __init__(
+        self, engine: Engine, *, tries: int = 2, deadline_s: float = DEADLINE_SECONDS, layout: str = ""
+    ) -> None:
+        """`layout`: how the namespace's cells are laid out (`CellLayout.text`); empty where there is one."""
         self.engine = engine
+        self._layout = layout
         self._tries, self._deadline_s = tries, deadline_s
         self.gate = StoreGate(self._probe)
         """Whether the store answers; while it is away, calls fail at once."""
@@ -98,12 +99,22 @@ class ScriptLedger:
         """The last answer before writes were forgotten, while the cell has not been told of that."""
 
     async def open(self) -> Stamp:
-        """Connect, load the scripts, make the cell if it is new."""
+        """Connect, load the scripts, make the cell if it is new.
+
+        Raises:
+            LedgerConfigError: the cells of this namespace are laid out otherwise.
+        """
         if isinstance(self.engine, Replaceable):
             self.engine.on_another_server = self._on_another_server
         if not self.gate.away:
             await self.engine.open()
-        reply = await self._run("open", [secrets.randbelow(2**52)])
+        reply = await self._run("open", [secrets.randbelow(2**52), self._layout])
+        if reply[0] == Code.CONFLICT:
+            held, ours = text_of(reply[5]) or "one cell", self._layout or "one cell"
+            raise LedgerConfigError(
+                f"this namespace is accounted in {held}, and this process was told {ours}: the cells of a namespace are"
+                " decided when it is first used; take its own, or another namespace"
+            )
         return self._stamp(reply)
 
     async def _probe(self) -> None:
@@ -254,8 +265,11 @@ class ScriptLedger:
 
     async def put(self, *, lanes: Sequence[LaneConfig] = (), scopes: Sequence[ScopeConfig] = ()) -> Stamp:
         """Add or change lanes and scopes; each page is atomic."""
+        return await self._put(_entries(lanes, scopes))
+
+    async def _put(self, entries: Sequence[tuple[str, list[int]]]) -> Stamp:
         stamp = self.stamp
-        for page in _pages(_entries(lanes, scopes), PAGE_CONFIG):
+        for page in _pages(entries, PAGE_CONFIG):
             stamp = self._stamp(await self._again("configure", ["put", 0, *_flat(page)]))
         return stamp
 
@@ -286,6 +300,10 @@ class ScriptLedger:
         reply = await self._run("configure", ["flip", token, "version", 1, expected_version])
         self._refuse_conflict(reply)
         return self._stamp(reply)
+
+    def _refuse_unknown(self, reply: Reply) -> None:
+        if reply[0] == Code.UNKNOWN_SCOPE:
+            raise LedgerConfigError(f"scope {id_of(text_of(reply[5]))} is not configured")
 
     def _refuse_conflict(self, reply: Reply) -> None:
         if reply[0] == Code.CONFLICT:
@@ -410,28 +428,27 @@ class ScriptLedger:
             self._lost = last
 
     def _transition(self, reply: Reply) -> Transition:
-        if reply[0] == Code.UNKNOWN_SCOPE:
-            raise LedgerConfigError(f"scope {id_of(_text(reply[5]))} is not configured")
+        self._refuse_unknown(reply)
         return _transition(self._stamp(reply), reply[0], reply[5])
 
     def _reserve_reply(self, request: ReserveRequest, reply: Reply) -> Admission | Denial:
         code = reply[0]
         stamp = self._stamp(reply)
         if code == _DENIED:
-            losses = _losses(reply, 5)
-            return Denial(stamp=stamp, binding=min(losses, key=_loss_order), losses=losses)
+            losses = losses_of(reply, 5)
+            return Denial(stamp=stamp, binding=min(losses, key=loss_order), losses=losses)
         if code <= _REPLAYED:
             soft_count = reply[8]
             return Admission(
                 stamp=stamp, rid=request.rid, index=reply[5], deadline_us=reply[6], probe=reply[7] == 1,
-                soft_exceeded=tuple(id_of(_text(scope)) for scope in reply[9 : 9 + soft_count]) if soft_count else (),
-                losses=_losses(reply, 9 + soft_count) if reply[9 + soft_count] else (),
+                soft_exceeded=tuple(id_of(text_of(scope)) for scope in reply[9 : 9 + soft_count]) if soft_count else (),
+                losses=losses_of(reply, 9 + soft_count) if reply[9 + soft_count] else (),
                 replayed=code == _REPLAYED,
             )  # fmt: skip
         if code == Code.STALE_CONFIG:
             raise StaleConfigError(stamp.config_version)
         if code == Code.UNKNOWN_SCOPE:
-            raise LedgerConfigError(f"scope {id_of(_text(reply[5]))} is not configured")
+            raise LedgerConfigError(f"scope {id_of(text_of(reply[5]))} is not configured")
         raise LedgerProtocolError(f"reservation {request.rid.hex()} has ended: {State(reply[5]).name.lower()}")
 
     def _chore(self, work: Coroutine[object, object, Transition]) -> None:
@@ -461,26 +478,6 @@ def _flat(entries: Sequence[tuple[str, list[int]]]) -> list[Argument]:
 
 def _pages(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
     return [items[at : at + size] for at in range(0, len(items), size)]
-
-
-def _losses(reply: Reply, at: int) -> tuple[Loss, ...]:
-    rows = range(at + 1, at + 1 + 5 * reply[at], 5)
-    return tuple(
-        Loss(
-            index=number, reason=Reason(reply[row]), where=id_of(_text(reply[row + 1])),
-            limit=_LIMIT_NAMES[reply[row + 2]], retry_at_us=reply[row + 3],
-            retry_kind=RetryKind(reply[row + 4]),
-        )
-        for number, row in enumerate(rows)
-    )  # fmt: skip
-
-
-def _loss_order(loss: Loss) -> tuple[bool, int, int]:
-    return loss.retry_kind is RetryKind.NEVER, loss.retry_at_us, loss.index
-
-
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _shown(args: Sequence[Argument]) -> str:

@@ -1,0 +1,1 @@
+"""Several cells, and the money that is moved between them."""
