@@ -67,6 +67,18 @@ async def test_a_deadline_in_a_header_is_answered_as_a_timeout_that_is_not_to_be
     assert (await simulator.report())["total"]["arrived"] == 1
 
 
+@pytest.mark.parametrize("hint", ["x-stainless-read-timeout", "x-stainless-timeout"])
+async def test_what_an_sdk_says_it_will_wait_is_a_deadline(
+    service: Running, simulator: SimulatorProcess, hint: str
+) -> None:
+    await simulator.fail("stall_before_first_byte", seconds=3600)
+    async with service.http() as client:
+        body = {"model": "gpt-4o-mini", "messages": HELLO}
+        answer = await client.post("/v1/chat/completions", json=body, headers={hint: "0.4"})
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (504, "false")
+    await at_rest(service, simulator)
+
+
 async def test_a_stream_that_is_not_at_its_end_in_time_says_so(service: Running, simulator: SimulatorProcess) -> None:
     await simulator.fail("stall_mid_stream", seconds=3600)
     text = ""
