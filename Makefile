@@ -64,9 +64,9 @@ laws: $(READY) ## break each accounting law with a patch and see a test turn red
 exact: $(READY) ## a million settlements on each engine, and the sum to the nano-dollar
 	EXACT_SETTLEMENTS=1000000 $(BIN)/python -m pytest -q tests/router/test_exactness.py --durations=2
 
-faults: $(READY) ## the fault laboratory: 100,000 reservations under seeded faults, every promised figure, real failovers
+faults: $(READY) ## the fault laboratory: 100,000 reservations under seeded faults, every promised figure, real servers and processes
 	$(BIN)/python -m tests.faults
-	AKR_LONG=1 $(BIN)/python -m pytest -q tests/topologies tests/faults/test_failover.py tests/faults/test_forgetting.py
+	AKR_LONG=1 $(BIN)/python -m pytest -q tests/topologies tests/faults
 
 mutants: $(READY) ## each line of the scripts taken out or negated: which of them nobody sees; an hour or two
 	$(BIN)/python -m tests.faults.mutants
