@@ -26,6 +26,9 @@ async def test_providers_keys_and_the_time_are_told(simulator: SimulatorProcess,
         await made.router.key_manager.disable_key("a1")
         keys = (await made.router.get_state_summary()).keys
         assert (keys.available, keys.disabled) == (1, 1)
+        await made.router.key_manager.update_key_state("b1", "exhausted", "no credit")
+        state = await made.router.get_state_summary()
+        assert (state.keys.available, state.keys.exhausted, state.quotas.exhausted_keys) == (0, 1, 1)
 
 
 async def test_what_two_processes_spent_is_one_sum_that_survives_them(
