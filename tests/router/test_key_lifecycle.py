@@ -352,3 +352,18 @@ async def test_a_key_that_was_refused_serves_again_with_new_material(simulator: 
             ("invalid", "rotated"),
             ("available", "rotated"),
         ]
+
+
+async def test_an_exhausted_key_that_serves_again_is_available_in_the_store_too(simulator: SimulatorProcess) -> None:
+    async with plain(simulator, InMemoryStateStore()) as router:
+        key = await router.register_key(A1, "openai")
+        for state in ("exhausted", "recovering"):
+            await router.key_manager.update_key_state(key.id, state, "it may serve again")
+        assert (await router.route(intent())).key_used == key.id
+
+        async def available() -> bool:
+            found = await router.key_manager.get_key(key.id)
+            return found is not None and found.state is KeyState.Available
+
+        await until(available)
+        assert (await router.key_manager.get_transitions(key.id))[-1].reason == "it serves again"
