@@ -127,3 +127,25 @@ async def test_many_at_once_in_all_cells_are_admitted_to_the_limit_exactly() -> 
         chance = random.Random(7)
         answers = await asyncio.gather(*(made.reserve(chance.randrange(3), 10) for _ in range(400)))
         assert sum(isinstance(answer, Admission) for answer in answers) == 100
+
+
+async def test_a_new_period_spends_nothing_of_the_money_of_the_last() -> None:
+    async with cells(1000) as made:
+        books = await made.ledger.home.grant(SCOPE, 1, await made.ledger.cells[1].fund(SCOPE), asked=800)
+        await made.ledger.cells[1].fund(SCOPE, start_us=books.start_us, granted=800)
+        made.clock.advance(DAY)
+        assert await made.spend(0, 1000)
+        assert not await made.spend(1, 1)
+
+
+async def test_what_is_told_twice_is_credited_and_returned_once() -> None:
+    async with cells(1000) as made:
+        home, child = made.ledger.home, made.ledger.cells[1]
+        told = await home.grant(SCOPE, 1, await child.fund(SCOPE), asked=400)
+        for _ in range(2):
+            assert (await child.fund(SCOPE, start_us=told.start_us, granted=400)).free == 400
+        for _ in range(2):
+            books = await child.fund(SCOPE, start_us=told.start_us, recall=150)
+            assert (books.returned, books.free) == (150, 250)
+        for _ in range(2):
+            assert (await home.grant(SCOPE, 1, books)).free == 750

@@ -138,6 +138,7 @@ class Escrow:
         burn.see(books, now)
         wanted, low = burn.within(GRANT_SECONDS), burn.within(LOW_SECONDS)
         home = await self._tell(scope, cell, books)
+        books = await self._deliver(scope, cell, books, home)
         if books.free < low or books.free < 0:
             share = max(home.free, 0) // (2 * len(self._ledger.cells))
             asked = min(wanted - books.free, max(share, -books.free))
@@ -221,7 +222,11 @@ class Escrow:
         """Fetch so much from the other cells, from who has most first; the home's books after that."""
         cells = [cell for cell in range(1, len(self._ledger.cells)) if cell != but]
         told = await asyncio.gather(*(self._look(scope, cell) for cell in cells), return_exceptions=True)
-        found = [(books, cell) for cell, books in zip(cells, told, strict=True) if isinstance(books, ChildBooks)]
+        found = [
+            (await self._deliver(scope, cell, books, home), cell)
+            for cell, books in zip(cells, told, strict=True)
+            if isinstance(books, ChildBooks)
+        ]
         for books, cell in sorted(found, key=lambda one: -one[0].free):
             if missing <= 0 or books.free <= 0:
                 break
@@ -264,8 +269,12 @@ class Escrow:
     async def _fund(self, scope: str, cell: int, books: ChildBooks, asked: int, *, least: int) -> ChildBooks:
         """Home debits first, then the cell is credited: with this grant, and with what was lost on its way before."""
         home = await self._ledger.home.grant(scope, cell, books, asked=max(0, asked), least=least)
+        return await self._deliver(scope, cell, books, home)
+
+    async def _deliver(self, scope: str, cell: int, books: ChildBooks, home: HomeBooks) -> ChildBooks:
+        """Tell a cell what its home has granted, where it does not know all of it: somebody died in between."""
         granted, returned = home.of(cell)
-        if (granted, returned) == (books.funded, books.returned):
+        if home.start_us != books.start_us or (granted <= books.funded and returned <= books.returned):
             return books
         return await self._ledger.cells[cell].fund(scope, start_us=home.start_us, granted=granted, returned=returned)
 
