@@ -24,6 +24,14 @@ def pytest_report_header() -> str:
     return describe()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a service keeps without being told where (ends that an outage left over) is not kept in who tests' home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_log() -> Iterator[None]:
     """A service configures structlog and a router sets its level, for the whole process; the next test has neither."""
