@@ -16,7 +16,7 @@ from apikeyrouter.domain.components.routing_engine import NoEligibleKeysError
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.accounting import Metric
 from apikeyrouter.domain.models.api_key import KeyState
-from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError
+from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError, PolicyDeniedError
 from apikeyrouter.infrastructure.adapters.openai_adapter import OpenAIAdapter
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.simulator import SimulatorProcess
@@ -68,6 +68,51 @@ async def test_an_error_that_nobody_saw_is_raised_at_the_first_request_once(
         with pytest.raises(KeyRegistrationError):
             await router.route(intent())
         assert (await router.route(intent())).content
+
+
+async def test_of_several_errors_that_nobody_saw_each_is_told_and_what_succeeded_holds(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    async with plain(simulator, store) as router:
+        router.register_key(A1, "openai")
+        router.register_key("", "openai")
+        router.configure_policy({"name": "wrong", "rules": {"denied_model": ["gpt-4o-mini"]}})
+        router.configure_quota("nobody", "daily", 1)
+        router.configure_policy({"name": "right", "rules": {"denied_models": ["gpt-4o-mini"]}})
+        with pytest.raises(ConfigurationError, match="3 registrations failed") as caught:
+            await router.route(intent())
+        empty_key, policy, quota = caught.value.errors
+        assert "empty" in empty_key
+        assert "denied_model" in policy
+        assert "nobody" in quota
+        assert all(error in str(caught.value) for error in caught.value.errors)
+        assert isinstance(caught.value.__cause__, ExceptionGroup)
+        assert isinstance(caught.value.__cause__.exceptions[0], KeyRegistrationError)
+        for _ in range(2):
+            with pytest.raises(PolicyDeniedError, match="right"):
+                await router.route(intent())
+
+
+async def test_an_error_that_nobody_saw_outlives_the_request_that_was_given_up_before_it(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    async with plain(simulator, store) as router:
+        router.configure_policy({"name": "wrong", "rules": {"denied_model": ["gpt-4o-mini"]}})
+        opened, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> None:
+            opened.set()
+            await go_on.wait()
+
+        router._deferrals.add(slow)
+        waiting = asyncio.create_task(router.route(intent()))
+        await opened.wait()
+        await until(lambda: len(router._deferrals._unfinished) == 1)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        go_on.set()
+        with pytest.raises(InvalidRequestError, match="denied_model"):
+            await router.route(intent())
 
 
 async def test_an_error_that_was_seen_is_not_raised_again(simulator: SimulatorProcess, store: StateStore) -> None:

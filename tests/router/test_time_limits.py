@@ -235,6 +235,18 @@ async def test_a_failure_in_the_middle_of_an_answer_is_acted_on_too(store: State
         assert next_one.value.retry_after > 20
 
 
+async def test_a_category_that_an_adapter_spells_out_means_what_the_member_does(store: StateStore) -> None:
+    def limited() -> None:
+        raise SystemError("slow down", category="rate_limit_error", retry_after=40)
+
+    async with await routed(store, Own(limited), Timeouts()) as router:
+        with pytest.raises(ProviderError) as caught:
+            await router.route(intent())
+        assert caught.value.category is ErrorCategory.RateLimitError
+        failure = failure_of(caught.value)
+        assert (failure.meaning, failure.retry_after_us) == ("rate_limited", 40_000_000)
+
+
 async def test_a_memory_of_complete_streams_makes_the_books_of_broken_ones_right(
     simulator: SimulatorProcess,
 ) -> None:

@@ -375,6 +375,17 @@ def test_a_budget_error_has_the_numbers() -> None:
     assert "global:all" in str(error)
 
 
+@pytest.mark.parametrize("told", ["rate_limit_error", "RateLimitError", "RATE-LIMIT ERROR"])
+def test_an_errors_category_is_the_member_that_it_names(told: str) -> None:
+    assert SystemError("slow down", category=told).category is ErrorCategory.RateLimitError
+
+
+def test_an_errors_category_is_one_that_there_is() -> None:
+    with pytest.raises(InvalidRequestError, match=r"category: must be one of .*rate_limit_error") as caught:
+        SystemError("slow down", category="nonsense")
+    assert caught.value.field == "category"
+
+
 def test_a_budget_error_writes_small_amounts_out() -> None:
     error = BudgetExceededError(
         scope="team:t:day", limit=Decimal("1E-7"), settled=Decimal(0), held=Decimal("4E-8"), needed=Decimal("2.5E-7")

@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar
 
+from apikeyrouter.domain.models.system_error import ConfigurationError
+
 T = TypeVar("T")
 
 
@@ -44,6 +46,7 @@ class Deferrals:
     def __init__(self) -> None:
         self._last: Deferred[Any] | None = None
         self._unfinished: deque[Deferred[Any]] = deque()
+        self._unseen: list[BaseException] = []
 
     def add(self, work: Callable[[], Awaitable[T]]) -> Deferred[T]:
         """Queue a call behind all earlier ones, and start it when a loop runs."""
@@ -59,12 +62,16 @@ class Deferrals:
 
     @property
     def pending(self) -> bool:
-        """Whether calls are queued whose end was not waited for yet."""
-        return bool(self._unfinished)
+        """Whether calls are queued whose end was not waited for yet, or whose error nobody was told."""
+        return bool(self._unfinished or self._unseen)
 
     async def finish(self) -> None:
-        """Wait for all of them. The first error that nobody has seen is raised here, once."""
-        first: BaseException | None = None
+        """Wait for all of them, whatever becomes of each. Errors that nobody has seen are raised here, once.
+
+        Raises:
+            ConfigurationError: several failed; `errors` has a line for each, its cause is the group of them. One alone
+                is raised as it is.
+        """
         while self._unfinished:
             deferred = self._unfinished[0]
             task = deferred.start()
@@ -74,8 +81,13 @@ class Deferrals:
                 continue  # somebody else waited too, and was first
             self._unfinished.popleft()
             error = None if task.cancelled() else task.exception()
-            if first is None and not deferred.observed:
-                first = error
+            if error is not None and not deferred.observed:
+                self._unseen.append(error)
         self._last = None
-        if first is not None:
-            raise first
+        unseen, self._unseen = self._unseen, []
+        if len(unseen) == 1:
+            raise unseen[0]
+        if unseen:
+            told = f"{len(unseen)} registrations failed"
+            errors = [str(error) or type(error).__name__ for error in unseen]
+            raise ConfigurationError(told, errors=errors) from BaseExceptionGroup(told, unseen)

@@ -46,23 +46,33 @@ class SystemError(ApiKeyRouterError):
 
     `retry_after` in seconds (None: unknown); `details` never contains key material. When a stream broke, `details`
     has `partial` (the text so far) and `usage`.
+
+    Raises:
+        InvalidRequestError: `category` is none; its values and names count in any case.
     """
 
     def __init__(
         self,
         message: str = "",
         *,
-        category: ErrorCategory = ErrorCategory.UnknownError,
+        category: ErrorCategory | str = ErrorCategory.UnknownError,
         retryable: bool = False,
         retry_after: int | None = None,
         details: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.category = category
+        self.category = category if isinstance(category, ErrorCategory) else _category(category)
         self.retryable = retryable
         self.retry_after = retry_after
         self.details = details or {}
+
+
+def _category(told: str) -> ErrorCategory:
+    try:
+        return ErrorCategory(told)
+    except ValueError:
+        raise InvalidRequestError(f"must be one of {', '.join(ErrorCategory)}", field="category") from None
 
 
 class ProviderError(SystemError):
