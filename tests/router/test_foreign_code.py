@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.models.cost_estimate import CostEstimate
 from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.system_error import ErrorCategory
+from apikeyrouter.domain.models.system_response import ResponseMetadata, StreamChunk, SystemResponse, TokenUsage
 from apikeyrouter.infrastructure.adapters.transport import Timeouts
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.serving import foreign_code
@@ -62,6 +64,19 @@ class StubbornEstimate(Stubborn):
 
     async def execute_request(self, intent: RequestIntent, key: str) -> Any:
         return "answer"
+
+
+class Telling(ProviderAdapter):
+    """Answers with what it was made with."""
+
+    def __init__(self, told: Any) -> None:
+        self.told = told
+
+    async def execute_request(self, intent: RequestIntent, key: str) -> Any:
+        return self.told
+
+    async def execute_stream(self, intent: RequestIntent, key: str) -> AsyncIterator[Any]:
+        yield self.told
 
 
 @asynccontextmanager
@@ -158,3 +173,63 @@ async def test_an_adapter_that_cancels_itself_has_failed() -> None:
     async with routed(Gone()) as router:
         with pytest.raises(ProviderError, match="cancelled itself"):
             await router.route(intent())
+
+
+ABSURD_COUNTS = [10**30, 2**40, -1, float("nan"), float("inf"), 1.5, "many"]
+
+
+@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("count", ABSURD_COUNTS, ids=str)
+async def test_counts_that_nobody_tells_are_no_usage(count: object, hard: bool) -> None:
+    told = {"content": "x", "usage": {"prompt_tokens": count, "completion_tokens": 1}}
+    async with routed(Telling(told), cost_per_1k="0.01") as router:
+        budget = await router.cost_controller.create_budget("global", 10, enforcement_mode="hard" if hard else "soft")
+        answer = await router.route(intent(parameters={"max_tokens": 50}))
+        assert answer.metadata.tokens_used.estimated
+        assert 0 < answer.metadata.tokens_used.total < 1000
+        assert answer.metadata.cost_actual is not None
+        assert 0 < answer.metadata.cost_actual < 1
+        await is_booked(router, budget.id)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("amount", ["1e30", "NaN", "Infinity", "-1", "9007199.254740992"])
+async def test_a_cost_that_nobody_asks_is_no_cost(amount: str, stream: bool) -> None:
+    cost = CostEstimate.made(amount=Decimal(amount))
+    usage = TokenUsage(input_tokens=100, output_tokens=100)
+    whole = SystemResponse.made(
+        content="x", metadata=ResponseMetadata(model_used="m", tokens_used=usage), cost=cost
+    )  # fmt: skip
+    adapter = Telling(StreamChunk(text="x", usage=usage, cost=cost) if stream else whole)
+    async with routed(adapter, cost_per_1k="0.01") as router:
+        budget = await router.cost_controller.create_budget("global", 10)
+        if stream:
+            assert [piece async for piece in router.route_stream(intent())][-1].cost is not None
+        else:
+            assert (await router.route(intent())).metadata.cost_actual == Decimal("0.002")
+        await is_booked(router, budget.id)
+        assert (await router.cost_controller.get_budget_status(budget.id)).settled == Decimal("0.002")
+
+
+async def test_a_price_that_makes_more_than_can_be_booked_books_the_estimate() -> None:
+    told = {"content": "x", "usage": {"prompt_tokens": 2**31, "completion_tokens": 2**31}}
+    async with routed(Telling(told), cost_per_1k="10") as router:
+        budget = await router.cost_controller.create_budget("global", 1000)
+        answer = await router.route(intent(parameters={"max_tokens": 50}))
+        assert answer.metadata.tokens_used.estimated
+        await is_booked(router, budget.id)
+        assert answer.metadata.cost_actual is not None
+        assert answer.metadata.cost_actual < 100
+
+
+@pytest.mark.parametrize("junk", [5, b"x", None, {"zz": 1}], ids=str)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_is_no_answer_is_booked_as_held(junk: object, stream: bool) -> None:
+    async with routed(Telling(junk), cost_per_1k="0.01") as router:
+        budget = await router.cost_controller.create_budget("global", 10, enforcement_mode="hard")
+        with pytest.raises(ProviderError):
+            if stream:
+                [str(piece) async for piece in router.route_stream(intent())]
+            else:
+                await router.route(intent())
+        await is_booked(router, budget.id)

@@ -1,6 +1,7 @@
 """Leases: a key for a call of one's own, with the accounting of every other request."""
 
 import asyncio
+import math
 from typing import Any
 
 import anthropic
@@ -109,7 +110,10 @@ async def test_usage_may_be_told_in_many_ways(simulator: SimulatorProcess, told:
 @pytest.mark.parametrize(
     "wrong",
     [{"input_tokens": -1}, {"input_tokens": True}, {"output_tokens": 1.5}, {}, {"usage": 3}, {"usage": {}},
-     {"usage": {"prompt_tokens": "many"}}, {"usage": {"prompt_tokens": 1}, "input_tokens": 1}],
+     {"usage": {"prompt_tokens": "many"}}, {"usage": {"prompt_tokens": math.nan, "completion_tokens": 1}},
+     {"usage": {"usage": {"input_tokens": 1, "output_tokens": math.inf}}},
+     {"usage": {"prompt_tokens": 2**40, "completion_tokens": 1}},
+     {"usage": TokenUsage(input_tokens=10**30, output_tokens=1)}, {"usage": {"prompt_tokens": 1}, "input_tokens": 1}],
 )  # fmt: skip
 async def test_wrong_usage_is_refused_and_the_lease_stays_open(simulator: SimulatorProcess, wrong: Any) -> None:
     async with house(simulator, InMemoryStateStore(), ["a1"]) as made:

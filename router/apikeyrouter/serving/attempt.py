@@ -217,8 +217,8 @@ class Attempts:
         try:
             if attempt.call.stream:
                 stream = AdapterStream(self.ends, attempt, adapter, adapter.execute_stream(intent, key))
-                await stream.begin()
-                return Exchange(
+                garbled = await stream.begin()
+                return garbled or Exchange(
                     status=200, content_type="text/event-stream", facts=attempt.facts, chunks=stream,
                     provider=attempt.admitted.option.provider,
                 )  # fmt: skip

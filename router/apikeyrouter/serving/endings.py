@@ -10,7 +10,7 @@ from apikeyrouter.domain.components.output_estimator import OutputEstimator
 from apikeyrouter.domain.components.pool import Option
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.wire import Wire
-from apikeyrouter.domain.models.accounting import UNPRICED, Outcome, Settlement
+from apikeyrouter.domain.models.accounting import AMOUNT_MAX, UNPRICED, Outcome, Settlement
 from apikeyrouter.domain.models.call import AttemptFacts, Call, Facts
 from apikeyrouter.domain.models.failure import Failure, FailureScope
 from apikeyrouter.domain.models.usage import Usage
@@ -25,7 +25,7 @@ from apikeyrouter.serving.spread_books import AnyBooks
 AS_HELD = UNPRICED
 """Nobody knows the cost: each budget books what it held for it, a hard one the bound, so that it stays one."""
 TOKENS_MAX = 2**31
-"""Most tokens of one request that are believed; the ledger takes no more."""
+"""Most tokens of one request that are believed; the ledger takes no more. Told more, nothing was told."""
 
 
 class Attempt(msgspec.Struct, kw_only=True, eq=False):
@@ -121,9 +121,14 @@ class Endings:
         if attempt.call.operation in FREE_OPERATIONS:
             usage, cost = Usage(input_tokens=0, output_tokens=0), 0
         else:
+            if usage is not None and not _is_believed(usage):
+                usage = None
             guessed = usage is None or outcome != "ok"
             usage = self._used(attempt, usage, produced, complete=outcome == "ok")
             cost = _cost(admitted, usage) if told_nanousd is None else told_nanousd
+            if not UNPRICED <= cost <= AMOUNT_MAX:
+                guessed, cost = True, admitted.charge.expected_nanousd
+                usage = msgspec.structs.replace(usage, estimated=True)
             if guessed and told_nanousd is None and admitted.bounded:
                 cost, booked = admitted.charge.expected_nanousd, AS_HELD
         self._learn(admitted, usage)
@@ -134,8 +139,8 @@ class Endings:
             admitted.option.seen.answered(latency_us, stream=attempt.call.stream, now=time.perf_counter())
         self._books.hand_in(
             Settlement(
-                rid=admitted.request.rid, input_tokens=_believed(_metered(attempt, usage)),
-                output_tokens=_believed(usage.output_tokens), cost_nanousd=cost if booked is None else booked,
+                rid=admitted.request.rid, input_tokens=min(_metered(attempt, usage), TOKENS_MAX),
+                output_tokens=min(usage.output_tokens, TOKENS_MAX), cost_nanousd=cost if booked is None else booked,
                 outcome=Outcome.FAILURE if failed else Outcome.SUCCESS,
                 failed_lanes=1 << (len(admitted.option.lanes) - 1) if failed else 0, latency_us=latency_us,
                 estimated=usage.estimated,
@@ -219,8 +224,9 @@ class Endings:
         attempt.let_go()
         self._books.hand_in(
             Settlement(
-                rid=attempt.admitted.request.rid, input_tokens=charge.input_tokens, output_tokens=charge.output_tokens,
-                cost_nanousd=booked, outcome=outcome, failed_lanes=bits, latency_us=latency_us, estimated=True,
+                rid=attempt.admitted.request.rid, input_tokens=min(charge.input_tokens, TOKENS_MAX),
+                output_tokens=min(charge.output_tokens, TOKENS_MAX), cost_nanousd=booked,
+                outcome=outcome, failed_lanes=bits, latency_us=latency_us, estimated=True,
             )
         )  # fmt: skip
         _note_cost(attempt, charge.expected_nanousd, estimated=True)
@@ -248,8 +254,9 @@ def _cost(admitted: Admitted, usage: Usage) -> int:
 def _metered(attempt: Attempt, usage: Usage) -> int:
     """Input tokens as the provider's limits count them."""
     free = usage.cache_read_tokens if getattr(attempt.wire, "cache_reads_are_free", False) else 0
-    return usage.input_tokens - free
+    return max(0, usage.input_tokens - free)
 
 
-def _believed(tokens: int) -> int:
-    return tokens if 0 <= tokens <= TOKENS_MAX else min(max(0, tokens), TOKENS_MAX)
+def _is_believed(usage: Usage) -> bool:
+    """Whether any provider tells such counts."""
+    return 0 <= usage.input_tokens <= TOKENS_MAX and 0 <= usage.output_tokens <= TOKENS_MAX

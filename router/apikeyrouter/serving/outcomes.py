@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from decimal import Decimal
 
 import msgspec
 
@@ -22,7 +23,7 @@ from apikeyrouter.domain.components.failure_taxonomy import (
 )
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.models.accounting import AMOUNT_MAX
-from apikeyrouter.domain.models.cost_estimate import CostEstimate, nanousd
+from apikeyrouter.domain.models.cost_estimate import CostEstimate, dollars, nanousd
 from apikeyrouter.domain.models.failure import Failure, FailureScope
 from apikeyrouter.domain.models.system_error import ErrorCategory, SystemError
 from apikeyrouter.domain.models.usage import Usage
@@ -30,6 +31,8 @@ from apikeyrouter.infrastructure.adapters.retry_hints import RETRY_MAX_US
 from apikeyrouter.infrastructure.adapters.transport import NoPlace, TransportError, UpstreamTimeout
 from apikeyrouter.infrastructure.security.redaction import redact
 from apikeyrouter.serving.admission import Admitted
+
+_DOLLARS_MAX = dollars(AMOUNT_MAX)
 
 
 def estimated_usage(admitted: Admitted, output_tokens: int) -> Usage:
@@ -54,8 +57,10 @@ def cost_nanousd(told: object) -> int | None:
     """An adapter's own cost in nano-dollars, rounded up; None where it tells none in dollars that can be booked."""
     if not isinstance(told, CostEstimate) or told.currency.upper() != "USD":
         return None
-    amount = nanousd(told.amount)
-    return amount if amount <= AMOUNT_MAX else None
+    amount = told.amount
+    if not isinstance(amount, Decimal) or not amount.is_finite() or not 0 <= amount <= _DOLLARS_MAX:
+        return None
+    return nanousd(amount)
 
 
 def is_error_body(body: bytes) -> bool | None:

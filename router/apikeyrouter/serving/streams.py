@@ -11,12 +11,13 @@ from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.interfaces.wire import StreamReader, StreamStep
 from apikeyrouter.domain.models.call import PouredChunks
 from apikeyrouter.domain.models.failure import Failure, FailureScope
-from apikeyrouter.domain.models.system_error import ErrorCategory, ProviderError, SystemError
+from apikeyrouter.domain.models.system_error import ProviderError
 from apikeyrouter.domain.models.system_response import StreamChunk, TokenUsage
 from apikeyrouter.domain.models.usage import Usage
+from apikeyrouter.infrastructure.adapters.stream_failures import unreadable
 from apikeyrouter.infrastructure.adapters.transport import Pouring, Response, Timeouts, TransportError, UpstreamTimeout
 from apikeyrouter.infrastructure.observability.events import working_for
-from apikeyrouter.serving.endings import Attempt, Endings
+from apikeyrouter.serving.endings import TOKENS_MAX, Attempt, Endings
 from apikeyrouter.serving.foreign_code import Pieces
 from apikeyrouter.serving.outcomes import adapter_failure, cost_nanousd, given_up, transport_failure, unless_late
 
@@ -269,15 +270,22 @@ class AdapterStream(Stream):
         self._produced = 0
         self._usage: TokenUsage | None = None
 
-    async def begin(self) -> None:
-        """Wait for the first piece: until then another key may still serve. Raises what the adapter raises."""
+    async def begin(self) -> Failure | None:
+        """Wait for the first piece: until then another key may still serve. The failure, where that is none.
+
+        Raises what the adapter raises.
+        """
         limits = [limit for limit in (self._timeouts.first_byte, self._timeouts.first_token) if limit is not None]
         try:
             self._first = await self._pull(min(limits, default=None))
+        except _NoChunk as exc:
+            await self._let_go()
+            return exc.failure
         except BaseException:
             await self._let_go()
             raise
         self.take_over()
+        return None
 
     def __aiter__(self) -> "AdapterStream":
         return self
@@ -301,6 +309,8 @@ class AdapterStream(Stream):
 
     def _read(self, error: Exception) -> Failure:
         """What the adapter raised; in a function of its own, for what shows tracebacks may show their variables."""
+        if isinstance(error, _NoChunk):
+            return error.failure
         secret = str.__str__(self._attempt.admitted.option.key.material)
         return adapter_failure(self._adapter, error, secret=secret)
 
@@ -331,9 +341,20 @@ class AdapterStream(Stream):
         await self._pieces.aclose()
 
 
+class _NoChunk(Exception):
+    """An adapter's stream yielded something else, which the provider may have billed all the same."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
 def told_usage(told: TokenUsage | None) -> Usage | None:
-    """The usage an adapter told; None when it told nothing."""
+    """The usage an adapter told; None when it told nothing, or counts that nobody tells."""
     if told is None or not told.total_tokens:
+        return None
+    parts = (told.cache_read_tokens, told.cache_write_tokens, told.reasoning_tokens)
+    if not all(isinstance(n, int) and 0 <= n <= TOKENS_MAX for n in (told.input_tokens, told.output_tokens, *parts)):
         return None
     return Usage(
         input_tokens=told.input_tokens, output_tokens=told.output_tokens, cache_read_tokens=told.cache_read_tokens,
@@ -346,9 +367,7 @@ def _as_chunk(piece: object) -> StreamChunk:
         return piece
     if isinstance(piece, str):
         return StreamChunk(text=piece)
-    raise SystemError(
-        f"the adapter's stream yielded {type(piece).__name__}, not StreamChunk", category=ErrorCategory.ProviderError
-    )
+    raise _NoChunk(unreadable(f"the adapter's stream yielded {type(piece).__name__}, not StreamChunk"))
 
 
 async def _closed(source: AsyncIterator[Any]) -> None:

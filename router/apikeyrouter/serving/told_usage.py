@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -34,10 +35,12 @@ def read_usage(told: Any, wire: Wire | None, counts: Mapping[str, int | None]) -
         )  # fmt: skip
     if given:
         raise InvalidRequestError("tell either usage or counts, not both", field="usage")
-    if isinstance(told, Usage):
-        return told
-    own = _own(told)
-    return own if own is not None else _foreign(told, wire)
+    read = told if isinstance(told, Usage) else _own(told)
+    if read is None:
+        read = _foreign(told, wire)
+    check_count("input_tokens", read.input_tokens)
+    check_count("output_tokens", read.output_tokens)
+    return read
 
 
 def _own(told: Any) -> Usage | None:
@@ -55,13 +58,23 @@ def _own(told: Any) -> Usage | None:
 
 def _foreign(told: Any, wire: Wire | None) -> Usage:
     plain = _plain(told)
+    inner = next((plain[name] for name in ("usage", "usageMetadata") if isinstance(plain.get(name), Mapping)), plain)
+    _check_finite(inner)
     for shape in (plain, {"usage": plain}, {"usageMetadata": plain}) if wire is not None else ():
         assert wire is not None
         found = wire.read_usage(msgspec.json.encode(shape))
         if found is not None:
             return found
-    inner = plain.get("usage")
-    return _generic(inner if isinstance(inner, Mapping) else plain)
+    return _generic(inner)
+
+
+def _check_finite(counts: Mapping[str, Any]) -> None:
+    """JSON has no such numbers: written in it they would be as if they had not been told."""
+    for name, value in counts.items():
+        if isinstance(value, Mapping):
+            _check_finite(value)
+        elif isinstance(value, float) and not isfinite(value):
+            check_count(name, value)
 
 
 def _generic(plain: Mapping[str, Any]) -> Usage:

@@ -237,17 +237,20 @@ def _from_mapping(answer: Mapping[str, Any]) -> SystemResponse:
         content=answer["content"],
         metadata=ResponseMetadata(
             model_used=str(answer.get("model") or ""),
-            tokens_used=TokenUsage(
-                input_tokens=_count(counts, "input_tokens", "prompt_tokens"),
-                output_tokens=_count(counts, "output_tokens", "completion_tokens"),
-                estimated=not counts,
-            ),
+            tokens_used=_tokens(counts),
             finish_reason=finish_reason if isinstance(finish_reason, str) else None,
         ),
         raw=dict(answer),
     )
 
 
-def _count(counts: Mapping[str, Any], *names: str) -> int:
-    found = (counts.get(name) for name in names)
-    return next((n for n in found if isinstance(n, int) and not isinstance(n, bool) and n >= 0), 0)
+def _tokens(counts: Mapping[str, Any]) -> TokenUsage:
+    """What was used; nothing, as nobody told it, where one of the counts is none."""
+    told = _told(counts, "input_tokens", "prompt_tokens"), _told(counts, "output_tokens", "completion_tokens")
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in told):
+        return TokenUsage(estimated=True)
+    return TokenUsage(input_tokens=told[0], output_tokens=told[1], estimated=not counts)
+
+
+def _told(counts: Mapping[str, Any], *names: str) -> Any:
+    return next((counts[name] for name in names if counts.get(name) is not None), 0)
