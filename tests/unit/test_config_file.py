@@ -43,9 +43,16 @@ def test_the_documented_file_is_read() -> None:
     assert config.clients[0].models == ["gpt-4o-mini", "fast"]
 
 
-@pytest.mark.parametrize("text", ["", "---", "# nothing\n", "keys:\n", "{}"])
-def test_an_empty_file_or_section_is_a_configuration(text: str) -> None:
+@pytest.mark.parametrize("text", ["keys:\n", "{}"])
+def test_an_empty_section_is_a_configuration(text: str) -> None:
     assert parse_config(text) == ConfigFile()
+
+
+@pytest.mark.parametrize("text", ["", "---", "# nothing\n"])
+def test_a_file_that_says_nothing_is_refused(text: str) -> None:
+    """It may be one that somebody is about to write: taken at its word, it would take budgets and clients away."""
+    with pytest.raises(ConfigurationError, match="is empty"):
+        parse_config(text)
 
 
 @pytest.mark.parametrize(

@@ -356,7 +356,9 @@ def parse_config(text: str | bytes, *, name: str = "configuration") -> ConfigFil
         raise ConfigurationError(f"{name}: {exc}") from exc
     except ImportError as exc:
         raise ConfigurationError("a configuration file needs PyYAML: pip install 'apikeyrouter[proxy]'") from exc
-    return read_config({} if data is None else data, name=name)
+    if data is None:  # as an editor leaves it for a moment that empties a file before it writes it
+        raise ConfigurationError(f"{name}: is empty; {{}} is a file that configures nothing")
+    return read_config(data, name=name)
 
 
 def read_config(data: Any, *, name: str = "configuration") -> ConfigFile:
