@@ -3,7 +3,7 @@
 import pytest
 import redis
 
-from apikeyrouter import ApiKeyRouter
+from apikeyrouter import ApiKeyRouter, KeyRegistrationError
 from apikeyrouter.infrastructure.adapters.openai_adapter import OpenAIAdapter
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
@@ -114,6 +114,25 @@ async def test_a_key_whose_master_key_was_lost_can_be_rotated(simulator: Simulat
         await router.register_provider("openai", OpenAIAdapter(simulator.openai_url))
         assert router.catalogue.keys == {}
         await router.key_manager.rotate_key(key, B1)
+        assert (await router.route(intent())).key_used == key
+
+
+async def test_another_master_key_does_not_take_over_what_it_cannot_open(
+    simulator: SimulatorProcess, redis_url: str
+) -> None:
+    async with keyholder(redis_url, simulator.openai_url, MASTER_KEY) as old:
+        key = await old.ask("register", A1)
+        async with ApiKeyRouter(RedisStateStore(redis_url), config={"encryption_key": OTHER_MASTER}) as router:
+            await router.register_provider("openai", OpenAIAdapter(simulator.openai_url))
+            with pytest.raises(KeyRegistrationError, match=f"{key} .*master key"):
+                await router.register_key(A1, "openai", {"weight": 2})
+            assert router.catalogue.keys == {}
+    async with keyholder(redis_url, simulator.openai_url, MASTER_KEY) as again:
+        assert await again.ask("route") == key
+    async with ApiKeyRouter(RedisStateStore(redis_url), config={"encryption_key": OTHER_MASTER}) as router:
+        await router.register_provider("openai", OpenAIAdapter(simulator.openai_url))
+        await router.key_manager.revoke_key(key, "its master key is lost")
+        assert (await router.register_key(A1, "openai")).id == key
         assert (await router.route(intent())).key_used == key
 
 

@@ -58,10 +58,14 @@ def intents() -> dict[str, Asks]:
         (intent(parameters=5), "parameters"), (intent(parameters={"max_tokens": -5}), "parameters.max_tokens"),
         (intent(parameters={"max_tokens": HUGE}), "parameters.max_tokens"),
         (intent(parameters={"temperature": NAN}), "parameters.temperature"),
+        ({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "\ud800"}]}, r"messages\[0\].content: "),
+        (intent(parameters={"\ud800": 1}), r"parameters.\\ud800: "),
+        (intent(parameters={"user": object()}), "parameters.user: "),
         (intent(parameters={"n": 10**9}), "n: "), (intent(tags=5), "tags"), (intent(team=""), "team"),
         (intent(client="x" * 300), "client"), (intent(bogus=1), "bogus"), (intent(operation="guess"), "operation"),
     ]  # fmt: skip
     found = {f"{told}: {str(given)[:60]}": asking(lambda r: r.route, given) for given, told in wrong}
+    found |= {f"{told}: dry {str(given)[:60]}": asking(lambda r: r.dry_run, given) for given, told in wrong}
     return found | {f"{told}: streamed {str(given)[:60]}": asking(lambda r: partial(_streamed, r), given)
                     for given, told in wrong}  # fmt: skip
 
@@ -88,6 +92,10 @@ def keys() -> dict[str, Asks]:
         (("sk-x1234567", "openai", {"limits": 5}), "metadata.limits: "),
         (("sk-x1234567", "openai", {"models": 5}), "metadata.models"),
         (("sk-x1234567", "openai", {"cost_per_1k": NAN}), "metadata.cost_per_1k"),
+        (("sk-x1234567", "openai", {"x": object()}), "metadata.x: "),
+        (("sk-x1234567", "openai", {"x": [NAN]}), r"metadata.x\[0\]: "),
+        (("sk-x1234567", "openai", {"x": "\ud800"}), "metadata.x: "),
+        (("sk-x1234567", "openai", {"\ud800": 1}), r"metadata.\\ud800: "),
     ]  # fmt: skip
     found: dict[str, Asks] = {
         f"{told}: key {str(given)[:50]}": asking(lambda r: r.register_key, *given) for given, told in wrong

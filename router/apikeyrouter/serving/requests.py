@@ -159,15 +159,18 @@ def _parsed(call: Call, option: Option) -> tuple[str, ParsedRequest | None]:
         return call.operation, call.parsed
     if intent.model != option.model:
         intent = intent.model_copy(update={"model": option.model})
-    if provider.wire is None:
-        provider.adapter.check_intent(intent)
-        return call.operation, _plain(intent, stream=call.stream)
     try:
+        if provider.wire is None:
+            provider.adapter.check_intent(intent)
+            return call.operation, _plain(intent, stream=call.stream)
         operation, body = provider.adapter.encode_intent(intent, stream=call.stream)
     except InvalidRequestError as exc:
-        if call.parsed is None:
+        if call.parsed is None or provider.wire is None:
             raise
         raise InvalidRequestError(exc.reason, field=exc.field.removeprefix("parameters.")) from exc
+    except (TypeError, ValueError, OverflowError):
+        intent.refuse_unwritable()
+        raise
     return operation, provider.wire.parse(body, operation=operation, model=intent.model)
 
 

@@ -9,18 +9,26 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from pydantic import TypeAdapter
+
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.key_identity import check_material, derive_key_id
 from apikeyrouter.domain.components.key_ring import Announce, KeyRing, Lanes, Vault, routed
 from apikeyrouter.domain.components.key_states import move, noted
 from apikeyrouter.domain.interfaces.state_store import KEYS_PAGE, KeyDecision, StateQuery, StateStore
 from apikeyrouter.domain.models.api_key import APIKey, KeyChange, KeyRouting, KeyState, StateTransition
+from apikeyrouter.domain.models.request_intent import refuse_non_finite, refuse_unwritable
 from apikeyrouter.domain.models.system_error import EncryptionError, InvalidRequestError, KeyRegistrationError
 
 __all__ = ["ALIASES", "KeyRegistration", "NewKey", "edited", "opened"]
 
 ALIASES = "key_alias"
 """Documents: the id that material would derive → the key that has it, or had it before it was rotated."""
+_SEALED = (
+    "key {0} is stored, sealed under a master key that is not configured here; configure both master keys "
+    "(new,old), or, if that one is lost, revoke key {0} first"
+)
+_ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 _T = TypeVar("_T")
 
 
@@ -176,6 +184,8 @@ class KeyRegistration:
             rotated = False
             if not row.retired:
                 known = opened(vault, key)
+                if known is None and key.encrypted_material:
+                    raise KeyRegistrationError(_SEALED.format(row.id))
                 rotated = known is not None and known != material
                 if known != material or not vault.is_current(key.encrypted_material):
                     news["encrypted_material"] = vault.encrypt(material, key_id=row.id)
@@ -256,8 +266,12 @@ def _alias(key_id: str, *, retired: bool) -> dict[str, Any]:
 
 
 def _check_metadata(metadata: dict[str, Any] | None) -> None:
+    told = metadata or {}
     try:
-        KeyRouting.parse(metadata or {})
+        KeyRouting.parse(told)
+        for name, value in told.items():
+            refuse_non_finite(value, name)
+        refuse_unwritable(told, "", _ANYTHING.dump_json)
     except InvalidRequestError as exc:
         where = f"metadata.{exc.field}" if exc.field else "metadata"
         raise KeyRegistrationError(f"{where}: {exc.reason}") from exc

@@ -1,16 +1,17 @@
 """What a caller wants: a model, messages (or another payload), and hints for routing."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import msgspec
 from pydantic import Field, field_validator, model_validator
 
 from apikeyrouter.domain.models.case_folding import CaseFolding
 from apikeyrouter.domain.models.edge import EdgeModel
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 
-__all__ = ["Message", "Operation", "RequestIntent"]
+__all__ = ["Message", "Operation", "RequestIntent", "refuse_non_finite", "refuse_unwritable"]
 
 NAME_LENGTH_MAX = 256
 """Longest model, provider, team or client name."""
@@ -110,7 +111,7 @@ class RequestIntent(EdgeModel):
     @classmethod
     def _finite_numbers(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         for name in value or {}:
-            _refuse_non_finite((value or {})[name], name)
+            refuse_non_finite((value or {})[name], name)
         return value
 
     @model_validator(mode="after")
@@ -136,6 +137,13 @@ class RequestIntent(EdgeModel):
         """The messages as plain mappings, unset fields left out."""
         return [message.to_wire() for message in self.messages]
 
+    def refuse_unwritable(self) -> None:
+        """Raise InvalidRequestError naming the first field that JSON cannot hold, if there is one."""
+        for at, message in enumerate(self.messages):
+            refuse_unwritable(message.to_wire(), f"messages[{at}]", msgspec.json.encode)
+        refuse_unwritable(self.parameters, "parameters", msgspec.json.encode)
+        refuse_unwritable(self.payload or {}, "payload", msgspec.json.encode)
+
 
 def _refuse_bad_count(parameters: Mapping[str, Any], name: str) -> None:
     value = parameters.get(name)
@@ -145,7 +153,19 @@ def _refuse_bad_count(parameters: Mapping[str, Any], name: str) -> None:
         raise InvalidRequestError("must be a positive integer", field=f"parameters.{name}")
 
 
-def _refuse_non_finite(value: object, path: str, depth: int = 0) -> None:
+def refuse_unwritable(fields: Mapping[str, Any], path: str, write: Callable[[Any], bytes]) -> None:
+    """Raise InvalidRequestError naming the first field that `write` cannot put into JSON: `path` and its name."""
+    for name, value in fields.items():
+        try:
+            write({name: value})
+        except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+            told = str(name).encode("ascii", "backslashreplace").decode()
+            field = f"{path}.{told}" if path else told
+            raise InvalidRequestError("must be what JSON can hold, its text valid Unicode", field=field) from exc
+
+
+def refuse_non_finite(value: object, path: str, depth: int = 0) -> None:
+    """Raise InvalidRequestError naming the number that is none, or what nests too deep, in a value named `path`."""
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidRequestError("must be a finite number", field=path)
     if isinstance(value, str | bytes) or not isinstance(value, Mapping | Sequence):
@@ -154,4 +174,4 @@ def _refuse_non_finite(value: object, path: str, depth: int = 0) -> None:
         raise InvalidRequestError(f"must not nest deeper than {PARAMETER_DEPTH_MAX}", field=path)
     items = value.items() if isinstance(value, Mapping) else enumerate(value)
     for name, item in items:
-        _refuse_non_finite(item, f"{path}[{name}]" if isinstance(name, int) else f"{path}.{name}", depth + 1)
+        refuse_non_finite(item, f"{path}[{name}]" if isinstance(name, int) else f"{path}.{name}", depth + 1)
