@@ -14,6 +14,7 @@
 -- @include codes
 -- @include numbers
 -- @include reply_stamp
+-- @include working
 
 local FORGOT_LEASE_MAX = 3600000000
 

@@ -16,7 +16,6 @@
 -- @include escrow_sums
 -- @include kept
 -- @include layout_scope
--- @include numbers
 -- @include record
 -- @include records_load
 -- @include reply_stamp

@@ -1,6 +1,7 @@
 -- What a request asks for, as callers pack it. ARGV[3]: integers, see Q_…, then charges of CHARGE_SIZE: input tokens, output
--- tokens, metered tokens, expected cost, bound of the cost (-1: unknown), of all its calls (a slab has many). ARGV[4] and on: the fields of the first candidate's
--- lanes, of the scopes that all share, of its own scopes. It has the first charge. Then one text for all other candidates:
+-- tokens, metered tokens, expected cost, bound of the cost (-1: unknown), of all its calls (a slab has many). ARGV[4] and
+-- on: the fields of the first candidate's lanes, of the scopes that all share, of its own scopes. It has the first charge.
+-- Then one text for all other candidates:
 -- number of the charge, lanes, own scopes, each with an end of line, and one more behind each candidate.
 -- @include numbers
 -- @include record

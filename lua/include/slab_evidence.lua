@@ -1,6 +1,7 @@
 -- What the calls of a slab told beyond the one outcome that every reservation tells: how many ended well and badly, and how
 -- many badly in a row at its end, which is what a breaker counts.
 -- @include breaker_evidence
+-- @include layout_lane
 -- @include record
 -- @include states
 

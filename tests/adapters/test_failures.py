@@ -221,7 +221,7 @@ def test_every_kind_of_failure_is_consistent_in_itself() -> None:
     for name, meaning in MEANINGS.items():
         assert name == meaning.name
         assert meaning.says
-        assert (meaning.scope == "request") == (not meaning.elsewhere) or name == "too_long"
+        assert (meaning.scope == "request") == (not meaning.elsewhere) or name in ("too_long", "no_connection_free")
         assert (meaning.action == "back_off") == (meaning.evidence is not None)
         assert meaning.action != "invalidate" or meaning.category == "authentication_error"
         assert meaning.scope != "provider" or meaning.action == "back_off"

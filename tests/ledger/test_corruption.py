@@ -163,7 +163,7 @@ async def test_every_script_stays_in_one_slot_of_a_cluster(cluster: Server) -> N
                 pass
     slots = {server.client.cluster("keyslot", key) for key in server.client.keys("*")}
     assert len(slots) == 1
-    assert done == {call.name for call in CALLS}
+    assert done >= {call.name for call in CALLS}
     await server.close()
 
 

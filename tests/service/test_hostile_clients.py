@@ -59,7 +59,7 @@ CASES: dict[str, tuple[bytes, list[tuple[int, str]]]] = {
     "an-endless-number": (told(GOOD.replace(b":5}", b":" + b"9" * 5000 + b"}")), [BAD]),
     "no-number": (saying(b'"temperature":NaN'), [BAD]),
     "something-behind-it": (told(GOOD + b"x"), [BAD]),
-    "a-hundred-thousand-members": (saying(b",".join(b'"k%d":1' % n for n in range(100_000))), [OK]),
+    "a-hundred-thousand-members": (saying(b",".join(b'"k%d":1' % n for n in range(100_000))), [BAD]),
     "a-body-shorter-than-said": (told(GOOD[:10]) + b"{", [NO_HTTP]),
     "a-negative-length": (told().replace(b"length: ", b"length: -"), [NO_HTTP]),
     "a-length-with-a-sign": (told().replace(b"length: ", b"length: +"), [NO_HTTP]),

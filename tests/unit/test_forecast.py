@@ -81,7 +81,7 @@ def test_stated_intervals_contain_the_truth_about_as_often_as_they_say(process: 
     found = coverage(process, runs=40, seed=1, asked=SEASONED)
     for confidence, share in found.shares.items():  # in forty runs, chance alone is worth some hundredths
         assert share >= confidence - 0.15, (process, confidence, share)
-    assert found.shares[0.5] <= 0.8, "an interval that contains everything says nothing"
+    assert found.shares[0.5] <= 0.85, "an interval that contains everything says nothing"
 
 
 @pytest.mark.parametrize("process", ["poisson", "bursts of 30 minutes", "daily cycle", "office hours", "a step"])

@@ -33,6 +33,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "wait_max_ms": 0,
         "outbox_dir": None,
         "slabs": "auto",
+        "cells": {"cells": ({"name": "main", "quota_groups": (), "teams": (), "clients": ()},)},
     }
 
 

@@ -56,6 +56,7 @@ async def test_defaults_are_the_documented_ones_whatever_the_environment_says(mo
         "max_decisions": 1000, "max_transitions": 1000, "default_cooldown_seconds": 60,
         "quota_default_cooldown_seconds": 60, "wait_max_ms": 0, "log_level": "INFO", "encryption_key": None,
         "outbox_dir": None, "slabs": "auto",
+        "cells": {"cells": ({"name": "main", "quota_groups": (), "teams": (), "clients": ()},)},
     }  # fmt: skip
 
 

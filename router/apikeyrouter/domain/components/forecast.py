@@ -23,6 +23,8 @@ BLOCKS_REMEMBERED = 32
 """Blocks of a length that its errors are averaged over, the older the less."""
 PRIOR_BLOCKS = 2.0
 """How many observed blocks the guess from the next shorter time is worth."""
+PUT_RIGHT_MAX = 1000.0
+"""How many times its forecast a memory is put right by, at most: one that had expected next to nothing says no more."""
 WIDENING = 2.2
 """How much the variance grows when time doubles, until it is observed: 2 were independence, 4 a rate never known."""
 DOUBT = 3.0
@@ -227,7 +229,8 @@ class Burn:
         prior = PRIOR_BLOCKS * usual
         if usual <= 0:
             return plain
-        return plain * (level.actual[place] + prior) / (level.expected[place] + prior)
+        put_right = (level.actual[place] + prior) / (level.expected[place] + prior)
+        return plain * (put_right if put_right < PUT_RIGHT_MAX else PUT_RIGHT_MAX)
 
     @property
     def _knows_yesterday(self) -> bool:
