@@ -253,18 +253,3 @@ async def test_a_listener_that_fails_costs_nobody_an_answer(simulator: Simulator
         assert (await made.route()).content
         assert len(made.finished) == 1
         await made.at_rest()
-
-
-async def test_who_asks_one_after_another_is_never_in_his_own_way(
-    simulator: SimulatorProcess, store: StateStore
-) -> None:
-    """What a call held, in flight and of a budget, is there for the next as soon as its answer is."""
-    budget = {"name": "one", "scope": "global", "limit_usd": 0.002, "period": "total", "enforcement": "hard"}
-    limits = [{"key": "a1", "concurrency": 1}]
-    async with house(simulator, store, ["a1"], limits=limits, budgets=[budget]) as made:
-        for number in range(10):
-            await made.route(f"number {number}", parameters={"max_tokens": 1500})
-        for _ in range(5):
-            async for _ in made.router.route_stream(intent("again", parameters={"max_tokens": 1500})):
-                pass
-        assert [facts.outcome for facts in made.finished] == ["ok"] * 15
