@@ -137,6 +137,7 @@ async def test_a_request_is_found_explained_and_tried_out(operator: Seat, servic
     await wait_until(known)
     await operator.go("/decisions")
     await operator.page.get_by_label("Find").fill("asked-by")
+    await operator.page.wait_for_function("document.querySelectorAll('main [data-act=explain]').length === 1")
     await operator.act("explain", id="asked-by-a-test")
     await operator.page.wait_for_selector(".q-dialog .badge.is-chosen")
     told = await _get(service, "/decisions/asked-by-a-test")

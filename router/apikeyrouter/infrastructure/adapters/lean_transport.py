@@ -291,7 +291,7 @@ class _BoundedPool(_Pool):
         except BaseException as exc:
             self._step_out(origin, place)
             if isinstance(exc, TimeoutError):
-                late = deadline is not None and self.loop.time() >= deadline
+                late = deadline is not None and (until is None or deadline <= until)
                 raise (UpstreamTimeout("total", sent=False) if late else NoPlace()) from exc
             raise
 
