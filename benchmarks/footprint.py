@@ -16,8 +16,8 @@ from tests.servers import Server, running
 from apikeyrouter.domain.models.accounting import Period, ReserveRequest, ScopeConfig
 from benchmarks.load_client import Load, Slice, running_load
 from benchmarks.processes import cpu_seconds, resident_bytes
-from benchmarks.report import Figure, Section, machine_facts, print_sections, replace_sections
-from benchmarks.saturation import LANES, RESULTS
+from benchmarks.report import Figure, Section, show
+from benchmarks.saturation import LANES
 from benchmarks.scripts import Cell, next_request, open_cell, reserved, settlement_of
 from benchmarks.upstream import Upstream, running_streaming_upstream, running_upstream
 from benchmarks.workers import TOKEN, running_ours
@@ -160,10 +160,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="keep it in benchmarks/RESULTS.md")
     options = parser.parse_args()
     section = measure_footprint(keys=options.keys)
-    section.notes += machine_facts()
-    print_sections([section])
-    if options.write:
-        replace_sections(RESULTS, [section])
+    show(section, keep=options.write)
     return 0
 
 

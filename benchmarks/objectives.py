@@ -9,17 +9,15 @@ import asyncio
 import random
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from benchmarks.contenders import BASELINES, Baseline, Routed
-from benchmarks.report import Figure, Section, print_sections, replace_sections
+from benchmarks.report import RESULTS, Figure, Section, print_sections, replace_sections
 from benchmarks.routing_world import RATE_PER_SECOND, WAYS, Told, World
 from benchmarks.stickiness import measure_stickiness
 
 __all__ = ["OBJECTIVES", "OWN_MEASURE", "compare", "main", "measure_objectives"]
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
 SEED = 20_260_501
 SECONDS, SECONDS_QUICK = 900.0, 180.0
 OBJECTIVES: dict[str, RoutingObjective] = {

@@ -16,7 +16,11 @@ from rich.table import Table
 
 import apikeyrouter
 
-__all__ = ["Figure", "Section", "machine_facts", "print_sections", "replace_sections", "write_results"]
+__all__ = [
+    "RESULTS", "Figure", "Section", "machine_facts", "print_sections", "replace_sections", "show", "write_results",
+]  # fmt: skip
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
 
 _PACKAGES = ("apikeyrouter", "aiohttp", "uvicorn", "uvloop", "httptools", "hiredis", "msgspec", "fastapi", "redis")
 
@@ -74,6 +78,14 @@ def write_results(path: Path, sections: Sequence[Section], *, command: str, fact
     for section in sections:
         lines += ["", *_written(section)]
     path.write_text("\n".join([*lines, "", *_missed(lines)]), encoding="utf-8")
+
+
+def show(section: Section, *, keep: bool) -> None:
+    """Print one section with the machine it is of. `keep`: in RESULTS.md, too."""
+    section.notes += machine_facts()
+    print_sections([section])
+    if keep:
+        replace_sections(RESULTS, [section])
 
 
 def replace_sections(path: Path, sections: Sequence[Section]) -> None:

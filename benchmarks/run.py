@@ -5,7 +5,6 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from tests.servers import binaries, running
 
@@ -17,14 +16,13 @@ from benchmarks.objectives import measure_objectives
 from benchmarks.proof import ProofError
 from benchmarks.proxy import Plan, measure_proxy, measure_streams
 from benchmarks.ranking import measure_ranking
-from benchmarks.report import Section, machine_facts, print_sections, write_results
+from benchmarks.report import RESULTS, Section, machine_facts, print_sections, write_results
 from benchmarks.scripts import measure_scripts
 from benchmarks.startup import measure_startup
 from benchmarks.stickiness import measure_stickiness
 
 __all__ = ["main"]
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
 PARTS = ("proxy", "scripts", "library", "ranking", "streams", "startup", "forecast", "objectives", "many_keys")
 _FULL = Plan(rounds=15, requests=3_000, paced_rounds=9, paced_seconds=2.0, streams=256)
 _SECOND = Plan(rounds=9, requests=3_000, paced_rounds=0, paced_seconds=0.0, streams=0)

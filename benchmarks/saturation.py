@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 
 from tests.servers import Server, running
 
@@ -18,14 +17,13 @@ from benchmarks.ledger_load import PAGE, Drive, Driver, running_driver
 from benchmarks.payload import COST_NANOUSD
 from benchmarks.processes import cpu_seconds
 from benchmarks.proof import ProofError
-from benchmarks.report import Figure, Section, machine_facts, print_sections, replace_sections
+from benchmarks.report import Figure, Section, show
 from benchmarks.samples import Spread
 from benchmarks.scripts import Cell, open_cell
 from benchmarks.workers import BUDGETS
 
 __all__ = ["Loaded", "loads", "main", "measure_saturation"]
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
 KEYS, LANES = 100, 3
 """As the service has them: a key's own lane, its group's, its provider's."""
 REQUESTS = 12_800
@@ -96,7 +94,6 @@ async def _measure(flavour: str, *, quick: bool) -> Section:
             for share in LOADS:
                 figures.append(_paced_figure(alone[0], share, best, rounds))
             await alone[0].prove()
-            print_sections([Section(title="so far", figures=figures)])
         async with loads([one, two], 1, keys=KEYS + 1) as both:
             pairs = [_flat_out(both, 1, requests, TOGETHER[-1]) for _ in range(rounds + 1)][1:]
             figures.append(_both_figure(pairs))
@@ -182,10 +179,7 @@ def main() -> int:
     except ProofError as exc:
         print(f"no figure: the work was not done as asked: {exc}", file=sys.stderr)
         return 1
-    section.notes += machine_facts()
-    print_sections([section])
-    if options.write:
-        replace_sections(RESULTS, [section])
+    show(section, keep=options.write)
     return 0
 
 

@@ -19,9 +19,8 @@ from tests.servers import Server, running
 from benchmarks.load_client import Load, Slice, SliceResult, running_load
 from benchmarks.processes import cpu_seconds
 from benchmarks.proof import ProofError
-from benchmarks.report import Figure, Section, machine_facts, print_sections, replace_sections
+from benchmarks.report import Figure, Section, show
 from benchmarks.samples import Spread
-from benchmarks.saturation import RESULTS
 from benchmarks.upstream import running_upstream
 from benchmarks.workers import TOKEN, Worker, running_ours
 
@@ -108,10 +107,7 @@ def main() -> int:
     except ProofError as exc:
         print(f"no figure: the work was not done as asked: {exc}", file=sys.stderr)
         return 1
-    section.notes += machine_facts()
-    print_sections([section])
-    if options.write:
-        replace_sections(RESULTS, [section])
+    show(section, keep=options.write)
     return 0
 
 
