@@ -36,6 +36,7 @@ from apikeyrouter.serving.admission import ANY_VERSION, Admitted, ParsedFor, Ref
 from apikeyrouter.serving.answers import deltas_of, last_chunk, outcome_of, pieces_of, provider_error, response_of
 from apikeyrouter.serving.bookkeeping import Release
 from apikeyrouter.serving.endings import Attempt
+from apikeyrouter.serving.outcomes import deadline_passed
 from apikeyrouter.serving.policing import limits
 from apikeyrouter.serving.reporting import budget_exceeded, clock_suspected, no_eligible_keys, slab_summary, summarise
 from apikeyrouter.serving.requests import Tried, ask_costs, call_of, left_out, parsed_for
@@ -140,7 +141,12 @@ class ApiKeyRouter(RouterWaysIn):
         if failed is not None and failed.category is ErrorCategory.RateLimitError:
             tried.clear()  # what was limited is kept out by the ledger until then, and no longer
         ask = partial(self._admit, call, parsed, facts, tried, failed)
-        held = await queue.stand(line or self._patience.line(call), call, facts, ask, denied, until)
+        try:
+            held = await queue.stand(line or self._patience.line(call), call, facts, ask, denied, until)
+        except NoEligibleKeysError as exc:
+            if self._is_late(call):
+                raise provider_error(deadline_passed(sent=False), facts) from exc
+            raise
         facts.denial = facts.refusal = None
         return held
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from apikeyrouter import NoEligibleKeysError
+from apikeyrouter import NoEligibleKeysError, ProviderError
 from apikeyrouter.domain.interfaces.state_store import StateStore
-from apikeyrouter.domain.models.system_error import InvalidRequestError
+from apikeyrouter.domain.models.system_error import ErrorCategory, InvalidRequestError
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.serving.leases import Lease, Leasing
 from apikeyrouter.simulator import SimulatorProcess
@@ -16,6 +16,8 @@ from tests.router.house import House, house, intent, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 LONG_MS = 60_000
+SHORT_OF_IDLE_MS = 8_000
+"""Less than the ledger keeps room for a client that wants none any more."""
 ONE_AT_A_TIME = [{"quota_group": "org-a", "concurrency": 1}]
 ONE_A_SECOND = [{"quota_group": "org-a", "rpm": 60, "kind": "bucket", "burst": 1, "headroom": 0}]
 TOKENS = [f"token-of-a-client-{number}" for number in range(3)]
@@ -104,6 +106,42 @@ async def test_clients_take_turns(simulator: SimulatorProcess, store: StateStore
         assert await waiters.all_served() == ["c0-1", "c1-1", "c0-2", "c1-2", "c0-3", "c0-4"]
 
 
+async def test_a_better_class_does_not_wait_for_room_that_is_kept_for_those_behind_it(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    """The ledger keeps room for the client that was served least: here it waits behind, or no longer wants any."""
+    async with house(simulator, store, ["a1"], limits=ONE_AT_A_TIME, clients=CLIENTS) as made:
+        await made.route(client="c0")
+        await made.at_rest()
+        taken, waiters = await occupy(made), Waiters(made)
+        batches, persons = [f"c0-{number}" for number in range(5)], [f"c1-{number}" for number in range(5)]
+        for name in batches:
+            await waiters.add(name, client="c0", priority="batch", wait_max_ms=SHORT_OF_IDLE_MS)
+        for name in persons:
+            await waiters.add(name, client="c1", wait_max_ms=SHORT_OF_IDLE_MS)
+        await vacate(taken)
+        assert await waiters.all_served() == persons + batches
+        await made.at_rest()
+
+
+async def test_a_place_that_is_left_in_time_leaves_the_turn_to_the_next(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    async with house(simulator, store, ["a1"], limits=ONE_AT_A_TIME, clients=CLIENTS) as made:
+        taken, waiters = await occupy(made), Waiters(made)
+        late = await waiters.add("late", client="c0", timeout=0.3)
+        await waiters.add("next", client="c1", priority="batch")
+        with pytest.raises(ProviderError) as caught:
+            await late
+        assert caught.value.category is ErrorCategory.TimeoutError
+        assert caught.value.retry_after is None
+        assert made.finished[-1].outcome == "timeout_error"
+        await vacate(taken)
+        await waiters.tasks[1]
+        assert waiters.served == ["next"]
+        assert await made.at_rest() == await made.billed()
+
+
 async def test_who_is_at_its_own_limit_stands_in_nobodys_way(simulator: SimulatorProcess, store: StateStore) -> None:
     clients = [{**CLIENTS[0], "concurrency": 1}, CLIENTS[1]]
     async with house(simulator, store, ["a1"], clients=clients) as made:
@@ -150,11 +188,13 @@ async def test_a_wait_ends_with_its_own_time_with_that_of_the_call_and_with_the_
 ) -> None:
     async with house(simulator, store, ["a1"], limits=ONE_AT_A_TIME) as made:
         taken = await occupy(made)
-        for options in ({"wait_max_ms": 150}, {"wait_max_ms": LONG_MS, "timeout": 0.15}):
-            with pytest.raises(NoEligibleKeysError) as caught:
-                await made.router.route(intent(), **options)
-            assert caught.value.retry_after is not None
-            assert made.finished[-1].waited_us >= 100_000
+        with pytest.raises(NoEligibleKeysError) as denied:
+            await made.router.route(intent(), wait_max_ms=150)
+        assert denied.value.retry_after is not None
+        with pytest.raises(ProviderError, match="deadline") as late:
+            await made.router.route(intent(), wait_max_ms=LONG_MS, timeout=0.15)
+        assert (late.value.category, late.value.retry_after) == (ErrorCategory.TimeoutError, None)
+        assert all(facts.waited_us >= 100_000 for facts in made.finished[-2:])
         waiters = Waiters(made)
         await waiters.add("one")
         await waiters.add("two")

@@ -161,8 +161,8 @@ class Admissions:
             if options:
                 request = ReserveRequest(
                     rid=new_rid(cell), candidates=offers.all(options, offered), scopes=shared.ids,
-                    lease_us=self.lease_us, config_version=version, principal=call.principal, pool=pool.model,
-                    weight=self._catalogue.shares[call.weight],
+                    lease_us=self.lease_us, config_version=version, pool=pool.model,
+                    principal="" if call.ungated else call.principal, weight=self._catalogue.shares[call.weight],
                 )  # fmt: skip
                 try:
                     answer = await self.ledger.reserve(request)

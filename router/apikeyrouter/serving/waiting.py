@@ -1,7 +1,8 @@
 """The wait queue: where asked for, a request that is denied for want of room waits for it instead, within bounds.
 
 Nobody polls. Whose turn it is asks the ledger at the instant that its denial named, and when this process has booked
-the end of another request; all others wait for their turn.
+the end of another request; all others wait for their turn. Room that the ledger keeps for somebody who was served less
+goes to whose turn it is when nobody comes for it.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import TypeVar
 
 from apikeyrouter.domain.components.wait_lines import Place, WaitLines, Who
-from apikeyrouter.domain.models.accounting import RetryKind
+from apikeyrouter.domain.models.accounting import Reason, RetryKind
 from apikeyrouter.domain.models.call import Call, Facts
 from apikeyrouter.domain.models.system_error import NoEligibleKeysError
 
@@ -18,6 +19,11 @@ __all__ = ["WaitQueue"]
 
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.01, 0.25
 """Between two asks where a denial names no exact instant, doubled each time: other processes may have made room."""
+UNCLAIMED_SECONDS, UNCLAIMED_DENIALS = 0.28, 3
+"""Room that the ledger keeps for others is anybody's when it was found so often in a row, over so long, and none of
+them took it. Whoever waits for it in another process asks within PAUSE_SECONDS_MAX."""
+ANYBODYS_SECONDS = 10.0
+"""For so long it stays anybody's: as long as the ledger takes somebody for a claimant that was served."""
 OWN = "c:"
 """What the lanes of clients' own limits begin with: who waits for those stands in nobody's way."""
 T = TypeVar("T")
@@ -49,6 +55,10 @@ class WaitQueue:
     def __init__(self) -> None:
         self.lines = WaitLines()
         self._told: dict[Hashable, _Denied] = {}
+        self._kept: dict[Hashable, tuple[float, int]] = {}
+        """By line, since when there is room that is kept for others (`perf_counter`), and how many denials said so."""
+        self._anybodys: dict[Hashable, float] = {}
+        """By line, until when it is kept for nobody."""
 
     @property
     def length(self) -> int:
@@ -63,7 +73,7 @@ class WaitQueue:
 
     def begin_anew(self) -> None:
         """Who waited belongs to a loop that has ended, or to a parent process."""
-        self.lines, self._told = WaitLines(self.lines.length_max), {}
+        self.lines, self._told, self._kept, self._anybodys = WaitLines(self.lines.length_max), {}, {}, {}
 
     def denial(self, key: Hashable, call: Call) -> NoEligibleKeysError | None:
         """What a newcomer is told where somebody waits who goes before it; None: it may ask."""
@@ -96,15 +106,16 @@ class WaitQueue:
         if place is None:
             raise denied
         self._told[line] = told
-        place.not_before = told.due
+        place.not_before = told.due if told.exact else 0.0  # an end that was booked since told nobody
         pause, began, served = PAUSE_SECONDS_MIN, time.perf_counter(), False
         place.since = began
         try:
             while True:
                 await self._turn(place, until, told)
-                place.stirred = False
+                place.stirred, call.ungated = False, self._is_anybodys(key)
                 try:
                     got = await ask()
+                    self._kept.pop(key, None)
                     served = True
                     return got
                 except NoEligibleKeysError as exc:
@@ -113,6 +124,7 @@ class WaitQueue:
                         raise
                 wanted = own if _is_own(told.error) else key
                 self._told[wanted] = told
+                self._note_kept(key, facts)
                 now, stirred = time.perf_counter(), place.stirred
                 if wanted != place.line:
                     place = self._move(place, wanted)
@@ -121,8 +133,10 @@ class WaitQueue:
                 elif told.exact and told.due > now:
                     place.not_before, pause = told.due, PAUSE_SECONDS_MIN
                 else:
-                    place.not_before, pause = max(told.due, now + pause), min(pause * 2, PAUSE_SECONDS_MAX)
+                    place.not_before = min(max(told.due, now + pause), now + PAUSE_SECONDS_MAX)
+                    pause = min(pause * 2, PAUSE_SECONDS_MAX)
         finally:
+            call.ungated = False
             facts.waited_us += int((time.perf_counter() - began) * 1e6)
             self._leave(place, served=served)
 
@@ -159,6 +173,27 @@ class WaitQueue:
                 timer.cancel()
                 place.wake = None
 
+    def _note_kept(self, line: Hashable, facts: Facts) -> None:
+        """Whether the latest denial found room that is kept for others."""
+        if facts.refusal is not None and any(loss.reason is Reason.FAIR_SHARE for loss in facts.refusal.losses):
+            since, denials = self._kept.get(line, (time.perf_counter(), 0))
+            self._kept[line] = since, denials + 1
+        else:
+            self._kept.pop(line, None)
+
+    def _is_anybodys(self, line: Hashable) -> bool:
+        """Whether what the ledger keeps for others is kept for nobody: none of them has come for it."""
+        now = time.perf_counter()
+        if self._anybodys.get(line, 0.0) > now:
+            return True
+        since, denials = self._kept.get(line, (now, 0))
+        if denials < UNCLAIMED_DENIALS or now < since + UNCLAIMED_SECONDS:
+            return False
+        del self._kept[line]
+        self._anybodys = {other: until for other, until in self._anybodys.items() if until > now}
+        self._anybodys[line] = now + ANYBODYS_SECONDS
+        return True
+
     def _move(self, place: Place, line: Hashable) -> Place:
         """What stands in its way is another thing now."""
         moved = self.lines.move(place, line)
@@ -175,8 +210,9 @@ class WaitQueue:
         first = self.lines.first(line)
         if first is None:
             self._told.pop(line, None)
-        elif first.wake is not None:
-            first.not_before = 0.0
+            self._kept.pop(line, None)
+        else:
+            first.stirred, first.not_before = True, 0.0
             _wake(first)
 
 

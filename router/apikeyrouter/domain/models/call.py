@@ -29,7 +29,7 @@ class Call(msgspec.Struct, kw_only=True):
     `told_costs`: by provider, what its own adapter expects the request to cost, and at most (UNPRICED: not told).
     `policy`: the request's own. `principal` shares fairly with others by `weight`; `lanes` are the client's own limits.
     `wait_ms`: how long it waits for room before it is denied, from its start; None: as the router is told. `priority`:
-    its class among those that wait, 0 goes first.
+    its class among those that wait, 0 goes first. `ungated`: it may have what is kept for other principals.
     """
 
     request_id: str
@@ -54,6 +54,7 @@ class Call(msgspec.Struct, kw_only=True):
     deadline: float | None = None
     wait_ms: int | None = None
     priority: int = 0
+    ungated: bool = False
     group: str = ""
     """The only quota group that may serve it; "" : any."""
     told_costs: dict[str, tuple[int, int]] | None = None

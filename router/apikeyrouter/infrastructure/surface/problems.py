@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from apikeyrouter.domain.components.failure_taxonomy import TOO_LONG
+from apikeyrouter.domain.components.failure_taxonomy import DEADLINE_PASSED, TOO_LONG
 from apikeyrouter.domain.interfaces.wire import Wire
 from apikeyrouter.domain.models.accounting import Reason
 from apikeyrouter.domain.models.failure import Failure, FailureScope
@@ -257,16 +257,17 @@ def _is_word(code: str) -> bool:
 
 
 def _unanswered(error: SystemError, failure: Failure | None) -> Problem:
-    """A retry may be billed twice unless the provider certainly did not get the request."""
+    """A retry may be billed twice unless the provider certainly did not get the request. Who ran out of its own time
+    has none for another."""
     late = error.category is ErrorCategory.TimeoutError
-    unbilled = failure is not None and failure.billed is False
+    again = failure is not None and failure.billed is False and failure.meaning != DEADLINE_PASSED.name
     return Problem(
         status=504 if late else 502,
         type="timeout_error" if late else "api_error",
         code="upstream_timeout" if late else "upstream_unreachable",
         message=error.message,
-        retry=unbilled,
-        retry_after_ms=OVERLOAD_RETRY_MS if unbilled else None,
+        retry=again,
+        retry_after_ms=OVERLOAD_RETRY_MS if again else None,
     )
 
 
