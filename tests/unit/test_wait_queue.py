@@ -40,7 +40,7 @@ class Waiter:
             request_id="r", operation="chat", model="m", stream=False, objective="fairness", team=None, client=None,
             at_us=0,
         )  # fmt: skip
-        until = time.perf_counter() + 10 * SECONDS_MAX
+        until = time.perf_counter() + 3 * FAR_US / 1e6
         self.task = asyncio.create_task(queue.stand(LINE, self.call, self.facts, self._ask, denied(), until))
 
     async def _ask(self) -> None:
@@ -51,7 +51,7 @@ class Waiter:
         except NoEligibleKeysError as exc:
             losses = () if exc.binding is None else (exc.binding,)
             self.facts.refusal = Refusal(
-                ranking=Ranking(objective="fairness", measures=(), standings=[]), losses=losses
+                ranking=Ranking(objective=("fairness", (), (), ()), measures=(), standings=[]), losses=losses
             )
             raise
 
@@ -126,3 +126,21 @@ async def test_room_that_others_take_is_kept_for_them() -> None:
     waiter = Waiter(queue, answer)
     await waiter.served()
     assert waiter.asked == [False] * 10
+
+
+async def test_room_that_somebody_was_served_of_was_not_kept_all_the_time() -> None:
+    queue = WaitQueue()
+
+    def waiter(denials: int) -> Waiter:
+        left = [denied(Reason.FAIR_SHARE, us=150_000) for _ in range(denials)]
+
+        async def answer() -> None:
+            if left:
+                raise left.pop()
+
+        return Waiter(queue, answer)
+
+    first, second = waiter(UNCLAIMED_DENIALS - 1), waiter(1)
+    await first.served()
+    await second.served()
+    assert first.asked + second.asked == [False] * (UNCLAIMED_DENIALS + 2)

@@ -189,7 +189,6 @@ class WaitQueue:
         since, denials = self._kept.get(line, (now, 0))
         if denials < UNCLAIMED_DENIALS or now < since + UNCLAIMED_SECONDS:
             return False
-        del self._kept[line]
         self._anybodys = {other: until for other, until in self._anybodys.items() if until > now}
         self._anybodys[line] = now + ANYBODYS_SECONDS
         return True
