@@ -55,8 +55,9 @@ class ApiKeyRouter(RouterWaysIn):
         observability_manager: anything with the documented methods.
         config: RouterSettings, or a dict of its fields.
 
-    An async context manager; `close` flushes every settlement. It belongs to the event loop that uses it, until that
-    has ended; `router.sync` serves threads.
+    An async context manager; `close` flushes every settlement. What is asked of a closed router is refused with a
+    ConfigurationError; `async with` (or `start`) opens it again, with what it was told before. It belongs to the event
+    loop that uses it, until that has ended; `router.sync` serves threads.
 
     Raises:
         ConfigurationError: settings that are unknown or wrong.
@@ -75,7 +76,7 @@ class ApiKeyRouter(RouterWaysIn):
             LedgerUnavailableError: the store cannot be reached.
         """
         if self._loop is not asyncio.get_running_loop() or self._deferrals.pending:
-            await self.start()
+            await self.ready()
         if call.parsed is None and call.client is not None:
             call.lanes, call.weight = self.catalogue.clients.get(call.client, ANY_CLIENT)
         facts = self._facts(call)
@@ -340,7 +341,7 @@ class ApiKeyRouter(RouterWaysIn):
 
     async def get_state_summary(self) -> StateSummary:
         """Keys, quotas and costs in a few numbers."""
-        await self.start()
+        await self.ready()
         scopes = await self.ledger.scopes([scope.id for scope in self.catalogue.budgets()])
         spent, unpriced = await self._spending.total()
         return summarise(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
+from pydantic import SecretStr
 
 from apikeyrouter.domain.components.key_identity import derive_key_id
 from apikeyrouter.domain.interfaces.state_store import StateStore
@@ -20,7 +21,6 @@ from apikeyrouter.infrastructure.config.environment import PREFIX, environment, 
 from apikeyrouter.infrastructure.config.settings import RouterSettings, ServiceSettings
 from apikeyrouter.infrastructure.embedded_valkey import EmbeddedServer, default_data_dir, open_embedded
 from apikeyrouter.infrastructure.observability import metric_names
-from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.infrastructure.state_store.mongo_store import MongoStateStore
 from apikeyrouter.infrastructure.state_store.records import records_for
@@ -137,11 +137,9 @@ class Runtime:
             router_settings = router_settings.model_copy(update={"outbox_dir": str(data / "outbox")})
         if compiled.cells is not None and f"{PREFIX}CELLS" not in environ:
             router_settings = router_settings.model_copy(update={"cells": compiled.cells})
-        if router_settings.encryption_key:
-            KeyVault.parse(router_settings.encryption_key)
         embedded, redis_url = await _server(settings)
         if embedded is not None and router_settings.encryption_key is None:
-            router_settings = router_settings.model_copy(update={"encryption_key": embedded.encryption_key})
+            router_settings = router_settings.model_copy(update={"encryption_key": SecretStr(embedded.encryption_key)})
         runtime = cls(
             settings=settings,
             options=options,

@@ -3,7 +3,7 @@
 import pytest
 import redis
 
-from apikeyrouter import ApiKeyRouter, KeyRegistrationError
+from apikeyrouter import ApiKeyRouter, KeyRegistrationError, ModelNotFoundError
 from apikeyrouter.infrastructure.adapters.openai_adapter import OpenAIAdapter
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
@@ -134,6 +134,32 @@ async def test_another_master_key_does_not_take_over_what_it_cannot_open(
         await router.key_manager.revoke_key(key, "its master key is lost")
         assert (await router.register_key(A1, "openai")).id == key
         assert (await router.route(intent())).key_used == key
+
+
+async def test_keys_that_cannot_be_read_are_named_with_the_remedy(simulator: SimulatorProcess, redis_url: str) -> None:
+    async with keyholder(redis_url, simulator.openai_url, MASTER_KEY) as old:
+        keys = [await old.ask("register", material) for material in (A1, A2)]
+    async with ApiKeyRouter(RedisStateStore(redis_url), config={"encryption_key": OTHER_MASTER}) as router:
+        await router.register_provider("another", OpenAIAdapter(simulator.openai_url))
+        with pytest.raises(ModelNotFoundError, match=r"keys .* of provider 'openai': call register_provider first"):
+            await router.route(intent())
+        await router.register_provider("openai", OpenAIAdapter(simulator.openai_url))
+        with pytest.raises(
+            ModelNotFoundError, match=r"cannot be read here: keys .*APIKEYROUTER_ENCRYPTION_KEY"
+        ) as found:
+            await router.route(intent())
+        told = str(found.value)
+        assert all(key in told for key in keys)
+        assert "register a provider and a key first" not in told
+        assert not any(secret in told for secret in (A1, A2, MASTER_KEY, OTHER_MASTER))
+        await router.key_manager.revoke_key(keys[0], "its master key is lost")
+        with pytest.raises(ModelNotFoundError) as one_left:
+            await router.route(intent())
+        assert keys[0] not in str(one_left.value)
+        await router.key_manager.rotate_key(keys[1], A2)
+        assert (await router.route(intent())).key_used == keys[1]
+        with pytest.raises(ModelNotFoundError, match=r"known models: [^;]*$"):
+            await router.route(intent(provider_id="another"))
 
 
 async def test_a_request_of_another_process_under_way_ends_on_the_old_material(

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -113,6 +113,55 @@ async def test_an_error_that_nobody_saw_outlives_the_request_that_was_given_up_b
         go_on.set()
         with pytest.raises(InvalidRequestError, match="denied_model"):
             await router.route(intent())
+
+
+async def test_an_error_whose_waiter_gave_up_is_raised_at_the_first_request(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    async with plain(simulator, store) as router:
+        go_on = asyncio.Event()
+        router._deferrals.add(go_on.wait)
+        registration = router.register_key("", "openai")
+
+        async def wait() -> None:
+            await registration
+
+        waiting = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        go_on.set()
+        with pytest.raises(KeyRegistrationError, match="empty"):
+            await router.route(intent())
+
+
+async def test_a_closed_router_refuses_until_it_is_opened_again(simulator: SimulatorProcess, store: StateStore) -> None:
+    router = ApiKeyRouter(state_store=store, config={"encryption_key": MASTER_KEY})
+    router.register_provider("openai", OpenAIAdapter(simulator.openai_url))
+    async with router:
+        key = await router.register_key(A1, "openai")
+        assert (await router.route(intent())).key_used == key.id
+        later = router.configure_policy({"name": "none", "rules": {"denied_models": ["gpt-4o-mini"]}})
+        await router.close()
+        await router.close()
+    tasks = asyncio.all_tasks()
+    doors: list[Awaitable[object]] = [
+        router.route(intent()), anext(router.route_stream(intent())), router.route_batch([intent()]),
+        router.get_state_summary(), router.lease("gpt-4o-mini").__aenter__(), router.register_key(A2, "openai"),
+        router.cost_controller.get_budget_status("all"), router.explain("req_1"), router.dry_run(intent()),
+        router.routing_engine.route_request(intent(), "cost"),
+        asyncio.to_thread(router.sync.route, intent()),
+    ]  # fmt: skip
+    for door in doors:
+        with pytest.raises(ConfigurationError, match="this router is closed; open it again"):
+            await door
+    assert router.loop is None
+    assert [task for task in asyncio.all_tasks() - tasks if not task.done()] == []
+    async with router:
+        assert (await later).id == "none", "what was told before it closed is done"
+        with pytest.raises(PolicyDeniedError, match="none"):
+            await router.route(intent())
+    await asyncio.to_thread(router.sync.close)
 
 
 async def test_an_error_that_was_seen_is_not_raised_again(simulator: SimulatorProcess, store: StateStore) -> None:

@@ -1,14 +1,20 @@
 """Settings: constructor, then environment, then default; unknown names are refused everywhere."""
 
+import copy
+import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from apikeyrouter import ApiKeyRouter
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError, ConfigurationError
 from apikeyrouter.infrastructure.config.environment import PREFIX, environment, provider_keys
 from apikeyrouter.infrastructure.config.settings import RouterSettings, ServiceSettings
+from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
+from tests.router.house import MASTER_KEY
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,6 +68,9 @@ def test_whatever_the_router_takes_becomes_settings() -> None:
         ({"default_cooldown_seconds": -1}, "default_cooldown_seconds: must be at least 1"),
         ({"log_level": "LOUD"}, "log_level: must be one of DEBUG"),
         ({"encryption_key": 5}, "encryption_key: must be text"),
+        ({"encryption_key": "short"}, "encryption_key: key 1: .*; set APIKEYROUTER_ENCRYPTION_KEY to 32 bytes"),
+        ({"encryption_key": "c2hvcnQ="}, "encryption_key: key 1: must be 32 bytes, not 5"),
+        ({"encryption_key": f"{MASTER_KEY},not base64!"}, "encryption_key: key 2: is not base64"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(given: dict[str, Any], complaint: str) -> None:
@@ -105,8 +114,33 @@ def test_the_library_reads_no_dotenv_file(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_no_secret_is_printed() -> None:
-    assert "hush" not in repr(RouterSettings(encryption_key="hush"))
     assert "hush" not in repr(ServiceSettings(management_api_key="hush", redis_url="redis://:hush@h"))
+
+
+def test_no_copy_of_settings_holds_the_master_key_in_the_clear() -> None:
+    settings = RouterSettings(encryption_key=MASTER_KEY)
+    shown = [
+        repr(settings), str(settings), repr(settings.model_dump()), repr(settings.model_dump(mode="json")),
+        settings.model_dump_json(), json.dumps(settings.model_dump(mode="json")), repr(dict(settings)), f"{settings}",
+        repr(vars(settings)), repr(settings.model_copy()), repr(copy.deepcopy(settings)),
+    ]  # fmt: skip
+    assert [text for text in shown if MASTER_KEY in text] == []
+    for copied in (copy.copy(settings), copy.deepcopy(settings), RouterSettings(**settings.model_dump())):
+        assert copied == settings
+        assert copied.master_keys == MASTER_KEY
+    with pytest.raises(TypeError, match="APIKEYROUTER_ENCRYPTION_KEY") as refused:
+        pickle.dumps(settings)
+    assert MASTER_KEY not in str(refused.value)
+    assert pickle.loads(pickle.dumps(RouterSettings(max_decisions=7))) == RouterSettings(max_decisions=7)
+
+
+def test_a_master_key_that_is_none_is_refused_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match="encryption_key"):
+        ApiKeyRouter(InMemoryStateStore(), config={"encryption_key": MASTER_KEY[:-8]})
+    monkeypatch.setenv("APIKEYROUTER_ENCRYPTION_KEY", "hush hush")
+    with pytest.raises(ConfigurationError, match="APIKEYROUTER_ENCRYPTION_KEY: key 1") as refused:
+        ApiKeyRouter(InMemoryStateStore())
+    assert "hush" not in str(refused.value)
 
 
 def test_the_service_takes_bare_names_and_the_prefixed_ones_win() -> None:

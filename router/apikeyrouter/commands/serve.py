@@ -13,7 +13,6 @@ import typer
 from apikeyrouter._version import __version__
 from apikeyrouter.commands.dashboard import PORT, beside_the_service
 from apikeyrouter.domain.models.system_error import ConfigurationError
-from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.redis_connection import mapped_errors, open_client, redacted_url
 from apikeyrouter_proxy.doctor.redis_version import is_too_old
 from apikeyrouter_proxy.doctor.surroundings import Surroundings, look_around
@@ -63,8 +62,6 @@ def run(arguments: ServeArguments) -> int:
 
 def make_options(arguments: ServeArguments, around: Surroundings) -> ServeOptions:
     """The command line over the environment. Errors: ConfigurationError for what a worker would refuse."""
-    if around.router.encryption_key:
-        KeyVault.parse(around.router.encryption_key)
     settings = around.settings
     data_dir = arguments.data_dir or (Path(settings.data_dir) if settings.data_dir else None)
     redis_url = arguments.redis_url or settings.redis_url

@@ -96,7 +96,7 @@ class InProcess:
         request_id = request_id_of(headers)
         route = find_route(in_any_base(path), query, headers, method)
         try:
-            await self.router.start()
+            await self.router.ready()
             if route.operation == "unknown":
                 raise refuse(404, "invalid_request_error", "unknown_url", f"no such path; there are {known_paths()}")
             if method != route.method:

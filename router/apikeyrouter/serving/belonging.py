@@ -48,6 +48,8 @@ class RouterBelonging(RouterBackground):
         self._watcher: asyncio.Task[None] | None = None
         self._forked = False
         """Whether this is a copy, in a child, of a router that its parent had started."""
+        self._closed = False
+        """Whether it was closed, and not opened again since."""
         self.sync = BlockingRouter(self)
         """The router for code that is not async: every method, blocking, from any number of threads."""
         _ROUTERS.add(self)

@@ -17,8 +17,13 @@ class Deferred(Generic[T]):
         self._work = work
         self._before = before
         self._task: asyncio.Task[T] | None = None
-        self.observed = False
-        """Whether somebody awaited it, and so has seen its error."""
+        self._waiting = 0
+        self._told = False
+
+    @property
+    def observed(self) -> bool:
+        """Whether somebody has been told how it ended, or waits for that. Who gave up waiting was not."""
+        return self._told or self._waiting > 0
 
     def start(self) -> "asyncio.Task[T]":
         """Begin, after the call before this one. Needs a running loop; what another one did not finish begins again."""
@@ -36,8 +41,16 @@ class Deferred(Generic[T]):
         return await self._work()
 
     def __await__(self) -> Generator[Any, None, T]:
-        self.observed = True
-        return asyncio.shield(self.start()).__await__()
+        self._waiting += 1
+        try:
+            result = yield from asyncio.shield(self.start()).__await__()
+        except Exception:
+            self._told = True
+            raise
+        finally:
+            self._waiting -= 1
+        self._told = True
+        return result
 
 
 class Deferrals:
@@ -91,3 +104,12 @@ class Deferrals:
             told = f"{len(unseen)} registrations failed"
             errors = [str(error) or type(error).__name__ for error in unseen]
             raise ConfigurationError(told, errors=errors) from BaseExceptionGroup(told, unseen)
+
+    async def wind_up(self, seconds: float) -> Exception | None:
+        """Finish what nobody waits for any more; what `finish` raises, or TimeoutError, is returned."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.finish()
+        except Exception as exc:
+            return exc
+        return None

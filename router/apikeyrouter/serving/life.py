@@ -324,14 +324,23 @@ class RouterLife(RouterBelonging):
         return watch
 
     async def _decide(self, intent: RequestIntent, objective: RoutingObjective | str | None) -> RoutingDecision:
-        await self.start()
+        await self.ready()
         return await self._deciding(call_of(intent, objective, stream=False))
 
     async def start(self) -> None:
-        """Connect, begin background work, finish registrations that were not awaited. Called by itself on first use.
+        """Connect, begin background work, finish registrations that were not awaited. Opens a closed router again.
 
         Raises:
             ConfigurationError: the router belongs to another event loop, or a registration was wrong.
+        """
+        self._closed = False
+        await self.ready()
+
+    async def ready(self) -> None:
+        """The same, on first use, but for a router that was closed. Whatever needs it calls it.
+
+        Raises:
+            ConfigurationError: as `start`, or the router is closed.
         """
         await self._started()
         await self._deferrals.finish()
@@ -340,6 +349,8 @@ class RouterLife(RouterBelonging):
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
+        if self._closed:
+            raise ConfigurationError("this router is closed; open it again with `async with router`, or `start()`")
         self._move_in(loop)
         if self._starting is None:
             self._starting = asyncio.Lock()
@@ -383,12 +394,17 @@ class RouterLife(RouterBelonging):
     async def close(self) -> None:
         """End what is open, flush settlements, stop background work, let go of connections. Idempotent.
 
+        What was not awaited is finished first. From then on every call is refused, until the router is opened again.
+
         Raises:
             ConfigurationError: the router belongs to another event loop, which has not ended.
         """
         if self._loop is None or self._forked:
             return
         await self._started()
+        error = await self._deferrals.wind_up(FLUSH_SECONDS_AT_CLOSE)
+        if error is not None:
+            _log.error("registration.failed", error=str(error) or type(error).__name__)
         self._waiting.end()
         self.books.give_up(self.books.open, "the router was closed")
         await self._until_idle(ABORT_SECONDS_AT_CLOSE)
@@ -413,6 +429,7 @@ class RouterLife(RouterBelonging):
         await self.state_store.aclose()
         self._loop = None
         self._starting = None
+        self._closed = True
 
     async def _until_idle(self, seconds: float) -> None:
         deadline = time.perf_counter() + seconds
@@ -447,7 +464,7 @@ class RouterLife(RouterBelonging):
     def _open_vault(self) -> KeyVault:
         if self._vault is None:
             private = isinstance(self.state_store, InMemoryStateStore)
-            self._vault = KeyVault.open(self.settings.encryption_key, private_store=private)
+            self._vault = KeyVault.open(self.settings.master_keys, private_store=private)
         return self._vault
 
 

@@ -94,7 +94,7 @@ class RouterRegistration(RouterLife):
 
     async def _own_policy(self, policy: Policy | Mapping[str, Any]) -> Policy:
         """The policy that a request brings along, ready."""
-        await self.start()
+        await self.ready()
         return await self.policy_engine.own(policy)
 
     def configure_quota(
@@ -179,7 +179,7 @@ class RouterRegistration(RouterLife):
         Raises:
             InvalidRequestError: a file states them, the key is not known, or a request cannot be held in so many.
         """
-        await self.start()
+        await self.ready()
         if self._configuration.is_limited_by_file(limits.lane_id):
             raise InvalidRequestError("is limited by the configuration file; change it there", field="quota_group")
         if limits.key is not None and limits.key not in self.catalogue.keys:
@@ -199,7 +199,7 @@ class RouterRegistration(RouterLife):
 
     async def forget_limits(self, lane_id: str) -> bool:
         """Take stated limits out of force; whether there were any. What keys' metadata say of the lane holds again."""
-        await self.start()
+        await self.ready()
         found = await self._configuration.forget_limits(lane_id)
         await self._refresh()
         return found
@@ -213,7 +213,7 @@ class RouterRegistration(RouterLife):
             ConfigurationError: there is no such adapter, or it refuses its options.
             InvalidRequestError: its breaker makes no sense.
         """
-        await self.start()
+        await self.ready()
         adapters_of({provider.id: provider.record()})
         await self._configuration.state_provider(provider)
         self._take_stated()
@@ -222,7 +222,7 @@ class RouterRegistration(RouterLife):
 
     async def forget_provider(self, provider_id: str) -> bool:
         """Forget a provider that was stated; whether there was one. Its requests under way end as they do."""
-        await self.start()
+        await self.ready()
         found = await self._configuration.forget_provider(provider_id)
         self._take_stated()
         await self._refresh()
@@ -286,7 +286,7 @@ class RouterRegistration(RouterLife):
 
     async def list_clients(self) -> Mapping[str, Client]:
         """`clients`, as the store has them now."""
-        await self.start()
+        await self.ready()
         if await self._configuration.clients.refresh():
             await self.policy_engine.take_file(self._configuration.policies)
         return self.clients
@@ -300,7 +300,7 @@ class RouterRegistration(RouterLife):
         Raises:
             InvalidRequestError: `providers` names one that is not registered.
         """
-        await self.start()
+        await self.ready()
         for provider_id in client.providers or ():
             if provider_id not in self.catalogue.providers:
                 raise InvalidRequestError(f"provider {provider_id!r} is not registered", field="providers")
@@ -309,7 +309,7 @@ class RouterRegistration(RouterLife):
 
     async def revoke_client(self, name: str) -> bool:
         """Forget a client; whether there was one. Its requests under way end as they do."""
-        await self.start()
+        await self.ready()
         known = await self._configuration.clients.withdraw(name)
         await self.policy_engine.take_file(self._configuration.policies)
         return known
@@ -324,7 +324,7 @@ class RouterRegistration(RouterLife):
             ConfigurationError: an adapter refuses its options; nothing was changed.
             LedgerUnavailableError, StateStoreUnavailableError: the store went away.
         """
-        await self.start()
+        await self.ready()
         await self._take_file(config)
 
     async def _take_file(self, config: CompiledConfig) -> None:

@@ -143,7 +143,7 @@ class RouterWaysIn(RouterRegistration):
 
     async def _begin(self, policy: Policy | Mapping[str, Any] | None, call: Call) -> tuple[Pool, Attempt]:
         """Admit a call whose sending is somebody else's."""
-        await self.start()
+        await self.ready()
         call.lanes, call.weight = self.catalogue.clients.get(call.client or "", ANY_CLIENT)
         if policy is not None:
             call.policy = await self._own_policy(policy)
@@ -161,7 +161,7 @@ class RouterWaysIn(RouterRegistration):
 
         Nothing is held or sent, and it costs nothing. Raises as `serve` does for what can never be served.
         """
-        await self.start()
+        await self.ready()
         facts = self._facts(call)
         facts.cost_nanousd = 0
         self.in_flight += 1
@@ -183,7 +183,7 @@ class RouterWaysIn(RouterRegistration):
         """
         decision = decision_or_request_id
         if isinstance(decision, str):
-            await self.start()
+            await self.ready()
             found = await self._decisions.find(decision)
             if found is None:
                 raise InvalidRequestError(f"no decision on request {decision!r} is remembered", field="request_id")
@@ -207,7 +207,7 @@ class RouterWaysIn(RouterRegistration):
             InvalidRequestError: the request, the objective or the policy is wrong.
             ModelNotFoundError: no key serves the model.
         """
-        await self.start()
+        await self.ready()
         call = call_of(RequestIntent.parse(request_intent), objective, stream=False)
         if policy is not None:
             call.policy = await self._own_policy(policy)
@@ -215,7 +215,7 @@ class RouterWaysIn(RouterRegistration):
 
     async def foresee(self, call: Call) -> RoutingDecision:
         """What `serve` would choose for a call now, and why; as `dry_run`, with its errors."""
-        await self.start()
+        await self.ready()
         return await self._deciding(call)
 
     def subscribe_to_events(self, event_type: str, callback: EventCallback) -> Subscription:
@@ -235,7 +235,7 @@ class RouterWaysIn(RouterRegistration):
 
         What another process served is known by its decision alone; None: too old, or unknown.
         """
-        await self.start()
+        await self.ready()
         found = await self.observability.trace(request_id)
         if found is not None:
             return found

@@ -8,7 +8,6 @@ from apikeyrouter.domain.models.system_error import ApiKeyRouterError
 from apikeyrouter.infrastructure.config.environment import PREFIX
 from apikeyrouter.infrastructure.embedded_valkey import default_data_dir
 from apikeyrouter.infrastructure.ledger.outbox_file import outbox_summary
-from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.infrastructure.state_store.redis_connection import mapped_errors, open_client, redacted_url
 from apikeyrouter_proxy.doctor.findings import Finding, ok, problem, warning
 from apikeyrouter_proxy.doctor.loss import examine
@@ -67,17 +66,12 @@ def left_in(directory: Path, ledger: str | None = None) -> list[Finding]:
 
 
 def of_encryption_key(around: Surroundings, *, embedded: bool) -> Finding:
-    """Whether there is a master key, and whether it is one."""
-    configured = around.router.encryption_key
-    if not configured:
+    """Whether there is a master key. One that is none is refused with the other settings."""
+    if around.router.encryption_key is None:
         if embedded:
             return ok("encryption key", "made by serve for its embedded server, kept beside the data")
         remedy = "set APIKEYROUTER_ENCRYPTION_KEY to 32 random bytes in base64, the same for every process"
         return problem("encryption key", "none; registering a key is refused", remedy)
-    try:
-        KeyVault.parse(configured)
-    except ApiKeyRouterError as exc:
-        return problem("encryption key", str(exc), "correct APIKEYROUTER_ENCRYPTION_KEY")
     return ok("encryption key", "configured")
 
 

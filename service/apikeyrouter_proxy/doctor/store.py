@@ -98,11 +98,9 @@ async def spending_rate(url: str, around: Surroundings) -> int:
     return round(cost / max((now - began).total_seconds(), 1.0))
 
 
-def _vault(around: Surroundings) -> KeyVault | None:
-    try:
-        return KeyVault.parse(around.router.encryption_key) if around.router.encryption_key else KeyVault()
-    except ApiKeyRouterError:
-        return None  # told elsewhere
+def _vault(around: Surroundings) -> KeyVault:
+    told = around.router.master_keys
+    return KeyVault() if told is None else KeyVault.parse(told)
 
 
 # --- the ledger and its server -----------------------------------------------------------------------------------

@@ -27,10 +27,11 @@ from apikeyrouter.domain.components.policy_pools import narrowed
 from apikeyrouter.domain.components.pool import Option, Pool, Turns
 from apikeyrouter.domain.components.price_book import PriceBook
 from apikeyrouter.domain.components.shares import Shares
+from apikeyrouter.domain.components.unserved import Unread, check_name, not_found
 from apikeyrouter.domain.models.accounting import SHARED_SCOPES_MAX, ScopeConfig
 from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.capabilities import ModelCapabilities
-from apikeyrouter.domain.models.system_error import InvalidRequestError, ModelNotFoundError, UnsupportedEndpointError
+from apikeyrouter.domain.models.system_error import InvalidRequestError, UnsupportedEndpointError
 
 __all__ = [
     "ANY_CLIENT",
@@ -46,8 +47,6 @@ __all__ = [
     "provider_lane",
 ]
 
-MODEL_LENGTH_MAX = 512
-"""Longest name of a model, in characters; fine-tuned ones and those in clouds are the longest in use."""
 POOLS_MAX = 1024
 """Pools remembered; beyond it the memory starts afresh."""
 QUALITY_DEFAULT = 0.5
@@ -70,6 +69,8 @@ class Catalogue:
         self.observations = Observations()
         self.providers: dict[str, Provider] = {}
         self.keys: dict[str, Key] = {}
+        self.unread: dict[str, Unread] = {}
+        """Stored keys that this process cannot route with, by id."""
         self.clients: Mapping[str, ClientTerms] = {}
         """By name, clients that a configuration names; the service's and the library's calls alike."""
         self.shares = Shares()
@@ -249,7 +250,7 @@ class Catalogue:
         place = model, provider_id, dialect, operation, group, team, cell
         pool = self._pools.get(place)
         if pool is None:
-            _check_name(model)
+            check_name(model)
             if provider_id is not None and provider_id not in self.providers:
                 raise InvalidRequestError(
                     f"provider {provider_id!r} is not registered; call register_provider first", field="provider_id"
@@ -258,7 +259,7 @@ class Catalogue:
             if not options:
                 if dialect and self._of(cell, self._options(model, provider_id, "", "", group, team)):
                     raise UnsupportedEndpointError(model, operation, dialect)
-                raise ModelNotFoundError(model, provider_id, tuple(name for name, _ in self.models()))
+                raise not_found(model, provider_id, [name for name, _ in self.models()], self.unread)
             self._make_room(len(options))
             if len(self._turns) >= POOLS_MAX:
                 self._turns.clear()
@@ -490,11 +491,3 @@ class Catalogue:
             for option in pool.options:
                 found.update(option.lanes[1:-1])
         return sorted(found)
-
-
-def _check_name(model: str) -> None:
-    """A name goes into keys of the store, into logs, and at some providers into a path. Raises InvalidRequestError."""
-    if len(model) > MODEL_LENGTH_MAX:
-        raise InvalidRequestError(f"must have at most {MODEL_LENGTH_MAX} characters", field="model")
-    if not model.isprintable() or ".." in model.split("/"):
-        raise InvalidRequestError("must be printable, and no path", field="model")

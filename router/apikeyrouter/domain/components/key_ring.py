@@ -11,6 +11,7 @@ from apikeyrouter.domain.components.due_times import DueTimes
 from apikeyrouter.domain.components.key_states import due_transition, noted
 from apikeyrouter.domain.components.quota_groups import Conflict, group_of, merges
 from apikeyrouter.domain.components.quotas import due, next_due
+from apikeyrouter.domain.components.unserved import Unread
 from apikeyrouter.domain.interfaces.state_store import KEYS_PAGE, StateQuery, StateStore, StoredKeys
 from apikeyrouter.domain.models.api_key import APIKey, KeyChange, KeyMaterial, KeyRouting, StateTransition
 from apikeyrouter.domain.models.system_error import EncryptionError, InvalidRequestError
@@ -84,7 +85,6 @@ class KeyRing:
         self._marked = False
         self._members: dict[str, set[str]] = {}
         """Keys by organisation, where that is known."""
-        self._unreadable: set[str] = set()
         self.seen: dict[str, int] = {}
         """The marks of the stored keys that were taken over as they are."""
         self._looked_at = 0
@@ -117,8 +117,7 @@ class KeyRing:
         await self._lanes.declare_keys([(key, routing) for key, (_, _, routing) in zip(made, keys, strict=True)])
         self._catalogue.put_keys(made)
         for one, (stored, _, _) in zip(made, keys, strict=True):
-            self._unreadable.discard(one.id)
-            self.unopened.pop(one.id, None)
+            self._opens(one.id)
             self._note_time(one)
             self._note_organization(stored)
 
@@ -128,6 +127,7 @@ class KeyRing:
         if known is not None:
             self._members.get(known.organization, set()).discard(key_id)
         self._times.set(key_id, None)
+        self._opens(key_id)
         self.seen.pop(key_id, None)
         self._catalogue.drop_key(key_id)
         self._lanes.forget_key(key_id)
@@ -176,9 +176,10 @@ class KeyRing:
 
     def _forget(self, key_id: str) -> None:
         """A key is not in the store any more."""
-        self.unopened.pop(key_id, None)
         if key_id in self._catalogue.keys:
             self.drop(key_id)
+        else:
+            self._opens(key_id)
 
     async def _take_over_all(self, stored: StoredKeys) -> None:
         """Take over what has changed, a page at a time, those of one organisation in one group."""
@@ -273,13 +274,13 @@ class KeyRing:
         opened: list[tuple[APIKey, str, KeyRouting]] = []
         for stored in keys:
             key = stored if _changed_by_time(stored) is None else await self._let_time_pass(stored)
-            self.unopened.pop(key.id, None)
             known = self._catalogue.keys.get(key.id)
             if known is not None and (known.state is not key.state or known.state_until != key.state_until):
                 self.set_state(key)
             if key.provider_id not in self._catalogue.providers:
-                self.unopened[key.id] = key
+                self._cannot_open(key, "")
             elif known is not None and _is_as(known, key):
+                self._opens(key.id)
                 self._note_organization(key)
             elif (found := await self._opened(key)) is not None:
                 opened.append(found)
@@ -317,12 +318,22 @@ class KeyRing:
             known = self._catalogue.keys.get(key.id)
             if known is not None and known.generation != key.generation:
                 self.drop(key.id)  # what is known of it here was rotated away
-            self.unopened[key.id] = key
-            if key.id not in self._unreadable:
-                self._unreadable.add(key.id)
+            told = self._catalogue.unread.get(key.id)
+            self._cannot_open(key, str(exc))
+            if told != self._catalogue.unread[key.id]:
                 self._report(key.id, exc)
             return None
         return key, material, routing
+
+    def _cannot_open(self, key: APIKey, why: str) -> None:
+        """A stored key cannot be routed with here; "": for want of its provider."""
+        self.unopened[key.id] = key
+        self._catalogue.unread[key.id] = Unread(key.provider_id, why)
+
+    def _opens(self, key_id: str) -> None:
+        """A key is routed with, or is no more."""
+        self.unopened.pop(key_id, None)
+        self._catalogue.unread.pop(key_id, None)
 
     async def reseal(self, key_id: str) -> bool:
         """Put a stored key under the master key that encrypts now; whether that changed anything.

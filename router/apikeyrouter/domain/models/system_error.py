@@ -136,12 +136,14 @@ MODELS_SHOWN_MAX = 8
 
 
 class ModelNotFoundError(InvalidRequestError):
-    """No registered key serves the model. Nothing was reserved."""
+    """No registered key serves the model. Nothing was reserved. `hint`: what is stored, and cannot be routed with."""
 
-    def __init__(self, model: str, provider_id: str | None, known: tuple[str, ...]) -> None:
+    def __init__(self, model: str, provider_id: str | None, known: tuple[str, ...], *, hint: str = "") -> None:
         where = f" at provider {provider_id!r}" if provider_id else ""
-        shown = ", ".join(known[:MODELS_SHOWN_MAX]) or "none: register a provider and a key first"
-        super().__init__(f"no key serves model {model!r}{where}; known models: {shown}", field="model")
+        first = "none" if hint else "none: register a provider and a key first"
+        shown = ", ".join(known[:MODELS_SHOWN_MAX]) or first
+        told = f"no key serves model {model!r}{where}; known models: {shown}"
+        super().__init__(f"{told}; {hint}" if hint else told, field="model")
         self.model = model
 
 

@@ -52,6 +52,8 @@ def read_cells(told: object) -> CellLayout:
             told = json.loads(told)
         except ValueError as exc:
             raise InvalidRequestError("must be a JSON list of cells") from exc
+    if isinstance(told, Mapping) and told.keys() == {"cells"}:
+        told = told["cells"]  # as settings are dumped
     if isinstance(told, Mapping) or not isinstance(told, Iterable):
         raise InvalidRequestError("must be a list of cells")
     entries: list[Any] = list(told)

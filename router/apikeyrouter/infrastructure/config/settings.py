@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 
 from apikeyrouter.domain.components.cells import CellLayout
 from apikeyrouter.domain.models.edge import EdgeModel, complaints
 from apikeyrouter.domain.models.system_error import ConfigurationError, InvalidRequestError
 from apikeyrouter.infrastructure.config.cell_entries import read_cells
 from apikeyrouter.infrastructure.config.environment import PREFIX, environment, refuse_unknown
+from apikeyrouter.infrastructure.security.key_vault import MASTER_KEY_VARIABLE, KeyVault
 
 __all__ = ["RouterSettings", "ServiceSettings"]
 
@@ -72,10 +73,10 @@ class RouterSettings(_Settings):
     `max_decisions`, `max_transitions`: records kept per namespace. `default_cooldown_seconds`: of a throttled key;
     `quota_default_cooldown_seconds`: where the provider named no time. `log_level`: of our own logger only.
     `wait_max_ms`: how long a request waits for room before it is denied, where no configuration file says it.
-    `encryption_key`: one or more master keys (`KeyVault.parse`), read when the first key is registered. `outbox_dir`:
-    where settlements are kept that could not be delivered; None: in memory only. `slabs`: off: this process holds none,
-    whatever limits say. `cells`: how the accounting is divided (`docs/topologies.md`), a list of {name, quota_groups,
-    teams, clients}, in the environment as JSON.
+    `encryption_key`: one or more master keys (`KeyVault.parse`); shown and written to JSON as asterisks, not pickled.
+    `outbox_dir`: where settlements are kept that could not be delivered; None: in memory only. `slabs`: off:
+    this process holds none, whatever limits say. `cells`: how the accounting is divided (`docs/topologies.md`), a list
+    of {name, quota_groups, teams, clients}, in the environment as JSON.
     """
 
     max_decisions: int = Field(default=1000, ge=1, le=RECORDS_MAX)
@@ -84,7 +85,7 @@ class RouterSettings(_Settings):
     quota_default_cooldown_seconds: int = Field(default=60, ge=1, le=COOLDOWN_SECONDS_MAX)
     wait_max_ms: int = Field(default=0, ge=0, le=WAIT_MS_MAX)
     log_level: str = "INFO"
-    encryption_key: str | None = Field(default=None, repr=False)
+    encryption_key: SecretStr | str | None = None
     outbox_dir: str | None = None
     slabs: Literal["auto", "off"] = "auto"
     cells: CellLayout = CellLayout()
@@ -93,6 +94,26 @@ class RouterSettings(_Settings):
     @classmethod
     def _known_cells(cls, value: object) -> CellLayout:
         return read_cells(value)
+
+    @field_validator("encryption_key", mode="before")
+    @classmethod
+    def _master_keys(cls, value: object) -> SecretStr | None:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if text is None or text == "":
+            return None
+        if not isinstance(text, str):
+            raise InvalidRequestError("must be text")
+        try:
+            KeyVault.parse(text, name="")
+        except ConfigurationError as exc:
+            raise InvalidRequestError(str(exc)) from None
+        return SecretStr(text)
+
+    @property
+    def master_keys(self) -> str | None:
+        """The encryption key in the clear."""
+        told = self.encryption_key
+        return told.get_secret_value() if isinstance(told, SecretStr) else told
 
     @field_validator("outbox_dir")
     @classmethod
@@ -107,6 +128,15 @@ class RouterSettings(_Settings):
         if config is not None and not isinstance(config, Mapping):
             raise ConfigurationError(f"config must be a RouterSettings or a dict, not {type(config).__name__}")
         return cls(**(config or {}))
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """What pickling writes. Errors: TypeError where that would be the master keys."""
+        if self.encryption_key is not None:
+            raise TypeError(
+                "RouterSettings with an encryption_key are not pickled: the pickle would hold it in the clear; "
+                f"give it to the other process as {MASTER_KEY_VARIABLE}"
+            )
+        return super().__getstate__()
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self:

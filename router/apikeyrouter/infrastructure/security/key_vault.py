@@ -57,7 +57,8 @@ class KeyVault:
         Errors: ConfigurationError that says which one is wrong (counted from 1), never what it is.
         """
         parts = [part.strip() for part in text.split(",")]
-        return cls([_decode(part, f"{name}, key {n}") for n, part in enumerate(parts, start=1)])
+        head = f"{name}, key" if name else "key"
+        return cls([_decode(part, f"{head} {n}") for n, part in enumerate(parts, start=1)])
 
     @classmethod
     def open(cls, encryption_key: str | None, *, private_store: bool) -> "KeyVault":
