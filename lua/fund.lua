@@ -10,53 +10,32 @@
 -- COST     one scope and its sums. Runs when memory is full: what is returned is free elsewhere.
 
 -- @include argument_amount
--- @include cell_begin
 -- @include codes
--- @include commit
--- @include escrow_sums
--- @include kept
+-- @include escrow_begin
+-- @include escrow_end
 -- @include layout_scope
--- @include record
--- @include records_load
 -- @include reply_stamp
--- @include reply_transition
--- @include working
 
 local field, start = ARGV[1], argument_amount(ARGV[2])
 local granted, back, recall = argument_amount(ARGV[3]), argument_amount(ARGV[4]), argument_amount(ARGV[5])
 if not (start and granted and back and recall) or back > granted then
   return reply_stamp(BAD_ARGUMENT)
 end
-local found, code = cell_begin(escrow_field(field))
-if not found then
-  return reply_stamp(code)
+local scope, sums = escrow_begin(field, false, 3)
+if not scope then
+  return sums
 end
-local unknown = records_load({ field })
-if unknown then
-  return reply_transition(UNKNOWN_SCOPE, unknown)
-elseif missing_calendar then
-  return reply_transition(CALENDAR_NEEDED, missing_calendar)
-end
-local scope = records[field]
-if record_rest(scope)[P_CALENDAR] < FUNDED then
-  kept_leave()
-  return reply_transition(CONFLICT, 0)
-end
-local sums = escrow_read(found[2], scope, 3)
 local funded, returned = sums[2], sums[3]
 if start == scope[S_START] then
   sums[2], sums[3] = math.max(funded, granted), math.max(returned, back)
   local free = sums[2] - sums[3] - scope[S_SETTLED] - scope[S_HELD] - scope[S_SUSPENSE]
   sums[3] = math.max(sums[3], math.min(recall, sums[3] + free))
 end
-if sums[2] > funded or sums[3] > returned then
+local grew = sums[2] > funded or sums[3] > returned
+if grew then
   scope[S_LIMIT] = sums[2] - sums[3]
-  escrow_write(field, scope, sums)
-  commit()
-else
-  kept_leave()
 end
-local reply = reply_stamp(OK)
-reply[6], reply[7], reply[8], reply[9] = scope[S_START], scope[S_END], sums[2], sums[3]
+local reply = escrow_end(field, scope, sums, grew)
+reply[8], reply[9] = sums[2], sums[3]
 reply[10], reply[11], reply[12] = scope[S_SETTLED], scope[S_HELD], scope[S_SUSPENSE]
 return reply

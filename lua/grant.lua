@@ -10,17 +10,12 @@
 -- COST     one scope and its sums. Grants stand in what the scope holds, so that `reserve` counts them as it counts holds.
 
 -- @include argument_amount
--- @include cell_begin
 -- @include codes
--- @include commit
--- @include escrow_sums
--- @include kept
+-- @include escrow_begin
+-- @include escrow_end
 -- @include layout_scope
 -- @include numbers
--- @include record
--- @include records_load
 -- @include reply_stamp
--- @include reply_transition
 -- @include working
 
 local CELLS_MAX = 63
@@ -30,22 +25,11 @@ local asked, least = argument_amount(ARGV[6]), argument_amount(ARGV[7])
 if not (number and start and funded and back and asked and least) or number < 1 or number > CELLS_MAX or back > funded then
   return reply_stamp(BAD_ARGUMENT)
 end
-local found, code = cell_begin(escrow_field(field))
-if not found then
-  return reply_stamp(code)
+local at = 2 * number
+local scope, sums = escrow_begin(field, true, at + 1)
+if not scope then
+  return sums
 end
-local unknown = records_load({ field })
-if unknown then
-  return reply_transition(UNKNOWN_SCOPE, unknown)
-elseif missing_calendar then
-  return reply_transition(CALENDAR_NEEDED, missing_calendar)
-end
-local scope, at = records[field], 2 * number
-if record_rest(scope)[P_CALENDAR] >= FUNDED then
-  kept_leave()
-  return reply_transition(CONFLICT, 0)
-end
-local sums = escrow_read(found[2], scope, at + 1)
 local granted, returned = sums[at], sums[at + 1]
 if start == scope[S_START] then
   sums[at], sums[at + 1] = math.max(granted, funded), math.max(returned, back)
@@ -57,15 +41,8 @@ if start == scope[S_START] then
     scope[S_HELD] = scope[S_HELD] + amount
   end
 end
-if sums[at] > granted or sums[at + 1] > returned then
-  escrow_write(field, scope, sums)
-  commit()
-else
-  kept_leave()
-end
-local reply = reply_stamp(OK)
-reply[6], reply[7], reply[8] = scope[S_START], scope[S_END], scope[S_LIMIT]
-reply[9], reply[10], reply[11] = scope[S_SETTLED], scope[S_HELD], scope[S_SUSPENSE]
+local reply = escrow_end(field, scope, sums, sums[at] > granted or sums[at + 1] > returned)
+reply[8], reply[9], reply[10], reply[11] = scope[S_LIMIT], scope[S_SETTLED], scope[S_HELD], scope[S_SUSPENSE]
 for i = 2, #sums do
   reply[10 + i] = sums[i]
 end

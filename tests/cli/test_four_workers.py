@@ -120,8 +120,9 @@ def test_unmodified_sdks_are_served_by_four_workers_and_the_books_equal_the_bill
 
             with ThreadPoolExecutor(8) as pool:
                 assert all(pool.map(call, range(ROUNDS * len(CALLS))))
-            seen = httpx.get(url + "/_sim/report", timeout=10).json()["total"]
-            assert (seen["arrived"], seen["over_limit"], seen["in_flight"]) == (ROUNDS * len(CALLS), 0, 0)
+            wait_until(lambda: _billed(url)["in_flight"] == 0)
+            seen = _billed(url)
+            assert (seen["arrived"], seen["over_limit"]) == (ROUNDS * len(CALLS), 0)
             expected = {
                 "requests_total": ROUNDS * len(CALLS), "settlements_total": ROUNDS * len(CALLS),
                 "cost_nanousd_total": seen["cost_nanousd"], "workers": 4,
@@ -143,6 +144,11 @@ def _kill_one_and_see_it_lost(told: dict[str, Any]) -> None:
     victim = told["workers"][0]
     os.kill(victim, signal.SIGKILL)
     wait_until(lambda: (states().get(victim), list(states().values()).count("normal")) == ("lost", 4))
+
+
+def _billed(simulator_url: str) -> dict[str, Any]:
+    told: dict[str, Any] = httpx.get(simulator_url + "/_sim/report", timeout=10).json()["total"]
+    return told
 
 
 def _samples(url: str, name: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.cli.processes import CHAT, clean_environ, command, hear, invoke, on_terminal, running
+from tests.cli.processes import CHAT, clean_environ, command, hear, invoke, on_terminal, running, wait_until
 
 MODEL = str(CHAT["model"])
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -130,7 +130,7 @@ def test_what_there_is_to_look_at(run: Run, served: dict[str, Any]) -> None:
     _ask(served, "anybody", "looked-at")
     assert "openai" in run("providers", "list").stdout
     assert "looked-at" in run("decisions").stdout
-    assert run("reservations").stdout == "no reservations\n"
+    wait_until(lambda: run("reservations").stdout == "no reservations\n")
     assert run("suspense", "list").stdout == "no suspense\n"
     assert "no reservation 00" in run("suspense", "resolve", "00", "--refund", code=1).stderr
     assert run("audit", "--ledger").stdout.startswith("the books agree")
@@ -249,8 +249,18 @@ def test_the_pool_is_looked_at_and_a_request_tried_out(run: Run) -> None:
     assert tried["selected_provider_id"] == "openai"
     assert run("dry-run", MODEL).stdout.strip()
     assert "no key serves it" in run("dry-run", "no-such-model", code=1).stderr
-    forecast = json.loads(run("limits", "list", "--all", "--forecast", "--json").stdout)["limits"]
-    assert any(one.get("forecast") for one in forecast)
+
+
+def test_limits_that_are_used_are_told_with_a_forecast_where_asked_for(run: Run, served: dict[str, Any]) -> None:
+    def forecast() -> bool:
+        """Nothing is foreseen of a limit before the worker saw it used for a while."""
+        _ask(served, "anybody")
+        told = json.loads(run("limits", "list", "--kind", "quota_group", "--forecast", "--json").stdout)["limits"]
+        return any(one["forecast"] and one["forecast"]["per_hour"] > 0 for one in told if one["name"])
+
+    wait_until(forecast)
+    plain = json.loads(run("limits", "list", "--json").stdout)["limits"]
+    assert [one for one in plain if one.get("forecast")] == []
 
 
 def test_a_configuration_file_is_checked_before_anything_reads_it(run: Run, tmp_path: Path) -> None:
