@@ -29,8 +29,8 @@ from apikeyrouter.domain.models.system_error import (
 __all__ = ["HSTS", "NOSNIFF", "Edge", "add_error_handlers", "error_answer"]
 
 BODY_BYTES_MAX = 2**20
-IMPORT, IMPORT_BYTES_MAX = "/api/v1/import", 64 * 2**20
-"""A backup may be larger than anything else."""
+_LARGER = {"/api/v1/import": 64 * 2**20, "/api/v1/keys/import": 16 * 2**20}
+"""What may be longer: a backup, and many keys at once."""
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 HSTS = (b"strict-transport-security", b"max-age=31536000; includeSubDomains")
 """The two that matter to programs: they go out with the data plane's answers, too."""
@@ -70,7 +70,7 @@ class Edge:
             return
         hsts = _wants_hsts(scope)
         read = 0
-        most = IMPORT_BYTES_MAX if scope["path"] == IMPORT else BODY_BYTES_MAX
+        most = _LARGER.get(scope["path"], BODY_BYTES_MAX)
 
         async def bounded_receive() -> Message:
             nonlocal read

@@ -18,6 +18,7 @@ from apikeyrouter_proxy.main import create_app
 
 PREFIX = "/api/v1"
 POLICY, METADATA, OPTIONS, EXPORT = "policy.yaml", "metadata.yaml", "options.yaml", "export.json"
+KEYS = "keys.jsonl"
 FILES: dict[str, dict[str, Any]] = {
     POLICY: {
         "name": "p", "id": "p", "type": "routing", "scope": "team", "scope_id": "red", "rules": {"x": 1},
@@ -26,6 +27,7 @@ FILES: dict[str, dict[str, Any]] = {
     METADATA: {"tier": "pro"},
     OPTIONS: {"organization": "o"},
     EXPORT: {"version": 1},
+    KEYS: {"key_material": "sk-x"},
 }  # fmt: skip
 CLIENT = (
     "--team red --model m --provider openai --rpm 1 --tpm 2 --concurrency 3 --weight 2 --priority batch"
@@ -66,6 +68,7 @@ COMMANDS = {
     "GET /findings": "findings",
     "GET /keys": "keys list --provider openai --state available",
     "POST /keys": "keys add --provider openai --quota-group g --model m --weight 2 --metadata metadata.yaml",
+    "POST /keys/import": "keys import keys.jsonl --provider openai --dry-run",
     "GET /keys/{key_id}": "keys show k1",
     "PATCH /keys/{key_id}": "keys update k1 --state throttled --for 5 --reason why --quota-group g",
     "DELETE /keys/{key_id}": "keys revoke k1",

@@ -96,6 +96,25 @@ def test_keys_are_taken_out_brought_back_rotated_and_revoked(run: Run) -> None:
     assert f"no key '{key_id}'" in missing.stderr
 
 
+def test_many_keys_are_registered_from_a_file_in_any_form(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "keys.csv").write_text("key_material,quota_group\nsk-sim-of-a-file-1,g\nsk-sim-of-a-file-2,\n")
+    lines = '{"key_material": "sk-sim-of-a-file-1"}\n{"key_material": "two words"}\n'
+    tried = json.loads(run("keys", "import", "keys.csv", "--provider", "openai", "--dry-run", "--json").stdout)
+    made = json.loads(run("keys", "import", "keys.csv", "--provider", "openai", "--json").stdout)["rows"]
+    again = run("keys", "import", "-", "--provider", "openai", stdin=lines, code=1).stdout
+    array = run("keys", "import", "-", stdin='[{"key_material": "x"}]', code=1).stdout
+    shown = json.loads(run("keys", "show", made[0]["id"], "--json").stdout)
+    nothing = run("keys", "import", "-", stdin="nonsense", code=1)
+    for row in made:
+        run("keys", "revoke", row["id"])
+    assert [row["outcome"] for row in tried["rows"]] == [row["outcome"] for row in made] == ["created", "created"]
+    assert again.splitlines()[0] == f"1  unchanged  {made[0]['id']}  -"
+    assert again.splitlines()[1].startswith("2  refused  -  key material must be printable ASCII")
+    assert "provider_id" in array
+    assert shown["metadata"] == {"quota_group": "g"}
+    assert nothing.stderr.startswith("error: body: must begin with")
+
+
 def test_budgets_and_policies_are_made_changed_and_removed(run: Run, tmp_path: Path) -> None:
     made = run("budgets", "create", "--scope", "team", "--scope-id", "red", "--limit", "5", "--period", "daily").stdout
     run("budgets", "update", "team:red:daily", "--limit", "7.5")

@@ -80,6 +80,7 @@ async def _make(ask: Tour) -> None:
         "POST", "/limits", {"quota_group": "k1", "rows": [{"spend_usd": 1.5, "spend_period": "daily"}]}, status=201
     )
     await ask("POST", "/clients", {"name": "other", "budgets": [{"limit_usd": 1}]}, status=201)
+    await ask("POST", "/keys/import", [{"key_material": "sk-sim-many", "provider_id": "openai"}, {"key_material": ""}])
 
 
 async def _look(ask: Tour, service: Running) -> None:

@@ -58,6 +58,9 @@ async def test_what_was_exported_comes_back_in_an_empty_store(service_valkey: Se
     assert (tried.json()["made"], nothing) == (done.json()["made"], 0)
     assert done.json()["made"] == dict.fromkeys(("key", "client", "budget", "policy", "admin_key", "webhook"), 1)
     assert again.json()["kept"] == done.json()["made"]
+    (key,) = (one for one in again.json()["entries"] if one["section"] == "keys")
+    assert key == {"section": "keys", "index": 0, "id": backup["keys"][0]["id"], "outcome": "kept"}
+    assert {one["outcome"] for one in done.json()["entries"]} == {"made"}
     assert (answer.status_code, books["limit_usd"]) == (200, 5)
     for document in (backup, second):
         document["exported_at"] = None

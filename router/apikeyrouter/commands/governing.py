@@ -176,4 +176,4 @@ def import_(
 ) -> None:
     """Take an export in: all of it is checked first."""
     body = {"document": read_file(file), "replace": replace, "dry_run": dry_run}
-    service.document(service.send("POST", "/import", body))
+    service.document(service.send("POST", "/import", body), without="entries")

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from apikeyrouter.commands.remote import Service, command, path_of, read_secret
-from apikeyrouter.commands.shared import Expires, Id, Name, Team, Unset, delete, group, read_file, settings
+from apikeyrouter.commands.remote import EXIT_REFUSED, Service, command, path_of, read_secret
+from apikeyrouter.commands.shared import Expires, Id, Name, Team, Unset, delete, group, read_file, read_text, settings
 
 __all__ = ["budgets", "clients", "keys"]
 
@@ -96,6 +96,29 @@ def add_key(
     body = {"key_material": read_secret("key"), "provider_id": provider, "metadata": told}
     made = service.send("POST", "/keys", body)
     service.document(made, line=f"registered {made['id']}")
+
+
+@command(keys, "import")
+def import_keys(
+    service: Service,
+    file: Annotated[str, typer.Argument(help="A file of JSON lines or CSV, or a JSON array; - for standard input.")],
+    provider: Annotated[str | None, typer.Option("--provider", help="Whose keys those are that do not say so.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would become of each.")] = False,
+) -> None:
+    """Register many keys; exit 1 if one was refused. A row has key_material, provider_id and metadata.
+
+    The first line of CSV names its columns; those of other names are metadata.
+    """
+    text = read_text(file)
+    told = service.send_text("/keys/import", text, _kind_of(text), provider_id=provider, dry_run=dry_run or None)
+    service.table(told["rows"], ("line", "outcome", "id", "reason"), name="rows", none="no rows")
+    raise typer.Exit(EXIT_REFUSED if told["refused"] else 0)
+
+
+def _kind_of(text: str) -> str:
+    """The content type of keys in a file, by how it begins."""
+    begin = text.lstrip("\ufeff \t\r\n")[:1]
+    return {"{": "application/x-ndjson", "[": "application/json"}.get(begin, "text/csv")
 
 
 @command(keys, "update")

@@ -52,6 +52,11 @@ class Service:
         """What a request with a body answers; None where there is no content."""
         return self._call(method, path, json=body)
 
+    def send_text(self, path: str, text: str, kind: str, **params: object) -> Any:
+        """What a POST of a text of this content type answers. Parameters that are None are left out."""
+        told = {name: value for name, value in params.items() if value is not None}
+        return self._call("POST", path, content=text.encode(), headers={"content-type": kind}, params=told)
+
     def change(self, path: str, decide: Callable[[Any], object]) -> Any:
         """Read a thing and PATCH it with what `decide` makes of it, unless somebody else changed it meanwhile."""
         found = self._answer("GET", path)
@@ -83,15 +88,16 @@ class Service:
         else:
             _print_table(rows, columns)
 
-    def document(self, told: Any, *, line: str = "") -> None:
-        """Show one answer: its line, else everything it says; JSON with --json."""
+    def document(self, told: Any, *, line: str = "", without: str = "") -> None:
+        """Show one answer: its line, else everything it says `without` one long field; JSON with --json."""
         if self._json:
             typer.echo(jsonlib.dumps(told))
         elif line:
             typer.echo(line)
         else:
             for name, value in told.items():
-                typer.echo(f"{name}: {_cell(value)}")
+                if name != without:
+                    typer.echo(f"{name}: {_cell(value)}")
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
         return self._content(self._answer(method, path, **options))

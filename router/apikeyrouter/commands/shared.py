@@ -10,7 +10,7 @@ from apikeyrouter.commands.remote import Service, path_of
 from apikeyrouter.domain.models.system_error import ConfigurationError
 from apikeyrouter.strict_yaml import read_yaml
 
-__all__ = ["Expires", "File", "Id", "Name", "Team", "Unset", "delete", "group", "read_file", "settings"]
+__all__ = ["Expires", "File", "Id", "Name", "Team", "Unset", "delete", "group", "read_file", "read_text", "settings"]
 
 Name = Annotated[str, typer.Argument(help="Its name.")]
 Id = Annotated[str, typer.Argument(help="Its id.")]
@@ -38,8 +38,16 @@ def settings(**told: Any) -> dict[str, Any]:
 
 def read_file(file: str) -> Any:
     """What a YAML or JSON file says. Errors: ConfigurationError."""
+    text = read_text(file)
     try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text()
         return read_yaml(text)
+    except ValueError as exc:
+        raise ConfigurationError(f"{file}: cannot be read: {exc}") from exc
+
+
+def read_text(file: str) -> str:
+    """What is in a file, - for standard input. Errors: ConfigurationError."""
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
     except (OSError, ValueError) as exc:
         raise ConfigurationError(f"{file}: cannot be read: {exc}") from exc

@@ -12,6 +12,7 @@ from apikeyrouter_proxy.management import (
     configuration,
     decisions,
     fleet,
+    key_import,
     keys,
     limits,
     policies,
@@ -28,8 +29,8 @@ from apikeyrouter_proxy.management import (
 __all__ = ["aliases", "management"]
 
 _RESOURCES = (
-    keys, clients, budgets, limits, policies, providers, decisions, reservations, usage, state, audit, admin_keys,
-    configuration, transfer, webhooks, pool, fleet, whoami,
+    keys, key_import, clients, budgets, limits, policies, providers, decisions, reservations, usage, state, audit,
+    admin_keys, configuration, transfer, webhooks, pool, fleet, whoami,
 )  # fmt: skip
 _ANY_ROLE = [Depends(require(Role.READ))]
 

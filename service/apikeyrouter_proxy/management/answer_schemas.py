@@ -23,8 +23,6 @@ from apikeyrouter_proxy.management.answers import (
     DecisionPage,
     DeliveryPage,
     EventSent,
-    Exported,
-    Imported,
     KeyPage,
     KeyShown,
     LanePage,
@@ -49,6 +47,7 @@ from apikeyrouter_proxy.management.answers import (
     WhoAmI,
 )
 from apikeyrouter_proxy.management.fleet_answers import Findings, StoreShown, WorkerPage
+from apikeyrouter_proxy.management.transfer_answers import Exported, Imported, KeysImported
 
 __all__ = ["ANSWERS", "answer_schemas"]
 
@@ -57,6 +56,7 @@ REF = "#/components/schemas/{model}"
 ANSWERS: Mapping[tuple[str, str], tuple[Any, ...]] = {
     ("get", "/keys"): (KeyPage,),
     ("post", "/keys"): (KeyShown,),
+    ("post", "/keys/import"): (KeysImported,),
     ("get", "/keys/{key_id}"): (KeyShown,),
     ("patch", "/keys/{key_id}"): (KeyShown,),
     ("get", "/keys/{key_id}/transitions"): (Transitions,),

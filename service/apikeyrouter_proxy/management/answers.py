@@ -11,12 +11,12 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, create_model
 
 from apikeyrouter.domain.models.accounting import LimitKind, Metric, SuspenseRule, UnpricedRule
 from apikeyrouter.domain.models.api_key import APIKey, KeyState, StateTransition
-from apikeyrouter.domain.models.budget import Budget, BudgetForecast, BudgetScope, TimeWindow
+from apikeyrouter.domain.models.budget import BudgetForecast, BudgetScope, TimeWindow
 from apikeyrouter.domain.models.client import Client
 from apikeyrouter.domain.models.policy import Policy, PolicyCounts, PolicyImpact
 from apikeyrouter.domain.models.quota_state import CapacityState, LimitForecast
 from apikeyrouter.domain.models.routing_decision import RoutingDecision
-from apikeyrouter.infrastructure.config.stated import RowName, StatedLimits, StatedProvider
+from apikeyrouter.infrastructure.config.stated import RowName
 from apikeyrouter_proxy.admin_keys import AdminKey, RoleName
 from apikeyrouter_proxy.webhooks import Webhook, WebhookEvent
 
@@ -39,7 +39,7 @@ class Paged(Answer):
     next_cursor: str | None
 
 
-def _without(model: type[BaseModel], name: str, *excluded: str, **added: Any) -> Any:
+def without(model: type[BaseModel], name: str, *excluded: str, **added: Any) -> Any:
     """A model of what is shown of an entity: all but some fields, and some more."""
     told = {field: (info.annotation, ...) for field, info in model.model_fields.items() if field not in excluded}
     fields: dict[str, Any] = {**told, **{field: (of, ...) for field, of in added.items()}}
@@ -48,7 +48,7 @@ def _without(model: type[BaseModel], name: str, *excluded: str, **added: Any) ->
 
 # --- keys --------------------------------------------------------------------------------------------------------
 
-KeyShown: Any = _without(APIKey, "KeyShown", "encrypted_material")
+KeyShown: Any = without(APIKey, "KeyShown", "encrypted_material")
 
 
 class KeyPage(Paged):
@@ -76,12 +76,12 @@ class Probed(Answer):
 
 # --- clients, admin keys, webhooks -------------------------------------------------------------------------------
 
-ClientShown: Any = _without(
+ClientShown: Any = without(
     Client, "ClientShown", "token_sha256", "old_token_sha256", "created_at", created_at=AwareDatetime | None,
     source=Literal["api", "file"], budget_ids=list[str],
 )  # fmt: skip
 ClientMade: Any = create_model("ClientMade", __base__=ClientShown, token=(str, ...))
-AdminKeyShown: Any = _without(AdminKey, "AdminKeyShown", "token_sha256")
+AdminKeyShown: Any = without(AdminKey, "AdminKeyShown", "token_sha256")
 AdminKeyMade: Any = create_model("AdminKeyMade", __base__=AdminKeyShown, key=(str, ...))
 
 
@@ -96,7 +96,7 @@ class LastDelivery(Answer):
     at: AwareDatetime
 
 
-WebhookShown: Any = _without(Webhook, "WebhookShown", "sealed_secret", last_delivery=LastDelivery | None)
+WebhookShown: Any = without(Webhook, "WebhookShown", "sealed_secret", last_delivery=LastDelivery | None)
 WebhookMade: Any = create_model("WebhookMade", __base__=WebhookShown, secret=(str, ...))
 
 
@@ -294,10 +294,10 @@ class ProviderPage(Paged):
     providers: list[ProviderShown]
 
 
-PolicyShown: Any = _without(
+PolicyShown: Any = without(
     Policy, "PolicyShown", source=Literal["api", "file", "client"], counts=PolicyCounts
 )  # fmt: skip
-PolicyTried: Any = _without(PolicyImpact, "PolicyTried", cost_difference=str)
+PolicyTried: Any = without(PolicyImpact, "PolicyTried", cost_difference=str)
 
 
 class PolicyPage(Paged):
@@ -308,8 +308,8 @@ class PolicyPage(Paged):
 
 # --- decisions, reservations, usage ------------------------------------------------------------------------------
 
-DecisionShown: Any = _without(RoutingDecision, "DecisionShown", "candidates", "tried")
-DecisionExplained: Any = _without(RoutingDecision, "DecisionExplained", text=str)
+DecisionShown: Any = without(RoutingDecision, "DecisionShown", "candidates", "tried")
+DecisionExplained: Any = without(RoutingDecision, "DecisionExplained", text=str)
 
 
 class DecisionPage(Paged):
@@ -468,33 +468,3 @@ class Reloaded(Answer):
     clients: int
     budgets: int
     warnings: list[str]
-
-
-ClientExported: Any = _without(Client, "ClientExported", "token_sha256", "old_token_sha256", "old_token_until")
-BudgetExported: Any = _without(Budget, "BudgetExported", "current_spending", "resets_at")
-WebhookExported: Any = _without(Webhook, "WebhookExported", "sealed_secret")
-
-
-class Exported(Answer):
-    """What was made through the API or in code. With `secrets`: ciphertext and hashes, too."""
-
-    version: Literal[1]
-    exported_at: AwareDatetime
-    secrets: bool
-    providers: list[StatedProvider]
-    keys: list[KeyShown | APIKey]
-    limits: list[StatedLimits]
-    clients: list[ClientExported | Client]
-    budgets: list[BudgetExported]
-    policies: list[Policy]
-    admin_keys: list[AdminKeyShown | AdminKey]
-    webhooks: list[WebhookExported | Webhook]
-
-
-class Imported(Answer):
-    """How many of each kind were made, replaced, left as they were."""
-
-    made: dict[str, int]
-    replaced: dict[str, int]
-    kept: dict[str, int]
-    dry_run: bool

@@ -3,9 +3,10 @@
 Counters are in neither: what was spent and used stays in the ledger as it is.
 """
 
+import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Set
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -14,7 +15,8 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 
 from apikeyrouter.domain.components.policy_checks import check_policy
-from apikeyrouter.domain.models.api_key import APIKey
+from apikeyrouter.domain.interfaces.state_store import KEYS_PAGE, StateQuery
+from apikeyrouter.domain.models.api_key import APIKey, KeyChange
 from apikeyrouter.domain.models.budget import Budget
 from apikeyrouter.domain.models.client import Client
 from apikeyrouter.domain.models.edge import EdgeModel
@@ -62,13 +64,20 @@ class Import(Input):
     dry_run: bool = False
 
 
+async def _nothing() -> None:
+    """Nothing is left to do."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Step:
-    """One thing to take in."""
+    """One thing to take in, from this `place` of the document. A `key` is written with those beside it."""
 
     kind: str
+    id: str
     exists: bool
-    write: Callable[[], Awaitable[object]]
+    write: Callable[[], Awaitable[object]] = _nothing
+    key: APIKey | None = None
+    place: tuple[str, int] = ("", 0)
 
 
 @routes.get("/export")
@@ -114,18 +123,42 @@ async def take_in(desk: AdminDesk, told: Import) -> dict[str, Any]:
     """
     async with desk.turn():
         steps = await _steps(desk, told.document)
-        made, replaced, kept = Counter[str](), Counter[str](), Counter[str]()
-        for step in steps:
-            if step.exists and not told.replace:
-                kept[step.kind] += 1
-                continue
-            (replaced if step.exists else made)[step.kind] += 1
-            if not told.dry_run:
-                await step.write()
-        done = {"made": dict(made), "replaced": dict(replaced), "kept": dict(kept), "dry_run": told.dry_run}
+        outcomes = ["made" if not step.exists else "replaced" if told.replace else "kept" for step in steps]
+        counts: dict[str, Counter[str]] = {name: Counter() for name in ("made", "replaced", "kept")}
+        for step, outcome in zip(steps, outcomes, strict=True):
+            counts[outcome][step.kind] += 1
+        done = {**{name: dict(count) for name, count in counts.items()}, "dry_run": told.dry_run}
         if not told.dry_run:
+            await _write(desk, [step for step, outcome in zip(steps, outcomes, strict=True) if outcome != "kept"])
             await desk.note("config", "import", "imported", done)
-    return done
+    entries = [
+        {"section": step.place[0], "index": step.place[1], "id": step.id, "outcome": outcome}
+        for step, outcome in zip(steps, outcomes, strict=True)
+    ]
+    return {"entries": entries, **done}
+
+
+async def _write(desk: Desk, steps: Iterable[_Step]) -> None:
+    """Do what is to be done, in order; keys a page at a time."""
+    keys: list[APIKey] = []
+    for step in steps:
+        if step.key is not None:
+            keys.append(step.key)
+            continue
+        await _put_keys(desk, keys)
+        keys = []
+        await step.write()
+    await _put_keys(desk, keys)
+
+
+async def _put_keys(desk: Desk, keys: Sequence[APIKey]) -> None:
+    def put(key: APIKey, _: APIKey | None) -> KeyChange:
+        return KeyChange(key=key)
+
+    for start in range(0, len(keys), KEYS_PAGE):
+        page = {key.id: key for key in keys[start : start + KEYS_PAGE]}
+        await desk.router.state_store.change_keys({key_id: partial(put, key) for key_id, key in page.items()})
+        await desk.router.key_manager.refresh_keys(list(page))
 
 
 async def _steps(desk: Desk, document: Document) -> list[_Step]:
@@ -133,8 +166,12 @@ async def _steps(desk: Desk, document: Document) -> list[_Step]:
     complaints: list[str] = []
     steps: list[_Step] = []
     coming = frozenset(str(entry.get("id")) for entry in document.providers) | desk.router.catalogue.providers.keys()
+    ids = [str(entry.get("id")) for entry in document.keys]
+    found: list[APIKey] = await desk.router.state_store.query_state(StateQuery("APIKey", ids=ids)) if ids else []
+    known = {key.id for key in found}
     readers: tuple[tuple[str, list[dict[str, Any]], Callable[[Desk, dict[str, Any]], Awaitable[_Step]]], ...] = (
-        ("providers", document.providers, _provider), ("keys", document.keys, partial(_key, providers=coming)),
+        ("providers", document.providers, _provider),
+        ("keys", document.keys, partial(_key, providers=coming, known=known)),
         ("limits", document.limits, _limits), ("clients", document.clients, partial(_client, providers=coming)),
         ("budgets", document.budgets, _budget), ("policies", document.policies, _policy),
         ("admin_keys", document.admin_keys, _admin_key), ("webhooks", document.webhooks, _webhook),
@@ -144,8 +181,10 @@ async def _steps(desk: Desk, document: Document) -> list[_Step]:
     await desk.runtime.webhooks.refresh()
     for section, entries, read in readers:
         for index, entry in enumerate(entries):
+            if index % KEYS_PAGE == KEYS_PAGE - 1:
+                await asyncio.sleep(0)
             try:
-                steps.append(await read(desk, entry))
+                steps.append(replace(await read(desk, entry), place=(section, index)))
             except (ApiKeyRouterError, Refused) as exc:
                 complaints.append(f"{section}[{index}]: {getattr(exc, 'detail', None) or exc}")
     if complaints:
@@ -163,7 +202,7 @@ async def _provider(desk: Desk, entry: dict[str, Any]) -> _Step:
     if of_file is not None and not of_file.is_plain:
         raise InvalidRequestError(f"{provider.id!r} is declared in the configuration file", field="id")
     exists = provider.id in desk.router.stated_providers
-    return _Step(kind="provider", exists=exists, write=lambda: desk.router.configure_provider(provider))
+    return _Step(kind="provider", id=provider.id, exists=exists, write=lambda: desk.router.configure_provider(provider))
 
 
 async def _limits(desk: Desk, entry: dict[str, Any]) -> _Step:
@@ -171,23 +210,17 @@ async def _limits(desk: Desk, entry: dict[str, Any]) -> _Step:
     if desk.router.is_limited_by_file(limits.lane_id):
         raise InvalidRequestError(f"{limits.lane_id!r} is limited by the configuration file", field="quota_group")
     exists = limits.lane_id in desk.router.stated_limits
-    return _Step(kind="limit", exists=exists, write=lambda: desk.router.configure_limits(limits))
+    return _Step(kind="limit", id=limits.lane_id, exists=exists, write=lambda: desk.router.configure_limits(limits))
 
 
-async def _key(desk: Desk, entry: dict[str, Any], *, providers: Set[str]) -> _Step:
+async def _key(desk: Desk, entry: dict[str, Any], *, providers: Set[str], known: Set[str]) -> _Step:
     key = APIKey.parse(entry)
     if not key.encrypted_material:
         raise InvalidRequestError("is without its material; export with secrets=true", field="encrypted_material")
     if key.provider_id not in providers:
         raise InvalidRequestError(f"provider {key.provider_id!r} is not registered", field="provider_id")
     desk.router.vault().decrypt(key.encrypted_material, key_id=key.id)
-    known = await desk.router.key_manager.get_key(key.id)
-
-    async def write() -> None:
-        await desk.router.state_store.save_key(key)
-        await desk.router.key_manager.refresh_keys([key.id])
-
-    return _Step(kind="key", exists=known is not None, write=write)
+    return _Step(kind="key", id=key.id, exists=key.id in known, key=key)
 
 
 async def _client(desk: Desk, entry: dict[str, Any], *, providers: Set[str]) -> _Step:
@@ -200,7 +233,10 @@ async def _client(desk: Desk, entry: dict[str, Any], *, providers: Set[str]) -> 
     if unknown:
         raise InvalidRequestError(f"provider {min(unknown)!r} is not registered", field="providers")
     return _Step(
-        kind="client", exists=client.name in desk.router.clients, write=lambda: desk.router.configure_client(client)
+        kind="client",
+        id=client.name,
+        exists=client.name in desk.router.clients,
+        write=lambda: desk.router.configure_client(client),
     )
 
 
@@ -217,7 +253,7 @@ async def _budget(desk: Desk, entry: dict[str, Any]) -> _Step:
             suspense_after_seconds=budget.suspense_after_seconds,
         )  # fmt: skip
 
-    return _Step(kind="budget", exists=rule is not None, write=write)
+    return _Step(kind="budget", id=budget.id, exists=rule is not None, write=write)
 
 
 async def _policy(desk: Desk, entry: dict[str, Any]) -> _Step:
@@ -228,17 +264,19 @@ async def _policy(desk: Desk, entry: dict[str, Any]) -> _Step:
     if policy.id in {one.id for one in desk.runtime.config.policies}:
         raise InvalidRequestError(f"{policy.id!r} is declared in the configuration file", field="id")
     known = await desk.router.policy_engine.get_policy(policy.id)
-    return _Step(kind="policy", exists=known is not None, write=lambda: desk.router.policy_engine.configure(policy))
+    return _Step(
+        kind="policy", id=policy.id, exists=known is not None, write=lambda: desk.router.policy_engine.configure(policy)
+    )
 
 
 async def _admin_key(desk: Desk, entry: dict[str, Any]) -> _Step:
     key = AdminKey.parse(entry)
     keys = desk.runtime.admin_keys
-    return _Step(kind="admin_key", exists=key.name in keys.named, write=lambda: keys.put(key))
+    return _Step(kind="admin_key", id=key.name, exists=key.name in keys.named, write=lambda: keys.put(key))
 
 
 async def _webhook(desk: Desk, entry: dict[str, Any]) -> _Step:
     hook, hooks = Webhook.parse(entry), desk.runtime.webhooks
     hooks.outbound.check(hook.url)
     desk.router.vault().decrypt(hook.sealed_secret, key_id=f"webhook:{hook.name}")
-    return _Step(kind="webhook", exists=hook.name in hooks.named, write=lambda: hooks.put(hook))
+    return _Step(kind="webhook", id=hook.name, exists=hook.name in hooks.named, write=lambda: hooks.put(hook))

@@ -12,7 +12,7 @@ from typing import Any
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.key_identity import check_material, derive_key_id
 from apikeyrouter.domain.components.key_probing import ask, verdict_of
-from apikeyrouter.domain.components.key_registration import KeyRegistration, NewKey, edited, opened
+from apikeyrouter.domain.components.key_registration import KeyRegistration, NewKey, Registered, edited, opened
 from apikeyrouter.domain.components.key_ring import Announce, KeyRing, Lanes, Report, Vault, routed
 from apikeyrouter.domain.components.key_states import move, move_along, noted
 from apikeyrouter.domain.components.key_tally import KeyTally
@@ -35,7 +35,7 @@ from apikeyrouter.domain.models.system_error import (
     KeyRegistrationError,
 )
 
-__all__ = ["KeyManager", "KeyRegistrationError", "Lanes", "NewKey", "Vault"]
+__all__ = ["KeyManager", "KeyRegistrationError", "Lanes", "NewKey", "Registered", "Vault"]
 
 OPERATOR = "operator"
 Permits = Callable[[APIKey], bool]
@@ -122,10 +122,22 @@ class KeyManager:
         """
         if not keys:
             return []
+        found = await self.import_keys(keys, actor=actor)
+        counted = iter(await self._all_counted([one.key for one in found if one.key is not None]))
+        return [next(counted) if one.error is None else one.error for one in found]
+
+    async def import_keys(
+        self, keys: Sequence[NewKey], *, actor: str = OPERATOR, dry_run: bool = False
+    ) -> list[Registered]:
+        """`register_keys`, and whether each was created, updated, there already as it is told, or refused. The keys are
+        without the fleet's counts. `dry_run`: only say so; nothing is written.
+
+        Raises:
+            EncryptionError: there is no master key to seal them with; nothing was registered.
+        """
         self._vault()
-        found = await self._registration.register(keys, actor=actor)
-        counted = iter(await self._all_counted([key for key in found if isinstance(key, APIKey)]))
-        return [next(counted) if isinstance(key, APIKey) else key for key in found]
+        work = self._registration.foresee if dry_run else self._registration.register
+        return await work(keys, actor=actor)
 
     # --- reading -------------------------------------------------------------------------------------------------
 

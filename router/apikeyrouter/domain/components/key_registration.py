@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -20,7 +20,7 @@ from apikeyrouter.domain.models.api_key import APIKey, KeyChange, KeyRouting, Ke
 from apikeyrouter.domain.models.request_intent import refuse_non_finite, refuse_unwritable
 from apikeyrouter.domain.models.system_error import EncryptionError, InvalidRequestError, KeyRegistrationError
 
-__all__ = ["ALIASES", "KeyRegistration", "NewKey", "edited", "opened"]
+__all__ = ["ALIASES", "KeyRegistration", "NewKey", "Registered", "edited", "opened"]
 
 ALIASES = "key_alias"
 """Documents: the id that material would derive → the key that has it, or had it before it was rotated."""
@@ -30,6 +30,7 @@ _SEALED = (
 )
 _ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 _T = TypeVar("_T")
+Outcome = Literal["created", "updated", "unchanged", "refused"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,15 @@ class NewKey:
     key_id: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """What became of one registration: the key as it is now, or (`refused`) what is wrong with it."""
+
+    outcome: Outcome
+    key: APIKey | None = None
+    error: KeyRegistrationError | None = None
+
+
 @dataclass(slots=True)
 class _Row:
     """One key on its way: what it is told to be, under which id, and what went wrong with it."""
@@ -51,7 +61,14 @@ class _Row:
     id: str = ""
     retired: bool = False
     """Whether its material was replaced by other since, which then stays."""
+    outcome: Outcome = "unchanged"
     error: KeyRegistrationError | None = None
+
+    def registered(self, keys: Mapping[str, APIKey]) -> Registered:
+        """What became of it."""
+        if self.error is not None:
+            return Registered(outcome="refused", error=self.error)
+        return Registered(outcome=self.outcome, key=keys[self.id])
 
 
 class KeyRegistration:
@@ -70,7 +87,7 @@ class KeyRegistration:
         self._store, self._catalogue, self._vault, self._ring = store, catalogue, vault, ring
         self._lanes, self._announce = lanes, announce
 
-    async def register(self, keys: Sequence[NewKey], *, actor: str) -> list[APIKey | KeyRegistrationError]:
+    async def register(self, keys: Sequence[NewKey], *, actor: str) -> list[Registered]:
         """Register each; what became of it, in their order. See `KeyManager.register_keys`."""
         rows = [self._row(told) for told in keys]
         registered: dict[str, APIKey] = {}
@@ -83,7 +100,23 @@ class KeyRegistration:
                     once.setdefault(row.id, row)
                 left = [row for row in left if once[row.id] is not row]
                 registered.update(await self._register(once, actor))
-        return [row.error or registered[row.id] for row in rows]
+        return [row.registered(registered) for row in rows]
+
+    async def foresee(self, keys: Sequence[NewKey], *, actor: str) -> list[Registered]:
+        """What `register` would make of these now, one after the other. Nothing is written."""
+        rows = [self._row(told) for told in keys]
+        foreseen: dict[str, APIKey] = {}
+        for page in _pages([row for row in rows if row.error is None]):
+            await self._find_ids(page)
+            stored = [row.id for row in page if row.id not in foreseen]
+            found: list[APIKey] = await self._store.query_state(StateQuery("APIKey", ids=stored)) if stored else []
+            known = {key.id: key for key in found} | foreseen
+            for row in page:
+                change = self._decision(row, actor)(known.get(row.id))
+                key = known.get(row.id) if change is None else change.key
+                if key is not None:
+                    known[row.id] = foreseen[row.id] = key
+        return [row.registered(foreseen) for row in rows]
 
     async def revoke(self, key_ids: Sequence[str], reason: str, *, actor: str) -> list[str]:
         """Forget those of these keys that there are; which that were."""
@@ -164,10 +197,12 @@ class KeyRegistration:
 
         def refused(stored: APIKey | None) -> KeyChange | None:
             try:
-                return decide(stored)
+                change = decide(stored)
             except KeyRegistrationError as exc:
                 row.error = exc
                 return None
+            row.outcome = "unchanged" if change is None else "created" if stored is None else "updated"
+            return change
 
         return refused
 
