@@ -7,6 +7,7 @@ import pytest
 
 from apikeyrouter.domain.models.accounting import Admission, Denial, Period, Reason, RetryKind
 from apikeyrouter.domain.models.escrow import ChildBooks
+from apikeyrouter.domain.models.system_error import LedgerUnavailableError
 from tests.cells.parts import SCOPE, cells
 from tests.ledger.support import DAY, SECOND
 
@@ -149,3 +150,21 @@ async def test_what_is_told_twice_is_credited_and_returned_once() -> None:
             assert (books.returned, books.free) == (150, 250)
         for _ in range(2):
             assert (await home.grant(SCOPE, 1, books)).free == 750
+
+
+async def test_money_is_given_back_before_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cells(1000) as made:
+        child = made.ledger.cells[1]
+        books = await made.ledger.home.grant(SCOPE, 1, await child.fund(SCOPE), asked=800)
+        await child.fund(SCOPE, start_us=books.start_us, granted=800)
+        fund = child.fund
+
+        async def unheard(scope: str, **told: int) -> ChildBooks:
+            if told.get("recall"):
+                raise LedgerUnavailableError("lost on its way")
+            return await fund(scope, **told)
+
+        monkeypatch.setattr(child, "fund", unheard)
+        assert not await made.spend(2, 600)
+        assert await made.spend(1, 800)
+        assert not await made.spend(2, 600)

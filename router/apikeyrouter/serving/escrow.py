@@ -28,10 +28,12 @@ LOW_SECONDS = 2.0
 """It is made when less than so much is left."""
 IDLE_SECONDS = 10.0
 """What a cell has not touched for so long comes back."""
+GROWTH = 4
+"""Who asks for a cell once more within `GRANT_SECONDS` asks for so many times as much: its burn is not known yet."""
 DRY_SECONDS = 0.25
 """So long after everything was called back in vain, denials are final at once."""
-ROOM_SECONDS_MAX = 0.15
-"""Longest that a request waits for money from elsewhere."""
+EXCHANGES_MAX = 6
+"""So often a home is asked for a cell that stays short: another worker asked for it meanwhile, or others gave back."""
 AVERAGE_SECONDS = 5.0
 _WANTS = (Reason.BUDGET, Reason.NEVER_FITS)
 _log = EventLog("apikeyrouter")
@@ -39,11 +41,12 @@ _log = EventLog("apikeyrouter")
 
 @dataclass(slots=True)
 class Burn:
-    """How fast a cell spends of a scope: an average over some seconds, and when it last spent anything."""
+    """How fast a cell spends of a scope, over some seconds or since it was first looked at, and when it last did."""
 
     per_second: float = 0.0
     used: int = 0
     start_us: int = -1
+    began: float = 0.0
     at: float = 0.0
     spent_at: float = 0.0
 
@@ -51,13 +54,14 @@ class Burn:
         """Take in what the cell's books say now."""
         used = books.settled + books.held + books.suspense
         if books.start_us != self.start_us:
+            self.began = self.began or now
             self.start_us, self.used, self.at, self.spent_at = books.start_us, used, now, now
             return
         passed, spent = now - self.at, used - self.used
         if spent != 0:
             self.spent_at = now
         if passed > 0:
-            part = min(1.0, passed / AVERAGE_SECONDS)
+            part = min(1.0, passed / min(AVERAGE_SECONDS, now - self.began))
             self.per_second += part * (max(0, spent) / passed - self.per_second)
             self.used, self.at = used, now
 
@@ -75,12 +79,15 @@ class Want:
 
 
 @dataclass(slots=True)
-class Purse:
-    """One budget over the cells."""
+class Till:
+    """One budget in one cell. `share`: the most that it is granted at once beyond what is missing."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    burns: dict[int, Burn] = field(default_factory=dict)
-    wants: dict[int, list[Want]] = field(default_factory=dict)
+    burn: Burn = field(default_factory=Burn)
+    wants: list[Want] = field(default_factory=list)
+    share: int = 0
+    asked: int = 0
+    asked_at: float = 0.0
     dry_until: float = 0.0
     dry_of: int = 0
     """What could not be found anywhere."""
@@ -88,6 +95,16 @@ class Purse:
     def is_dry(self, needed: int, now: float) -> bool:
         """Whether so much, or less, was looked for in vain a moment ago."""
         return now < self.dry_until and needed >= self.dry_of
+
+    def portion(self, missing: int, now: float) -> int:
+        """What to ask for: what is missing; beyond it, what is burnt in some seconds, or a multiple of the last time.
+
+        So a cell whose burn nobody knows yet has enough after a few exchanges.
+        """
+        again = GROWTH * self.asked if now - self.asked_at < GRANT_SECONDS else 0
+        self.asked = max(missing, min(max(self.burn.within(GRANT_SECONDS), again), self.share))
+        self.asked_at = now
+        return self.asked
 
 
 class Escrow:
@@ -101,12 +118,12 @@ class Escrow:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger, self._scopes, self._clock = ledger, scopes, clock
-        self._purses: dict[str, Purse] = {}
+        self._tills: dict[tuple[str, int], Till] = {}
         self._next_at = 0.0
 
     def begin_anew(self) -> None:
         """It is used from another loop."""
-        self._purses.clear()
+        self._tills.clear()
 
     # --- behind the requests' back -------------------------------------------------------------------------------
 
@@ -117,31 +134,32 @@ class Escrow:
             return
         self._next_at = now + TICK_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311 (spreads workers)
         spanning = [scope.id for scope in self._scopes() if self._ledger.layout.spans(scope.id)]
-        for gone in self._purses.keys() - set(spanning):
-            del self._purses[gone]
+        tills = [(scope, cell) for scope in spanning for cell in range(len(self._ledger.cells))]
+        for gone in self._tills.keys() - set(tills):
+            del self._tills[gone]
         trouble: LedgerError | None = None
-        for scope in spanning:
-            async with self._purse(scope).lock:
-                for cell in range(1, len(self._ledger.cells)):
-                    try:
+        for scope, cell in tills:
+            try:
+                async with self._till(scope, cell).lock:
+                    if cell:
                         await self._balance(scope, cell)
-                    except LedgerConfigError:
-                        continue  # declared a moment ago, or no more
-                    except LedgerError as exc:
-                        trouble = exc
+            except LedgerConfigError:
+                continue  # declared a moment ago, or no more
+            except LedgerError as exc:
+                trouble = exc
         if trouble is not None:
             raise trouble
 
     async def _balance(self, scope: str, cell: int) -> None:
-        books, now = await self._look(scope, cell), self._clock()
-        burn = self._purse(scope).burns.setdefault(cell, Burn())
+        books, now, till = await self._look(scope, cell), self._clock(), self._till(scope, cell)
+        burn = till.burn
         burn.see(books, now)
         wanted, low = burn.within(GRANT_SECONDS), burn.within(LOW_SECONDS)
         home = await self._tell(scope, cell, books)
         books = await self._deliver(scope, cell, books, home)
+        till.share = self._share(home)
         if books.free < low or books.free < 0:
-            share = max(home.free, 0) // (2 * len(self._ledger.cells))
-            asked = min(wanted - books.free, max(share, -books.free))
+            asked = min(wanted - books.free, max(till.share, -books.free))
             await self._fund(scope, cell, books, asked, least=1)
         elif books.free > 0 and (home.free < 0 or now - burn.spent_at > IDLE_SECONDS):
             await self._fetch(scope, cell, books, books.free)
@@ -150,10 +168,10 @@ class Escrow:
 
     # --- before a denial is final --------------------------------------------------------------------------------
 
-    async def room(self, cell: int, request: ReserveRequest, denial: Denial) -> Denial | None:
+    async def room(self, cell: int, request: ReserveRequest, denial: Denial, *, until: float) -> Denial | None:
         """Make room for what a cell denied for want of money; None: try again. Else the denial as it is in all cells.
 
-        It waits no longer than a call to the store may take, and only one request a budget asks at a time.
+        Only one request asks at a time for a cell of a budget, for all that wait there: `until` this time of the loop.
         """
         short = [loss for loss in denial.losses if loss.reason in _WANTS and self._spans(loss)]
         if not short:
@@ -161,62 +179,77 @@ class Escrow:
         made = False
         for scope in {loss.where for loss in short}:
             needed = max(self._needed(request, loss) for loss in short if loss.where == scope)
-            made |= await self._within_time(scope, cell, needed)
+            made |= await self._within_time(scope, cell, needed, until)
         return None if made else await self._everywhere(denial, request)
 
     def _spans(self, loss: Loss) -> bool:
         return not loss.limit and self._ledger.layout.spans(loss.where)
 
-    async def _within_time(self, scope: str, cell: int, needed: int) -> bool:
+    async def _within_time(self, scope: str, cell: int, needed: int, until: float) -> bool:
         """Whether there is so much in a cell now. Requests that come meanwhile are looked for together."""
-        purse, want = self._purse(scope), Want(needed)
-        if purse.is_dry(needed, self._clock()):
+        till, want = self._till(scope, cell), Want(needed)
+        if till.is_dry(needed, self._clock()):
             return False
-        wants = purse.wants.setdefault(cell, [])
-        wants.append(want)
+        till.wants.append(want)
         try:
-            async with asyncio.timeout(ROOM_SECONDS_MAX), purse.lock:
+            async with asyncio.timeout_at(until), till.lock:
                 if want.served is None:
-                    await self._serve(scope, cell, wants[:])
+                    await self._serve(scope, cell, till.wants[:])
         except (TimeoutError, LedgerUnavailableError) as exc:
             _log.warning("escrow.no_answer", scope=scope, error=repr(exc))
         finally:
-            wants.remove(want)
+            till.wants.remove(want)
         return bool(want.served)
 
     async def _serve(self, scope: str, cell: int, wants: list[Want]) -> None:
         """Look for the money of all who wait, and say who may have it: those who came first."""
-        purse = self._purse(scope)
-        free = await self._make_room(
-            scope, cell, sum(want.needed for want in wants), min(want.needed for want in wants)
-        )
+        needed, least = sum(want.needed for want in wants), min(want.needed for want in wants)
+        look = self._room_elsewhere if cell else self._room_at_home
+        free, is_all = await look(scope, cell, needed, least)
         for want in wants:
             want.served = want.needed <= free
             free -= want.needed if want.served else 0
         in_vain = [want.needed for want in wants if not want.served]
-        if in_vain:
-            purse.dry_until, purse.dry_of = self._clock() + DRY_SECONDS, min(in_vain)
+        if in_vain and is_all:
+            till = self._till(scope, cell)
+            till.dry_until, till.dry_of = self._clock() + DRY_SECONDS, min(in_vain)
 
-    async def _make_room(self, scope: str, cell: int, needed: int, least: int) -> int:
-        """What a cell has free, when as much of `needed` was fetched as there is. Less than `least` is of no use."""
-        if cell == 0:
-            home = await self._ledger.home.grant(scope, 1, ChildBooks())
-            if home.free < needed and least <= home.limit:
-                home = await self._call_back(scope, 0, home, needed - home.free)
-            return home.free
+    async def _room_at_home(self, scope: str, cell: int, needed: int, least: int) -> tuple[int, bool]:
+        """What the home has free, when as much of `needed` was fetched as there is; and that this is all."""
+        home = await self._ledger.home.grant(scope, 1, ChildBooks())
+        if home.free < needed and least <= home.limit:
+            home = await self._call_back(scope, cell, home, needed - home.free)
+        return home.free, True
+
+    async def _room_elsewhere(self, scope: str, cell: int, needed: int, least: int) -> tuple[int, bool]:
+        """The same for another cell. Less than `least` is of no use. Whether that is all that there is.
+
+        A home grants nothing to a cell that does not know of every grant before: another worker had asked for it. Then
+        that grant is what came, and if it is spent already, there may be another.
+        """
+        till = self._till(scope, cell)
         books = await self._look(scope, cell)
-        missing = needed - books.free
-        if missing <= 0:
-            return books.free
-        home = await self._tell(scope, cell, books)
-        if least > home.limit:
-            return books.free
-        if home.free < missing:
-            home = await self._call_back(scope, cell, home, missing - home.free)
-        share = max(home.free, 0) // (2 * len(self._ledger.cells))
-        burn = self._purse(scope).burns.setdefault(cell, Burn())
-        asked = max(missing, min(burn.within(GRANT_SECONDS), share))
-        return (await self._fund(scope, cell, books, asked, least=max(1, least - books.free))).free
+        for _ in range(EXCHANGES_MAX):
+            missing, useful, known = needed - books.free, max(1, least - books.free), books.funded
+            if missing <= 0:
+                return books.free, False
+            asked = till.portion(missing, self._clock())
+            home = await self._ledger.home.grant(scope, cell, books, asked=asked, least=useful)
+            books = await self._deliver(scope, cell, books, home)
+            till.share = self._share(home)
+            if books.funded > known and home.free > 0:
+                continue
+            if least > home.limit or home.free >= useful:
+                return books.free, True
+            short = needed - books.free - home.free
+            if short > 0 and (await self._call_back(scope, cell, home, short)).free < max(1, least - books.free):
+                return books.free, True
+            books = await self._look(scope, cell)
+        return books.free, False
+
+    def _share(self, home: HomeBooks) -> int:
+        """The most of what a home has free that one cell is given for later."""
+        return max(home.free, 0) // (2 * len(self._ledger.cells))
 
     async def _call_back(self, scope: str, but: int, home: HomeBooks, missing: int) -> HomeBooks:
         """Fetch so much from the other cells, from who has most first; the home's books after that."""
@@ -256,8 +289,8 @@ class Escrow:
 
     # --- exchanges -----------------------------------------------------------------------------------------------
 
-    def _purse(self, scope: str) -> Purse:
-        return self._purses.setdefault(scope, Purse())
+    def _till(self, scope: str, cell: int) -> Till:
+        return self._tills.setdefault((scope, cell), Till())
 
     async def _look(self, scope: str, cell: int) -> ChildBooks:
         return await self._ledger.cells[cell].fund(scope)

@@ -42,8 +42,10 @@ from apikeyrouter.infrastructure.ledger.engine import Engine
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.records import ReservationRecord
 
-ROOM_ROUNDS_MAX = 3
+ROOM_ROUNDS_MAX = 8
 """How often a request is tried again for which money was fetched, if others take it."""
+ROOM_SECONDS_MAX = 0.25
+"""Longest that it waits for that, in all."""
 _VERSIONS_KEPT = 8
 _BREAKERS = ("closed", "half_open", "open")
 _T = TypeVar("_T")
@@ -52,8 +54,11 @@ _T = TypeVar("_T")
 class Funding(Protocol):
     """Who moves a budget's money between cells."""
 
-    async def room(self, cell: int, request: ReserveRequest, denial: Denial) -> Denial | None:
-        """Make room for what a cell denied for want of money; None: try again. Else the denial as all cells have it."""
+    async def room(self, cell: int, request: ReserveRequest, denial: Denial, *, until: float) -> Denial | None:
+        """Make room for what a cell denied for want of money; None: try again. Else the denial as all cells have it.
+
+        `until`: how long there is for that, in the loop's time.
+        """
         ...
 
 
@@ -182,13 +187,16 @@ class SpreadLedger:
                 raise StaleConfigError(self.stamp.config_version)
             request = structs.replace(request, config_version=known[number])
         answer = await ledger.reserve(request)
+        if self.funding is None or isinstance(answer, Admission):
+            return answer
+        until = asyncio.get_running_loop().time() + ROOM_SECONDS_MAX
         for _ in range(ROOM_ROUNDS_MAX):
-            if self.funding is None or isinstance(answer, Admission):
-                break
-            left = await self.funding.room(number, request, answer)
+            left = await self.funding.room(number, request, answer, until=until)
             if left is not None:
                 return left
             answer = await ledger.reserve(request)
+            if isinstance(answer, Admission):
+                break
         return answer
 
     async def settle(self, settlement: Settlement) -> Transition:
