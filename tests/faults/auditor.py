@@ -11,15 +11,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
-from apikeyrouter.domain.models.accounting import ReserveRequest, Settlement, State
+import msgspec
+
+from apikeyrouter.domain.models.accounting import ReserveRequest, Settlement, SlabUse, State
 from apikeyrouter.domain.models.system_error import LedgerError
 from apikeyrouter.infrastructure.ledger.codes import Code
 from apikeyrouter.infrastructure.ledger.engine import Reply
 from tests.faults.books import Books, Place, World
 from tests.faults.network import Words
+from tests.faults.slab_audit import SlabAudit
 
 RESERVE_SWEEPS, SWEEPS, SETTLE_WORDS = 4, 8, 2
+_SLAB_FIELDS = SlabUse.__struct_fields__
 _OVER = (Code.NO_CELL, Code.CALENDAR_NEEDED, Code.STALE_CONFIG, Code.UNKNOWN_SCOPE)
+
+
+Step = tuple[int, str, str, Words, Reply]
+"""A script that ran: the store's clock, who asked, which, its words and its answer."""
 
 
 class ViolationError(Exception):
@@ -54,6 +62,7 @@ class Auditor:
     def __init__(self, world: World) -> None:
         self.world = world
         self.books = Books(world)
+        self.slabs = SlabAudit(world)
         self.tally = Tally()
         self.requests: dict[bytes, ReserveRequest] = {}
         self.costs: dict[bytes, int] = {}
@@ -69,7 +78,9 @@ class Auditor:
         self.elapsed_us: Callable[[], int] = lambda: 0
         self.violation: ViolationError | None = None
         self.on_step: Callable[[], None] = lambda: None
-        self.trace: list[str] = []
+        self.count = 0
+        """Scripts that ran."""
+        self.trace: list[str | Step] = []
         self._readers: dict[str, Callable[[Words, Reply], None]] = {
             "reserve": self._reserve, "settle": self._settle, "release": self._release, "cancel": self._cancel,
             "reassert": self._reassert, "renew": self._renew, "acknowledge": self._acknowledge, "sweep": self._sweep,
@@ -82,7 +93,8 @@ class Auditor:
     def executed(self, worker: str, name: str, words: Words, pool: str, reply: Reply, clock_us: int) -> None:
         """A script ran: its answer must be the right one, and what it wrote allowed."""
         self.tally.scripts[name] += 1
-        self.trace.append(f"{clock_us} {worker} {name} {_short(words)} -> {_shown(reply)}")
+        self.count += 1
+        self.trace.append((clock_us, worker, name, words, reply))
         try:
             self._stamp(name, reply, clock_us)
             reader = self._readers.get(name)
@@ -103,6 +115,7 @@ class Auditor:
     def go_back(self, to: object | None) -> None:
         """The store forgot: what it no longer counts is what may be spent again."""
         before = self.books
+        self.slabs.jumps += 1
         self.books = to.fork() if isinstance(to, Books) else Books(self.world)
         for place in {*before.settled, *before.held, *before.suspense}:
             lost = before.total(place) - self.books.total(place)
@@ -159,6 +172,8 @@ class Auditor:
         _require(deadline_us == books.now_us + request.lease_us, f"I5 {rid.hex()} has a lease of another length")
         for lane in candidate.lanes:
             _require(books.now_us >= books.cooling.get(lane, 0), f"I1 {lane} was used while it cools")
+        if request.calls > 1:
+            self.slabs.held(request, books.now_us, self.elapsed_us())
         if probe:
             self.tally.probes += 1
             twice = [lane for lane in candidate.lanes if self.world.lanes[lane].breaker and books.probes(lane)]
@@ -199,8 +214,7 @@ class Auditor:
                 assert known is not None
                 may = (State.OPEN, State.SUSPENDED, State.EXPIRED)
                 _require(known.state in may, f"I3 {name} was settled, but is {known.state.name}")
-                right = self.costs.get(settlement.rid, 0)
-                _require(settlement.cost_nanousd == right, f"I6 {name} was settled for another cost than {right}")
+                self._check_cost(settlement)
                 self.tally.settled += 1
                 self.tally.settled_late += known.state is not State.OPEN
                 self.books.settle(known, settlement)
@@ -213,6 +227,15 @@ class Auditor:
             else:
                 _require(known is None, f"I6 {name} is known, but was not matched")
                 self.tally.unmatched += 1
+
+    def _check_cost(self, settlement: Settlement) -> None:
+        if settlement.slab is not None:
+            wrong = self.slabs.wrong_end(settlement.rid, settlement.cost_nanousd, settlement.slab)
+            _require(not wrong, wrong)
+            return
+        right = self.costs.get(settlement.rid, 0)
+        name = settlement.rid.hex()
+        _require(settlement.cost_nanousd == right, f"I6 {name} was settled for another cost than {right}")
 
     def _release(self, words: Words, reply: Reply) -> None:
         rid = _rid(words[0])
@@ -316,10 +339,11 @@ def _rid(field: bytes) -> bytes:
 
 
 def _settlement(field: bytes, packed: bytes) -> Settlement:
-    input_tokens, output_tokens, cost, *_ = struct.unpack("<6d", packed)
+    input_tokens, output_tokens, cost, _, _, _, *slab = map(int, struct.unpack(f"<{len(packed) // 8}d", packed))
     return Settlement(
-        rid=_rid(field), input_tokens=int(input_tokens), output_tokens=int(output_tokens), cost_nanousd=int(cost)
-    )
+        rid=_rid(field), input_tokens=input_tokens, output_tokens=output_tokens, cost_nanousd=cost,
+        slab=msgspec.convert(dict(zip(_SLAB_FIELDS, slab, strict=True)), SlabUse) if slab else None,
+    )  # fmt: skip
 
 
 def _int(value: object) -> int:
@@ -330,6 +354,14 @@ def _int(value: object) -> int:
 def _bytes(value: object) -> bytes:
     assert isinstance(value, bytes)
     return value
+
+
+def shown(event: str | Step) -> str:
+    """One line of a history."""
+    if isinstance(event, str):
+        return event
+    clock_us, worker, name, words, reply = event
+    return f"{clock_us} {worker} {name} {_short(words)} -> {_shown(reply)}"
 
 
 def _short(words: Words) -> str:

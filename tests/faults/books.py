@@ -4,7 +4,10 @@ import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+import msgspec
+from msgspec.structs import replace
 
 from apikeyrouter.domain.models.accounting import (
     LaneConfig,
@@ -14,6 +17,7 @@ from apikeyrouter.domain.models.accounting import (
     ReserveRequest,
     ScopeConfig,
     Settlement,
+    SlabUse,
     State,
     SuspenseRule,
 )
@@ -25,8 +29,7 @@ Place = tuple[str, int]
 """A scope, and the start of one of its periods."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """What a reservation holds in one scope. `due_us`: when its suspense ends, 0: it is in none."""
 
     scope: str
@@ -41,8 +44,7 @@ class Part:
         return self.scope, self.start_us
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """One reservation. `gone_us`: from then on the ledger may have forgotten that it ended."""
 
     rid: bytes
@@ -53,6 +55,8 @@ class Held:
     deadline_us: int = 0
     probe: bool = False
     gone_us: int = NEVER
+    calls: int = 1
+    """A slab is of many."""
     listed: bool = False
     """Whether a sweep looks after it when its lease is over: it is open, or ended and nobody has acknowledged that."""
 
@@ -124,13 +128,15 @@ class Books:
         """Hold a candidate of a request."""
         candidate = request.candidates[index]
         for lane in candidate.lanes:
-            self.in_flight[lane] += 1
+            self.in_flight[lane] += request.calls
             for meter, metric in self._of_lane(lane):
                 meter.charge(request.rid, _asked(request, index, metric), self.now_us)
         parts = tuple(self._part(scope, request, index) for scope in (*request.scopes, *candidate.scopes))
         for part in parts:
             self.held[part.place] += part.amount
-        found = Held(request.rid, State.OPEN, candidate.lanes, parts, index, deadline_us, probe, listed=True)
+        found = Held(
+            request.rid, State.OPEN, candidate.lanes, parts, index, deadline_us, probe, calls=request.calls, listed=True
+        )  # fmt: skip
         self.held_by[request.rid] = found
         heapq.heappush(self._leases, (deadline_us, request.rid))
         return found
@@ -156,7 +162,10 @@ class Books:
             Metric.TOKENS: sum(tokens), Metric.INPUT_TOKENS: tokens[0], Metric.OUTPUT_TOKENS: tokens[1],
             Metric.SPEND: settlement.cost_nanousd,
         }  # fmt: skip
-        self._correct(found, actual, all_back=False)
+        if settlement.slab is None:
+            self._correct(found, actual, all_back=False)
+        else:
+            self._correct_slab(found, actual, settlement.slab)
         for part in found.parts:
             self.settled[part.place] += settlement.cost_nanousd - part.charged
         self._end(found, State.SETTLED)
@@ -172,6 +181,18 @@ class Books:
                 if metric in actual:
                     only_more = not (all_back or meter.limit.refund)
                     meter.correct(found.rid, actual[metric], self.now_us, only_more=only_more)
+
+    def _correct_slab(self, found: Held, actual: dict[Metric, int], use: SlabUse) -> None:
+        """What no call took comes back; where a limit refunds nothing, what its calls began with stays."""
+        stays = {
+            Metric.REQUESTS: use.calls, Metric.TOKENS: use.metered_tokens, Metric.INPUT_TOKENS: use.input_tokens,
+            Metric.OUTPUT_TOKENS: use.output_tokens, Metric.SPEND: use.cost_nanousd,
+        }  # fmt: skip
+        used = {**stays, **actual, Metric.TOKENS: use.metered_used}
+        for lane in found.lanes:
+            for meter, metric in self._of_lane(lane):
+                amounts = used if meter.limit.refund else stays
+                meter.correct(found.rid, amounts[metric], self.now_us, only_more=False)
 
     def _end(self, found: Held, state: State) -> None:
         if found.state is State.OPEN:
@@ -196,7 +217,7 @@ class Books:
 
     def _leave_lanes(self, found: Held) -> None:
         for lane in found.lanes:
-            self.in_flight[lane] -= 1
+            self.in_flight[lane] -= found.calls
 
     # --- time --------------------------------------------------------------------------------------------------------
 
@@ -318,7 +339,8 @@ def _asked(request: ReserveRequest, index: int, metric: Metric) -> int:
     charge = request.candidates[index].charge
     tokens = charge.input_tokens + charge.output_tokens
     return {
-        Metric.REQUESTS: 1, Metric.TOKENS: tokens if charge.metered_tokens is None else charge.metered_tokens,
+        Metric.REQUESTS: request.calls,
+        Metric.TOKENS: tokens if charge.metered_tokens is None else charge.metered_tokens,
         Metric.INPUT_TOKENS: charge.input_tokens, Metric.OUTPUT_TOKENS: charge.output_tokens,
         Metric.SPEND: max(0, charge.expected_nanousd),
     }[metric]  # fmt: skip

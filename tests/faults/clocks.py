@@ -4,6 +4,7 @@ Monotonic clocks are the loop's; a process's wall clock may be anywhere. Chance 
 """
 
 import logging
+import os
 import random
 import secrets
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from apikeyrouter.domain.components import reservation_ids
 from apikeyrouter.infrastructure.observability.events import EventLog
 from tests.faults.virtual_loop import PROCESS, VirtualLoop
 from tests.ledger.support import START_US
@@ -56,6 +58,14 @@ class SimulatedSecrets(types.ModuleType):
         return self._random.randrange(limit)
 
 
+class SimulatedSystem(types.ModuleType):
+    """`os`, for those who want bytes that nobody else has."""
+
+    def __init__(self, chance: random.Random) -> None:
+        super().__init__("os")
+        self.urandom = chance.randbytes
+
+
 Told = Callable[[str, dict[str, Any]], None]
 
 
@@ -73,6 +83,9 @@ def in_the_library(clock: SimulatedTime, seed: str, told: Told) -> Iterator[None
                 if vars(module).get(place) is original:
                     originals.append((module, place, original))
                     setattr(module, place, value)
+    originals.append((reservation_ids, "os", os))
+    vars(reservation_ids).update(os=SimulatedSystem(chance))
+    reservation_ids._tails.clear()
     level, EventLog.level = EventLog.level, logging.WARNING
     write = EventLog.write
 
@@ -86,3 +99,4 @@ def in_the_library(clock: SimulatedTime, seed: str, told: Told) -> Iterator[None
         EventLog.level, EventLog.write = level, write  # type: ignore[method-assign]
         for module, place, original in originals:
             setattr(module, place, original)
+        reservation_ids._tails.clear()

@@ -4,36 +4,35 @@ A charge that was given back, in whole or in part, is taken to have been of that
 admits must fit that as well: giving back may free what was not used, never more.
 """
 
-from collections import deque
-from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from apikeyrouter.domain.models.accounting import Limit, LimitKind
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """An amount that was counted at an instant, for a reservation."""
-
-    at_us: int
-    rid: bytes
-    amount: int
-
-
 @dataclass(slots=True)
 class Meter:
-    """Charges of one limit, oldest first, and of a bucket how full it was before them."""
+    """Charges of one limit, the oldest first. What they come to is kept, and only what has changed is added up anew."""
 
     limit: Limit
-    charges: deque[Charge] = field(default_factory=deque)
-    level: int = 0
-    level_at_us: int = 0
+    at_us: list[int] = field(default_factory=list)
+    amounts: list[int] = field(default_factory=list)
+    places: dict[bytes, tuple[int, ...]] = field(default_factory=dict)
+    """Where the charges of a reservation are."""
+    levels: list[int] = field(default_factory=list)
+    """Of a bucket, how full it was after each charge, as far as that is known: amounts times microseconds of its
+    period."""
+    used: int = 0
+    """Of a window, the sum of what counts: all from `counts_from` on."""
+    counts_from: int = 0
+    kept_us: int = 0
+    """What was charged before cannot be corrected any more."""
 
     def fork(self) -> "Meter":
         """A copy that nothing changes."""
-        twin = copy(self)
-        twin.charges = self.charges.copy()
-        return twin
+        return Meter(
+            self.limit, self.at_us.copy(), self.amounts.copy(), self.places.copy(), self.levels.copy(), self.used,
+            self.counts_from, self.kept_us,
+        )  # fmt: skip
 
     @property
     def capacity(self) -> int:
@@ -41,51 +40,49 @@ class Meter:
         return self.limit.amount if self.limit.burst is None else self.limit.burst
 
     def over(self, now_us: int) -> int:
-        """By how much more is counted now than the limit allows; at most 0 when all is well."""
-        self._forget(now_us)
+        """By how much more is counted now than the limit allows; at most 0 when all is well. Time never runs back."""
+        period = self.limit.period_us
+        self.kept_us = now_us - 2 * period
         if self.limit.kind is LimitKind.BUCKET:
-            period = self.limit.period_us
             return -(-(self._level(now_us) - self.capacity * period) // period)
-        return sum(charge.amount for charge in self.charges if self._counts(charge, now_us)) - self.limit.amount
+        self._leave_behind(now_us)
+        return self.used - self.limit.amount
 
     def charge(self, rid: bytes, amount: int, now_us: int) -> None:
         """Count an amount."""
-        self.charges.append(Charge(now_us, rid, amount))
+        self.places[rid] = (*self.places.get(rid, ()), len(self.amounts))
+        self.at_us.append(now_us)
+        self.amounts.append(amount)
+        self.used += amount
 
     def correct(self, rid: bytes, actual: int, now_us: int, *, only_more: bool) -> None:
         """What a reservation took is known now. In a bucket more than was charged flows in now; `only_more`: less does
         not count."""
-        own = [at for at, charge in enumerate(self.charges) if charge.rid == rid]
+        own = [at for at in self.places.get(rid, ()) if self.at_us[at] >= self.kept_us]
         if not own:
             return
-        change = actual - sum(self.charges[at].amount for at in own)
+        change = actual - sum(self.amounts[at] for at in own)
         if change > 0 and self.limit.kind is LimitKind.BUCKET:
-            self.charges.append(Charge(now_us, rid, change))
+            self.charge(rid, change, now_us)
         elif change > 0 or not only_more:
-            first = self.charges[own[0]]
-            self.charges[own[0]] = replace(first, amount=first.amount + change)
+            first = own[0]
+            self.amounts[first] += change
+            del self.levels[first:]
+            if first >= self.counts_from:
+                self.used += change
 
-    def _counts(self, charge: Charge, now_us: int) -> bool:
-        period = self.limit.period_us
-        if self.limit.kind is LimitKind.FIXED:
-            return charge.at_us // period == now_us // period
-        return charge.at_us > now_us - period
+    def _leave_behind(self, now_us: int) -> None:
+        """What is no longer in the window does not count."""
+        period, fixed = self.limit.period_us, self.limit.kind is LimitKind.FIXED
+        begins_us = now_us - now_us % period if fixed else now_us - period + 1
+        while self.counts_from < len(self.at_us) and self.at_us[self.counts_from] < begins_us:
+            self.used -= self.amounts[self.counts_from]
+            self.counts_from += 1
 
     def _level(self, now_us: int) -> int:
-        """Of a bucket, in amounts times microseconds of its period."""
-        level, at_us = self.level, self.level_at_us
-        for charge in self.charges:
-            level = (
-                max(0, level - max(0, charge.at_us - at_us) * self.limit.amount) + charge.amount * self.limit.period_us
-            )
-            at_us = max(at_us, charge.at_us)
-        return max(0, level - max(0, now_us - at_us) * self.limit.amount)
-
-    def _forget(self, now_us: int) -> None:
-        """Of what has drained, or left its window, nothing can come back."""
-        kept_us = 2 * self.limit.period_us
-        while self.charges and self.charges[0].at_us < now_us - kept_us:
-            charge = self.charges.popleft()
-            passed = (charge.at_us - self.level_at_us) * self.limit.amount
-            self.level = max(0, self.level - passed) + charge.amount * self.limit.period_us
-            self.level_at_us = charge.at_us
+        """Of a bucket, now."""
+        levels, rate, period = self.levels, self.limit.amount, self.limit.period_us
+        for at in range(len(levels), len(self.amounts)):
+            drained = (self.at_us[at] - self.at_us[at - 1]) * rate if at else 0
+            levels.append(max(0, (levels[at - 1] if at else 0) - drained) + self.amounts[at] * period)
+        return max(0, levels[-1] - (now_us - self.at_us[-1]) * rate) if levels else 0

@@ -13,13 +13,48 @@ from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from apikeyrouter.infrastructure.ledger.scripts import load_library
 from tests.faults.faults import LATE_US_MAX, Fault, Kind
 from tests.faults.virtual_loop import VirtualLoop
-from tests.ledger.support import CELL, NAMESPACE, START_US, cell_key, local_image
+from tests.ledger.support import CELL, NAMESPACE, START_US, STRUCTURES, cell_key
 
 ANSWER_WITHIN_S = 0.15
 SNAPSHOT_EVERY_US = 500_000
 SNAPSHOTS_KEPT = 64
 _SETS = ("D", "S", "G")
 Words = tuple[bytes, ...]
+
+
+_COPYING = b"""
+local function copied(of)
+  local twin = {}
+  for name, value in pairs(of) do
+    twin[name] = value
+  end
+  return twin
+end
+local function image(keys)
+  local hashes, sets = {}, {}
+  for at = 1, #keys do
+    hashes[keys[at]] = copied(peek(keys[at]))
+    local set = ranked()[keys[at]]
+    if set then
+      sets[keys[at]] = { first = set.first, last = set.last, order = copied(set.order), scores = copied(set.scores) }
+    end
+  end
+  return { hashes = hashes, sets = sets }
+end
+local function be(what)
+  flush()
+  for key, entries in pairs(what.hashes) do
+    for field, value in pairs(entries) do
+      poke(key, field, value)
+    end
+  end
+  for key, set in pairs(what.sets) do
+    ranked()[key] = { first = set.first, last = set.last, order = copied(set.order), scores = copied(set.scores) }
+  end
+end
+return image, be
+"""
+"""A cell's image, and a cell that becomes one, beside the engine's own tables: copies are made twice a second."""
 
 
 class Witness(Protocol):
@@ -49,7 +84,9 @@ class Store:
         self._loop, self._witness = loop, witness
         self.offset_us = begins_us
         self.engine = LocalEngine(namespace=NAMESPACE, cell=CELL, clock_us=self.clock)
-        self._copies: deque[tuple[int, dict[str, dict[bytes, bytes]], object]] = deque(maxlen=SNAPSHOTS_KEPT)
+        self._copies: deque[tuple[int, object, object]] = deque(maxlen=SNAPSHOTS_KEPT)
+        self._image, self._be = self.engine._lua.compile(_COPYING)()
+        self._keys = self.engine._lua.table_from([cell_key(name).encode() for name in STRUCTURES])
         self._scripts = load_library().scripts
         self.down = self.full = False
 
@@ -70,7 +107,7 @@ class Store:
 
     def copy(self) -> None:
         """Keep what it is now, as a replica or a file would."""
-        self._copies.append((self._loop.now_us, local_image(self.engine), self._witness.remember()))
+        self._copies.append((self._loop.now_us, self._image(self._keys), self._witness.remember()))
 
     def restore(self, before_us: int) -> bool:
         """Be what it was at the latest copy that is so old; whether there is one."""
@@ -80,8 +117,7 @@ class Store:
             return False
         while self._copies and self._copies[-1][0] > found[0]:
             self._copies.pop()
-        self.engine.flush()
-        put_back(self.engine, found[1])
+        self._be(found[1])
         self._witness.go_back(found[2])
         return True
 
@@ -118,11 +154,13 @@ class Network:
         self.context = copy_context()
         self.under_way: dict[int, set[asyncio.Future[Reply]]] = {}
         self._active: list[Fault] = []
+        self._odds: dict[tuple[Kind, int], int] = {}
         self._chances: dict[int, random.Random] = {}
 
     def begin(self, fault: Fault) -> None:
         """From now on, this fault."""
         self._active.append(fault)
+        self._odds.clear()
         if fault.kind is Kind.CUT:
             for number, waiting in self.under_way.items():
                 if fault.target in (-1, number):
@@ -132,10 +170,22 @@ class Network:
     def end(self, fault: Fault) -> None:
         """No longer."""
         self._active.remove(fault)
+        self._odds.clear()
 
     def odds(self, kind: Kind, number: int) -> int:
         """How many of a thousand messages of this worker meet that fault now."""
-        return max((f.value or 1000 for f in self._active if f.kind is kind and f.target in (-1, number)), default=0)
+        if not self._active:
+            return 0
+        found = self._odds.get((kind, number))
+        if found is None:
+            values = (f.value or 1000 for f in self._active if f.kind is kind and f.target in (-1, number))
+            found = self._odds[kind, number] = max(values, default=0)
+        return found
+
+    def _happens(self, kind: Kind, number: int) -> bool:
+        """Whether this message meets that fault."""
+        odds = self.odds(kind, number)
+        return odds > 0 and self.chance(number).random() * 1000 < odds
 
     def chance(self, number: int) -> random.Random:
         """What is drawn for one worker's messages."""
@@ -148,17 +198,16 @@ class Network:
         self, worker: str, number: int, name: str, words: Words, pool: str, answer: "asyncio.Future[Reply]"
     ) -> None:
         """One request under way, and, it may be, a second time."""
-        chance = self.chance(number)
-        draws = [chance.randrange(1000) for _ in range(3)]
         if self.store.down or self.odds(Kind.CUT, number):
             self._later(0, self._set_error, answer, "connection refused")
             return
         self.under_way.setdefault(number, set()).add(answer)
-        if draws[0] >= self.odds(Kind.LOSE_REQUESTS, number) and not self.odds(Kind.SILENCE, number):
+        if not self._happens(Kind.LOSE_REQUESTS, number) and not self.odds(Kind.SILENCE, number):
             self._next(number, self._arrive, worker, number, name, words, pool, answer)
-        if draws[1] < self.odds(Kind.DUPLICATE, number):
+        if self._happens(Kind.DUPLICATE, number):
+            late_us = int(self.chance(number).random() * LATE_US_MAX)
             self._later(self._latency(number), self._arrive, worker, number, name, words, pool, answer)
-            self._later(chance.randrange(LATE_US_MAX), self._arrive, worker, number, name, words, pool, answer)
+            self._later(late_us, self._arrive, worker, number, name, words, pool, answer)
 
     def _arrive(
         self, worker: str, number: int, name: str, words: Words, pool: str, answer: "asyncio.Future[Reply]"
@@ -166,8 +215,7 @@ class Network:
         if self.store.down or self.odds(Kind.SILENCE, number):
             return
         reply = self.store.execute(worker, name, words, pool)
-        lost = self.chance(number).randrange(1000) < self.odds(Kind.LOSE_REPLIES, number)
-        if not lost:
+        if not self._happens(Kind.LOSE_REPLIES, number):
             self._next(number, self._deliver, number, answer, reply)
 
     def _deliver(self, number: int, answer: "asyncio.Future[Reply]", reply: Reply | LedgerError) -> None:
@@ -180,9 +228,9 @@ class Network:
             answer.set_result(reply)
 
     def _latency(self, number: int) -> int:
-        chance = self.chance(number)
-        late = chance.randrange(1000) < self.odds(Kind.DELAY, number)
-        return chance.randrange(LATE_US_MAX) if late else chance.randrange(100, 2000)
+        drawn = self.chance(number).random()
+        late = self._happens(Kind.DELAY, number)
+        return int(drawn * LATE_US_MAX) if late else 100 + int(drawn * 1900)
 
     def _next(self, number: int, work: object, *words: object) -> None:
         """After its latency; on a connection not before what was sent that way before."""

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from tests.faults.auditor import shown
 from tests.faults.faults import Profile, profile_of
 from tests.faults.simulation import Outcome
 
@@ -27,7 +28,8 @@ class Report:
         self.faults.update(str(fault.kind) for fault in outcome.plan.faults)
         self.sums.update(
             {
-                "reservations": tally.admitted, "denials": tally.denied, "asked": facts.asked, "refused": facts.refused,
+                "reservations": outcome.reservations, "slabs": outcome.slabs, "from_slabs": outcome.from_slabs,
+                "denials": tally.denied, "asked": facts.asked, "refused": facts.refused,
                 "scripts": tally.scripts.total(), "steps": outcome.steps, "checks": outcome.checks,
                 "settlements": tally.settled, "late": tally.settled_late, "expired": tally.expired,
                 "probes": tally.probes, "replayed": tally.replayed, "reasserted": tally.reasserted,
@@ -42,6 +44,7 @@ class Report:
         lossless = profile is not Profile.LOSSES
         self._at_most("slowest_us", facts.slowest_us)
         self._at_most("over_budget" if lossless else "over_budget_lossy", outcome.over_budget_nanousd)
+        self._at_most("stranded", outcome.stranded_nanousd)
         self._at_most("over_bound", outcome.over_bound_nanousd)
         self._at_most("beyond", outcome.calls_beyond)
         if profile is Profile.KILLS:
@@ -60,6 +63,10 @@ class Report:
         yield f"faults                     {', '.join(f'{n} {kind}' for kind, n in self.faults.most_common())}"
         yield f"requests                   {sums['asked']:,}; {sums['refused']:,} did not reach the store"
         yield f"reservations               {sums['reservations']:,}; denials {sums['denials']:,}"
+        yield (
+            f"  from slabs               {sums['from_slabs']:,}, of {sums['slabs']:,} slabs;"
+            f" at most {_dollars(most['stranded'])} held for no call at once"
+        )
         yield f"scripts, steps, checks     {sums['scripts']:,}, {sums['steps']:,}, {sums['checks']:,}"
         yield f"admitted over a limit      {sums['over_limit']}"
         yield f"billed over a hard budget  {_dollars(most['over_budget'])} at most, without lost writes"
@@ -103,4 +110,4 @@ def told(outcome: Outcome) -> Iterable[str]:
     yield from (f"  {fault}" for fault in plan.faults)
     if outcome.violation is not None:
         yield f"the last of {len(outcome.trace)} events:"
-        yield from (f"  {event}" for event in outcome.trace[-TRACE_SHOWN:])
+        yield from (f"  {shown(event)}" for event in outcome.trace[-TRACE_SHOWN:])

@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 
 from apikeyrouter.domain.models.accounting import State
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
-from tests.faults.auditor import Auditor, Tally, ViolationError
+from tests.faults.auditor import Auditor, Step, Tally, ViolationError, shown
 from tests.faults.clocks import SimulatedTime, in_the_library
 from tests.faults.faults import LATE_US_MAX, LOSSY, Fault, Kind, Profile, drawn, profile_of
+from tests.faults.houses import CANARY_LANE, house_of
 from tests.faults.network import ANSWER_WITHIN_S, SNAPSHOT_EVERY_US, Network, Store
 from tests.faults.virtual_loop import StalledError, VirtualLoop
-from tests.faults.workload import CANARY_LANE, LEASE_US, Caller, Facts, Providers, Stage, Worker, canary, world
+from tests.faults.workload import LEASE_US, Caller, Facts, Providers, Stage, Worker, canary
 from tests.ledger.support import HOUR, SECOND
 
 CHECK_EVERY = 1000
@@ -29,7 +30,7 @@ SWEEP_US_MAX = 5 * SECOND
 ABORTED_US_MAX = 4 * SECOND
 """So long after a lease was lost, in calm times, its call has been ended."""
 HEALED_US = LATE_US_MAX + LEASE_US + SWEEP_US_MAX
-CALLERS, WORKERS = 14, 4
+WORKERS = 4
 _SLOWEST_US = int(ANSWER_WITHIN_S * 1e6) + SECOND // 100
 _WRONG_EVENTS = ("flush.failed", "settlement.refused", "reassert.refused")
 _T = TypeVar("_T")
@@ -41,7 +42,7 @@ class Plan:
 
     seed: int
     faults: tuple[Fault, ...]
-    callers: tuple[int, ...] = tuple(range(CALLERS))
+    callers: tuple[int, ...]
     horizon_us: int = HORIZON_US
 
     @property
@@ -57,7 +58,8 @@ class Plan:
 
 def plan_of(seed: int, *, horizon_us: int = HORIZON_US) -> Plan:
     """The plan of a seed."""
-    return Plan(seed, drawn(seed, workers=WORKERS, horizon_us=horizon_us), horizon_us=horizon_us)
+    faults = drawn(seed, workers=WORKERS, horizon_us=horizon_us)
+    return Plan(seed, faults, tuple(range(house_of(seed).callers)), horizon_us)
 
 
 @dataclass
@@ -70,7 +72,7 @@ class Outcome:
     violation: ViolationError | None = None
     steps: int = 0
     ended_us: int = 0
-    trace: list[str] = field(default_factory=list)
+    trace: list[str | Step] = field(default_factory=list)
     events: Counter[str] = field(default_factory=Counter)
     checks: int = 0
     drift: int = 0
@@ -87,11 +89,21 @@ class Outcome:
     """Most that was billed beyond a hard budget and what the store forgot of it."""
     calls: int = 0
     calls_beyond: int = 0
+    slabs: int = 0
+    from_slabs: int = 0
+    """Calls that were admitted from slabs."""
+    stranded_nanousd: int = 0
+    """Most that slabs held for no call, at once."""
+
+    @property
+    def reservations(self) -> int:
+        """Calls that were admitted, by the store or from slabs; a slab itself is none."""
+        return self.tally.admitted - self.slabs + self.from_slabs
 
     @property
     def digest(self) -> str:
         """The same for the same history, and for no other."""
-        return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()[:16]
+        return hashlib.sha256("\n".join(map(shown, self.trace)).encode()).hexdigest()[:16]
 
 
 def run(plan: Plan) -> Outcome:
@@ -106,12 +118,13 @@ class Run:
         seed = str(plan.seed)
         self._plan, self._seed = plan, seed
         self._loop = VirtualLoop(f"{seed}/loop")  # type: ignore[abstract]  # what is not there, nobody asks for
-        self._auditor = Auditor(world())
+        house = house_of(plan.seed)
+        self._auditor = Auditor(house.world)
         self._store = Store(self._loop, self._auditor, begins_us=BEGINS_US)
         self._network = Network(self._loop, self._store, seed, ordered=plan.ordered)
         self._clock = SimulatedTime(self._loop)
-        self._stage = Stage(self._loop, self._network, self._auditor, Providers(self._auditor))
-        self._faults = self._jumped_us = 0
+        self._stage = Stage(house, self._loop, self._network, self._auditor, Providers(self._auditor))
+        self._faults = self._jumped_us = self._began_us = 0
         self._births: Counter[int] = Counter()
         self._killed: set[str] = set()
         self._reader = ScriptLedger(self._store.engine)
@@ -135,6 +148,7 @@ class Run:
 
     async def _all(self) -> None:
         await self._begin()
+        self._began_us = self._loop.now_us
         callers = [asyncio.ensure_future(Caller(n, self._seed, self._stage).run()) for n in self._plan.callers]
         copying = asyncio.ensure_future(self._copy() if self._plan.lossy else _idle())
         faults = [asyncio.ensure_future(self._suffer(fault)) for fault in self._plan.faults]
@@ -157,8 +171,12 @@ class Run:
         return self._loop.spawn(worker.name, worker.run())
 
     async def _copy(self) -> None:
+        """Copy the store as a replica would, where one of the faults goes back to."""
+        wanted = [fault.at_us - fault.value for fault in self._plan.faults if fault.kind is Kind.RESTORE]
         while True:
-            self._store.copy()
+            since_us = self._loop.now_us - self._began_us
+            if any(-SECOND < since_us - at_us < SNAPSHOT_EVERY_US for at_us in wanted):
+                self._store.copy()
             await asyncio.sleep(SNAPSHOT_EVERY_US / 1e6)
 
     # --- faults --------------------------------------------------------------------------------------------------
@@ -174,6 +192,7 @@ class Run:
                 self._store.flush()
             case Kind.STORE_CLOCK:
                 self._store.offset_us += fault.value
+                self._auditor.slabs.jumps += 1
                 self._jumped_us = self._jumped_us or self._loop.now_us
             case Kind.WORKER_CLOCK:
                 name = self._stage.workers[max(0, fault.target)].name
@@ -225,6 +244,7 @@ class Run:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(length)
         self._stage.stops[number] += 1
+        self._stage.resumed_us[number] = self._loop.now_us
         self._loop.go_on(name)
 
     async def _heal(self) -> None:
@@ -249,7 +269,7 @@ class Run:
             self._auditor.violation = ViolationError(f"I6 the library says {event}: {fields}")
 
     def _check_now_and_then(self) -> None:
-        if self._auditor.tally.scripts.total() % CHECK_EVERY == 0:
+        if self._auditor.count % CHECK_EVERY == 0:
             self._check()
 
     def _check(self) -> None:
@@ -337,6 +357,8 @@ class Run:
         outcome.steps, outcome.ended_us, outcome.trace = self._loop.steps, self._loop.now_us, self._auditor.trace
         outcome.suspected_after_us = max(0, self._auditor.suspected_at_us - self._jumped_us)
         outcome.forgotten_nanousd = sum(self._auditor.forgotten.values())
+        slabs = self._auditor.slabs
+        outcome.slabs, outcome.from_slabs, outcome.stranded_nanousd = len(slabs.slabs), slabs.calls, slabs.stranded_max
         outcome.calls, outcome.calls_beyond = self._stage.providers.calls, self._stage.providers.beyond_max
 
 

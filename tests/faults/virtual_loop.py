@@ -36,6 +36,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self.errors: list[dict[str, Any]] = []
         self.each_step: Callable[[], None] | None = None
         self._ready: dict[str, deque[asyncio.Handle]] = {}
+        self._left: dict[str, deque[asyncio.Handle]] = {}
+        """What the dead would do next."""
         self._timers: list[tuple[int, int, str, asyncio.TimerHandle]] = []
         self._count = 0
         self._stopped: set[str] = set()
@@ -62,6 +64,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def kill(self, process: str) -> None:
         """SIGKILL: no step of it runs any more."""
         self._dead.add(process)
+        self._left[process] = self._ready.pop(process, deque())
 
     # --- what asyncio asks of a loop -----------------------------------------------------------------------------
 
@@ -140,6 +143,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """End every task, those of the dead too, so that none is left to the garbage collector."""
         self._dead.clear()
         self._stopped.clear()
+        self._ready |= self._left
         self.each_step = None
         left = [task for task in self._tasks if not task.done()]
         for task in left:
@@ -154,23 +158,24 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def _line(self, process: str) -> "deque[asyncio.Handle]":
         line = self._ready.get(process)
         if line is None:
-            line = self._ready[process] = deque()
+            lines = self._left if process in self._dead else self._ready
+            line = lines.setdefault(process, deque())
         return line
 
     def _one_step(self) -> None:
-        self._take_due()
-        lines = [
-            line for process, line in self._ready.items()
-            if line and process not in self._stopped and process not in self._dead
-        ]  # fmt: skip
+        if self._timers and self._timers[0][0] <= self.now_us:
+            self._take_due()
+        stopped = self._stopped
+        lines = [line for process, line in self._ready.items() if line and process not in stopped]
         if not lines:
             self._pass_time()
             return
-        handle = (lines[0] if len(lines) == 1 else self._random.choice(lines)).popleft()
+        chance = self._random.random
+        handle = (lines[0] if len(lines) == 1 else lines[int(chance() * len(lines))]).popleft()
         if handle.cancelled():
             return
         self.steps += 1
-        self.now_us += self._random.randrange(STEP_US_MAX)
+        self.now_us += int(chance() * STEP_US_MAX)
         handle._run()
         if self.each_step is not None:
             self.each_step()

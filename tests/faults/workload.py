@@ -15,63 +15,31 @@ from apikeyrouter.domain.components.capacity import CapacityWatch
 from apikeyrouter.domain.components.pool import Snapshot
 from apikeyrouter.domain.models.accounting import (
     Admission,
-    Breaker,
     Candidate,
     Charge,
-    LaneConfig,
+    Denial,
     Outcome,
-    Period,
     ReserveRequest,
-    ScopeConfig,
     Settlement,
-    SuspenseRule,
+    candidate_at,
 )
 from apikeyrouter.domain.models.system_error import LedgerError, LedgerUnavailableError
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
-from apikeyrouter.serving.bookkeeping import Bookkeeper, Release
-from apikeyrouter.serving.housekeeping import Housekeeper
-from tests.faults.auditor import Auditor
-from tests.faults.books import Place, World
+from apikeyrouter.serving.bookkeeping import Bookkeeper, OpenHold, Release
+from apikeyrouter.serving.housekeeping import Housekeeper, cell_now_us
+from apikeyrouter.serving.presence import Presence
+from apikeyrouter.serving.slabs import Slabs
+from tests.faults.auditor import Auditor, ViolationError
+from tests.faults.books import Place
 from tests.faults.faults import Kind
+from tests.faults.houses import CANARY_LANE, CANARY_SCOPE, House
 from tests.faults.network import Line, Network
 from tests.faults.virtual_loop import VirtualLoop
-from tests.ledger.support import SECOND, bucket, in_flight, sliding, window
+from tests.ledger.support import SECOND
 
 LEASE_US = 5 * SECOND
 TRIES = 2
-_BREAKER = Breaker(failures=3, window_us=10 * SECOND, open_us=SECOND, open_max_us=8 * SECOND)
-LANES = (
-    LaneConfig(id="org/a", limits=(bucket(900, burst=30), bucket(500_000, burst=30_000, name="tpm")), fair=True),
-    LaneConfig(id="org/b", limits=(window(500), sliding(300_000, name="tpm"))),
-    LaneConfig(id="org/c", limits=(sliding(400), bucket(90_000, burst=9_000, name="otpm"))),
-    LaneConfig(id="key/a1", limits=(in_flight(14),), breaker=_BREAKER),
-    LaneConfig(id="key/a2", limits=(in_flight(9),), breaker=_BREAKER),
-    LaneConfig(id="key/b1", limits=(in_flight(20),)),
-    LaneConfig(id="key/c1", limits=(in_flight(8),), breaker=_BREAKER),
-)
-WAYS = (("key/a1", "org/a"), ("key/a2", "org/a"), ("key/b1", "org/b"), ("key/c1", "org/c"))
-"""A key, and the quota group that it is metered in."""
-SCOPES = (
-    ScopeConfig(
-        id="all", limit_nanousd=600_000, hard=True, period=Period.HOURLY, suspense_after_us=20 * SECOND,
-    ),
-    ScopeConfig(id="team", limit_nanousd=120_000, hard=True, period=Period.TOTAL, suspense=SuspenseRule.HOLD),
-    ScopeConfig(id="soft", limit_nanousd=30_000, hard=False, period=Period.HOURLY, suspense_after_us=9 * SECOND),
-    ScopeConfig(
-        id="key", limit_nanousd=500_000, hard=True, period=Period.HOURLY, suspense_after_us=20 * SECOND,
-    ),
-)  # fmt: skip
-CANARY_LANE, CANARY_SCOPE = "canary", "canary"
-"""What nobody uses until the end: it must be served then."""
-CANARY = (
-    LaneConfig(id=CANARY_LANE, limits=(in_flight(10),)),
-    ScopeConfig(id=CANARY_SCOPE, limit_nanousd=10**9, hard=True, period=Period.TOTAL),
-)
-
-
-def world() -> World:
-    """The house."""
-    return World({lane.id: lane for lane in (*LANES, CANARY[0])}, {scope.id: scope for scope in (*SCOPES, CANARY[1])})
+_SCOPES = (("all",), ("all", "team"), ("all", "soft"))
 
 
 @dataclass
@@ -80,34 +48,39 @@ class Providers:
 
     auditor: Auditor
     running: dict[bytes, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
+    at_once: Counter[str] = field(default_factory=Counter)
+    """Calls that run, by lane."""
     billed: Counter[Place] = field(default_factory=Counter)
     calls: int = 0
     beyond_max: int = 0
     """Most calls of one key at once beyond its limit: of workers that were stopped longer than their lease."""
 
-    def begin(self, worker: str, request: ReserveRequest, index: int, cost_nanousd: int) -> None:
-        """A call arrives, and is billed."""
+    def begin(self, worker: str, request: ReserveRequest, index: int, cost_nanousd: int, held_by: bytes) -> None:
+        """A call arrives, and is billed. `held_by`: the reservation that holds what it takes, its own or a slab."""
         rid, lanes = request.rid, request.candidates[index].lanes
         self.running[rid] = (worker, lanes)
         self.calls += 1
-        found = self.auditor.books.held_by.get(rid)
+        found = self.auditor.books.held_by.get(held_by)
         start_of = {part.scope: part.start_us for part in found.parts} if found else {}
         for scope in (*request.scopes, *request.candidates[index].scopes):
             start = start_of.get(scope, self.auditor.world.period_start(scope, self.auditor.books.now_us))
             self.billed[scope, start] += cost_nanousd
         for lane in lanes:
+            self.at_once[lane] += 1
             for limit in self.auditor.world.lanes[lane].limits:
                 if limit.name == "concurrency":
-                    at_once = sum(lane in others for _, others in self.running.values())
-                    self.beyond_max = max(self.beyond_max, at_once - limit.amount)
+                    self.beyond_max = max(self.beyond_max, self.at_once[lane] - limit.amount)
 
     def end(self, rid: bytes) -> None:
         """It is over."""
-        self.running.pop(rid, None)
+        call = self.running.pop(rid, None)
+        if call is not None:
+            self.at_once.subtract(call[1])
 
     def hung_up(self, worker: str) -> None:
         """A process is gone, and its calls with it."""
-        self.running = {rid: call for rid, call in self.running.items() if call[0] != worker}
+        for rid in [rid for rid, call in self.running.items() if call[0] == worker]:
+            self.end(rid)
 
 
 @dataclass
@@ -128,18 +101,54 @@ class Facts:
     """Settlements that a worker took, and which one."""
 
 
+class ToldLedger(ScriptLedger):
+    """A ledger of which the auditor hears what it is asked to hold, by whomever."""
+
+    def __init__(self, line: Line, auditor: Auditor) -> None:
+        super().__init__(line, tries=TRIES)
+        self._auditor = auditor
+
+    async def reserve(self, request: ReserveRequest) -> Admission | Denial:
+        """Hold, as ever."""
+        self._auditor.requests[request.rid] = request
+        return await super().reserve(request)
+
+
+class ToldBooks(Bookkeeper):
+    """Books of which the stage hears which slabs were handed in."""
+
+    def __init__(self, ledger: ScriptLedger, handed_in: Callable[[bytes], None]) -> None:
+        super().__init__(ledger)
+        self._told = handed_in
+
+    def hand_in(self, end: Settlement | Release) -> None:
+        """Note an end, as ever."""
+        if isinstance(end, Settlement) and end.slab is not None:
+            self._told(end.rid)
+        super().hand_in(end)
+
+
 class Worker:
     """One process: it begins, serves its callers, and is killed or closed."""
 
     def __init__(self, name: str, number: int, stage: "Stage") -> None:
         self.name, self.number, self._stage = name, number, stage
-        self.ledger = ScriptLedger(Line(stage.network, name, number), tries=TRIES)
-        self.books = Bookkeeper(self.ledger)
+        self.ledger = ToldLedger(Line(stage.network, name, number), stage.auditor)
+        self.books = ToldBooks(self.ledger, lambda rid: stage.facts.handed_in.update({rid: name}))
         self.ledger.on_unanswered = self.books.cancel
         self.keeper = Housekeeper(
-            self.ledger, self.books, Snapshot(), CapacityWatch(), lambda: _LANE_IDS, self._configure, _nothing,
+            self.ledger, self.books, Snapshot(), CapacityWatch(), lambda: stage.lane_ids, self._configure, _nothing,
             emit=_emit,
         )  # fmt: skip
+        world = stage.house.world
+        self.slabs = Slabs(
+            self.ledger, self.books, Presence(self.ledger, self.books, lease_us=LEASE_US),
+            lane_config=world.lanes.__getitem__, scope_config=world.scopes.get,
+            now_us=lambda: cell_now_us(self.ledger),
+        )  # fmt: skip
+        self.admits: ToldLedger | Slabs = self.ledger
+        if stage.house.slabs:
+            self.admits, self.keeper.slabs = self.slabs, lambda: self.slabs.tick(wanted=True)
         self.keeper.lease_us = (
             LEASE_US if stage.network.ordered else 1
         )  # every answer that is overtaken looks like a loss
@@ -172,47 +181,54 @@ class Worker:
         facts.asked += 1
         began, stops = loop.now_us, self._stage.stops[self.number]
         try:
-            answer = await self.ledger.reserve(request)
+            answer = await self.admits.reserve(request)
         except LedgerError:
             facts.refused += 1
             return
         finally:
-            if stops == self._stage.stops[self.number]:
+            busy = began < self._stage.resumed_us[self.number] + SECOND
+            if stops == self._stage.stops[self.number] and not busy:
                 facts.slowest_us = max(facts.slowest_us, loop.now_us - began)
         if not isinstance(answer, Admission):
             facts.denied += 1
             return
         facts.admitted += 1
         hold = self.books.held(request, answer.index)
-        await self._call(request, answer.index, taken, lambda abort: setattr(hold, "abort", abort))
+        if answer.slab:
+            self._stage.took(answer.slab, request)
+            self.slabs.joined(hold, answer.slab)
+        await self._call(request, answer, taken, hold)
 
-    async def _call(
-        self, request: ReserveRequest, index: int, taken: "Taken", watch: "Callable[[Callable[[str], None]], None]"
-    ) -> None:
+    async def _call(self, request: ReserveRequest, answer: Admission, taken: "Taken", hold: OpenHold) -> None:
         task = asyncio.current_task()
         assert task is not None
         if taken.unsent:
+            if answer.slab:
+                self._stage.auditor.slabs.ended(answer.slab, request.rid, None)
             self.books.hand_in(Release(rid=request.rid, sent=False))
             return
-        watch(lambda _why: self._abort(task))
+        hold.abort = lambda _why: self._abort(task)
         providers = self._stage.providers
-        providers.begin(self.name, request, index, taken.cost_nanousd)
+        providers.begin(self.name, request, answer.index, taken.cost_nanousd, answer.slab or request.rid)
         try:
             await asyncio.sleep(taken.seconds)
         except asyncio.CancelledError:
             self._stage.facts.gone += 1
         finally:
             providers.end(request.rid)
-            self._hand_in(request.rid, taken)
+            self._hand_in(request.rid, taken, answer.slab)
 
     def _abort(self, task: "asyncio.Task[None]") -> None:
         self._stage.facts.aborted += 1
         task.cancel()
 
-    def _hand_in(self, rid: bytes, taken: "Taken") -> None:
+    def _hand_in(self, rid: bytes, taken: "Taken", slab: bytes) -> None:
         failed = Outcome.FAILURE if taken.failed else Outcome.SUCCESS
-        self._stage.facts.handed_in[rid] = self.name
-        self._stage.auditor.costs[rid] = taken.cost_nanousd
+        if slab:
+            self._stage.auditor.slabs.ended(slab, rid, taken.cost_nanousd)
+        else:
+            self._stage.facts.handed_in[rid] = self.name
+            self._stage.auditor.costs[rid] = taken.cost_nanousd
         self.books.hand_in(
             Settlement(
                 rid=rid, input_tokens=taken.input_tokens, output_tokens=taken.output_tokens,
@@ -239,6 +255,7 @@ class Taken:
 class Stage:
     """What all of a run share."""
 
+    house: House
     loop: VirtualLoop
     network: Network
     auditor: Auditor
@@ -247,6 +264,22 @@ class Stage:
     workers: dict[int, Worker] = field(default_factory=dict)
     stops: Counter[int] = field(default_factory=Counter)
     """How often each worker was stopped or killed."""
+    resumed_us: Counter[int] = field(default_factory=Counter)
+    """When each worker that was stopped went on: it has much to do then, and is late for that."""
+
+    def __post_init__(self) -> None:
+        canary = (CANARY_LANE,)
+        self.lane_ids = [id_ for id_ in self.house.world.lanes if id_ not in canary]
+
+    def took(self, slab: bytes, request: ReserveRequest) -> None:
+        """A call was admitted from a slab."""
+        auditor, charge = self.auditor, request.candidates[0].charge
+        now_us = max(self.network.store.clock(), auditor.books.written_us)
+        wrong = auditor.slabs.take(
+            slab, request.rid, charge, auditor.books, now_us=now_us, true_us=self.loop.now_us
+        )  # fmt: skip
+        if wrong and auditor.violation is None:
+            auditor.violation = ViolationError(wrong)
 
 
 class Caller:
@@ -261,43 +294,47 @@ class Caller:
         """Ask until the run ends."""
         chance, stage = self._random, self._stage
         while True:
-            await asyncio.sleep(chance.expovariate(5.0))
-            request, taken = self._draw()
-            worker = stage.workers.get(chance.randrange(len(stage.workers)))
+            await asyncio.sleep(chance.expovariate(stage.house.per_second))
+            worker = stage.workers.get(int(chance.random() * len(stage.workers)))
             if worker is None:
                 continue
-            stage.auditor.requests[request.rid] = request
+            request, taken = self._draw(worker.ledger.stamp.config_version)
             task = worker.ask(request, taken)
             if taken.leaves_after is not None:
                 await asyncio.sleep(taken.leaves_after)
                 task.cancel()
 
-    def _draw(self) -> tuple[ReserveRequest, Taken]:
-        chance = self._random
+    def _draw(self, version: int) -> tuple[ReserveRequest, Taken]:
+        chance, house = self._random, self._stage.house
         self._asked += 1
-        tokens, output = chance.randint(1, 900), chance.randint(1, 400)
-        bound = chance.randint(50, 900)
+        tokens, output, bound = 1 + self._below(900), 1 + self._below(400), 50 + self._below(851)
         charge = Charge(
             input_tokens=tokens, output_tokens=output, expected_nanousd=bound // 2, bound_nanousd=bound,
             metered_tokens=chance.choice((None, tokens + 2 * output)),
         )  # fmt: skip
-        ways = chance.sample(WAYS, chance.randint(1, len(WAYS)))
-        candidates = tuple(Candidate(lanes=way, scopes=("key",), charge=charge) for way in ways)
+        scopes, principal = chance.choice(_SCOPES), chance.choice(("", f"p{self._number % 3}"))
+        ways = chance.sample(house.ways, chance.randint(1, len(house.ways)))
+        if house.slabs:  # as one client's requests are: alike
+            scopes, principal = _SCOPES[self._number % 2], f"p{self._number % 2}"
+            ways = sorted(house.ways, key=lambda way: way is not house.ways[self._number % 2])
         request = ReserveRequest(
-            rid=self._number.to_bytes(8, "big") + self._asked.to_bytes(8, "big"), candidates=candidates,
-            scopes=chance.choice((("all",), ("all", "team"), ("all", "soft"))), lease_us=LEASE_US,
-            principal=chance.choice(("", f"p{self._number % 3}")),
+            rid=self._number.to_bytes(8, "big") + self._asked.to_bytes(8, "big"),
+            candidates=tuple(candidate_at(way, charge) for way in ways),
+            scopes=scopes, lease_us=LEASE_US, principal=principal, config_version=version if house.slabs else 0,
         )  # fmt: skip
         taken = Taken(
-            seconds=chance.choice((0.02, 0.1, 0.3, 1.0, 7.0)) * chance.uniform(0.5, 1.5),
-            input_tokens=max(0, tokens + chance.randint(-200, 100)), output_tokens=chance.randint(0, 2 * output),
-            cost_nanousd=chance.randint(0, bound), failed=chance.random() < 0.15, unsent=chance.random() < 0.05,
+            seconds=chance.choice(house.seconds) * (0.5 + chance.random()),
+            input_tokens=max(0, tokens + self._below(301) - 200), output_tokens=self._below(2 * output + 1),
+            cost_nanousd=self._below(bound + 1), failed=chance.random() < house.fails, unsent=chance.random() < 0.05,
             leaves_after=self._leaves_after(),
         )  # fmt: skip
         return request, taken
 
+    def _below(self, limit: int) -> int:
+        return int(self._random.random() * limit)
+
     def _leaves_after(self) -> float | None:
-        leaves = self._random.randrange(1000) < max(30, self._stage.network.odds(Kind.CANCEL, -1))
+        leaves = self._below(1000) < max(30, self._stage.network.odds(Kind.CANCEL, -1))
         return self._random.choice((0.0, 0.0005, 0.002, 0.1, 1.0)) if leaves else None
 
 
@@ -305,7 +342,6 @@ async def canary(worker: Worker, rid: bytes, stage: Stage) -> bool:
     """Whether a request is served for which there is room."""
     candidate = Candidate(lanes=(CANARY_LANE,), charge=Charge(expected_nanousd=1, bound_nanousd=1))
     request = ReserveRequest(rid=rid, candidates=(candidate,), scopes=(CANARY_SCOPE,), lease_us=LEASE_US)
-    stage.auditor.requests[rid] = request
     try:
         answer = await worker.ledger.reserve(request)
     except LedgerUnavailableError:
@@ -315,9 +351,6 @@ async def canary(worker: Worker, rid: bytes, stage: Stage) -> bool:
     worker.books.held(request, 0)
     worker.books.hand_in(Release(rid=rid, sent=False))
     return True
-
-
-_LANE_IDS = [lane.id for lane in LANES]
 
 
 async def _nothing() -> None:
