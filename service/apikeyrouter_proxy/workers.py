@@ -11,19 +11,21 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from apikeyrouter._version import __version__
+from apikeyrouter.domain.components.key_tally import KeyFailure
 from apikeyrouter.domain.components.reservation_ids import process_tag
 from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.infrastructure.cancellation import end_task, stop_if_cancelled
 from apikeyrouter.infrastructure.state_store.redis_connection import open_client
 from apikeyrouter.router import ApiKeyRouter
 from apikeyrouter.serving.open_calls import OpenCall, open_calls
+from apikeyrouter_proxy.key_failures import KeyFailures
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -86,11 +88,17 @@ class WorkerWatch:
 
     def __init__(self, router: ApiKeyRouter, *, mode: Callable[[], Mode], open_requests: Callable[[], int]) -> None:
         self._router, self._mode, self._open_requests = router, mode, open_requests
+        self.key_failures: Mapping[str, KeyFailure] = router.key_manager.latest_failures
         self._host = socket.gethostname()
         self._started_us = time.time_ns() // 1000
         self._before = (time.monotonic(), time.process_time(), router.decided, self._started_us)
         self._rates = (0.0, 0.0)
         self._reserves: tuple[int | None, int | None] = (None, None)
+
+    @property
+    def keys(self) -> Mapping[str, object]:
+        """The keys that this worker knows, by id."""
+        return self._router.catalogue.keys
 
     def look(self) -> WorkerRecord:
         """As of now, with rates since the last look. To be called by the beat alone."""
@@ -131,6 +139,7 @@ class Fleet:
         self._client: Redis | None = None if url is None else open_client(url)
         self._key = f"{namespace}:m:{{m}}:workers"
         self._watch = watch
+        self.failures = KeyFailures(self._client, namespace, watch.key_failures)
         self._tidy_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
@@ -169,12 +178,14 @@ class Fleet:
         if self._client is None:
             return
         await self._client.hset(self._key, record.id, msgspec.json.encode(record).decode())
+        await self.failures.tell()
         if time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + TIDY_SECONDS
             await self._client.expire(self._key, HASH_SECONDS)
             gone = forgotten(await self._all(), now_us=record.at_us)
             if gone:
                 await self._client.hdel(self._key, *gone)
+            await self.failures.forget_others(self._watch.keys)
 
     async def _run(self) -> None:
         from redis.exceptions import RedisError

@@ -7,8 +7,9 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from apikeyrouter.simulator import SimulatorProcess
 from tests.servers import Server
-from tests.service.running import Running, running_service, wait_until
+from tests.service.running import Running, fresh_namespace, running_service, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -115,3 +116,33 @@ async def test_a_request_is_tried_out_without_being_sent(service: Running) -> No
         assert (await client.get(f"{API}/usage")).json()["sum"]["requests"] == 0
         unknown = await client.post(f"{API}/decisions/dry-run", json={"model": "no-such-model"})
         assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "model")
+
+
+async def test_a_key_tells_its_last_failure_whichever_worker_saw_it(
+    service_valkey: Server, simulator: SimulatorProcess, config: dict[str, Any]
+) -> None:
+    config["keys"] = config["keys"][:2]
+    fleet = fresh_namespace()
+    async with (
+        running_service(service_valkey.url, config, environ=fleet) as one,
+        running_service(service_valkey.url, config, environ=fleet) as other,
+        one.operator() as client, other.operator() as elsewhere, one.http() as caller,
+    ):  # fmt: skip
+        await simulator.fail("server_error", count=1)
+        answer = await caller.post("/v1/chat/completions", json=CHAT)
+        assert answer.status_code == 200, answer.text  # the other key served it
+        failed = next(key for key in (await _pool(client)).values() if key["last_error"])
+        error = failed["last_error"]
+        assert (error["category"], error["status"], error["model"]) == ("provider_error", 500, "gpt-4o-mini")
+        told = (await client.get(f"{API}/decisions/{error['request_id']}")).json()
+        assert told["tried"][0]["key_id"] == failed["id"]
+        assert told["tried"][0]["failure"] == error["category"]
+        await one.runtime.fleet.beat()
+        assert (await _pool(elsewhere))[failed["id"]]["last_error"] == error
+        assert [key["id"] for key in (await _pool(elsewhere)).values() if key["last_error"]] == [failed["id"]]
+        await caller.post("/v1/chat/completions", json={**CHAT, "messages": "nonsense"})
+        assert (await _pool(client))[failed["id"]]["last_error"] == error  # the caller's own fault is no key's
+        await client.delete(f"{API}/keys/{failed['id']}")
+        one.runtime.fleet._tidy_at = 0.0
+        await one.runtime.fleet.beat()
+        assert await one.runtime.fleet.failures._kept([failed["id"]]) == [None]

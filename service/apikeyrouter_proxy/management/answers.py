@@ -203,6 +203,18 @@ class PoolBinding(LimitShown):
     lane: str
 
 
+class LastError(Answer):
+    """The last attempt with a key that failed, at any worker, told within two seconds: its category, its row of the
+    taxonomy of failures, the provider's status (null: no answer came), and the request, which `/decisions` explains."""
+
+    category: str
+    meaning: str | None
+    status: int | None
+    model: str
+    request_id: str
+    at: AwareDatetime
+
+
 class PoolKey(Answer):
     """A key as routing sees it. `headroom`: the share of the binding limit that is left, null: not known. `out_lane`:
     the lane that keeps it out, by cooling or an open breaker, until `out_until`. `lanes`: its own first, its provider's
@@ -230,6 +242,7 @@ class PoolKey(Answer):
     failures_total: int
     latency_ms: int | None
     last_used_at: AwareDatetime | None
+    last_error: LastError | None
 
 
 class PoolPage(Paged):

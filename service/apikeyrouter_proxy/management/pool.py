@@ -1,10 +1,14 @@
-"""The pool at a glance: every key as routing sees it, from what this worker knows; the store is not asked."""
+"""The pool at a glance: every key as routing sees it, from what this worker knows.
+
+The store is asked for one thing, the keys' last failures at other workers.
+"""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from apikeyrouter.domain.components.key_tally import KeyFailure
 from apikeyrouter.domain.components.outlook import KeyOutlook, outlooks
 from apikeyrouter.domain.models.accounting import LimitState
 from apikeyrouter_proxy.lanes import unused_limits
@@ -36,10 +40,11 @@ async def show_pool(desk: ReadDesk, page: Page, provider_id: Only = None, quota_
 
     found = outlooks(catalogue, snapshot, wanted, unused)
     as_of = _time(snapshot.now_us) if snapshot.now_us else None
-    return {**paged, "keys": [_shown(one) for one in found], "as_of": as_of}
+    failures = await desk.runtime.fleet.failures.find([key.id for key in wanted])
+    return {**paged, "keys": [_shown(one, failures.get(one.key.id)) for one in found], "as_of": as_of}
 
 
-def _shown(found: KeyOutlook) -> dict[str, Any]:
+def _shown(found: KeyOutlook, failure: KeyFailure | None) -> dict[str, Any]:
     key, own = found.key, found.own
     tier, team = key.metadata.get("tier"), key.team
     return {
@@ -55,6 +60,14 @@ def _shown(found: KeyOutlook) -> dict[str, Any]:
         "failures_total": own.failures_total if own else 0,
         "latency_ms": own.latency_us // 1000 if own and own.latency_us else None,
         "last_used_at": _time(own.last_used_us) if own and own.last_used_us else None,
+        "last_error": None if failure is None else _error(failure),
+    }  # fmt: skip
+
+
+def _error(failure: KeyFailure) -> dict[str, Any]:
+    return {
+        "category": failure.category, "meaning": failure.meaning or None, "status": failure.status or None,
+        "model": failure.model, "request_id": failure.request_id, "at": _time(failure.at_us),
     }  # fmt: skip
 
 

@@ -71,6 +71,7 @@ class KeyManager:
         self.says_nothing_new = self._registration.says_nothing_new
         self._tally = KeyTally(store, lanes)
         self.tally, self.flush_tally, self.abandon_tally = self._tally.count, self._tally.flush, self._tally.abandon
+        self.latest_failures = self._tally.latest
         self._counted, self._all_counted = self._tally.told, self._tally.all_told
         self.refresh, self.refresh_keys, self.unopened = (
             self._ring.refresh,
