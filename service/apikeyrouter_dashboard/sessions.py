@@ -27,6 +27,8 @@ class Session:
     role: str
     api: Management = field(repr=False)
     ends_at: float
+    chosen: dict[str, int] = field(default_factory=dict)
+    """What was chosen on one page and holds on all."""
 
     def may(self, role: str) -> bool:
         """Whether the role of its admin key includes that one."""

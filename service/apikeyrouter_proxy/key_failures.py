@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -28,7 +28,7 @@ class KeyFailures:
     A store that is away is no error: nobody is told until it is back, and nobody else's are found.
     """
 
-    def __init__(self, client: "Redis | None", namespace: str, own: Mapping[str, KeyFailure]) -> None:
+    def __init__(self, client: "Redis | None", namespace: str, own: dict[str, KeyFailure]) -> None:
         self._client, self._own = client, own
         self._key = f"{namespace}:m:{{m}}:failures"
         self._told_us = 0
@@ -38,7 +38,7 @@ class KeyFailures:
         news = list(takewhile(lambda one: one[1].at_us > self._told_us, reversed(self._own.items())))
         if not news or self._client is None:
             return
-        told = {key_id: msgspec.json.encode(failure).decode() for key_id, failure in news}
+        told: dict[Any, Any] = {key_id: msgspec.json.encode(failure).decode() for key_id, failure in news}
         await self._client.hset(self._key, mapping=told)
         await self._client.expire(self._key, KEPT_SECONDS)
         self._told_us = news[0][1].at_us
@@ -60,13 +60,12 @@ class KeyFailures:
             if gone:
                 await self._client.hdel(self._key, *gone)
 
-    async def _kept(self, key_ids: Sequence[str]) -> list[str | None]:
+    async def _kept(self, key_ids: Sequence[str]) -> Sequence[str | bytes | None]:
         from redis.exceptions import RedisError
 
         if self._client is None or not key_ids:
             return []
         with contextlib.suppress(RedisError, OSError, TimeoutError):
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                kept: list[str | None] = await self._client.hmget(self._key, list(key_ids))
-                return kept
+                return await self._client.hmget(self._key, list(key_ids))
         return []

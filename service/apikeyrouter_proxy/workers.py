@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from apikeyrouter._version import __version__
-from apikeyrouter.domain.components.key_tally import KeyFailure
 from apikeyrouter.domain.components.reservation_ids import process_tag
 from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.infrastructure.cancellation import end_task, stop_if_cancelled
@@ -88,7 +87,7 @@ class WorkerWatch:
 
     def __init__(self, router: ApiKeyRouter, *, mode: Callable[[], Mode], open_requests: Callable[[], int]) -> None:
         self._router, self._mode, self._open_requests = router, mode, open_requests
-        self.key_failures: Mapping[str, KeyFailure] = router.key_manager.latest_failures
+        self.key_failures = router.key_manager.latest_failures
         self._host = socket.gethostname()
         self._started_us = time.time_ns() // 1000
         self._before = (time.monotonic(), time.process_time(), router.decided, self._started_us)

@@ -7,6 +7,7 @@ import pytest
 import pytest_asyncio
 
 from apikeyrouter.simulator import SimulatorProcess
+from tests.dashboard.between import Between
 from tests.dashboard.driving import CHROMIUM, Seat, open_browser, page_for, seat_at
 from tests.servers import Server, default_flavour, running
 from tests.service.running import MANAGEMENT_KEY, Running, providers_of, running_service
@@ -77,21 +78,39 @@ async def browser() -> AsyncIterator[Any]:
         yield opened
 
 
+@pytest_asyncio.fixture(loop_scope="package", scope="package")
+async def between(service: Running) -> AsyncIterator[Between]:
+    """What stands between the page and the service; tests that point it elsewhere, or let it fail, put it back."""
+    async with Between(service.url).open() as opened:
+        yield opened
+
+
 @pytest.fixture(scope="package")
-def page_url(service: Running) -> Iterator[str]:
-    with page_for(service.url, MANAGEMENT_KEY) as url:
+def page_url(between: Between) -> Iterator[str]:
+    """The page's process, one for all tests."""
+    with page_for(between.url, MANAGEMENT_KEY) as url:
         yield url
 
 
 @pytest_asyncio.fixture(loop_scope="package")
 async def seat(browser: Any, page_url: str) -> AsyncIterator[Seat]:
-    """Somebody at the page's door."""
+    """Somebody at the page's door, with a fresh browser profile."""
     async with seat_at(browser, page_url) as seated:
         yield seated
 
 
-@pytest_asyncio.fixture(loop_scope="package")
-async def operator(seat: Seat) -> Seat:
-    """Somebody who is signed in as an admin."""
-    await seat.sign_in(MANAGEMENT_KEY)
-    return seat
+@pytest_asyncio.fixture(loop_scope="package", scope="package")
+async def signed_in(browser: Any, page_url: str) -> AsyncIterator[Seat]:
+    """Somebody who signed in as an admin once, for all tests."""
+    async with seat_at(browser, page_url) as seated:
+        await seated.sign_in(MANAGEMENT_KEY)
+        yield seated
+
+
+@pytest.fixture
+def operator(signed_in: Seat) -> Iterator[Seat]:
+    """The same somebody, on whichever page the last test left; at the end nothing may have gone wrong."""
+    yield signed_in
+    complaints = [*signed_in.complaints]
+    signed_in.complaints.clear()
+    assert complaints == []

@@ -35,12 +35,13 @@ async def test_the_cookie_is_for_this_page_alone_and_the_key_never_reaches_the_b
     assert MANAGEMENT_KEY not in str(cookies)
 
 
-async def test_signing_out_ends_it(operator: Seat) -> None:
-    session = await operator.context.cookies(operator.url)
-    await operator.page.click("text=Sign out")
-    await operator.page.wait_for_url(f"{operator.url}/sign-in")
-    async with httpx.AsyncClient(base_url=operator.url) as client:
-        told = {"cookie": f"akr_operator={session[0]['value']}"}
+async def test_signing_out_ends_it(seat: Seat) -> None:
+    await seat.sign_in(MANAGEMENT_KEY)
+    session = await seat.context.cookies(seat.url)
+    await seat.page.click("text=Sign out")
+    await seat.page.wait_for_url(f"{seat.url}/sign-in")
+    async with httpx.AsyncClient(base_url=seat.url) as client:
+        told = {"cookie": f"akr_seat={session[0]['value']}"}
         assert (await client.get("/", headers=told)).status_code == 401
 
 

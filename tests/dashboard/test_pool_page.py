@@ -7,6 +7,12 @@ from tests.service.running import Running, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
+TURNS = """(away) => {
+  Object.defineProperty(document, 'hidden', {value: away, configurable: true});
+  document.dispatchEvent(new Event('visibilitychange'));
+}"""
+"""What a browser does when somebody turns to another tab, and back."""
+
 
 async def _key(service: Running, key_id: str) -> dict[str, object]:
     async with service.operator() as client:
@@ -16,6 +22,7 @@ async def _key(service: Running, key_id: str) -> dict[str, object]:
 
 
 async def test_every_key_has_a_tile_by_its_quota_group(operator: Seat) -> None:
+    await operator.go("/")
     await operator.reads("2 keys")
     tiles = await operator.page.locator(".tile.card").evaluate_all("all => all.map(one => one.dataset.id)")
     assert sorted(tiles) == ["north-1", "north-2", "west-1"]
@@ -26,6 +33,7 @@ async def test_every_key_has_a_tile_by_its_quota_group(operator: Seat) -> None:
 
 
 async def test_a_key_is_disabled_and_enabled_from_its_tile(operator: Seat, service: Running) -> None:
+    await operator.go("/")
     await operator.act("open", id="north-2")
     await operator.press("Disable")
     await operator.press("Do it")
@@ -41,6 +49,7 @@ async def test_a_key_is_disabled_and_enabled_from_its_tile(operator: Seat, servi
 
 
 async def test_a_key_is_probed_and_says_what_the_provider_said(operator: Seat, service: Running) -> None:
+    await operator.go("/")
     await operator.act("open", id="north-1")
     await operator.press("Probe")
     await operator.reads("north-1: the provider takes it")
@@ -50,6 +59,7 @@ async def test_a_key_is_probed_and_says_what_the_provider_said(operator: Seat, s
 
 
 async def test_what_destroys_asks_for_a_typed_word(operator: Seat, service: Running) -> None:
+    await operator.go("/")
     async with service.operator() as client:
         body = {"key_material": "sk-sim-spare-1", "provider_id": "openai", "metadata": {"quota_group": "spare"}}
         made = (await client.post("/api/v1/keys", json=body)).json()["id"]
@@ -72,8 +82,9 @@ async def test_what_destroys_asks_for_a_typed_word(operator: Seat, service: Runn
 
 async def test_whoever_looks_away_is_not_served(operator: Seat, service: Running) -> None:
     """A hidden tab asks for nothing; one that is looked at again does."""
+    await operator.go("/")
     await operator.reads("keys that serve")
-    await operator.page.evaluate("emitEvent('seen', false)")
+    await operator.page.evaluate(TURNS, True)
     shown = operator.page.locator(".age")
     async with service.operator() as client:
         await client.patch("/api/v1/keys/north-2", json={"state": "disabled"})
@@ -81,12 +92,13 @@ async def test_whoever_looks_away_is_not_served(operator: Seat, service: Running
         before = await shown.inner_text()
         await operator.page.wait_for_timeout(2200)
         assert await shown.inner_text() == before
-        await operator.page.evaluate("emitEvent('seen', true)")
+        await operator.page.evaluate(TURNS, False)
         await operator.page.wait_for_selector('.tile[data-id="north-2"].is-disabled')
         await client.patch("/api/v1/keys/north-2", json={"state": "available"})
 
 
 async def test_the_map_is_walked_through_with_the_keyboard(operator: Seat) -> None:
+    await operator.go("/")
     tile = operator.page.locator('.tile[data-id="north-1"]')
     await tile.focus()
     await operator.page.wait_for_timeout(2500)

@@ -1,12 +1,24 @@
 """What is made of the API's answers, without a browser."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from apikeyrouter_dashboard.shown import decisions, deployment, fleet, headroom, manage, money, pool, setup, situation
-from apikeyrouter_dashboard.shown.words import count, dollars, percent, span_of, table, when
+from apikeyrouter_dashboard.shown import (
+    decisions,
+    deployment,
+    fleet,
+    headroom,
+    manage,
+    money,
+    pool,
+    pools,
+    setup,
+    situation,
+)  # fmt: skip
+from apikeyrouter_dashboard.shown.words import count, dollars, percent, span_of, table, told_at, when
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
@@ -18,6 +30,7 @@ def key(**changes: Any) -> dict[str, Any]:
         "models": None, "state": "available", "state_reason": "", "state_until": None, "capacity_state": "abundant",
         "headroom": 0.5, "binding": None, "breaker": "closed", "out_lane": None, "out_until": None, "lanes": [],
         "in_flight": 0, "requests_total": 0, "failures_total": 0, "latency_ms": None, "last_used_at": None,
+        "last_error": None,
     }  # fmt: skip
     return {**told, **changes}
 
@@ -121,7 +134,7 @@ def test_the_first_budget_to_block_is_the_one_that_is_used_up_first() -> None:
 
 def test_spend_of_many_is_the_largest_and_the_others() -> None:
     usage = [{"team": f"t{n}", "day": "2030-01-01", "cost_usd": float(n)} for n in range(10)]
-    series = money.spend_series(usage, "team", ["2030-01-01"])
+    series = money.series(usage, "team", ["2030-01-01"], money.cost_of)
     assert len(series) == money.SERIES_MAX + 1
     assert sum(told[0] for told in series.values()) == 45
     assert series["the others"] == [3.0]
@@ -277,3 +290,125 @@ def test_what_a_provider_said_is_cut_to_its_first_sentence_on_a_tile() -> None:
     told = key(state="exhausted", state_reason="You exceeded your quota. Read the docs: https://example.com.")
     assert pool.why(told) == "You exceeded your quota"
     assert pool.why(told, whole=True).endswith("example.com.")
+
+
+def last_error(**changes: Any) -> dict[str, Any]:
+    """A failure of three minutes ago."""
+    told = {"category": "rate_limit_error", "meaning": "cool", "status": 429, "model": "m", "request_id": "r&1"}
+    return {**told, "at": (NOW - timedelta(minutes=3)).isoformat(), **changes}
+
+
+def test_a_tile_tells_its_limit_its_last_error_who_took_it_out_and_when_it_is_back() -> None:
+    until = NOW + timedelta(minutes=5)
+    out = key(state="throttled", state_reason="too fast", state_until=until.isoformat(), last_error=last_error())
+    moved = {"entity_id": "k1", "from_state": "available", "to_state": "throttled", "actor": "ann"}
+    known: dict[str, Any] = {}
+    pool.with_actors([out], [moved], known)
+    card = pool.tiles([out], "card", NOW)[0]
+    assert "back <time" in card
+    assert "by ann" in card
+    assert "last error rate limit 429, 3 min ago" in card
+    dot = pool.tiles([out], "dot", NOW)[0]
+    for told in ("too fast", "by ann", told_at(until), "no limit is known", "last error rate limit 429"):
+        assert told in dot
+    assert pool.tiles([out], "dot", NOW + timedelta(seconds=9))[0] == dot  # else every look would send 2,000 anew
+    facts = pool.key_facts(out, [], NOW)
+    assert "rate limit error, cool, status 429 of m" in facts
+    assert "/decisions?explain=r%261" in facts
+    again = key(state="throttled", state_reason="too fast", state_until=until.isoformat())
+    pool.with_actors([again], [], known)
+    assert pool.who(again) == "by ann"  # what was found once is known while nothing has changed
+    other = key(state="disabled", state_reason="")
+    pool.with_actors([other], [], known)
+    assert pool.who(other) == ""
+
+
+def lane(id_: str, **limit: Any) -> dict[str, Any]:
+    """A lane with one limit, half used."""
+    told: dict[str, Any] = {
+        "name": "rpd", "counts": "requests", "capacity": 100, "used": 50, "remaining": 50, "learned": False,
+        "full_again_at": (NOW + timedelta(hours=10)).isoformat(), "forecast": None,
+    }  # fmt: skip
+    return {"id": id_, "kind": "quota_group", "blocked_until": None, "breaker": "closed", "limits": [{**told, **limit}]}
+
+
+def in_lane(id_: str, group: str, **changes: Any) -> dict[str, Any]:
+    """A key of a quota group, as the pool tells it."""
+    return key(id=id_, quota_group=group, lanes=[f"k:{id_}", f"g:{group}:*", "p:openai"], **changes)
+
+
+def test_a_pool_is_out_when_none_of_its_keys_serves_and_says_how_long_to_wait() -> None:
+    soon, later = ((NOW + timedelta(minutes=n)).isoformat() for n in (5, 50))
+    keys = [
+        in_lane("a1", "a", state="exhausted", state_until=later), in_lane("b1", "b"),
+        in_lane("a2", "a", state="throttled", state_until=soon),
+    ]  # fmt: skip
+    lanes = [lane("g:a:*"), lane("g:b:*")]
+    first, second = pools.pools(keys, lanes, "quota_group")
+    assert (first.name, first.serving, first.back_at) == ("a", 0, datetime.fromisoformat(soon))
+    assert "wait until 12:05 UTC" in pools.advice(first, NOW)
+    assert "✕ out: 0 of 2" in pools.pools_table([first], NOW)
+    assert pools.advice(second, NOW) == "–"
+    (whole,) = pools.pools(keys, lanes, "provider_id")
+    assert whole.serving == 1
+    assert pools.share_left(whole.limits["rpd"]) == 0.25  # nothing is left of a lane whose keys are all out
+    assert "the others take what 2 keys cannot" in pools.advice(whole, NOW)
+    assert pools.lanes_out(keys) == {"g:a:*": datetime.fromisoformat(soon)}
+    assert "none of its keys serves: wait" in headroom.lanes(lanes, NOW, out=pools.lanes_out(keys))
+
+
+def test_waiting_helps_no_pool_whose_keys_are_refused_or_switched_off() -> None:
+    keys = [in_lane("a1", "a", state="invalid"), in_lane("a2", "a", state="disabled")]
+    (found,) = pools.pools(keys, [lane("g:a:*")], "quota_group")
+    assert "waiting does not help" in pools.advice(found, NOW)
+    assert "rotate or enable them" in headroom.advice(lane("g:a:*"), lane("")["limits"][0], NOW, pools.lanes_out(keys))
+
+
+def test_a_pool_that_runs_out_before_it_refills_is_throttled() -> None:
+    forecast = {"probability": 0.9, "expected_at": (NOW + timedelta(hours=2)).isoformat(), "earliest_at": None,
+                "latest_at": None, "per_hour": 25.0}  # fmt: skip
+    keys = [in_lane("a1", "a"), in_lane("b1", "b")]
+    (found,) = pools.pools(keys, [lane("g:a:*", forecast=forecast), lane("g:b:*", forecast=forecast)], "provider_id")
+    assert "throttle to 20 %" in pools.advice(found, NOW)
+    assert "50 an hour, 600 % of the even pace" in pools.pools_table([found], NOW)
+    empty = [lane("g:a:*", remaining=0), lane("g:b:*", remaining=0)]
+    assert "when the first lane is full again" in pools.advice(pools.pools(keys, empty, "provider_id")[0], NOW)
+    one_lasts = [lane("g:a:*", forecast=forecast), lane("g:b:*", forecast={**forecast, "expected_at": None})]
+    assert "not before it refills" in pools.pools_table(pools.pools(keys, one_lasts, "provider_id"), NOW)
+
+
+def test_keys_without_known_limits_make_a_pool_of_unknown_headroom() -> None:
+    (found,) = pools.pools([in_lane("a1", "a", models=["m"])], [], "models")
+    assert found.binding is None
+    told = pools.pools_table([found], NOW)
+    assert told.count("unknown") >= 4
+    assert "0 %" not in told
+
+
+def test_estimates_are_held_against_what_was_used() -> None:
+    expected = {"input_tokens": 10, "output_tokens": 90, "cost": "0.20"}
+    told = {"model": "m", "outcome": "ok", "input_tokens": 10, "output_tokens": 40, "cost": "0.10",
+            "cost_estimated": False, "expected": expected}  # fmt: skip
+    guessed, refused = {**told, "cost_estimated": True}, {**told, "outcome": "denied", "expected": None}
+    shown = money.against_actual([told, told, guessed, refused])
+    assert re.findall(r">([^<>]+)</td>", shown) == ["m", "2", "200", "100", "50 %", "$0.40", "$0.20", "50 %"]
+    assert "no request has told" in money.against_actual([refused])
+
+
+def test_usage_by_day_is_drawn_with_what_happened_on_it() -> None:
+    days = ["2030-01-01", "2030-01-02"]
+    usage = [{"day": days[1], "served": 5, "denied": 1, "failed": 0}]
+    assert fleet.by_day(usage, days) == {"answered": [0, 5], "denied here": [0, 1], "failed": [0, 0]}
+    at = datetime(2030, 1, 2, 3, tzinfo=UTC)
+    marks = fleet.marks_by_day([(at, "one"), (at + timedelta(hours=1), "two"), (at - timedelta(days=9), "old")], days)
+    assert marks == [(days[1], "two and 1 more")]
+
+
+def test_the_audit_log_tells_who_changed_what_from_what_to_what() -> None:
+    entry = {"at": NOW.isoformat(), "actor": "<b>ann</b>", "role": "operate", "action": "budget.updated",
+             "id": "team:red", "details": {"changed": {"limit_usd": [7.5, 9], "name": [None, "x"]}}}  # fmt: skip
+    told = fleet.audit_log([entry, {**entry, "details": {"works": True}}], NOW)
+    assert "limit_usd: 7.5 → 9; name: none → x" in told
+    assert "&lt;b&gt;ann&lt;/b&gt; (operate)" in told
+    assert "works: True" in told
+    assert "nothing was changed yet" in fleet.audit_log([], NOW)

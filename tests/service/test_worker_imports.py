@@ -3,7 +3,8 @@
 import subprocess
 import sys
 
-RARE = ("aiohttp", "typer", "pymongo", "genai_prices", "apikeyrouter.simulator")
+RARE = ("aiohttp", "typer", "pymongo", "genai_prices", "apikeyrouter.simulator", "nicegui", "socketio",
+        "apikeyrouter_dashboard")  # fmt: skip
 
 
 def test_a_worker_imports_nothing_that_few_installations_use() -> None:

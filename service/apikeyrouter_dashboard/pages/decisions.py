@@ -53,6 +53,9 @@ class DecisionsPage(Page):
                 self._title = ui.label("").classes("ask-title").props('role="heading" aria-level="2"')
                 ui.button("✕", on_click=self._dialog.close).props('flat dense no-caps aria-label="Close"')
             self._explained = Block("wide")
+        asked = self.query.get("explain")
+        if asked:
+            ui.timer(0, lambda: self._explain(asked), once=True)
 
     async def _read(self) -> Any:
         kind = str(self._only.value)

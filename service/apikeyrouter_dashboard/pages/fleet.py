@@ -8,15 +8,16 @@ from typing import Any, ClassVar
 from nicegui import ui
 
 from apikeyrouter_dashboard.management import Management, Refusal
-from apikeyrouter_dashboard.pages.frame import Block, Page, Told
+from apikeyrouter_dashboard.pages.frame import Block, Page, Told, nothing
+from apikeyrouter_dashboard.pages.ranges import days_of, is_live, range_toggle
 from apikeyrouter_dashboard.shown import deployment
 from apikeyrouter_dashboard.shown import fleet as shown
-from apikeyrouter_dashboard.shown.charts import timeline
+from apikeyrouter_dashboard.shown.charts import stacked, timeline
 from apikeyrouter_dashboard.shown.words import table
 
 __all__ = ["FleetPage"]
 
-SAMPLES_MAX = 300
+SAMPLES_MAX, ROWS_MAX = 300, 90
 NO_STORE = 404
 
 
@@ -31,14 +32,17 @@ class FleetPage(Page):
         self._workers = self._section("Workers", "every host; each says every two seconds how it is")
         self._store = self._section("Store", "the server behind the ledger, by its own word")
         with ui.element("section").classes("panel"):
-            _head("Traffic", "requests a second since this page was opened, of the host that answers")
+            _head("Traffic", "now: requests a second since this page was opened, of the host that answers; else all "
+                             "requests of the fleet by day (UTC)")  # fmt: skip
+            with ui.row().classes("tools"):
+                range_toggle(self.session, self.look)
             self._chart = ui.echart(timeline([], {}, "1/s")).classes("chart")
             self._host = Block()
             with ui.expansion("The same as a table").classes("wide"):
                 self._table = Block()
         with ui.element("div").classes("panels"):
-            self._clients = self._section("Shares of clients", "of what was served today, by weight")
-            self._keys = self._section("Shares of keys", "of what was served today")
+            self._clients = self._section("Shares of clients", "of what was served in that time, by weight")
+            self._keys = self._section("Shares of keys", "of what was served in that time")
             self._processes = self._section("Shares of workers", "of what is decided now")
             self._happened = self._section("What happened", "changes, states of keys, workers", "tall")
         self._findings = self._section("Set-up", "what doctor checks, and what to do")
@@ -49,10 +53,14 @@ class FleetPage(Page):
             return Block(kind)
 
     async def _read(self) -> Any:
-        api, today = self.session.api, datetime.now(UTC).date().isoformat()
-        text, health, clients, keys, named, audit, workers, store, transitions = await asyncio.gather(
-            api.metrics(), api.health(), api.pages("/usage", "usage", by="client", since=today, most=200),
-            api.pages("/usage", "usage", by="key", since=today, most=200),
+        api, live, days = self.session.api, is_live(self.session), [day.isoformat() for day in days_of(self.session)]
+
+        def used(by: str, most: int) -> Any:
+            return api.pages("/usage", "usage", by=by, since=days[0], until=days[-1], most=most)
+
+        text, health, clients, keys, by_day, named, audit, workers, store, transitions = await asyncio.gather(
+            api.metrics(), api.health(), used("client", 200), used("key", 200),
+            nothing() if live else used("day", len(days)),
             api.pages("/clients", "clients", most=1000), api.get("/audit", limit=50),
             api.pages("/workers", "workers", most=1000), _store(api), api.get("/transitions", limit=50),
         )  # fmt: skip
@@ -60,7 +68,8 @@ class FleetPage(Page):
             self._samples.append(shown.sample_of(text, datetime.now(UTC)))
         weights = {one["name"]: float(one["weight"]) for one in named}
         return {
-            "health": health, "clients": clients, "keys": keys, "weights": weights, "workers": workers, "store": store,
+            "days": days, "by_day": None if live else by_day, "health": health, "clients": clients, "keys": keys,
+            "weights": weights, "workers": workers, "store": store,
             "changes": shown.changes(audit["audit"], transitions["transitions"]),
         }  # fmt: skip
 
@@ -69,15 +78,23 @@ class FleetPage(Page):
         self._workers.put(deployment.workers(workers, now))
         self._store.put(deployment.store(told["store"], workers, now))
         self._host.put(shown.host(samples[-1] if samples else None, told["health"]))
-        times, series = shown.rates(samples)
         found = [*told["changes"], *deployment.deployments(workers)]
-        self._draw(self._chart, timeline(times, series, "1/s", shown.marks(found, samples) if times else []))
-        rows = [(at, *(told[n] for told in series.values())) for n, at in enumerate(times)][-30:]
-        self._table.put(table(["at", *series], rows[::-1], none="the first points come in some seconds"))
+        self._show_traffic(told, samples, found)
         self._clients.put(shown.shares(told["clients"], "client", told["weights"]))
         self._keys.put(shown.shares(told["keys"], "key", {}))
         self._processes.put(shown.processes(workers))
         self._happened.put(shown.happened(found, now))
+
+    def _show_traffic(self, told: Any, samples: list[shown.Sample], found: list[tuple[datetime, str]]) -> None:
+        if told["by_day"] is None:
+            times, series = shown.rates(samples)
+            chart = timeline(times, series, "1/s", shown.marks(found, samples) if times else [])
+        else:
+            times, series = told["days"], shown.by_day(told["by_day"], told["days"])
+            chart = stacked(times, series, "", shown.marks_by_day(found, times))
+        self._draw(self._chart, chart)
+        rows = [(at, *(of[n] for of in series.values())) for n, at in enumerate(times)][-ROWS_MAX:]
+        self._table.put(table(["at", *series], rows[::-1], none="the first points come in some seconds"))
 
     def examined(self, findings: list[Told]) -> None:
         """Here everything is shown, and the banner besides."""

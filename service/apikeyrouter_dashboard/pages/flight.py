@@ -24,6 +24,10 @@ class FlightPage(Page):
         self._summary = Block()
         with ui.element("section").classes("panel below"):
             self._rows = Block()
+        with ui.element("section").classes("panel"):
+            ui.html("<h2>Reclaimed after crashes <span class='dim'>their workers never told how they ended; Money "
+                    "resolves them</span></h2>", sanitize=False)  # fmt: skip
+            self._reclaimed = Block()
 
     async def _read(self) -> Any:
         api = self.session.api
@@ -35,3 +39,4 @@ class FlightPage(Page):
         found, suspended = told
         self._summary.put(shown.summary(found, suspended))
         self._rows.put(shown.flight(found, now))
+        self._reclaimed.put(shown.reclaimed(suspended, now))

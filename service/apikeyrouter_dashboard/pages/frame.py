@@ -15,7 +15,7 @@ from apikeyrouter_dashboard.sessions import Session
 from apikeyrouter_dashboard.shown.deployment import banner
 from apikeyrouter_dashboard.shown.words import told_at
 
-__all__ = ["Action", "Block", "Page", "Told", "ask_first", "tell"]
+__all__ = ["Action", "Block", "Page", "Told", "ask_first", "nothing", "tell"]
 
 Told = dict[str, Any]
 Action = Callable[[dict[str, str]], Awaitable[None] | None]
@@ -206,6 +206,11 @@ class Page:
         tell(done)
         await self.look()
         return told if told is not None else {}
+
+
+async def nothing() -> list[Told]:
+    """Nothing, in place of what need not be asked for."""
+    return []
 
 
 def tell(message: str, *, bad: bool = False) -> None:

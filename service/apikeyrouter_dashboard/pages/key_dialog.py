@@ -1,11 +1,13 @@
 """One key: everything that is known of it, and what can be done with it."""
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
 from nicegui import ui
 
 from apikeyrouter_dashboard.management import Trouble, path_of
+from apikeyrouter_dashboard.pages.forms import Field, Form, as_json
 from apikeyrouter_dashboard.pages.frame import Block, Page, ask_first, tell
 from apikeyrouter_dashboard.shown.pool import key_facts
 
@@ -29,6 +31,7 @@ class KeyDialog:
                 self._button("Probe", self._probe, "operate")
                 self._button("Disable", self._disable, "operate")
                 self._button("Enable", self._enable, "operate")
+                self._button("Metadata …", self._change_metadata, "admin")
                 self._button("Rotate …", self._rotate, "admin")
                 self._button("Revoke …", self._revoke, "admin")
 
@@ -79,6 +82,25 @@ class KeyDialog:
         body = {"state": state, "reason": REASON}
         if await self._page.send("PATCH", path_of("keys", self._id), body, done=f"{self._id} is {state}") is not None:
             await self._again()
+
+    async def _change_metadata(self) -> None:
+        path = path_of("keys", self._id)
+        try:
+            known = (await self._page.session.api.get(path))["metadata"]
+        except Trouble as exc:
+            tell(str(exc), bad=True)
+            return
+
+        async def save(given: dict[str, Any]) -> Any:
+            told = as_json(given["metadata"])
+            if told is None:
+                return None
+            return await self._page.send("PATCH", path, {"metadata": told}, done=f"{self._id}: changed")
+
+        text = Field("metadata", "Metadata as JSON", json.dumps(known, indent=2), lines=True)
+        about = "Among others quota_group, models, tier, tags, weight, limits; it takes the place of what there was."
+        await Form(f"Metadata of {self._id}", [text], about=about).ask(save)
+        await self._again()
 
     async def _rotate(self) -> None:
         with ui.dialog() as dialog, ui.card().classes("ask"):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, ClassVar
 
@@ -87,6 +88,8 @@ class ManagePage(Page):
         return {
             "client-on": lambda data: self._set("clients", data, {"enabled": True}),
             "client-off": lambda data: self._set("clients", data, {"enabled": False}),
+            "client-change": self._change_client,
+            "client-rotate": self._rotate_client,
             "client-delete": lambda data: self._delete("clients", data),
             "policy-on": lambda data: self._set("policies", data, {"enabled": True}),
             "policy-off": lambda data: self._set("policies", data, {"enabled": False}),
@@ -133,6 +136,35 @@ class ManagePage(Page):
         await Form("New client", CLIENT_FIELDS, about="Its token is shown once, next.").ask(save)
         if "token" in made:
             await show_once(f"The token of {made['name']}", made["token"])
+
+    async def _change_client(self, data: dict[str, str]) -> None:
+        known = next((one for one in self.told["clients"] if one["name"] == data["id"]), None)
+        if known is None:
+            return
+        fields = [replace(field, value=_as_text(known[field.name])) for field in CLIENT_FIELDS[1:]]
+
+        async def save(given: dict[str, Any]) -> Any:
+            body: dict[str, Any] = {name: number(text) if name in LIMITS else text for name, text in given.items()}
+            body["models"] = [model.strip() for model in given["models"].split(",") if model.strip()]
+            body = {name: value or None for name, value in body.items()} | {"weight": body["weight"] or 1}
+            return await self.send("PATCH", path_of("clients", data["id"]), body, done=f"{data['id']}: changed")
+
+        await Form(f"Change {data['id']}", fields, about="What is left empty is taken away.").ask(save)
+
+    async def _rotate_client(self, data: dict[str, str]) -> None:
+        name = data["id"]
+        made: dict[str, Any] = {}
+        grace = Field("grace_seconds", "Seconds for which the old token is taken, too", "0")
+
+        async def save(given: dict[str, Any]) -> Any:
+            body = {"grace_seconds": number(given["grace_seconds"])}
+            told = await self.send("POST", path_of("clients", name, "rotate"), body, done=f"{name} has a new token")
+            made.update(told or {})
+            return told
+
+        await Form(f"Rotate {name}", [grace], about="Its new token is shown once, next.", act="Rotate").ask(save)
+        if "token" in made:
+            await show_once(f"The token of {name}", made["token"])
 
     async def _new_budget(self) -> None:
         async def save(given: dict[str, Any]) -> Any:
@@ -195,3 +227,8 @@ class ManagePage(Page):
             tell(str(exc), bad=True)
             return
         said.put(shown.tried(validation, impact))
+
+
+def _as_text(value: Any) -> str:
+    """A setting as it is written in a form."""
+    return "" if value is None else ", ".join(value) if isinstance(value, list) else str(value)

@@ -1,20 +1,25 @@
 """Budgets, suspense and spend over time."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+import time
+from datetime import datetime
 from typing import Any, ClassVar
 
 from nicegui import ui
 
 from apikeyrouter_dashboard.management import path_of
 from apikeyrouter_dashboard.pages.forms import Field, Form, number
-from apikeyrouter_dashboard.pages.frame import Action, Block, Page, ask_first
+from apikeyrouter_dashboard.pages.frame import Action, Block, Page, Told, ask_first
+from apikeyrouter_dashboard.pages.ranges import days_of, range_toggle
 from apikeyrouter_dashboard.shown import money as shown
 from apikeyrouter_dashboard.shown.charts import stacked
 
 __all__ = ["MoneyPage"]
 
-RANGES = {1: "today", 7: "7 days", 30: "30 days", 90: "90 days"}
+
+LATEST_MAX = 300
+LATEST_SECONDS = 15.0
+"""How long to rest between two looks at the latest requests."""
 
 
 class MoneyPage(Page):
@@ -34,34 +39,50 @@ class MoneyPage(Page):
         with ui.element("section").classes("panel"):
             ui.html("<h2>Spend</h2>", sanitize=False)
             with ui.row().classes("tools"):
-                self._days = ui.toggle(RANGES, value=7, on_change=self.look).props(
-                    'no-caps dense unelevated toggle-color=primary aria-label="Range"'
-                )
+                range_toggle(self.session, self.look)
                 self._by = ui.toggle({name: f"by {name}" for name in shown.DIMENSIONS}, value="team",
                                      on_change=self.look)  # fmt: skip
                 self._by.props('no-caps dense unelevated toggle-color=primary aria-label="By"')
-            self._chart = ui.echart(stacked([], {}, "$")).classes("chart")
-            with ui.expansion("The same as a table").classes("wide"):
+            with ui.element("div").classes("panels"):
+                with ui.element("div"):
+                    ui.html("<h3>Dollars</h3>", sanitize=False)
+                    self._chart = ui.echart(stacked([], {}, "$")).classes("chart")
+                with ui.element("div"):
+                    ui.html("<h3>Tokens</h3>", sanitize=False)
+                    self._tokens = ui.echart(stacked([], {}, "")).classes("chart")
+            with ui.expansion("The same as tables").classes("wide"):
                 self._table = Block()
+                self._by_day = Block()
+        with ui.element("section").classes("panel"):
+            ui.html(f"<h2>Estimate against actual <span class='dim'>of the last {LATEST_MAX} requests, where the "
+                    "provider told what was used</span></h2>", sanitize=False)  # fmt: skip
+            self._actual = Block()
+            self._latest: list[Told] = []
+            self._latest_at = 0.0
 
     async def _read(self) -> Any:
-        api, today = self.session.api, datetime.now(UTC).date()
-        since = today - timedelta(days=int(self._days.value) - 1)
+        api, days = self.session.api, [day.isoformat() for day in days_of(self.session)]
         dimension = str(self._by.value)
         budgets, suspended, usage = await asyncio.gather(
             api.pages("/budgets", "budgets"), api.pages("/suspense", "suspense", most=500),
-            api.pages("/usage", "usage", by=f"day,{dimension}", since=since.isoformat(), until=today.isoformat()),
+            api.pages("/usage", "usage", by=f"day,{dimension}", since=days[0], until=days[-1]),
         )  # fmt: skip
-        days = [(since + timedelta(days=n)).isoformat() for n in range(int(self._days.value))]
+        if time.monotonic() >= self._latest_at:
+            self._latest = await api.pages("/decisions", "decisions", most=LATEST_MAX)
+            self._latest_at = time.monotonic() + LATEST_SECONDS
         return {"budgets": budgets, "suspense": suspended, "usage": usage, "days": days, "by": dimension}
 
     def _show(self, told: Any, now: datetime) -> None:
         self._first.put(shown.first_to_block(told["budgets"], now))
         self._tree.put(shown.tree(told["budgets"], now))
         self._suspense.put(shown.suspense(told["suspense"], now, may=self.session.may("operate")))
-        series = shown.spend_series(told["usage"], told["by"], told["days"])
-        self._draw(self._chart, stacked(told["days"], series, "$"))
+        days = told["days"]
+        dollars, tokens = (shown.series(told["usage"], told["by"], days, of) for of in (shown.cost_of, shown.tokens_of))
+        self._draw(self._chart, stacked(days, dollars, "$"))
+        self._draw(self._tokens, stacked(days, tokens, ""))
         self._table.put(shown.spend_table(told["usage"], told["by"]))
+        self._actual.put(shown.against_actual(self._latest))
+        self._by_day.put(shown.by_day(days, dollars, tokens))
 
     def _actions(self) -> dict[str, Action]:
         return {

@@ -17,6 +17,8 @@ __all__ = ["PoolPage"]
 
 LARGE_SECONDS = 5.0
 """How long to rest between two looks at a large pool: a look at 2,000 keys costs a worker 60 ms."""
+TRANSITIONS_READ = 200
+"""So many of the latest changes of keys are looked through for who took a key out."""
 STEPS = (
     "Name a provider key: OPENAI_API_KEY in the environment, a row under keys: in the configuration, or",
     "register one: Manage, Import keys (role admin).",
@@ -31,6 +33,7 @@ class PoolPage(Page):
     seconds: ClassVar[float] = 2.0
 
     def _build(self) -> None:
+        self._actors: dict[str, Any] = {}
         self._strip = Block("strip-block")
         self._incidents = Block("incidents-block", live=True)
         with ui.row().classes("tools"):
@@ -59,6 +62,9 @@ class PoolPage(Page):
         keys, budgets, state, health = await asyncio.gather(
             api.pages("/pool", "keys"), api.pages("/budgets", "budgets", most=1000), api.get("/state"), api.health()
         )
+        if any(key["state"] in shown.OUT for key in keys):
+            moved = (await api.get("/transitions", limit=TRANSITIONS_READ))["transitions"]
+            shown.with_actors(keys, moved, self._actors)
         return {"keys": keys, "budgets": budgets, "state": state, "health": health}
 
     def _show(self, told: Any, now: datetime) -> None:

@@ -9,7 +9,7 @@ from nicegui import ui
 
 from apikeyrouter_dashboard.management import Trouble, path_of
 from apikeyrouter_dashboard.pages.forms import Field, Form, as_json, show_once
-from apikeyrouter_dashboard.pages.frame import Action, Block, Page, Told, ask_first, tell
+from apikeyrouter_dashboard.pages.frame import Action, Block, Page, Told, ask_first, nothing, tell
 from apikeyrouter_dashboard.sessions import ROLES
 from apikeyrouter_dashboard.shown import setup as shown
 
@@ -49,7 +49,7 @@ class SetupPage(Page):
         providers, limits, webhooks, admin_keys = await asyncio.gather(
             api.pages("/providers", "providers"), api.pages("/limits", "limits", everything="true", most=1000),
             api.pages("/webhooks", "webhooks"),
-            api.pages("/admin-keys", "admin_keys") if self._may else _nothing(),
+            api.pages("/admin-keys", "admin_keys") if self._may else nothing(),
         )  # fmt: skip
         return {"providers": providers, "limits": limits, "webhooks": webhooks, "admin_keys": admin_keys}
 
@@ -234,7 +234,3 @@ def _rows(text: str) -> list[dict[str, Any]] | None:
     except ValueError as exc:
         tell(str(exc), bad=True)
         return None
-
-
-async def _nothing() -> list[Told]:
-    return []

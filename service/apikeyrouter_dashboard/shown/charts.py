@@ -28,9 +28,15 @@ def _base(unit: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def stacked(days: Sequence[str], series: Mapping[str, Sequence[float]], unit: str) -> dict[str, Any]:
-    """Columns over days, one part a series."""
-    made = [{"name": name, "type": "bar", "stack": "all", "data": [*told]} for name, told in series.items()]
+def stacked(
+    days: Sequence[str], series: Mapping[str, Sequence[float | None]], unit: str, marks: Sequence[tuple[str, str]] = ()
+) -> dict[str, Any]:
+    """Columns over days, one part a series; `marks`: what happened on which."""
+    made: list[dict[str, Any]] = [
+        {"name": name, "type": "bar", "stack": "all", "barMaxWidth": 56, "data": [*told]}
+        for name, told in series.items()
+    ]
+    _mark(made, marks)
     options = _base(unit)
     return {**options, "xAxis": {**options["xAxis"], "data": [*days]}, "series": made}
 
@@ -44,7 +50,12 @@ def timeline(
         {"name": name, "type": "line", "showSymbol": len(times) < FEW, "data": [*told], "areaStyle": {"opacity": 0.08}}
         for name, told in series.items()
     ]
+    _mark(made, marks)
+    return {**options, "xAxis": {**options["xAxis"], "data": [*times], "boundaryGap": False}, "series": made}
+
+
+def _mark(made: list[dict[str, Any]], marks: Sequence[tuple[str, str]]) -> None:
+    """Upright lines over the first series, each with its words."""
     if made and marks:
         told = [{"xAxis": at, "label": {"formatter": text, "fontSize": 10, "color": _INK}} for at, text in marks]
         made[0]["markLine"] = {"symbol": "none", "lineStyle": {"color": _INK}, "data": told}
-    return {**options, "xAxis": {**options["xAxis"], "data": [*times], "boundaryGap": False}, "series": made}

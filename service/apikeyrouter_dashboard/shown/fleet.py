@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from markupsafe import Markup
@@ -14,11 +14,13 @@ from apikeyrouter_dashboard.shown.words import badge, count, facts_strip, percen
 __all__ = [
     "Sample",
     "audit_log",
+    "by_day",
     "changes",
     "happened",
     "host",
     "jain",
     "marks",
+    "marks_by_day",
     "processes",
     "rates",
     "sample_of",
@@ -79,6 +81,25 @@ def rates(samples: Sequence[Sample]) -> tuple[list[str], dict[str, list[float | 
     return times, series
 
 
+def by_day(usage: Sequence[Told], days: Sequence[str]) -> dict[str, list[float | None]]:
+    """Requests of the fleet by day: answered, denied here, failed. Days without a report are days without requests."""
+    told = {row["day"]: row for row in usage}
+    names = {"answered": "served", "denied here": "denied", "failed": "failed"}
+    return {name: [told[day][field] if day in told else 0 for day in days] for name, field in names.items()}
+
+
+def marks_by_day(found: Sequence[tuple[datetime, str]], days: Sequence[str]) -> list[tuple[str, str]]:
+    """What happened on the days that are shown, a mark a day."""
+    told: dict[str, list[str]] = {}
+    for at, text in sorted(found, key=lambda one: one[0], reverse=True):
+        told.setdefault(at.astimezone(UTC).date().isoformat(), []).append(text)
+    return [(day, _some(told[day])) for day in days if day in told]
+
+
+def _some(texts: Sequence[str]) -> str:
+    return texts[0] if len(texts) == 1 else f"{texts[0]} and {len(texts) - 1} more"
+
+
 def _sum(sample: Sample, names: Sequence[str]) -> float:
     return sum(sample.outcomes.get(name, 0.0) for name in names)
 
@@ -112,9 +133,7 @@ def marks(found: Sequence[tuple[datetime, str]], samples: Sequence[Sample]) -> l
         place = next((sample for sample in samples[1:] if sample.at >= at), None)
         if place is not None and at >= samples[0].at and len(told) < MARKS_MAX:
             told.setdefault(place.at.strftime("%H:%M:%S"), []).append(text)
-    return [
-        (at, texts[0] if len(texts) == 1 else f"{texts[0]} and {len(texts) - 1} more") for at, texts in told.items()
-    ]
+    return [(at, _some(texts)) for at, texts in told.items()]
 
 
 def happened(found: Sequence[tuple[datetime, str]], now: datetime) -> Markup:
@@ -159,7 +178,7 @@ def shares(usage: Sequence[Told], dimension: str, entitled: Mapping[str, float])
     ]  # fmt: skip
     index = jain([row["served"] / entitled.get(row[dimension], 1.0) for row in rows])
     columns = [dimension, "served", "share", "entitled", "denied", "failed"]
-    body = table(columns, told, none="nobody was served today", numbers=range(1, 6))
+    body = table(columns, told, none="nobody was served in that time", numbers=range(1, 6))
     return _jain_line(index) + body
 
 
@@ -193,7 +212,12 @@ def audit_log(entries: Sequence[Told], now: datetime) -> Markup:
 
 
 def _changes(details: Told) -> str:
+    """From what to what; what is no change, as it is told."""
     changed = details.get("changed")
     if isinstance(changed, Mapping):
-        return "; ".join(f"{name}: {old} → {new}" for name, (old, new) in changed.items())
-    return ""
+        return "; ".join(f"{name}: {_word(old)} → {_word(new)}" for name, (old, new) in changed.items())
+    return "; ".join(f"{name.replace('_', ' ')}: {_word(told)}" for name, told in details.items())
+
+
+def _word(told: object) -> str:
+    return "none" if told is None else str(told)

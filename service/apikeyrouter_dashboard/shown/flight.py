@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from apikeyrouter_dashboard.shown.words import badge, count, dollars, facts_strip, moment, span_of, table, when
 
-__all__ = ["flight", "summary"]
+__all__ = ["flight", "reclaimed", "summary"]
 
 Told = Mapping[str, Any]
 OLD_SECONDS = 60
@@ -39,6 +39,20 @@ def flight(found: Sequence[Told], now: datetime) -> Markup:
     ]  # fmt: skip
     columns = ["age", "request", "key", "lease ends", "tokens", "held", "budgets", "lanes", "worker"]
     return table(columns, rows, none="nothing is in flight", numbers=(4, 5))
+
+
+def reclaimed(found: Sequence[Told], now: datetime) -> Markup:
+    """What came back when a lease ended: requests and concurrency at once, money once it is resolved."""
+    rows = [
+        (
+            when(one["created_at"], now), when(one["deadline"], now), _key(one), dollars(one["held_usd"]),
+            ", ".join(scope["id"] for scope in one["scopes"]),
+            Markup('<code title="reservation {}">{}</code>').format(one["id"], one["worker"]),
+        )
+        for one in sorted(found, key=lambda one: str(one["deadline"]), reverse=True)
+    ]  # fmt: skip
+    columns = ["began", "lease ended", "key", "in suspense", "budgets", "worker"]
+    return table(columns, rows, none="nothing had to be reclaimed that is still open", numbers=(3,))
 
 
 def _call(one: Told) -> Markup:

@@ -8,9 +8,11 @@ from markupsafe import Markup
 
 from apikeyrouter_dashboard.shown.words import badge, bar, count, dollars, moment, percent, table, when
 
-__all__ = ["advice", "lanes"]
+__all__ = ["LIKELY", "SCARCE", "advice", "even_pace", "lanes"]
 
 Told = Mapping[str, Any]
+Out = Mapping[str, datetime | None]
+NOBODY: Out = {}
 LIKELY = 0.5
 SCARCE = 0.2
 AHEAD = 1.15
@@ -18,30 +20,32 @@ AHEAD = 1.15
 _WINDOW_SECONDS = {"m": 60, "h": 3600, "d": 86_400, "s": 1}
 
 
-def lanes(found: Sequence[Told], now: datetime, *, wanted: str = "") -> Markup:
-    """Every limit of every lane, the scarcest first."""
+def lanes(found: Sequence[Told], now: datetime, *, wanted: str = "", out: Out = NOBODY) -> Markup:
+    """Every limit of every lane, those without a serving key first, then the scarcest. `out`: of the former, when the
+    first of their keys is back."""
     rows = [
         (_share_left(limit), lane, limit) for lane in found for limit in lane["limits"] if wanted in lane["id"].lower()
     ]
-    rows.sort(key=lambda row: (row[0], row[1]["id"]))
-    told = [_row(lane, limit, now) for _, lane, limit in rows]
+    rows.sort(key=lambda row: (row[1]["id"] not in out, row[0], row[1]["id"]))
+    told = [_row(lane, limit, now, out) for _, lane, limit in rows]
     columns = ["lane", "limit", "used and held", "free", "capacity", "runs out", "full again", "pace", "advice"]
     return table(columns, told, none="no limits are known yet", numbers=(3, 4))
 
 
-def _row(lane: Told, limit: Told, now: datetime) -> tuple[object, ...]:
+def _row(lane: Told, limit: Told, now: datetime, out: Out) -> tuple[object, ...]:
     left = _share_left(limit)
     kind = "exhausted" if left <= 0 else "critical" if left < 0.05 else "constrained" if left < SCARCE else "abundant"
     gauge = Markup('<span class="gauge">{}<span>{}</span></span>').format(
         bar([(kind, 1 - left)], f"{percent(1 - left)} used"), percent(1 - left)
     )
     name = Markup("{}{}").format(limit["name"].removesuffix("~"), badge("held", "learned") if limit["learned"] else "")
-    blocked = Markup(" {}").format(badge("out", "out")) if lane["blocked_until"] or lane["breaker"] == "open" else ""
+    is_out = lane["blocked_until"] or lane["breaker"] == "open" or lane["id"] in out
+    blocked = Markup(" {}").format(badge("out", "✕ out")) if is_out else ""
     return (
         Markup("<code>{}</code>{}").format(lane["id"], blocked), name, gauge, _amount(limit, "remaining"),
         _amount(limit, "capacity"), _runs_out(limit, now),
         _full_again(limit, now),
-        _pace(limit, now), advice(lane, limit, now),
+        _pace(limit, now), advice(lane, limit, now, out),
     )  # fmt: skip
 
 
@@ -80,17 +84,29 @@ def _pace(limit: Told, now: datetime) -> Markup:
     forecast = limit["forecast"]
     if forecast is None or limit["counts"] == "concurrency":
         return Markup('<span class="unknown">unknown</span>')
-    window = _WINDOW_SECONDS.get(limit["name"].removesuffix("~")[-1:])
     amount = dollars(forecast["per_hour"]) if limit["counts"] == "spend" else count(round(forecast["per_hour"]))
-    if window is None or not limit["capacity"]:
+    ratio = even_pace(limit["name"], forecast["per_hour"], limit["capacity"])
+    if ratio is None:
         return Markup("{} an hour").format(amount)
-    ratio = forecast["per_hour"] * window / 3600 / limit["capacity"]
     return Markup("{} an hour, {} of the even pace").format(amount, percent(ratio))
 
 
-def advice(lane: Told, limit: Told, now: datetime) -> Markup:
+def even_pace(name: str, per_hour: float, capacity: float) -> float | None:
+    """The pace as a share of the one that would use all of a limit evenly over its window; None: it has no window."""
+    window = _WINDOW_SECONDS.get(name.removesuffix("~")[-1:])
+    return None if window is None or not capacity else per_hour * window / 3600 / capacity
+
+
+def advice(lane: Told, limit: Told, now: datetime, out: Out = NOBODY) -> Markup:
     """What to do: wait, throttle, add capacity, or nothing."""
     forecast = limit["forecast"]
+    if lane["id"] in out:
+        at = out[lane["id"]]
+        if at is None:
+            return Markup("none of its keys serves: rotate or enable them, or add one of another group")
+        return Markup("none of its keys serves: wait, the first is back {}; or add one of another group").format(
+            when(at.isoformat(), now)
+        )
     if lane["blocked_until"]:
         return Markup("wait: it is back {}").format(when(lane["blocked_until"], now))
     if limit["remaining"] <= 0 and limit["counts"] != "concurrency":

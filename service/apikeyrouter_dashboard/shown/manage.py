@@ -79,18 +79,20 @@ def clients(found: Sequence[Told], *, may: bool) -> Markup:
     """Who may call."""
     rows = [
         (
-            one["name"], one["team"] or "none", badge("ok", "on") if one["enabled"] else badge("disabled", "off"),
+            one["name"], one["team"] or "none", ", ".join(one["models"]) if one["models"] else "all",
+            badge("ok", "on") if one["enabled"] else badge("disabled", "off"),
             _limit(one["rpm"]), _limit(one["tpm"]), _limit(one["concurrency"]), one["weight"], one["source"],
-            Markup("{} {}").format(
+            Markup("{} {} {} {}").format(
+                button("client-change", "Change", id=one["name"]), button("client-rotate", "Rotate …", id=one["name"]),
                 button("client-off" if one["enabled"] else "client-on", "Switch off" if one["enabled"] else "Switch on",
                        id=one["name"]),
-                button("client-delete", "Delete", kind="danger", id=one["name"]),
+                button("client-delete", "Delete …", kind="danger", id=one["name"]),
             ) if may and one["source"] == "api" else "",
         )
         for one in found
     ]  # fmt: skip
-    columns = ["client", "team", "", "rpm", "tpm", "concurrency", "weight", "from", ""]
-    return table(columns, rows, none="no clients: whoever is on this machine may call", numbers=(3, 4, 5, 6))
+    columns = ["client", "team", "models", "", "rpm", "tpm", "concurrency", "weight", "from", ""]
+    return table(columns, rows, none="no clients: whoever is on this machine may call", numbers=(4, 5, 6, 7))
 
 
 def _limit(value: float | None) -> str:
@@ -105,7 +107,7 @@ def budgets(found: Sequence[Told], *, may: bool) -> Markup:
             one["source"],
             Markup("{} {}").format(
                 button("budget-limit", "Change", id=one["id"]),
-                button("budget-delete", "Delete", kind="danger", id=one["id"]),
+                button("budget-delete", "Delete …", kind="danger", id=one["id"]),
             ) if may and one["source"] == "code" else "",
         )
         for one in found
@@ -125,7 +127,7 @@ def policies(found: Sequence[Told], *, may: bool) -> Markup:
                 button("policy-edit", "Edit", id=one["id"]),
                 button("policy-off" if one["enabled"] else "policy-on", "Switch off" if one["enabled"] else "Switch on",
                        id=one["id"]),
-                button("policy-delete", "Delete", kind="danger", id=one["id"]),
+                button("policy-delete", "Delete …", kind="danger", id=one["id"]),
             ) if may and one["source"] == "api" else "",
         )
         for one in found

@@ -1,6 +1,6 @@
 """Budgets as a tree, what is in suspense, and spend over time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -8,7 +8,10 @@ from markupsafe import Markup
 
 from apikeyrouter_dashboard.shown.words import badge, bar, button, count, dollars, moment, note, percent, table, when
 
-__all__ = ["DIMENSIONS", "first_to_block", "spend_series", "spend_table", "suspense", "tree"]
+__all__ = [
+    "DIMENSIONS", "against_actual", "by_day", "cost_of", "first_to_block", "series", "spend_table", "suspense",
+    "tokens_of", "tree",
+]  # fmt: skip
 
 Told = Mapping[str, Any]
 SCOPES = ("global", "provider", "team", "client", "key", "policy")
@@ -105,19 +108,68 @@ def suspense(found: Sequence[Told], now: datetime, *, may: bool) -> Markup:
                  none="nothing is in suspense", numbers=(2,))  # fmt: skip
 
 
-def spend_series(usage: Sequence[Told], dimension: str, days: Sequence[str]) -> dict[str, list[float]]:
-    """Dollars by day of the largest spenders; the rest together. Days without a report are days without spend."""
+def cost_of(row: Told) -> float:
+    """Dollars of a row of usage."""
+    return float(row["cost_usd"])
+
+
+def tokens_of(row: Told) -> float:
+    """Tokens of a row of usage."""
+    return float(row["input_tokens"] + row["output_tokens"])
+
+
+def series(
+    usage: Sequence[Told], dimension: str, days: Sequence[str], amount: Callable[[Told], float]
+) -> dict[str, list[float]]:
+    """An amount by day of the largest; the rest together. Days without a report are days without use."""
     sums: dict[str, dict[str, float]] = {}
     for row in usage:
         name = row.get(dimension) or "none"
         told = sums.setdefault(str(name), {})
-        told[row["day"]] = told.get(row["day"], 0.0) + row["cost_usd"]
+        told[row["day"]] = told.get(row["day"], 0.0) + amount(row)
     ranked = sorted(sums, key=lambda name: -sum(sums[name].values()))
     found = {name: [round(sums[name].get(day, 0.0), 9) for day in days] for name in ranked[:SERIES_MAX]}
     rest = ranked[SERIES_MAX:]
     if rest:
         found["the others"] = [round(sum(sums[name].get(day, 0.0) for name in rest), 9) for day in days]
     return found
+
+
+def against_actual(decisions: Sequence[Told]) -> Markup:
+    """What requests were admitted for against what they used, by model, the dearest first."""
+    sums: dict[str, list[float]] = {}
+    for one in decisions:
+        expected = one["expected"]
+        if expected is None or one["outcome"] != "ok" or one["input_tokens"] is None or one["cost_estimated"]:
+            continue
+        told = sums.setdefault(one["model"], [0.0] * 5)
+        added = (
+            1, expected["input_tokens"] + expected["output_tokens"], one["input_tokens"] + (one["output_tokens"] or 0),
+            float(expected["cost"] or 0), float(one["cost"] or 0),
+        )  # fmt: skip
+        sums[one["model"]] = [before + more for before, more in zip(told, added, strict=True)]
+    rows = [
+        (model, count(number), count(wanted), count(used), _ratio(used, wanted), dollars(reckoned), dollars(paid),
+         _ratio(paid, reckoned))
+        for model, (number, wanted, used, reckoned, paid) in sorted(sums.items(), key=lambda one: -one[1][4])
+    ]  # fmt: skip
+    columns = ["model", "requests", "tokens expected", "used", "share", "dollars expected", "booked", "share"]
+    return table(columns, rows, none="no request has told what it used yet", numbers=range(1, 8))
+
+
+def _ratio(actual: float, expected: float) -> str:
+    return percent(actual / expected) if expected else "unknown"
+
+
+def by_day(days: Sequence[str], dollars_of: Mapping[str, list[float]], tokens: Mapping[str, list[float]]) -> Markup:
+    """The charts in rows, the latest day first; days of which nothing is told are left out."""
+    rows = [
+        (day, name, dollars(dollars_of.get(name, [0.0] * len(days))[n]), count(tokens.get(name, [0.0] * len(days))[n]))
+        for n, day in reversed([*enumerate(days)])
+        for name in dict.fromkeys((*dollars_of, *tokens))
+        if dollars_of.get(name, [0.0] * len(days))[n] or tokens.get(name, [0.0] * len(days))[n]
+    ]
+    return table(["day", "", "dollars", "tokens"], rows, none="nothing was used in this time", numbers=(2, 3))
 
 
 def spend_table(usage: Sequence[Told], dimension: str) -> Markup:

@@ -4,12 +4,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlencode
 
 from markupsafe import Markup
 
-from apikeyrouter_dashboard.shown.words import UNKNOWN, badge, bar, button, count, first_sentence, percent, table, when
+from apikeyrouter_dashboard.shown.words import (
+    UNKNOWN,
+    badge,
+    bar,
+    button,
+    count,
+    first_sentence,
+    moment,
+    percent,
+    span_of,
+    table,
+    told_at,
+    when,
+)  # fmt: skip
 
-__all__ = ["CHIPS_MAX", "GROUPINGS", "Group", "condition", "groups", "key_facts", "legend", "size_for", "tiles"]
+__all__ = [
+    "CHIPS_MAX", "GROUPINGS", "OUT", "Group", "as_table", "back", "condition", "groups", "key_facts", "legend",
+    "size_for", "tiles", "who", "why", "with_actors",
+]  # fmt: skip
 
 Key = Mapping[str, Any]
 GROUPINGS = {"provider_id": "provider", "quota_group": "quota group", "tier": "tier", "tags": "tag", "state": "state"}
@@ -24,6 +41,8 @@ CONDITIONS = {
     "recovering": ("↻", "tried again carefully"), "unknown": ("?", "no limit is known"), "abundant": ("✓", "plenty"),
 }  # fmt: skip
 """What may be said of a key in one word, worst first: its mark, and what that means."""
+OUT = ("exhausted", "invalid", "disabled", "out", "throttled")
+"""Conditions in which a key does not serve."""
 _WORST = {name: place for place, name in enumerate(CONDITIONS)}
 
 
@@ -101,9 +120,42 @@ def counted(group: Group) -> Markup:
     )
 
 
+def with_actors(keys: Iterable[dict[str, Any]], transitions: Sequence[Key], known: dict[str, Any]) -> None:
+    """Say of each key that is out who took it out, as `state_actor` ("": nobody knows). `transitions`: newest first.
+    `known` keeps what was found between two looks."""
+    latest: dict[str, Key] = {}
+    for one in transitions:
+        if one["from_state"] != one["to_state"]:
+            latest.setdefault(str(one["entity_id"]), one)
+    for key in keys:
+        mark = (key["state"], key["state_until"])
+        found = latest.get(key["id"])
+        if found is not None and found["to_state"] == key["state"]:
+            known[key["id"]] = (mark, str(found["actor"]))
+        kept = known.get(key["id"])
+        key["state_actor"] = kept[1] if kept and kept[0] == mark and key["state"] != "available" else ""
+
+
+def who(key: Key) -> str:
+    """Who took a key out, in words; "" where nobody did, or nobody knows."""
+    actor = key.get("state_actor", "")
+    if not actor or key["state"] in ("available", "recovering"):
+        return ""
+    return {"router": "by the router", "operator": "by code or configuration"}.get(actor, f"by {actor}")
+
+
+def error_words(key: Key, at: str) -> str:
+    """The class of its last failure, and when that was; "" where none is known."""
+    error = key["last_error"]
+    if error is None:
+        return ""
+    status = f" {error['status']}" if error["status"] else ""
+    return f"last error {error['category'].replace('_', ' ').removesuffix(' error')}{status}, {at}"
+
+
 def back(key: Key, now: datetime) -> Markup:
     """When a key that is out is back; "" for one that is not."""
-    if condition(key) in ("abundant", "unknown", "constrained", "critical", "recovering"):
+    if condition(key) not in OUT:
         return Markup("")
     if key["state"] in ("invalid", "disabled"):
         return Markup("until somebody acts")
@@ -136,7 +188,16 @@ def _classes(key: Key) -> str:
 
 
 def _tip(key: Key) -> str:
-    return f"{key['id']} · {condition(key)} · headroom {percent(key['headroom'])} · {why(key)}"
+    """All that a tile tells, in times that do not change from look to look."""
+    parts = [str(key["id"]), condition(key), f"headroom {percent(key['headroom'])}", why(key), who(key)]
+    if key["state_reason"] or key["out_lane"]:
+        parts.append(_binding_words(key))
+    until = moment(key["state_until"] or key["out_until"])
+    if until is not None and condition(key) in OUT:
+        parts.append(f"back {told_at(until)}")
+    error = key["last_error"]
+    parts.append("" if error is None else error_words(key, told_at(datetime.fromisoformat(error["at"]))))
+    return " · ".join(part for part in parts if part)
 
 
 def _attributes(key: Key, size: str) -> Markup:
@@ -152,7 +213,7 @@ def _card(key: Key, now: datetime) -> Markup:
     gauge = bar([(condition(key), left or 0.0)] if serves else [], f"headroom {percent(left)}")
     return Markup(
         '<button {}><span class="name"><i aria-hidden="true">{}</i>{}</span><span class="share">{}</span>{}'
-        '<span class="why">{}</span><span class="back">{}</span></button>'
+        '<span class="why">{}</span><span class="back">{}</span><span class="error">{}</span></button>'
     ).format(
         _attributes(key, "card"),
         mark,
@@ -160,8 +221,14 @@ def _card(key: Key, now: datetime) -> Markup:
         percent(left) if serves else "–",
         gauge,
         why(key),
-        back(key, now) or "",
+        Markup(", ").join(part for part in (back(key, now), who(key)) if part),
+        _error(key, now),
     )
+
+
+def _error(key: Key, now: datetime) -> str:
+    at = None if key["last_error"] is None else moment(key["last_error"]["at"])
+    return "" if at is None else error_words(key, f"{span_of((now - at).total_seconds())} ago")
 
 
 def _chip(key: Key, now: datetime) -> Markup:
@@ -182,6 +249,8 @@ def key_facts(key: Key, transitions: Sequence[Mapping[str, Any]], now: datetime)
     facts = [
         ("Condition", badge(name, f"{CONDITIONS[name][0]} {name}") + Markup(" {}").format(back(key, now))),
         ("Why", why(key, whole=True)),
+        *([("Taken out", who(key))] if who(key) else []),
+        ("Last error", _explained_error(key, now)),
         ("Headroom", percent(key["headroom"])),
         ("Binding limit", UNKNOWN if limit is None else f"{_binding_words(key)}, in {limit['lane']}"),
         ("Full again", UNKNOWN if limit is None else when(limit["full_again_at"], now, unknown="it is full")),
@@ -202,6 +271,19 @@ def key_facts(key: Key, transitions: Sequence[Mapping[str, Any]], now: datetime)
     return Markup('<dl class="facts">{}</dl><h3>What became of it</h3>{}').format(told, history)
 
 
+def _explained_error(key: Key, now: datetime) -> Markup:
+    """Its last failure, with the way to the request that it came of."""
+    error = key["last_error"]
+    if error is None:
+        return Markup('<span class="dim">none that any worker remembers</span>')
+    told = [error["category"].replace("_", " "), (error["meaning"] or "").replace("_", " ")]
+    told.append(f"status {error['status']}" if error["status"] else "no answer")
+    return Markup('{} of {}, {} · <a href="/decisions?{}">explain the request</a>').format(
+        ", ".join(part for part in told if part), error["model"], when(error["at"], now),
+        urlencode({"explain": error["request_id"]}),
+    )  # fmt: skip
+
+
 def _latency(key: Key) -> str:
     return "latency unknown" if key["latency_ms"] is None else f"{key['latency_ms']} ms"
 
@@ -211,10 +293,12 @@ def as_table(keys: Sequence[Key], now: datetime) -> Markup:
     rows = [
         (
             button("open", key["id"], kind="link", id=str(key["id"])), badge(condition(key), condition(key)),
-            percent(key["headroom"]), why(key), back(key, now), key["provider_id"], key["quota_group"],
-            key["breaker"].replace("_", " "), key["in_flight"],
+            percent(key["headroom"]), why(key), Markup(", ").join(part for part in (back(key, now), who(key)) if part),
+            key["provider_id"], key["quota_group"],
+            key["breaker"].replace("_", " "), key["in_flight"], _error(key, now).removeprefix("last error ") or "–",
         )
         for key in sorted(keys, key=lambda key: (_WORST[condition(key)], key["headroom"] or 0, key["id"]))
     ]  # fmt: skip
-    columns = ["key", "condition", "headroom", "why", "back", "provider", "quota group", "breaker", "in flight"]
+    columns = ["key", "condition", "headroom", "why", "back, by", "provider", "quota group", "breaker", "in flight",
+               "last error"]  # fmt: skip
     return table(columns, rows, none="no keys", numbers=(2, 8))

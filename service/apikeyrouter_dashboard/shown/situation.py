@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from apikeyrouter_dashboard.shown.pool import back, condition
+from apikeyrouter_dashboard.shown.pool import OUT, back, condition
 from apikeyrouter_dashboard.shown.words import badge, by, count, dollars, facts_strip, first_sentence, percent, when
 
 __all__ = ["Incident", "incidents", "strip", "told"]
@@ -41,7 +41,7 @@ def _out(keys: Sequence[Told], now: datetime) -> Iterable[Incident]:
     total = len(keys)
     for (name, group), members in _alike(keys).items():
         ids = _names([str(key["id"]) for key in members])
-        serving = sum(condition(key) not in _NOT_SERVING for key in keys)
+        serving = sum(condition(key) not in OUT for key in keys)
         rest = f"{serving} of {total} keys serve"
         if name == "exhausted":
             peers = [key for key in keys if key["quota_group"] == group]
@@ -73,15 +73,12 @@ def _out(keys: Sequence[Told], now: datetime) -> Iterable[Incident]:
             )  # fmt: skip
 
 
-_NOT_SERVING = ("exhausted", "invalid", "out", "throttled", "disabled")
-
-
 def _alike(keys: Sequence[Told]) -> dict[tuple[str, str], list[Told]]:
     """Keys that are out, by how and where: one line for an organisation or provider, not one for each of its keys."""
     found: dict[tuple[str, str], list[Told]] = {}
     for key in keys:
         name = condition(key)
-        if name in _NOT_SERVING and name != "disabled":
+        if name in OUT and name != "disabled":
             where = {"exhausted": key["quota_group"], "out": key["out_lane"] or ""}.get(name, key["provider_id"])
             found.setdefault((name, str(where)), []).append(key)
     return found

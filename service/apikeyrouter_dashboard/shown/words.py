@@ -115,15 +115,24 @@ def table(columns: Sequence[str], rows: Iterable[Row], *, none: str = "nothing",
     """A table. `numbers`: places of columns that stand to the right."""
     right = frozenset(numbers)
 
-    def line(row: Row, cell: Markup) -> Markup:
-        told = Markup("").join(cell.format("n" if place in right else "", value) for place, value in enumerate(row))
+    def line(row: Row, cells: Sequence[Markup]) -> Markup:
+        told = Markup("").join(cell.format(value) for cell, value in zip(cells, row, strict=True))
         return Markup("<tr>{}</tr>").format(told)
 
-    body = Markup("").join(line(row, Markup('<td class="{}">{}</td>')) for row in rows)
+    places = [("n" if place in right else "", name) for place, name in enumerate(columns)]
+    labels = [Markup(' data-label="{}"').format(name) if name else "" for _, name in places]
+    cells = [_cell("td", kind, label) for (kind, _), label in zip(places, labels, strict=True)]
+    body = Markup("").join(line(row, cells) for row in rows)
     if not body:
         return note(none)
-    head = line(columns, Markup('<th scope="col" class="{}">{}</th>'))
+    head = line(columns, [_cell("th", kind, Markup(' scope="col"')) for kind, _ in places])
     return Markup('<div class="scroll"><table><thead>{}</thead><tbody>{}</tbody></table></div>').format(head, body)
+
+
+def _cell(tag: str, kind: str, attributes: str) -> Markup:
+    """A cell of a column, with a place for what is in it. On narrow screens a cell is shown under its own label."""
+    told = Markup("<{0}{1}{2}>{{}}</{0}>").format(tag, Markup(' class="n"') if kind else "", attributes)
+    return Markup(told)  # noqa: S704 (made of what is escaped)
 
 
 def facts_strip(facts: Iterable[tuple[str, object]]) -> Markup:

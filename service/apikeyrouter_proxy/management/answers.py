@@ -321,7 +321,16 @@ class PolicyPage(Paged):
 
 # --- decisions, reservations, usage ------------------------------------------------------------------------------
 
-DecisionShown: Any = without(RoutingDecision, "DecisionShown", "candidates", "tried")
+
+class Expected(Answer):
+    """What the last attempt of a request was admitted for. `cost` null: it has no price."""
+
+    input_tokens: int
+    output_tokens: int
+    cost: str | None
+
+
+DecisionShown: Any = without(RoutingDecision, "DecisionShown", "candidates", "tried", expected=Expected | None)
 DecisionExplained: Any = without(RoutingDecision, "DecisionExplained", text=str)
 
 

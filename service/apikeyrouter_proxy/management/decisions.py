@@ -55,10 +55,22 @@ async def list_decisions(
     shown = rest[: page.limit]
     decisions = [decision_of(one) if isinstance(one, Facts) else one for one in shown]
     return {
-        "decisions": [one.model_dump(mode="json", exclude={"candidates", "tried"}) for one in decisions],
+        "decisions": [_listed(one) for one in decisions],
         "total": len(newest),
         "next_cursor": cursor_at(_place(shown[-1])) if len(rest) > len(shown) else None,
     }
+
+
+def _listed(decision: RoutingDecision) -> dict[str, Any]:
+    """One of many: without its candidates, and of its attempts what the last was admitted for."""
+    last = decision.tried[-1] if decision.tried else None
+    cost = None if last is None or last.expected_cost is None else str(last.expected_cost)
+    return {
+        **decision.model_dump(mode="json", exclude={"candidates", "tried"}),
+        "expected": None if last is None else {
+            "input_tokens": last.expected_input_tokens, "output_tokens": last.expected_output_tokens, "cost": cost,
+        },
+    }  # fmt: skip
 
 
 async def _lately(desk: Desk, key_id: str | None, provider_id: str | None) -> Sequence[Facts | RoutingDecision]:
