@@ -31,7 +31,6 @@ from apikeyrouter_proxy.management.answers import (
     PolicyPage,
     PolicyShown,
     PolicyTried,
-    PoolPage,
     Probed,
     ProviderPage,
     ProviderShown,
@@ -47,6 +46,7 @@ from apikeyrouter_proxy.management.answers import (
     WhoAmI,
 )
 from apikeyrouter_proxy.management.fleet_answers import Findings, StoreShown, WorkerPage
+from apikeyrouter_proxy.management.pool_answers import PoolPage
 from apikeyrouter_proxy.management.transfer_answers import Exported, Imported, KeysImported
 
 __all__ = ["ANSWERS", "answer_schemas"]
