@@ -78,7 +78,7 @@ def test_a_seed_has_the_same_history_in_another_process(outcomes: dict[int, Outc
 
 def test_a_ledger_that_settles_twice_is_found_and_its_history_made_short(monkeypatch: pytest.MonkeyPatch) -> None:
     _forget_who_was_settled(monkeypatch)
-    failed = run(plan_of(0, horizon_us=20 * SECOND))
+    failed = run(plan_of(0, horizon_us=30 * SECOND))
     assert failed.violation is not None
     found = shortest(failed)
     assert found.violation is not None
