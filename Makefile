@@ -4,6 +4,7 @@ VENV   ?= .venv
 TEST_PROCESSES ?= 3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+unexport PYTHONDONTWRITEBYTECODE   # tests start hundreds of processes: what they import is compiled once
 CODE   := router/apikeyrouter service/apikeyrouter_proxy service/apikeyrouter_dashboard tests benchmarks tools
 
 .DEFAULT_GOAL := help
