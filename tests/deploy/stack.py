@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,12 @@ class Stack:
         """One router, past the balancer."""
         return f"http://127.0.0.1:{self.ports[name]}"
 
-    def up(self, name: str) -> None:
-        """Start one container's process, and wait until its own health check (where it has one) is content."""
-        self.processes[name] = subprocess.Popen(self._command(name), env=self.environ(name), cwd=self.folder)
-        wait_until(lambda: self._is_healthy(name))
+    def up(self, *names: str) -> None:
+        """Start containers' processes, and wait until each one's own health check (where it has one) is content."""
+        for name in names:
+            self.processes[name] = subprocess.Popen(self._command(name), env=self.environ(name), cwd=self.folder)
+        for name in names:
+            wait_until(partial(self._is_healthy, name))
 
     def down(self, name: str) -> int:
         """As `docker compose stop`: SIGTERM, and the exit code."""
@@ -121,7 +124,7 @@ class Stack:
                 return bool(client.ping())
             return False
         if name.startswith("router"):
-            return self.probe(name) == 0
+            return listens(self.ports[name]) and self.probe(name) == 0
         with contextlib.suppress(httpx.TransportError):
             return httpx.get(f"{self.router_url(name)}/health").status_code < 502
         return False
@@ -132,8 +135,8 @@ def stack_up(folder: Path, environ: Mapping[str, str]) -> Iterator[Stack]:
     """Redis, the simulated providers, both routers, the balancer."""
     stack = Stack(folder, compose({**SET_BY_OPERATOR, **environ}))
     try:
-        for name in ("redis", "simulator", "router-1", "router-2", "balancer"):
-            stack.up(name)
+        for names in (("redis", "simulator"), ("router-1", "router-2"), ("balancer",)):
+            stack.up(*names)
         wait_until(lambda: httpx.get(f"{stack.operators_url}/health/ready").status_code == 200)
         yield stack
     finally:
@@ -151,14 +154,15 @@ def nginx_up(stack: Stack, folder: Path) -> Iterator[str]:
     config.write_text(text.replace("/tmp/nginx", f"{folder}/nginx"))
     process = subprocess.Popen(["nginx", "-p", str(folder), "-c", str(config), "-g", "daemon off;"])
     try:
-        wait_until(lambda: _listens(port))
+        wait_until(lambda: listens(port))
         yield f"http://127.0.0.1:{port}"
     finally:
         process.send_signal(signal.SIGQUIT)
         process.wait(60)
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether somebody takes connections: cheaper to ask than a probe, which is a process."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:

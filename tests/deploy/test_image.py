@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.processes import SECONDS_MAX, wait_until
 from tests.deploy.containers import dockerfile, process_environ
+from tests.deploy.stack import listens
 from tests.house.tree import ROOT, tracked
 from tests.servers import free_port
 
@@ -44,7 +45,9 @@ def image() -> Iterator[Path]:
             if _in_context(name):
                 (context / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, context / name)
-        environ = process_environ(build.environ, {"HOME": str(root), "PYTHONDONTWRITEBYTECODE": "1"})
+        cache = os.environ.get("PIP_CACHE_DIR", str(Path.home() / ".cache/pip"))
+        own = {"HOME": str(root), "PYTHONDONTWRITEBYTECODE": "1", "PIP_CACHE_DIR": cache}
+        environ = process_environ(build.environ, own)
         for step in build.told("RUN"):
             done = subprocess.run(
                 ["sh", "-c", _placed(step, root)], cwd=context, env=environ, capture_output=True, text=True, check=False
@@ -54,7 +57,7 @@ def image() -> Iterator[Path]:
         shutil.rmtree(root / "opt" / "build")
         yield root
     finally:
-        shutil.rmtree(root)
+        shutil.rmtree(root, ignore_errors=True)
 
 
 def test_the_image_runs_the_wheel_alone(image: Path) -> None:
@@ -98,7 +101,7 @@ def test_the_container_starts_answers_its_probe_and_ends_on_a_read_only_root(
 
         def healthy() -> bool:
             assert process.poll() is None, "the service did not start"
-            return subprocess.run(probe, env=environ, capture_output=True, check=False).returncode == 0
+            return listens(int(port)) and subprocess.run(probe, env=environ, capture_output=True).returncode == 0
 
         wait_until(healthy)
         status = Path(f"/proc/{process.pid}/status").read_text()

@@ -120,7 +120,8 @@ async def test_a_rolling_restart_under_load_loses_no_stream_and_leaks_no_hold(st
     assert set(ends["unary"]) - {"refused"} == {"whole"}, ends
     assert set(ends["long"]) - {"refused"} == {"cut"}, ends
     assert ends["long"]["cut"] >= 4
-    assert (ends["short"] + ends["unary"])["refused"] <= 6, ends
+    ended = ends["short"] + ends["unary"]
+    assert ended["refused"] * 10 <= ended.total(), ends
     await asyncio.to_thread(wait_until, lambda: _held(stack) == [0.0, 0.0])
     assert _open_reservations(stack) == 0
     assert await _drift(stack) == []

@@ -27,6 +27,7 @@ OTHER = WorkerRecord(
 
 @pytest_asyncio.fixture(loop_scope="package", scope="module")
 async def service(service_valkey: Server, shared_simulator: SimulatorProcess) -> Any:
+    await shared_simulator.reset()
     config = {
         "providers": providers_of(shared_simulator), "keys": KEYS,
         "models": {"fast": [{"provider": "openai", "model": "gpt-nobody-knows"}]},

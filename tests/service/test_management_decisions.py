@@ -19,6 +19,7 @@ CHAT: dict[str, Any] = {"model": "gpt-4o-mini", "messages": [{"role": "user", "c
 
 @pytest_asyncio.fixture(loop_scope="package", scope="module")
 async def service(service_valkey: Server, shared_simulator: SimulatorProcess) -> AsyncIterator[Running]:
+    await shared_simulator.reset()
     keys = [
         {"id": "refused", "provider": "openai", "key": "sk-nobody-knows", "models": ["gpt-4o-mini"]},
         {"id": "good", "provider": "openai", "key": "sk-sim-service-1", "models": ["gpt-4o-mini"]},

@@ -38,7 +38,7 @@ async def test_an_openai_client_that_waits_no_longer_ends_its_call_everywhere(
         with pytest.raises((openai.APITimeoutError, openai.InternalServerError)):
             await client.chat.completions.create(model="gpt-4o-mini", messages=HELLO, stream=stream)
     await at_rest(service, simulator)
-    assert (await simulator.report())["total"]["arrived"] == 1, "no attempt begins that nobody waits for"
+    assert (await simulator.report())["total"]["arrived"] <= 1, "no attempt begins that nobody waits for"
 
 
 async def test_an_anthropic_client_that_waits_no_longer_ends_its_call_everywhere(
@@ -49,7 +49,7 @@ async def test_an_anthropic_client_that_waits_no_longer_ends_its_call_everywhere
         with pytest.raises((anthropic.APITimeoutError, anthropic.InternalServerError)):
             await client.messages.create(model="claude-haiku-4-5", max_tokens=10, messages=HELLO)
     await at_rest(service, simulator)
-    assert (await simulator.report())["total"]["arrived"] == 1
+    assert (await simulator.report())["total"]["arrived"] <= 1
 
 
 async def test_a_deadline_in_a_header_is_answered_as_a_timeout_that_is_not_to_be_retried(
@@ -64,7 +64,7 @@ async def test_a_deadline_in_a_header_is_answered_as_a_timeout_that_is_not_to_be
     assert caught.value.status_code == 504
     assert caught.value.response.headers["x-should-retry"] == "false"
     await at_rest(service, simulator)
-    assert (await simulator.report())["total"]["arrived"] == 1
+    assert (await simulator.report())["total"]["arrived"] <= 1
 
 
 @pytest.mark.parametrize("hint", ["x-stainless-read-timeout", "x-stainless-timeout"])

@@ -38,6 +38,7 @@ class Said(BaseModel):
 @pytest_asyncio.fixture(loop_scope="package", scope="module")
 async def running(service_valkey: Server, shared_simulator: SimulatorProcess) -> AsyncIterator[Running]:
     """A service that translates, also for a server of OpenAI's dialect that has chat alone."""
+    await shared_simulator.reset()
     config = everyone(shared_simulator)
     config["providers"]["mistral"] = {
         "adapter": "mistral",

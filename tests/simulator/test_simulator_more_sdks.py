@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from typing import Any
 
 import groq
@@ -207,9 +209,12 @@ async def test_groq_counts_requests_by_the_day_and_tells_usage_in_x_groq(simulat
         with pytest.raises(groq.APIStatusError, match="Request too large") as caught:
             await client.chat.completions.create(model=GROQ_MODEL, messages=HELLO, max_completion_tokens=6_000)
         assert caught.value.status_code == 413
-        with pytest.raises(groq.RateLimitError, match=r"tokens per minute \(TPM\): Limit 6000, Used 1\d\d") as limited:
+        await client.chat.completions.create(model=GROQ_MODEL, messages=HELLO, max_completion_tokens=3_000)
+        with pytest.raises(groq.RateLimitError, match=r"tokens per minute \(TPM\): Limit 6000, Used \d+") as limited:
             await client.chat.completions.create(model=GROQ_MODEL, messages=HELLO, max_completion_tokens=5_960)
-        assert limited.value.response.headers["retry-after"] == "1"
+        said = re.search(r"Please try again in ([\d.]+)s", str(limited.value))
+        assert said is not None
+        assert limited.value.response.headers["retry-after"] == str(math.ceil(float(said[1])))
 
 
 # --- Mistral
@@ -236,7 +241,8 @@ async def test_mistral_tells_usage_unasked_and_limits_by_the_minute(simulator: S
             headers={"authorization": "Bearer mistral-sim-key"},
         )
     assert raw.headers["x-ratelimit-limit-req-minute"] == "60"
-    assert raw.headers["x-ratelimit-remaining-tokens-minute"] in ("956", "957", "958")  # 30 of input, 14 of output
+    left = int(raw.headers["x-ratelimit-remaining-tokens-minute"])  # 30 of input, 14 of output; some came back since
+    assert 956 <= left <= 985
     assert "x-ratelimit-reset-req-minute" not in raw.headers
 
 

@@ -127,9 +127,13 @@ def test_where_all_is_full_a_batch_gives_way_to_a_person() -> None:
 def test_many_that_come_and_go_behind_one_that_stays_leave_nothing() -> None:
     lines = WaitLines()
     (stays,) = joined(lines, Who("a"))
+    memories = 0
     for number in range(20_000):
+        before = lines._lines["line"].latest
         (place,) = joined(lines, Who(f"client-{number}"))
         lines.leave(place)
+        memories += lines._lines["line"].latest is not before
+    assert memories < 10, "who comes does not pay for looking through all that came before"
     assert lines.length == 1
     assert lines.first("line") is stays
     assert len(lines._lines["line"].heap) < 100

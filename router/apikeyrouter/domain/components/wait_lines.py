@@ -53,7 +53,7 @@ class Place:
 
 
 class _Line:
-    __slots__ = ("heap", "latest", "virtual", "waiting")
+    __slots__ = ("crowd", "heap", "latest", "virtual", "waiting")
 
     def __init__(self) -> None:
         self.heap: list[Place] = []
@@ -62,6 +62,8 @@ class _Line:
         self.latest: dict[tuple[int, str], float] = {}
         """By class and client, its highest tag."""
         self.waiting: Counter[str] = Counter()
+        self.crowd = CLIENTS_MAX
+        """How many are remembered before the line looks for those whose turns are over."""
 
     def reached(self, who: Who) -> float:
         """The tag up to which a client has had its turns."""
@@ -69,8 +71,9 @@ class _Line:
 
     def take_turn(self, who: Who) -> float:
         """The tag of a client's next turn, which is taken."""
-        if len(self.latest) >= CLIENTS_MAX:
+        if len(self.latest) >= self.crowd:
             self.latest = {whose: tag for whose, tag in self.latest.items() if tag > self.virtual[whose[0]]}
+            self.crowd = max(CLIENTS_MAX, 2 * len(self.latest))
         tag = self.latest[who.priority, who.principal] = self.reached(who) + 1.0 / who.weight
         return tag
 
