@@ -98,6 +98,7 @@ class ApiKeyRouter(RouterWaysIn):
                 self.failure_handler.learn(answer, attempt.admitted.option, pool.options, tried)
                 self._observer.refused(attempt.admitted.option, answer)
                 failed = provider_error(answer, facts)
+                failed.__cause__ = attempt.error
                 if facts.slab and failed.category is ErrorCategory.RateLimitError:
                     self.slabs.recall(attempt.admitted.request.candidates[0].lanes)
                 denied = self._patience.denial(call, answer, facts) if _all_tried(pool, tried) else None
@@ -190,7 +191,7 @@ class ApiKeyRouter(RouterWaysIn):
             if isinstance(admitted, Refused):
                 if rules is not None and self._policing.yield_soft(rules, facts):
                     return await self._admit(call, parsed, facts, tried, failed, relaxed=True)
-                raise await self._refusal(admitted, pool, skip, facts) from failed
+                raise await self._refusal(admitted, pool, skip, call, facts) from failed
             attempt = self._held(call, facts, admitted, started)
             if rules is not None and rules.shadows:
                 self._policing.admitted(rules, pool, admitted.option, admitted.charge.expected_nanousd, facts)
@@ -236,7 +237,9 @@ class ApiKeyRouter(RouterWaysIn):
             self.books.hand_in(Release(rid=admitted.request.rid, sent=False))
             raise
 
-    async def _refusal(self, refused: Refused, pool: Pool, skipped: Mapping[Option, str], facts: Facts) -> Exception:
+    async def _refusal(
+        self, refused: Refused, pool: Pool, skipped: Mapping[Option, str], call: Call, facts: Facts
+    ) -> Exception:
         now_us = self.ledger.stamp.now_us
         binding = refused.binding
         facts.denial = binding
@@ -246,13 +249,15 @@ class ApiKeyRouter(RouterWaysIn):
         budget = None if binding is None else self.catalogue.budget(binding.where)
         if binding is not None and budget is not None:
             states = await self.ledger.scopes([budget.id])  # a budget that was never held in has no state yet
-            needed = -1 if binding.reason is Reason.UNPRICED else refused.needed_nanousd
+            needed = refused.needed_nanousd if refused.needed_nanousd >= 0 else budget.flat_nanousd
+            needed = -1 if binding.reason is Reason.UNPRICED else needed
             ends_at_us = self._configuration.budgets.period(budget, now_us)[1]
             state = states[0] if states else None
             unpriced = refused.unpriced if needed < 0 else ()
             return budget_exceeded(
-                binding, budget, state, needed, ends_at_us=ends_at_us, now_us=now_us, unpriced=unpriced
-            )
+                binding, budget, state, needed, ends_at_us=ends_at_us, now_us=now_us, unpriced=unpriced,
+                doubts=tuple((call.cost_doubts or {}).values()),
+            )  # fmt: skip
         rules, excluded = pool.constraints, refused.ranking.excluded
         if rules is not None and excluded and not refused.losses and not pool.out and limits(rules, excluded):
             return self._policing.denial(rules, pool, excluded, facts)

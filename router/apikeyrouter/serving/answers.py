@@ -96,7 +96,7 @@ def provider_error(failure: Failure, facts: Facts) -> ProviderError:
     seconds = -(-failure.retry_after_us // 1_000_000)
     details: dict[str, Any] = {
         "failure": failure, "status": failure.status, "code": failure.code, "request_id": facts.request_id,
-        "attempts": len(facts.attempts),
+        "attempts": len(facts.attempts), "provider_id": facts.provider_id,
     }  # fmt: skip
     return ProviderError(
         failure.message, category=failure.category, retryable=failure.retryable, retry_after=seconds or None,

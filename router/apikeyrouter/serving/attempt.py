@@ -25,7 +25,7 @@ from apikeyrouter.infrastructure.adapters.stream_failures import unreadable
 from apikeyrouter.infrastructure.adapters.transport import Response, Timeouts, Transport, TransportError
 from apikeyrouter.serving.admission import Admitted
 from apikeyrouter.serving.endings import Attempt, Endings
-from apikeyrouter.serving.foreign_code import finish_within
+from apikeyrouter.serving.foreign_code import called, finish_within
 from apikeyrouter.serving.outcomes import (
     TIMEOUT_SECONDS_MIN,
     adapter_failure,
@@ -216,17 +216,18 @@ class Attempts:
         attempt.sent = True
         try:
             if attempt.call.stream:
-                stream = AdapterStream(self.ends, attempt, adapter, adapter.execute_stream(intent, key))
+                stream = AdapterStream(self.ends, attempt, adapter, called(adapter.execute_stream, intent, key))
                 garbled = await stream.begin()
                 return garbled or Exchange(
                     status=200, content_type="text/event-stream", facts=attempt.facts, chunks=stream,
                     provider=attempt.admitted.option.provider,
                 )  # fmt: skip
             told = await finish_within(
-                adapter.execute_request(intent, key), attempt.timeouts.first_byte,
+                called(adapter.execute_request, intent, key), attempt.timeouts.first_byte,
                 provider_id=attempt.admitted.option.provider.id,
             )  # fmt: skip
         except Exception as exc:
+            attempt.error = exc
             failure = adapter_failure(adapter, exc, secret=_secret(attempt))
             return unless_late(failure, self.deadline(attempt.call))
         return self._adapter_answer(attempt, adapter, told)
@@ -234,8 +235,9 @@ class Attempts:
     def _adapter_answer(self, attempt: Attempt, adapter: ProviderAdapter, told: object) -> Exchange | Failure:
         """What the adapter returned, read. Where that is no answer, the provider may have billed it all the same."""
         try:
-            answer: object = adapter.normalize_response(told)
+            answer: object = called(adapter.normalize_response, told)
         except Exception as exc:
+            attempt.error = exc
             return unreadable(adapter_failure(adapter, exc, secret=_secret(attempt)).message)
         if not isinstance(answer, SystemResponse):
             return unreadable(f"normalize_response returned {type(answer).__name__}, not SystemResponse")

@@ -5,14 +5,15 @@ A task that waits for a coroutine cannot go on before that ends, and one that sw
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from apikeyrouter.domain.models.system_error import SystemError
+from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter, where_raised
+from apikeyrouter.domain.models.system_error import ErrorCategory, ProviderError, SystemError
 from apikeyrouter.infrastructure.observability.events import EventLog
 
-__all__ = ["Pieces", "finish_within"]
+__all__ = ["Pieces", "called", "finish_within", "misbehaved"]
 
 _log = EventLog("apikeyrouter")
 T = TypeVar("T")
@@ -22,6 +23,32 @@ _left: set["asyncio.Task[Any]"] = set()
 """What was left behind and has not ended. Kept, for a task that nobody holds may vanish in its midst."""
 
 
+def called(method: Callable[..., T], *args: Any) -> T:
+    """What a method of an adapter that is not async returns or raises.
+
+    Raises:
+        SystemError: it raised a cancellation, which can be nobody's here.
+    """
+    try:
+        return method(*args)
+    except asyncio.CancelledError as exc:
+        raise SystemError("the adapter cancelled itself") from exc
+
+
+def misbehaved(provider_id: str, adapter: ProviderAdapter, method: str, found: object) -> ProviderError:
+    """The error for an adapter's method that failed, or returned what it must not. `found`: the exception, or that."""
+    if inspect.iscoroutine(found):
+        found.close()
+    what = f"failed: {where_raised(found)}" if isinstance(found, Exception) else f"returned {type(found).__name__}"
+    error = ProviderError(
+        f"the adapter of provider {provider_id!r} ({type(adapter).__name__}): {method} {what}",
+        category=ErrorCategory.ProviderError, details={"provider_id": provider_id, "method": method},
+    )  # fmt: skip
+    error.__cause__ = found if isinstance(found, Exception) else None
+    _log.warning("adapter.misbehaved", provider_id=provider_id, method=method, error=error.message)
+    return error
+
+
 async def finish_within(work: Awaitable[T], seconds: float | None, *, provider_id: str) -> T:
     """What `work` returns or raises. It is cancelled with its waiter, and when `seconds` are over.
 
@@ -29,7 +56,7 @@ async def finish_within(work: Awaitable[T], seconds: float | None, *, provider_i
         TimeoutError: `GRACE_SECONDS` after that at the latest, whatever `work` makes of its cancellation.
         SystemError: it cancelled itself.
     """
-    task = asyncio.ensure_future(_awaited(work))
+    task: asyncio.Task[T] = asyncio.ensure_future(_awaited(work))
     try:
         await asyncio.wait((task,), timeout=seconds)
         if task.done():
@@ -109,7 +136,10 @@ class Pieces:
             self._told.set_exception(SystemError("the adapter's stream was cancelled") if cancelled else error)
 
 
-async def _awaited(work: Awaitable[T]) -> T:
+async def _awaited(work: Any) -> Any:
+    if not inspect.isawaitable(work):
+        told = f"the adapter returned {type(work).__name__} from a method that must be async"
+        raise SystemError(told, category=ErrorCategory.ProviderError)
     return await work
 
 

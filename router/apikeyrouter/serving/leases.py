@@ -20,6 +20,7 @@ from apikeyrouter.domain.interfaces.wire import ParsedRequest
 from apikeyrouter.domain.models.api_key import KeyMaterial
 from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.failure import Failure
+from apikeyrouter.domain.models.request_intent import refuse_bad_name
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from apikeyrouter.domain.models.system_error import InvalidRequestError, ProviderError, SystemError
 from apikeyrouter.infrastructure.adapters.sdk_errors import below_http, read_answer_of
@@ -249,8 +250,8 @@ def lease_call(
 ) -> Call:  # fmt: skip
     """The call that a lease is. Raises InvalidRequestError."""
     for name, text in (("model", model), ("provider_id", provider_id), ("team", team), ("client", client)):
-        if (name == "model" or text is not None) and (not isinstance(text, str) or not text):
-            raise InvalidRequestError("must be a non-empty text", field=name)
+        if name == "model" or text is not None:
+            refuse_bad_name(text, name)
     deadline_of(0.0, timeout)
     stated = _stated(estimated_tokens, input_tokens, max_output_tokens)
     parsed = ParsedRequest(

@@ -31,6 +31,7 @@ from apikeyrouter.infrastructure.adapters.retry_hints import RETRY_MAX_US
 from apikeyrouter.infrastructure.adapters.transport import NoPlace, TransportError, UpstreamTimeout
 from apikeyrouter.infrastructure.security.redaction import redact
 from apikeyrouter.serving.admission import Admitted
+from apikeyrouter.serving.foreign_code import called
 
 _DOLLARS_MAX = dollars(AMOUNT_MAX)
 
@@ -57,7 +58,11 @@ def cost_nanousd(told: object) -> int | None:
     """An adapter's own cost in nano-dollars, rounded up; None where it tells none in dollars that can be booked."""
     if not isinstance(told, CostEstimate) or told.currency.upper() != "USD":
         return None
-    amount = told.amount
+    return bookable_nanousd(told.amount)
+
+
+def bookable_nanousd(amount: object) -> int | None:
+    """Dollars in nano-dollars, rounded up; None for what cannot be booked."""
     if not isinstance(amount, Decimal) or not amount.is_finite() or not 0 <= amount <= _DOLLARS_MAX:
         return None
     return nanousd(amount)
@@ -199,7 +204,7 @@ _ANYBODY = _Anybody()
 
 def _mapped(adapter: ProviderAdapter, error: Exception) -> SystemError:
     try:
-        mapped: object = adapter.map_error(error)
+        mapped: object = called(adapter.map_error, error)
     except Exception:
         mapped = None
     return mapped if isinstance(mapped, SystemError) else SystemError(type(error).__name__)

@@ -80,16 +80,18 @@ def budget_exceeded(
     ends_at_us: int | None,
     now_us: int,
     unpriced: Sequence[str] = (),
+    doubts: Sequence[str] = (),
 ) -> BudgetExceededError:
     """The error for a hard budget without room. `state` None: nothing was ever held in it. `ends_at_us`: when its
-    present period ends; None: never. `unpriced`: the models that it refused because nobody knows their price."""
+    present period ends; None: never. `unpriced`: the models that it refused because nobody knows their price; `doubts`:
+    what was wrong with what adapters told of it."""
     wait_us = retry_after_us(binding, now_us)
     resets = None if ends_at_us is None else datetime.fromtimestamp(ends_at_us / 1e6, UTC)
     return BudgetExceededError(
         scope=budget.id, limit=dollars(budget.limit_nanousd), settled=dollars(state.settled if state else 0),
         held=dollars(state.held + state.suspense if state else 0), needed=None if needed < 0 else dollars(needed),
         resets_at=resets, retry_after=None if wait_us is None else -(-wait_us // 1_000_000),
-        unpriced=unpriced,
+        unpriced=unpriced, doubts=doubts,
     )  # fmt: skip
 
 

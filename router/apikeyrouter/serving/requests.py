@@ -1,5 +1,6 @@
 """A Python caller's intent as a call, and a call as what an option's provider takes."""
 
+import inspect
 import time
 import uuid
 from collections.abc import Mapping
@@ -7,19 +8,20 @@ from types import MappingProxyType
 
 import msgspec
 
+from apikeyrouter.domain.components.entries import Provider
 from apikeyrouter.domain.components.fitness import unable
 from apikeyrouter.domain.components.pool import Option, Pool
 from apikeyrouter.domain.components.wait_lines import PRIORITIES, read_priority
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
 from apikeyrouter.domain.models.accounting import UNPRICED
 from apikeyrouter.domain.models.call import Call
-from apikeyrouter.domain.models.cost_estimate import CostEstimate, nanousd
+from apikeyrouter.domain.models.cost_estimate import CostEstimate
 from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
-from apikeyrouter.domain.models.system_error import InvalidRequestError
+from apikeyrouter.domain.models.system_error import InvalidRequestError, ProviderError
 from apikeyrouter.serving.admission import ParsedFor
-from apikeyrouter.serving.foreign_code import finish_within
-from apikeyrouter.serving.outcomes import cost_nanousd
+from apikeyrouter.serving.foreign_code import called, finish_within, misbehaved
+from apikeyrouter.serving.outcomes import bookable_nanousd, cost_nanousd
 
 ESTIMATE_SECONDS_MAX = 5.0
 TIMEOUT_SECONDS_MAX = 30 * 86_400.0
@@ -86,14 +88,15 @@ def unfit(call: Call, pool: Pool, parsed: ParsedFor) -> frozenset[str]:
 
     Raises:
         InvalidRequestError: none of them can.
+        ProviderError: nor can be asked whether it can.
     """
     if call.intent is None or len(pool.samples) == 1:
         return frozenset()
-    refused: dict[str, InvalidRequestError] = {}
+    refused: dict[str, InvalidRequestError | ProviderError] = {}
     for sample in pool.samples:
         try:
             parsed(sample)
-        except InvalidRequestError as exc:
+        except (InvalidRequestError, ProviderError) as exc:
             refused[sample.provider.id] = exc
     if len(refused) == len(pool.samples):
         raise next(iter(refused.values()))
@@ -125,7 +128,7 @@ def left_out(call: Call, pool: Pool, parsed: ParsedFor, tried: Tried) -> Mapping
 async def ask_costs(call: Call, pool: Pool) -> None:
     """What adapters of one's own expect the request to cost, where no price list knows it; noted in the call.
 
-    An adapter that fails, or takes too long, has said nothing.
+    An adapter that fails, or takes too long, has said nothing; that is noted in the call as well.
     """
     for sample in pool.samples:
         provider = sample.provider
@@ -135,21 +138,32 @@ async def ask_costs(call: Call, pool: Pool) -> None:
             call.told_costs = {}
         if provider.id in call.told_costs:
             continue
+        told: object = None
         try:
-            asked = provider.adapter.estimate_cost(call.intent)
-            told: object = await finish_within(asked, ESTIMATE_SECONDS_MAX, provider_id=provider.id)
-        except Exception:
-            told = None
-        call.told_costs[provider.id] = _nanousd_of(told)
+            asked: object = called(provider.adapter.estimate_cost, call.intent)
+            if inspect.isawaitable(asked):
+                asked = await finish_within(asked, ESTIMATE_SECONDS_MAX, provider_id=provider.id)
+            told = asked
+        except Exception as exc:
+            _doubt(call, provider, misbehaved(provider.id, provider.adapter, "estimate_cost", exc).message)
+        call.told_costs[provider.id] = expected, bound = _nanousd_of(told)
+        if told is not None and expected == UNPRICED:
+            _doubt(call, provider, misbehaved(provider.id, provider.adapter, "estimate_cost", told).message)
+        elif expected != UNPRICED and bound == UNPRICED:
+            _doubt(call, provider, f"estimate_cost of provider {provider.id!r} told no `bound` that can be held")
+
+
+def _doubt(call: Call, provider: Provider, what: str) -> None:
+    call.cost_doubts = {**(call.cost_doubts or {}), provider.id: what}
 
 
 def _nanousd_of(told: object) -> tuple[int, int]:
-    """(expected, bound) of an estimate in dollars; UNPRICED for what is none."""
+    """(expected, bound) of an estimate in dollars; UNPRICED for what is none, as a bound below what is expected."""
     expected = cost_nanousd(told)
-    if expected is None:
+    if expected is None or not isinstance(told, CostEstimate):
         return UNPRICED, UNPRICED
-    bound = told.bound if isinstance(told, CostEstimate) else None
-    return expected, UNPRICED if bound is None else nanousd(bound)
+    bound = bookable_nanousd(told.bound)
+    return expected, UNPRICED if bound is None or bound < expected else bound
 
 
 def _parsed(call: Call, option: Option) -> tuple[str, ParsedRequest | None]:
@@ -161,23 +175,43 @@ def _parsed(call: Call, option: Option) -> tuple[str, ParsedRequest | None]:
         intent = intent.model_copy(update={"model": option.model})
     try:
         if provider.wire is None:
-            provider.adapter.check_intent(intent)
+            _check(option, intent)
             return call.operation, _plain(intent, stream=call.stream)
         operation, body = provider.adapter.encode_intent(intent, stream=call.stream)
     except InvalidRequestError as exc:
         if call.parsed is None or provider.wire is None:
             raise
         raise InvalidRequestError(exc.reason, field=exc.field.removeprefix("parameters.")) from exc
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RecursionError):
         intent.refuse_unwritable()
         raise
     return operation, provider.wire.parse(body, operation=operation, model=intent.model)
+
+
+def _check(option: Option, intent: RequestIntent) -> None:
+    """Whether an adapter of one's own takes an intent.
+
+    Raises:
+        InvalidRequestError: it does not.
+        ProviderError: it failed, or returned something.
+    """
+    provider = option.provider
+    try:
+        told: object = called(provider.adapter.check_intent, intent)
+    except InvalidRequestError:
+        raise
+    except Exception as exc:
+        raise misbehaved(provider.id, provider.adapter, "check_intent", exc) from exc
+    if told is not None:
+        raise misbehaved(provider.id, provider.adapter, "check_intent", told)
 
 
 def _plain(intent: RequestIntent, *, stream: bool) -> ParsedRequest:
     """What routing needs to know of an intent whose adapter has no dialect of ours: its size, and its caps."""
     told = {"messages": intent.to_wire_messages(), **(intent.payload or {})}
     body = msgspec.json.encode(told)
+    if intent.parameters:
+        msgspec.json.encode(intent.parameters)  # what JSON cannot hold is refused, whoever would take it
     size = len(body)
     cap = next((intent.parameters[name] for name in _CAPS if isinstance(intent.parameters.get(name), int)), None)
     choices = intent.parameters.get("n")

@@ -49,6 +49,8 @@ __all__ = [
 
 POOLS_MAX = 1024
 """Pools remembered; beyond it the memory starts afresh."""
+GUESSED, TOLD = 1, 2
+"""Why a key is taken to serve a model: its provider's catalogue is a pattern that fits; or somebody says so."""
 QUALITY_DEFAULT = 0.5
 """What declares no quality is of middling quality."""
 MODELS_OF_KEY_MAX = 256
@@ -323,17 +325,20 @@ class Catalogue:
         self, model: str, provider_id: str | None, dialect: str, operation: str, group: str, team: str | None
     ) -> Iterable[Option]:
         targets = self._targets(model, provider_id)
+        told, fitting = False, []
         for key in self.keys.values():
-            if team is not None and key.team and key.team != team:
-                continue
             provider = self.providers.get(key.provider_id)
             if provider is None or (provider_id is not None and key.provider_id != provider_id):
                 continue
-            if (dialect and not provider.speaks(dialect, operation)) or (group and key.quota_group != group):
-                continue
+            fits = (not dialect or provider.speaks(dialect, operation)) and (not key.team or team in (None, key.team))
             for rank, upstream in self._upstream_models(model, targets, key):
-                if self._serves(provider, key, upstream, pinned=provider_id is not None or targets is not None):
-                    yield self._option(key, provider, upstream, 2 * rank + (bool(team) and key.team != team))
+                how = self._serves(provider, key, upstream, pinned=provider_id is not None or targets is not None)
+                told |= how == TOLD
+                if how and fits and (not group or key.quota_group == group):
+                    fitting.append((how, key, provider, upstream, 2 * rank + (bool(team) and key.team != team)))
+        for how, key, provider, upstream, rank in fitting:
+            if how == TOLD or not told:  # what one was told to serve, nobody gets for guessing that it might
+                yield self._option(key, provider, upstream, rank)
 
     def _targets(self, model: str, provider_id: str | None) -> tuple[tuple[str, str], ...] | None:
         """What a name stands for; None: itself. Who pins a provider of a model's equivalents means that very model."""
@@ -344,8 +349,7 @@ class Catalogue:
 
     def capabilities(self, provider_id: str, model: str) -> ModelCapabilities:
         """What a model can do: as declared, else as the price list and the provider's adapter know it."""
-        known = self._declared.get((provider_id, model), ModelCapabilities())
-        provider = self.providers.get(provider_id)
+        known, provider = self._declared.get((provider_id, model), ModelCapabilities()), self.providers.get(provider_id)
         if known.context_tokens is None:
             known = replace(known, context_tokens=self.prices.context_tokens(provider_id, model))
         if known.tools is None and provider is not None:
@@ -388,13 +392,18 @@ class Catalogue:
             return [(0, model)]
         return [(rank, upstream) for rank, (provider, upstream) in enumerate(targets) if provider == key.provider_id]
 
-    def _serves(self, provider: Provider, key: Key, model: str, *, pinned: bool) -> bool:
+    def _serves(self, provider: Provider, key: Key, model: str, *, pinned: bool) -> int:
+        """Whether a key serves a model: 0 (no), GUESSED or TOLD. A catalogue that is a pattern guesses."""
         if key.models is not None:
-            return model in key.models
+            return TOLD if model in key.models else 0
+        if provider.models is not None and model not in provider.models:
+            return 0
+        if pinned or provider.models or self.prices.knows(provider.id, model):
+            return TOLD
         if provider.models is not None:
-            return model in provider.models
+            return GUESSED
         known = provider.wire is None or self.prices.price(provider.id, model) is not None
-        return pinned or known or self._only(provider)
+        return TOLD if known else GUESSED if self._only(provider) else 0
 
     def _only(self, provider: Provider) -> bool:
         """A single provider with keys is the pinned one, whatever the model is called."""
@@ -416,7 +425,7 @@ class Catalogue:
 
     def _rate(self, option: Option) -> int:
         """A number that is equal for options on which a request costs the same."""
-        rate = (option.provider.id, option.model, id(option.price), option.hard, option.cost_max_nanousd)
+        rate = option.provider.id, option.model, id(option.price), option.hard, option.cost_max_nanousd
         return self._rates.setdefault(rate, len(self._rates))
 
     def _quality(self, key: Key, provider: Provider, model: str) -> float:
@@ -479,13 +488,11 @@ class Catalogue:
             ModelNotFoundError: no key serves the model.
         """
         pools = self._pools.values() if model is None else [self.pool(model, key.provider_id, "")]
-        found = (option for pool in pools for option in pool.options if option.key is key)
-        return next(found, None)
+        return next((option for pool in pools for option in pool.options if option.key is key), None)
 
     def lane_ids(self) -> list[str]:
         """Every lane that is configured or in use: keys', providers', quota groups'."""
-        found = {key_lane(key_id) for key_id in self.keys}
-        found.update(provider_lane(provider_id) for provider_id in self.providers)
+        found = {*map(key_lane, self.keys), *map(provider_lane, self.providers)}
         found.update(pool.lane for pools in self._model_pools.values() for pool in pools)
         for pool in self._pools.values():
             for option in pool.options:

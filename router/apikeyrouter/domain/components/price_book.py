@@ -215,6 +215,11 @@ class PriceBook:
         self._known[key] = ((now // PERIOD_SECONDS + 1) * PERIOD_SECONDS, price)
         return price
 
+    def knows(self, provider_id: str, model: str) -> bool:
+        """Whether the list, or an override for this very provider, has a price of the model there."""
+        name = model.lower()
+        return (provider_id, name) in self._overrides or self._find_dated(provider_id, name) is not None
+
     def assume(self, provider_id: str, name: str) -> None:
         """What the list does not know of a provider by its id is looked up as `name`'s, e.g. its adapter's."""
         self._assumed[provider_id.lower()] = name

@@ -14,7 +14,7 @@ from apikeyrouter.domain.models.request_intent import Operation, RequestIntent
 from apikeyrouter.domain.models.system_error import ErrorCategory, InvalidRequestError, SystemError
 from apikeyrouter.domain.models.system_response import ResponseMetadata, StreamChunk, SystemResponse, TokenUsage
 
-__all__ = ["HealthState", "HealthStatus", "ProviderAdapter", "ProviderCapabilities"]
+__all__ = ["HealthState", "HealthStatus", "ProviderAdapter", "ProviderCapabilities", "where_raised"]
 
 RETRY_AFTER_SECONDS_MAX = 86_400
 """A longer retry-after is taken for nonsense and cut to this."""
@@ -110,7 +110,7 @@ class ProviderAdapter(ABC):
             return _from_status(status, provider_error)
         category = _category_of(provider_error)
         retryable = category in (ErrorCategory.TimeoutError, ErrorCategory.NetworkError)
-        return SystemError(_raised(provider_error), category=category, retryable=retryable)
+        return SystemError(where_raised(provider_error), category=category, retryable=retryable)
 
     def check_intent(self, intent: RequestIntent) -> None:  # noqa: B027  (optional)
         """Raise InvalidRequestError for what this provider cannot serve. Asked before anything is held.
@@ -158,7 +158,7 @@ def http_status(error: BaseException) -> int | None:
     return None
 
 
-def _raised(error: Exception) -> str:
+def where_raised(error: BaseException) -> str:
     """What was raised where. Not what it said: that may repeat a key, or a prompt."""
     trace = error.__traceback__
     if trace is None:

@@ -58,6 +58,8 @@ class Call(msgspec.Struct, kw_only=True):
     group: str = ""
     """The only quota group that may serve it; "" : any."""
     told_costs: dict[str, tuple[int, int]] | None = None
+    cost_doubts: dict[str, str] | None = None
+    """By provider, what was wrong with what its own adapter told."""
 
 
 class AttemptFacts(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):

@@ -13,6 +13,7 @@ _WORDS = {
     "missing": "is required",
     "extra_forbidden": "is not a known field",
     "string_type": "must be text",
+    "string_unicode": "must be valid Unicode",
     "bool_type": "must be true or false",
     "list_type": "must be a list",
     "dict_type": "must be a mapping",

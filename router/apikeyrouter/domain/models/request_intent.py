@@ -1,7 +1,7 @@
 """What a caller wants: a model, messages (or another payload), and hints for routing."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -11,12 +11,14 @@ from apikeyrouter.domain.models.case_folding import CaseFolding
 from apikeyrouter.domain.models.edge import EdgeModel
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 
-__all__ = ["Message", "Operation", "RequestIntent", "refuse_non_finite", "refuse_unwritable"]
+__all__ = ["Message", "Operation", "RequestIntent", "refuse_bad_name", "refuse_non_finite", "refuse_unwritable"]
 
 NAME_LENGTH_MAX = 256
 """Longest model, provider, team or client name."""
 PARAMETER_DEPTH_MAX = 32
 """How deep `parameters` and `payload` may nest."""
+PATH_LENGTH_MAX = 24
+"""Of the path to what nests too deep, so many characters are told."""
 COUNT_MAX = 2**31 - 1
 """Largest token cap or number of choices a request may name."""
 _COUNTS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n")
@@ -50,6 +52,10 @@ class Message(EdgeModel):
             raise InvalidRequestError("is required", field="content")
         if self.content is None and not (self.tool_calls or self.function_call):
             raise InvalidRequestError("is required unless there are tool_calls or a function_call", field="content")
+        for name in ("content", "function_call", "tool_calls"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                refuse_non_finite(value, name)
         return self
 
     def to_wire(self) -> dict[str, Any]:
@@ -114,6 +120,14 @@ class RequestIntent(EdgeModel):
             refuse_non_finite((value or {})[name], name)
         return value
 
+    @field_validator("tags", mode="after")
+    @classmethod
+    def _valid_tags(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            refuse_bad_name(name, "", empty=True)
+            refuse_bad_name(text, name, empty=True)
+        return value
+
     @model_validator(mode="after")
     def _complete(self) -> "RequestIntent":
         if self.operation is Operation.Chat:
@@ -153,6 +167,18 @@ def _refuse_bad_count(parameters: Mapping[str, Any], name: str) -> None:
         raise InvalidRequestError("must be a positive integer", field=f"parameters.{name}")
 
 
+def refuse_bad_name(value: object, field: str, *, empty: bool = False) -> None:
+    """Raise InvalidRequestError for what is no name of a model, a provider, a team or a client, and no tag."""
+    if not isinstance(value, str) or not (value or empty):
+        raise InvalidRequestError("must be a non-empty text", field=field)
+    if len(value) > NAME_LENGTH_MAX and not empty:
+        raise InvalidRequestError(f"must have at most {NAME_LENGTH_MAX} characters", field=field)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError("must be valid Unicode", field=field) from None
+
+
 def refuse_unwritable(fields: Mapping[str, Any], path: str, write: Callable[[Any], bytes]) -> None:
     """Raise InvalidRequestError naming the first field that `write` cannot put into JSON: `path` and its name."""
     for name, value in fields.items():
@@ -168,10 +194,11 @@ def refuse_non_finite(value: object, path: str, depth: int = 0) -> None:
     """Raise InvalidRequestError naming the number that is none, or what nests too deep, in a value named `path`."""
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidRequestError("must be a finite number", field=path)
-    if isinstance(value, str | bytes) or not isinstance(value, Mapping | Sequence):
+    if isinstance(value, str | bytes) or not isinstance(value, Mapping | Sequence | Set):
         return
     if depth >= PARAMETER_DEPTH_MAX:
-        raise InvalidRequestError(f"must not nest deeper than {PARAMETER_DEPTH_MAX}", field=path)
+        field = path if len(path) <= PATH_LENGTH_MAX else f"{path[:PATH_LENGTH_MAX]}…"
+        raise InvalidRequestError(f"must not nest deeper than {PARAMETER_DEPTH_MAX}", field=field)
     items = value.items() if isinstance(value, Mapping) else enumerate(value)
     for name, item in items:
         refuse_non_finite(item, f"{path}[{name}]" if isinstance(name, int) else f"{path}.{name}", depth + 1)

@@ -98,9 +98,10 @@ class BudgetExceededError(SystemError):
         resets_at: datetime | None = None,
         retry_after: int | None = None,
         unpriced: Sequence[str] = (),
+        doubts: Sequence[str] = (),
     ) -> None:
         if needed is None:
-            told = _without_a_price(scope, unpriced)
+            told = "; ".join((_without_a_price(scope, unpriced), *doubts))
         else:
             advice = "ask for fewer tokens" if needed > limit else "wait for its reset"
             told = (
