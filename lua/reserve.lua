@@ -58,7 +58,7 @@ end
 local swept = cell.now >= cell.due and sweep_due(4) or 0
 local unknown = records_load(fields, asked, found, 3)
 local candidates, losses, index = { candidate }, {}, 1
-local holds, modes, soft, fair, charge
+local holds, modes, soft, fair, charge, stay
 while candidate and not unknown do
   local reason, where, limit, retry, trust
   reason, where, limit, retry, trust, holds, modes, soft = candidate_check(candidate)
@@ -67,7 +67,7 @@ while candidate and not unknown do
   end
   if reason == 0 and principal ~= '' then
     local scarce
-    scarce, charge = fair_charge(candidate, numbers[Q_WEIGHT])
+    scarce, charge, stay = fair_charge(candidate, numbers[Q_WEIGHT])
     if charge then
       fair = fair or fair_read(principal)
     end
@@ -109,6 +109,6 @@ local deadline, probe = reservation_open(rid, candidate, index - 1, holds, modes
 local exceeded = soft and scopes_exceeded(candidate.scopes) or {}
 commit()
 if charge then
-  fair_write(fair, principal, charge)
+  fair_write(fair, principal, charge, stay)
 end
 return reply_admitted(ADMITTED, index - 1, deadline, probe, exceeded, losses)

@@ -1,13 +1,36 @@
 -- Fairness between principals of a pool: each has a virtual counter of the shares it took, per weight. When headroom is
--- scarce only who is within two requests of the least served may take it. F holds `c` and a principal: its counter; `t`
--- and a principal: when it was last served, above all counters; `v`: what the leader has, less its lead. Nobody starts
--- below that, so that idling or asking for little earns no claim. Who was not served for ten seconds is idle and binds
--- nobody; at most eight of them leave at a time. Counters are no accounting: they may be lost freely.
+-- scarce only who is within two requests of the least served that is present may take it. F holds `c` and a principal: its
+-- counter; `t` and a principal: until when it is present, above all counters; `v`: what the leader has, less its lead.
+-- Nobody starts below that, so that idling or asking for little earns no claim. Who was served is present for a while, and
+-- so is who asked in vain (`claim`); who is not binds nobody, and ten seconds later it is forgotten, eight at a time.
+-- Counters are no accounting: they may be lost freely.
 -- @include lane_scarce
 -- @include layout_lane
 -- @include working
 
-local FAIR_IDLE, FAIR_LEAD, FAIR_TIMES = 10000000, 125000, 4503599627370496
+local FAIR_IDLE, FAIR_LEAD, FAIR_TIMES, FAIR_LOOKED_AT = 10000000, 125000, 4503599627370496, 32
+
+-- The least counter of those that are present, of so many that were served least; nil: none is.
+local function fair_least(principal, gone, skip)
+  local served = redis.call('ZRANGE', F, 0, skip + FAIR_LOOKED_AT, 'WITHSCORES')
+  local counters, times = {}, {}
+  for i = 1, #served, 2 do
+    local name = served[i]
+    if string.sub(name, 1, 1) == 'c' and not gone[name] then
+      counters[#counters + 1], times[#times + 1] = i, 't' .. string.sub(name, 2)
+    end
+  end
+  if #times == 0 then
+    return nil
+  end
+  local until_when = redis.call('ZMSCORE', F, unpack(times))
+  for i = 1, #times do
+    if times[i] == 't' .. principal or tonumber(until_when[i] or 0) > FAIR_TIMES + cell.now then
+      return tonumber(served[counters[i] + 1])
+    end
+  end
+  return nil
+end
 
 local function fair_read(principal)
   local gone = {}
@@ -21,14 +44,7 @@ local function fair_read(principal)
   end
   local scores = redis.call('ZMSCORE', F, 'v', 'c' .. principal)
   local floor, mine = tonumber(scores[1] or 0), tonumber(scores[2] or 0)
-  local served, least = redis.call('ZRANGE', F, 0, #idle + 1, 'WITHSCORES'), nil
-  for i = 1, #served, 2 do
-    if string.sub(served[i], 1, 1) == 'c' and not gone[served[i]] then
-      least = tonumber(served[i + 1])
-      break
-    end
-  end
-  least = math.max(floor, least or mine)
+  local least = math.max(floor, fair_least(principal, gone, #idle) or mine)
   return { least = least, mine = math.max(mine, least), gone = gone, floor = floor }
 end
 
@@ -36,27 +52,32 @@ local function fair_allows(state, charge)
   return state.mine <= state.least + 2 * charge
 end
 
-local function fair_write(state, principal, charge)
-  local mine = state.mine + charge
-  local floor = math.max(state.floor, mine - math.max(FAIR_LEAD, 8 * charge))
-  redis.call('ZADD', F, floor, 'v', mine, 'c' .. principal, FAIR_TIMES + cell.now, 't' .. principal)
+local function fair_leave(state)
   if #state.gone > 0 then
     redis.call('ZREM', F, unpack(state.gone))
   end
 end
 
--- Whether a candidate would use what a fair lane keeps, and, when it counts for fairness, the principal's charge.
+local function fair_write(state, principal, charge, stay)
+  local mine = state.mine + charge
+  local floor = math.max(state.floor, mine - math.max(FAIR_LEAD, 8 * charge))
+  redis.call('ZADD', F, floor, 'v', mine, 'c' .. principal, FAIR_TIMES + cell.now + stay, 't' .. principal)
+  fair_leave(state)
+end
+
+-- Whether a candidate would use what a fair lane keeps, and, when it counts for fairness, the principal's charge, and for
+-- how long it stays present when it is served.
 local function fair_charge(candidate, weight)
-  local scarce, counts, amounts, named = false, false, candidate.amounts, candidate.lanes
+  local scarce, stay, amounts, named = false, 0, candidate.amounts, candidate.lanes
   for i = 1, #named do
     local lane = records[named[i]]
     if lane[L_FAIR] == 1 then
-      local is_scarce, lane_counts = lane_scarce(lane, amounts)
-      scarce, counts = scarce or is_scarce, counts or lane_counts
+      local is_scarce, lane_stay = lane_scarce(lane, amounts)
+      scarce, stay = scarce or is_scarce, math.max(stay, lane_stay)
     end
   end
-  if not counts then
-    return scarce, nil
+  if stay == 0 then
+    return scarce, nil, 0
   end
   local share = 0
   for i = 1, #named do
@@ -65,5 +86,5 @@ local function fair_charge(candidate, weight)
       share = math.max(share, lane_share(lane, amounts))
     end
   end
-  return scarce, math.max(1, math.ceil(share / weight))
+  return scarce, math.max(1, math.ceil(share / weight)), stay
 end

@@ -24,6 +24,7 @@ from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.routing_decision import RoutingObjective
 from apikeyrouter.domain.models.state_summary import StateSummary
 from apikeyrouter.domain.models.system_error import (
+    BudgetExceededError,
     ErrorCategory,
     LedgerUnavailableError,
     NoEligibleKeysError,
@@ -38,10 +39,19 @@ from apikeyrouter.serving.bookkeeping import Release
 from apikeyrouter.serving.endings import Attempt
 from apikeyrouter.serving.outcomes import deadline_passed
 from apikeyrouter.serving.policing import limits
-from apikeyrouter.serving.reporting import budget_exceeded, clock_suspected, no_eligible_keys, slab_summary, summarise
+from apikeyrouter.serving.reporting import (
+    budget_exceeded,
+    clock_suspected,
+    comes_back,
+    no_eligible_keys,
+    slab_summary,
+    summarise,
+)
 from apikeyrouter.serving.requests import Tried, ask_costs, call_of, left_out, parsed_for
 from apikeyrouter.serving.ways_in import RouterWaysIn
 
+ENDS_SECONDS_MAX = 0.1
+"""How long a request waits until the ledger knows of those that have ended."""
 STALE_ROUNDS_MAX = 3
 """Tries under the configuration that is known here; while others keep changing it, then under whichever is active."""
 
@@ -130,7 +140,7 @@ class ApiKeyRouter(RouterWaysIn):
             denied = queue.denial(line, call)
         if denied is None:
             try:
-                held = await self._admit(call, parsed, facts, tried, failed)
+                held = await self._admitted_now(call, parsed, facts, tried, failed)
                 if line is not None:
                     queue.passed(line, call)
                 return held
@@ -151,6 +161,19 @@ class ApiKeyRouter(RouterWaysIn):
             raise
         facts.denial = facts.refusal = None
         return held
+
+    async def _admitted_now(
+        self, call: Call, parsed: ParsedFor, facts: Facts, tried: Tried, failed: ProviderError | None
+    ) -> tuple[Pool, Attempt]:
+        """Hold an option. Where it lacks what requests that have ended here may still hold, their ends come first."""
+        try:
+            return await self._admit(call, parsed, facts, tried, failed)
+        except (NoEligibleKeysError, BudgetExceededError):
+            if not (self.books.waiting and facts.refusal is not None and comes_back(facts.refusal.losses)):
+                raise
+        await self.books.told(seconds=ENDS_SECONDS_MAX)
+        facts.denial = facts.refusal = None
+        return await self._admit(call, parsed, facts, tried, failed)
 
     async def _admit(
         self,

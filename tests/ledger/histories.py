@@ -254,6 +254,12 @@ class History:
     def _suspect(self) -> Iterator[Event]:
         yield Call("suspect", [1 if self.random.random() < 0.2 else 0])
 
+    def _claim(self) -> Iterator[Event]:
+        pick = self.random.choice
+        yield Call(
+            "claim", [pick(["p1", "p2", "p3", "p4"]), pick([0, SECOND_US, 20 * SECOND_US])], pool=pick(["", "pool"])
+        )
+
     def _forgot(self) -> Iterator[Event]:
         pick = self.random.choice
         yield Call("forgot", [pick([1, 1, 2]), pick([0, 5, self.made]), pick([0, SECOND_US, 20 * SECOND_US])])
@@ -323,7 +329,7 @@ class History:
             return
         yield Flush(scripts_only=False)
         for name in ("reserve", "settle", "sweep", "snapshot", "renew", "record", "release", "cancel", "audit",
-                     "acknowledge", "suspect", "forgot", "reassert", "grant", "fund"):  # fmt: skip
+                     "acknowledge", "suspect", "forgot", "claim", "reassert", "grant", "fund"):  # fmt: skip
             yield from getattr(self, f"_{name}")()
         yield Call("configure", ["begin", 1])
         yield from self.beginning()
@@ -331,7 +337,7 @@ class History:
     def _foreign(self) -> Iterator[Event]:
         yield Schema(ours=False)
         for name in ("open", "reserve", "settle", "sweep", "snapshot", "renew", "record", "release", "cancel", "audit",
-                     "acknowledge", "suspect", "forgot", "reassert", "grant", "fund"):  # fmt: skip
+                     "acknowledge", "suspect", "forgot", "claim", "reassert", "grant", "fund"):  # fmt: skip
             yield from getattr(self, f"_{name}")()
         yield Call("configure", ["begin", 1])
         yield Schema(ours=True)
@@ -357,7 +363,7 @@ class History:
 
 _WEIGHTS = {
     "reserve": 300, "settle": 120, "release": 30, "cancel": 25, "reassert": 12, "renew": 25, "acknowledge": 10,
-    "sweep": 20, "record": 25, "suspect": 5, "forgot": 8, "snapshot": 12, "audit": 6, "open": 2, "put": 8,
+    "sweep": 20, "record": 25, "suspect": 5, "claim": 20, "forgot": 8, "snapshot": 12, "audit": 6, "open": 2, "put": 8,
     "calendar": 30, "replace": 4, "grant": 12, "fund": 20, "wrong": 3, "wind": 200, "leap": 12, "forget_scripts": 1,
     "forget": 1, "foreign": 1,
 }  # fmt: skip

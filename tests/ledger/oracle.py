@@ -36,7 +36,8 @@ Refusal = tuple[Reason, bytes, int, int, RetryKind]
 
 MINUTE_US = 60_000_000
 HOUR_US, DAY_US = 3_600_000_000, 86_400_000_000
-FAIR_IDLE_US, FAIR_LEAD, FAIR_LEAVERS_MAX = 10_000_000, 125_000, 8
+FAIR_LEAD, FAIR_LEAVERS_MAX = 125_000, 8
+FAIR_IDLE_US, FAIR_STAY_US, FAIR_STAY_LOST_US = 10_000_000, 10_000_000, 250_000
 LIMITS_MAX = 8
 BEGIN_ANEW = -2
 SWEPT_LEASES_MAX, RESERVE_SWEEPS_MAX = 8, 4
@@ -238,10 +239,10 @@ class Reservation:
 
 @dataclass(slots=True)
 class FairPool:
-    """What principals of one pool took of its lanes, per weight, in millionths; and when they were last served."""
+    """What principals of one pool took of its lanes, per weight, in millionths; and until when they are present."""
 
     counters: dict[bytes, int] = field(default_factory=dict)
-    served: dict[bytes, int] = field(default_factory=dict)
+    present: dict[bytes, int] = field(default_factory=dict)
     floor: int = 0
 
 
@@ -311,7 +312,8 @@ class Oracle:
         words = encoded(args)
         script = {
             "open": _open, "configure": _configure, "reserve": _reserve, "settle": _settle, "release": _release,
-            "cancel": _cancel, "reassert": _reassert, "renew": _renew, "acknowledge": _acknowledge, "sweep": _sweep,
+            "cancel": _cancel, "claim": _claim, "reassert": _reassert, "renew": _renew, "acknowledge": _acknowledge,
+            "sweep": _sweep,
             "grant": _grant, "fund": _fund, "record": _record, "suspect": _suspect, "forgot": _forgot,
             "snapshot": _snapshot, "audit": _audit,
         }[name]  # fmt: skip
@@ -978,11 +980,11 @@ class Turn:
 
     # --- fairness ----------------------------------------------------------------------------------------------------
 
-    def fair_charge(self, offer: Offer, weight: int) -> tuple[bool, bool, int]:
-        """Whether the offer would use what a fair lane keeps for who was served least, whether it comes half way there
-        (else nobody counts), and the millionths of the lane that it takes, per weight. Gates are no accounting: here
-        both sides may use floating point."""
-        scarce, counts, share = False, False, 0
+    def fair_charge(self, offer: Offer, weight: int) -> tuple[bool, int, int]:
+        """Whether the offer would use what a fair lane keeps for who was served least; for how long it is present that
+        is served, once it comes half way there (before that nobody counts: 0); and the millionths of the lane that it
+        takes, per weight. Gates are no accounting: here both sides may use floating point."""
+        scarce, stay, share = False, 0, 0
         for name in offer.lanes:
             lane = self.lane(name)
             for counter in lane.counters if lane.fair else ():
@@ -990,9 +992,16 @@ class Turn:
                 if amount == 0:
                     continue
                 used, room = self.used(name, counter) + amount, self.open_to_all(counter, amount)
-                scarce, counts = scarce or used > room, counts or used * 2 > room
+                scarce = scarce or used > room
+                stay = max(stay, self.stay(rule, amount) if used * 2 > room else 0)
                 share = max(share, ceil(Fraction(amount * 1_000_000, rule.capacity)))
-        return scarce, counts, max(1, ceil(Fraction(share, weight)))
+        return scarce, stay, max(1, ceil(Fraction(share, weight)))
+
+    def stay(self, rule: Rule, amount: int) -> int:
+        """Room that comes back or can be used later is kept for ten seconds, else for a moment."""
+        lasts = rule.kind in (LimitKind.FIXED, LimitKind.CALENDAR)
+        lasts = lasts or (rule.kind is LimitKind.BUCKET and rule.capacity > 8 * amount)
+        return FAIR_STAY_US if lasts else FAIR_STAY_LOST_US
 
     def open_to_all(self, counter: Counter, amount: int) -> float:
         """A bucket keeps its last eighth, a window an eighth ahead of its pace, others one request's room."""
@@ -1005,25 +1014,30 @@ class Turn:
         return capacity - (max(amount, capacity / 8) if kind is LimitKind.BUCKET else amount)
 
     def fair_counters(self, principal: bytes) -> tuple[int, int]:
-        """The least served principal's counter and this one's. Nobody is below the floor; who is idle binds nobody."""
+        """The counter of the least served that is present, and this one's. Nobody is below the floor."""
         fair = self.fair_pool()
-        binding = [counter for name, counter in fair.counters.items() if name not in self.fair_idle(principal)]
+        present = {name for name, until in fair.present.items() if until > self.now} | {principal}
+        binding = [counter for name, counter in fair.counters.items() if name in present]
         mine = fair.counters.get(principal, 0)
         least = max(fair.floor, min(binding, default=mine))
         return least, max(least, mine)
 
     def fair_idle(self, principal: bytes) -> set[bytes]:
-        """Those not served for ten seconds, the eight longest idle of them; whoever asks now is not idle."""
-        return set(_due(self.fair_pool().served, self.now - FAIR_IDLE_US, FAIR_LEAVERS_MAX)) - {principal}
+        """Those who left ten seconds ago, the eight that left first; whoever asks now is not among them."""
+        return set(_due(self.fair_pool().present, self.now - FAIR_IDLE_US, FAIR_LEAVERS_MAX)) - {principal}
 
     def fair_pool(self) -> FairPool:
         return self.oracle.fair.setdefault(self.pool, FairPool())
 
-    def fair_take(self, principal: bytes, charge: int) -> None:
-        fair, (_, mine) = self.fair_pool(), self.fair_counters(principal)
+    def fair_leave(self, principal: bytes) -> None:
+        fair = self.fair_pool()
         for name in self.fair_idle(principal):
-            del fair.counters[name], fair.served[name]
-        fair.counters[principal], fair.served[principal] = mine + charge, self.now
+            del fair.counters[name], fair.present[name]
+
+    def fair_take(self, principal: bytes, charge: int, stay: int) -> None:
+        fair, (_, mine) = self.fair_pool(), self.fair_counters(principal)
+        self.fair_leave(principal)
+        fair.counters[principal], fair.present[principal] = mine + charge, self.now + stay
         fair.floor = max(fair.floor, mine + charge - max(FAIR_LEAD, 8 * charge))
 
 
@@ -1167,18 +1181,18 @@ def _reserve(turn: Turn, words: list[bytes]) -> Answer:
         unknown = _load_offers(turn, offers)
         if unknown:
             return [*turn.stamp(Code.UNKNOWN_SCOPE), AnyOf(frozenset(unknown))]
-        against, charge = turn.against(offers[number]), 0
+        against, charge, stay = turn.against(offers[number]), 0, 0
         if against is None and turn.now < turn.oracle.cautious_until:
             against = turn.caution_against(offers[number])
         if against is None and principal:
-            scarce, counts, charge = turn.fair_charge(offers[number], weight)
-            if not counts:
+            scarce, stay, charge = turn.fair_charge(offers[number], weight)
+            if not stay:
                 charge = 0
             least, mine = turn.fair_counters(principal)
             if scarce and mine > least + 2 * charge:
                 against = (Reason.FAIR_SHARE, offers[number].lanes[0], 0, turn.now + 100_000, RetryKind.ESTIMATED)
         if against is None:
-            return _admit(turn, rid, offers[number], number, lease, principal, charge, losses)
+            return _admit(turn, rid, offers[number], number, lease, principal, (charge, stay), losses)
         losses.append(against)
         offers += asked.others() if number == 0 else []
         number += 1
@@ -1190,13 +1204,20 @@ def _reserve(turn: Turn, words: list[bytes]) -> Answer:
 
 
 def _admit(
-    turn: Turn, rid: bytes, offer: Offer, number: int, lease: int, principal: bytes, charge: int, losses: list[Refusal]
+    turn: Turn,
+    rid: bytes,
+    offer: Offer,
+    number: int,
+    lease: int,
+    principal: bytes,
+    fair: tuple[int, int],
+    losses: list[Refusal],
 ) -> Answer:
     holds = tuple(hold for hold in (turn.hold_in(name, offer) for name in offer.scopes) if hold is not None)
     probe = turn.open_reservation(rid, offer, number, holds, lease)
     turn.commit()
-    if charge:
-        turn.fair_take(principal, charge)
+    if fair[0]:
+        turn.fair_take(principal, *fair)
     soft = [
         name for name in offer.scopes
         if not turn.oracle.scopes[name].hard and turn.taken(name) > turn.oracle.scopes[name].limit
@@ -1459,6 +1480,19 @@ def _forgot(turn: Turn, words: list[bytes]) -> Answer:
         turn.next_seq()
         code = Code.OK
     return [*turn.stamp(code), cell.cautious_until]
+
+
+def _claim(turn: Turn, words: list[bytes]) -> Answer:
+    principal, stay = words[0], _amount(words[1])
+    if not principal:
+        raise BadArgumentError
+    turn.begin()
+    fair, (_, mine) = turn.fair_pool(), turn.fair_counters(principal)
+    turn.fair_leave(principal)
+    fair.counters[principal] = mine
+    until = turn.now + min(stay, FAIR_STAY_US)
+    fair.present[principal] = max(fair.present.get(principal, 0), until)
+    return turn.stamp(Code.OK)
 
 
 def _snapshot(turn: Turn, words: list[bytes]) -> Answer:

@@ -33,6 +33,7 @@ CALLS = (
     Call("release", [b"r:open", 0, 0, 0]), Call("cancel", [b"r:open"]), Call("cancel", [b"r:unknown"]),
     Call("renew", [SECOND, b"r:open"]), Call("acknowledge", [b"r:ended"]), Call("sweep", []),
     Call("record", ["l:lane", 5]), Call("suspect", [1]), Call("forgot", [1, 9, SECOND]),
+    Call("claim", ["p", SECOND], pool="pool"),
     Call("snapshot", [0, "l:lane", "s:budget"]), Call("audit", [1, 0, 9]),
     Call("audit", [2, 0, 9]),
     NEW.reserve(), NEW.reassert(),

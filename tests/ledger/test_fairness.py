@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from itertools import count
 from random import Random
 
+import msgspec
 import pytest
 
-from apikeyrouter.domain.models.accounting import Limit, LimitKind, Outcome, Reason, ReserveRequest
+from apikeyrouter.domain.models.accounting import Denial, Limit, LimitKind, Outcome, Reason, ReserveRequest
 from apikeyrouter.infrastructure.ledger.arguments import reserve_args, settle_args
 from apikeyrouter.infrastructure.ledger.codes import Code
+from apikeyrouter.serving.claims import CLAIM_EVERY_US, claim_us
 from tests.ledger.processes import PROCESSES, Share, eight_processes, ledger_at, take_turns
 from tests.ledger.support import (
     SECOND,
@@ -55,6 +57,7 @@ class Traffic:
     admitted: dict[str, int] = field(default_factory=dict)
     reasons: set[int] = field(default_factory=set)
     _waiting: dict[str, int] = field(default_factory=dict)
+    _claimed: dict[str, int] = field(default_factory=dict)
     _events: list[tuple[int, int, str, str, bytes]] = field(default_factory=list)
     _order: Iterator[int] = field(default_factory=count)
 
@@ -94,7 +97,15 @@ class Traffic:
         assert isinstance(reason, int)
         assert isinstance(retry_at, int)
         self.reasons.add(reason)
+        self._claim(tenant, retry_at - now)
         self._at(max(now, retry_at) + self.random.randrange(1_000, 100_000), "ask", tenant, rid)
+
+    def _claim(self, tenant: str, wait_us: int) -> None:
+        """As processes do: not more often than every so long."""
+        now = self.cell.time.now_us
+        if now >= self._claimed.get(tenant, 0) + CLAIM_EVERY_US:
+            self._claimed[tenant] = now
+            self.cell.engine.run_now("claim", [tenant, claim_us(wait_us)], pool="pool")
 
     def _finish(self, _: str, rid: bytes) -> None:
         self.cell.engine.run_now("settle", settle_args(used(rid, outcome=Outcome.NEUTRAL)))
@@ -184,16 +195,71 @@ async def test_who_is_served_while_there_is_plenty_does_not_count() -> None:
     assert set(fair_counters(cell)) == {b"v", b"cgreedy", b"tgreedy"}
 
 
-async def test_an_idle_principal_holds_nothing_back_after_ten_seconds() -> None:
-    cell = await local_cell(lane("lane", in_flight(16), fair=True))
-    greedy = [await cell.admit(greedily()) for _ in range(7)]
-    modest = await cell.admit(wish(principal="modest", pool="pool", lease_us=3600 * SECOND))
-    greedy += [await cell.admit(greedily()) for _ in range(7)]
+@pytest.mark.parametrize(
+    ("limit", "greedily_admitted", "stay_us"),
+    [(in_flight(16), 7, SECOND // 4), (bucket(16, 3600 * SECOND, burst=16), 6, 10 * SECOND)],
+    ids=["in-flight", "bucket"],
+)
+async def test_who_is_not_present_holds_nothing_back(limit: Limit, greedily_admitted: int, stay_us: int) -> None:
+    """Room that would be lost is kept for a moment, what can be used as well later for longer."""
+    cell = await local_cell(lane("lane", limit, fair=True))
+    for _ in range(7):
+        await cell.admit(greedily())
+    await cell.admit(wish(principal="modest", pool="pool", lease_us=3600 * SECOND))
+    for _ in range(greedily_admitted):
+        await cell.admit(greedily())
+    cell.time.advance(stay_us - 1)
     assert (await cell.deny(greedily())).binding.reason is Reason.FAIR_SHARE
-    cell.time.advance(10 * SECOND)
+    cell.time.advance(1)
     await cell.admit(greedily())
-    assert (await cell.deny(greedily())).binding.reason is Reason.LIMIT
-    assert modest.rid not in {admission.rid for admission in greedy}
+
+
+async def test_who_asks_in_vain_is_next_and_its_claim_ends_when_it_is_served_or_does_not_come() -> None:
+    cell = await local_cell(lane("lane", in_flight(1), fair=True))
+    modest = wish(principal="modest", pool="pool", lease_us=3600 * SECOND)
+
+    async def is_served(request: ReserveRequest) -> bool:
+        answer = await cell.reserve(msgspec.structs.replace(request, rid=new_rid()))
+        if isinstance(answer, Denial):
+            assert answer.binding.reason is Reason.FAIR_SHARE
+            return False
+        await cell.settle(used(answer.rid, outcome=Outcome.NEUTRAL))
+        return True
+
+    async def turns_of_greedy() -> int:
+        """How often in a row, at most ten."""
+        for turn in range(10):
+            if not await is_served(greedily()):
+                return turn
+        return 10
+
+    held = await cell.admit(greedily())
+    assert (await cell.deny(modest)).binding.reason is Reason.LIMIT
+    await cell.settle(used(held.rid, outcome=Outcome.NEUTRAL))
+    assert await turns_of_greedy() == 10, "nobody else says that it waits"
+    await cell.claim(modest, stay_us=SECOND)
+    assert await turns_of_greedy() == 3, "it starts level, and who leads may lead by two"
+    assert await is_served(modest)
+    cell.time.advance(SECOND // 4)
+    assert await turns_of_greedy() == 10, "who is served waits no more"
+    await cell.claim(modest, stay_us=SECOND)
+    await cell.claim(modest, stay_us=1)
+    assert await turns_of_greedy() < 10
+    cell.time.advance(SECOND - 1)
+    assert not await is_served(greedily()), "a shorter claim shortens none"
+    cell.time.advance(1)
+    assert await is_served(greedily()), "it did not come"
+
+
+async def test_claims_write_nothing_that_counts_and_end_within_ten_seconds() -> None:
+    cell = await local_cell(lane("lane", in_flight(16), fair=True))
+    before = cell.image()
+    await cell.claim(greedily(), stay_us=3600 * SECOND)
+    assert cell.image() == before
+    assert set(fair_counters(cell)) == {b"cgreedy", b"tgreedy"}
+    cell.time.advance(20 * SECOND)
+    await cell.claim(wish(principal="modest", pool="pool"), stay_us=SECOND)
+    assert set(fair_counters(cell)) == {b"cmodest", b"tmodest"}
 
 
 async def test_many_idle_principals_leave_a_few_at_a_time_and_bind_nobody_for_long() -> None:

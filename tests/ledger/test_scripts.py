@@ -158,6 +158,7 @@ def arguments(name: str, rids: dict[str, bytes]) -> Sequence[Argument]:
         "acknowledge": [rid_field(rids["settled"])],
         "audit": [1, 0, 10],
         "cancel": [rid_field(rids["open"])],
+        "claim": ["tenant", SECOND],
         "configure": ["put", 0, "l:new", 5, 0, 0, 0, 0, 0],
         "forgot": [1, 9, SECOND],
         "fund": ["s:funded", 0, 100, 0, 30],

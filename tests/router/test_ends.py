@@ -9,8 +9,10 @@ from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.api_key import KeyState
 from apikeyrouter.domain.models.system_error import ErrorCategory, InvalidRequestError, ModelNotFoundError
 from apikeyrouter.infrastructure.adapters.transport import Timeouts
+from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
+from apikeyrouter.serving import bookkeeping
 from apikeyrouter.simulator import SimulatorProcess
-from tests.router.house import house, intent, until
+from tests.router.house import House, house, intent, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -253,3 +255,44 @@ async def test_a_listener_that_fails_costs_nobody_an_answer(simulator: Simulator
         assert (await made.route()).content
         assert len(made.finished) == 1
         await made.at_rest()
+
+
+@pytest.mark.parametrize(("places", "told"), [(32, True), (33, False)])
+async def test_an_end_in_a_lane_with_few_places_waits_for_no_others(
+    simulator: SimulatorProcess, places: int, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = [{"key": "a1", "concurrency": places}]
+    async with house(simulator, InMemoryStateStore(), ["a1"], limits=limits) as made:
+        await made.route()
+        await made.at_rest()
+        await until(lambda: _known(made, "k:a1"))
+        monkeypatch.setattr(bookkeeping, "FLUSH_SECONDS", 3600)
+        await made.route()
+        if told:
+            await until(lambda: _idle(made))
+        assert made.router.books.waiting == (0 if told else 1)
+        assert await made.router.books.told(seconds=60), "who waits for it need not wait for more"
+        assert await _idle(made)
+
+
+async def _known(made: House, lane: str) -> bool:
+    return lane in made.router.snapshot.lanes
+
+
+async def _idle(made: House) -> bool:
+    return not made.router.books.waiting
+
+
+async def test_who_asks_one_after_another_is_never_in_his_own_way(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    """What a call held, in flight and of a budget, is there for the next as soon as its answer is."""
+    budget = {"name": "one", "scope": "global", "limit_usd": 0.002, "period": "total", "enforcement": "hard"}
+    limits = [{"key": "a1", "concurrency": 1}]
+    async with house(simulator, store, ["a1"], limits=limits, budgets=[budget]) as made:
+        for number in range(10):
+            await made.route(f"number {number}", parameters={"max_tokens": 1500})
+        for _ in range(5):
+            async for _ in made.router.route_stream(intent("again", parameters={"max_tokens": 1500})):
+                pass
+        assert [facts.outcome for facts in made.finished] == ["ok"] * 15

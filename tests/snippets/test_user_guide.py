@@ -238,12 +238,13 @@ async def test_a_hard_budget_refuses_what_would_exceed_it(router: ApiKeyRouter, 
         enforcement_mode=EnforcementMode.Hard,
     )
     await router.cost_controller.update_spending(budget.id, Decimal("25.50"))
-    assert (await router.route(intent, objective="cost")).content
+    response = await router.route(intent, objective="cost")
     await router.cost_controller.update_spending(budget.id, Decimal("74.49"))
     with pytest.raises(BudgetExceededError) as caught:
         await router.route(intent, objective="cost")
     assert caught.value.details["limit"] == 100
-    assert caught.value.details["settled"] == Decimal("99.99")
+    assert response.metadata.cost_actual is not None
+    assert caught.value.details["settled"] == Decimal("99.99") + response.metadata.cost_actual
 
 
 async def test_an_adapter_of_ones_own_serves_requests(keep: Keep) -> None:

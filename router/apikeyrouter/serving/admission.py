@@ -119,6 +119,8 @@ class Admissions:
         self.lease_us = lease_us
         self.stand_in: StandIn = nobody
         """Who may hold something while the store is away."""
+        self.denied: Callable[[ReserveRequest, Loss], None] | None = None
+        """Who is told of what was denied, and what bound it."""
         self.config_version = 0
         """The configuration this process decides under; the ledger refuses any other."""
 
@@ -153,6 +155,7 @@ class Admissions:
         first, further, offered = ranked.ranking, None, pool.offered(call.lanes)
         losses: list[tuple[Option, Loss]] = []
         lost: list[Standing] = []
+        request: ReserveRequest | None = None
         layout, cell, aside = self._catalogue.layout, 0, list[tuple[Option, Standing]]()
         for _ in range(ROUNDS_MAX):
             if layout is not None and ranked.options:
@@ -181,6 +184,8 @@ class Admissions:
             offers.settle(plan, ranked)
         needed = max((offers.details(option)[0].bound_nanousd for option, _ in losses), default=UNPRICED)
         binding = min((loss for _, loss in losses), key=_soonest, default=None)
+        if self.denied is not None and request is not None and binding is not None:
+            self.denied(request, binding)
         return Refused(losses=losses, binding=binding, needed_nanousd=needed, ranking=first)
 
     async def _stand_in(

@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import islice
 from typing import Any
 
@@ -58,6 +59,16 @@ class Bookkeeper:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._rested: asyncio.Future[None] | None = None
+        """What more ends are waited for by, before a batch is sent."""
+        self.few: AbstractSet[str] = frozenset()
+        """Lanes with so few places that each is told at once when it is free."""
+        self._urgent = False
+        """Whether what is there is sent without waiting for more."""
+        self._handed = 0
+        """Ends that were ever put into the outbox."""
+        self._told: deque[tuple[int, asyncio.Future[None]]] = deque()
+        """Who waits until the ledger knows of so many."""
         self._task: asyncio.Task[None] | None = None
         self.settled = self.unmatched = 0
         self.on_booked: Callable[[], None] | None = None
@@ -74,6 +85,7 @@ class Bookkeeper:
         """Begin flushing."""
         if self._task is None:
             self._wake, self._idle = asyncio.Event(), asyncio.Event()
+            self._told.clear()
             (self._wake if self._outbox else self._idle).set()
             self._task = asyncio.get_running_loop().create_task(self._run(), name="apikeyrouter.bookkeeper")
 
@@ -119,8 +131,17 @@ class Bookkeeper:
         hold.unheld = False
         self._unheld = max(0, self._unheld - 1)
 
-    def hear(self, *, booked: Callable[[], None] | None = None, standby: Callable[[End], None] | None = None) -> None:
-        """Who is told when ends were booked, and of ends of what was admitted from this process's share."""
+    def hear(
+        self,
+        *,
+        booked: Callable[[], None] | None = None,
+        standby: Callable[[End], None] | None = None,
+        few: AbstractSet[str] | None = None,
+    ) -> None:
+        """Who is told when ends were booked, and of ends of what was admitted from this process's share; the lanes
+        whose ends wait for no others.
+        """
+        self.few = self.few if few is None else few
         self.on_booked = booked or self.on_booked
         self.on_standby_end = standby or self.on_standby_end
 
@@ -146,9 +167,20 @@ class Bookkeeper:
 
     def _put(self, waiting: Waiting) -> None:
         self._outbox.append(waiting)
+        self._handed += 1
         self._idle.clear()
         if len(self._outbox) == 1 or len(self._outbox) >= BATCH_MAX:
             self._wake.set()
+        hold = waiting.hold
+        if self.few and hold is not None and not self.few.isdisjoint(hold.request.candidates[hold.index].lanes):
+            self._hurry()
+
+    def _hurry(self) -> None:
+        """Send what is there, and wait for no more."""
+        self._urgent = True
+        self._wake.set()
+        if self._rested is not None and not self._rested.done():
+            self._rested.set_result(None)
 
     @property
     def waiting_seconds(self) -> float:
@@ -162,11 +194,23 @@ class Bookkeeper:
 
     async def flush(self, *, seconds: float) -> bool:
         """Wait until the outbox is empty; whether it is, after at most `seconds`."""
-        self._wake.set()
+        self._hurry()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
         return not self._outbox
+
+    async def told(self, *, seconds: float) -> bool:
+        """Wait until the ledger knows of what has ended by now; whether it does, after at most `seconds`."""
+        if not self._outbox:
+            return True
+        known = asyncio.get_running_loop().create_future()
+        self._told.append((self._handed, known))
+        self._hurry()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await known
+        return known.done() and not known.cancelled()
 
     async def close(self) -> None:
         """Stop flushing. What waits is kept on disk where there is a directory for it; else leases end it."""
@@ -192,8 +236,9 @@ class Bookkeeper:
         while True:
             stop_if_cancelled()
             await self._wake.wait()
-            if len(self._outbox) < BATCH_MAX or pause > FLUSH_SECONDS:
+            if (len(self._outbox) < BATCH_MAX and not self._urgent) or pause > FLUSH_SECONDS:
                 await self._rest(pause)
+            self._urgent = False
             self._wake.clear()
             try:
                 await self._flush_some()
@@ -211,13 +256,24 @@ class Bookkeeper:
     async def _rest(self, pause: float) -> None:
         """Wait before the next try. After one that failed, what waits is put on disk."""
         if pause == FLUSH_SECONDS:
-            await asyncio.sleep(pause)
+            await self._for_more()
             return
         until = time.perf_counter() + pause
         while (left := until - time.perf_counter()) > 0:
             if self.keeper.keeps:
                 await self._keep(SPILL_MAX)
             await asyncio.sleep(min(left, KEEP_SECONDS))
+
+    async def _for_more(self) -> None:
+        """Let more ends come, that go with those that are there, unless one of them is to be told at once."""
+        loop = asyncio.get_running_loop()
+        rested = self._rested = loop.create_future()
+        timer = loop.call_later(FLUSH_SECONDS, self._hurry)
+        try:
+            await rested
+        finally:
+            timer.cancel()
+            self._rested = None
 
     async def _keep(self, most: int) -> None:
         """Put on disk what is not there yet."""
@@ -228,6 +284,7 @@ class Bookkeeper:
         batch = [self._outbox[at] for at in range(min(len(self._outbox), BATCH_MAX))]
         if not batch:
             return
+        known = self._handed - len(self._outbox) + len(batch)
         if self._unheld:
             await self._tell_ended(batch)
         answers = await self._end_all([waiting.end for waiting in batch])
@@ -256,6 +313,10 @@ class Bookkeeper:
         if failed:
             raise LedgerUnavailableError(f"{len(failed)} settlements wait for the ledger")
         self._broken.clear()
+        while self._told and self._told[0][0] <= known:
+            waiter = self._told.popleft()[1]
+            if not waiter.done():
+                waiter.set_result(None)
         await self.acknowledge()
 
     async def _is_delivered(self, waiting: Waiting, answer: Transition | BaseException) -> bool:

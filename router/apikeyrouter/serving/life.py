@@ -52,6 +52,7 @@ from apikeyrouter.serving.admission import Admissions
 from apikeyrouter.serving.attempt import Attempts
 from apikeyrouter.serving.belonging import RouterBelonging
 from apikeyrouter.serving.bookkeeping import Bookkeeper
+from apikeyrouter.serving.claims import Claims
 from apikeyrouter.serving.configuring import Configuration
 from apikeyrouter.serving.deciding import Deciding
 from apikeyrouter.serving.decisions import Decisions
@@ -248,7 +249,8 @@ class RouterLife(RouterBelonging):
         self._stand_by()
         self._move_money()
         self._waiting = WaitQueue()
-        self.books.hear(booked=self._waiting.stir)
+        self._admissions.denied = Claims(self.ledger, self._chore).note
+        self.books.hear(booked=self._waiting.stir, few=self.snapshot.few)
         self._patience = Patience(
             self.catalogue, self._policing, deadline=self._attempts.deadline,
             policies=lambda: self.policy_engine.active, wait_max_ms=self.settings.wait_max_ms,

@@ -1,7 +1,7 @@
 """Errors that say why nothing was eligible and when it is again, and the deployment in a few numbers."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from apikeyrouter.domain.components.capacity import Level
@@ -24,6 +24,15 @@ def retry_after_us(loss: Loss, now_us: int) -> int | None:
     if loss.retry_kind is RetryKind.NEVER or loss.retry_at_us - now_us > _YEAR_US:
         return None
     return max(0, loss.retry_at_us - now_us)
+
+
+def comes_back(losses: Iterable[Loss]) -> bool:
+    """Whether something lacks that requests give back when they end: room among those in flight, a probe, money."""
+    return any(
+        loss.reason in (Reason.BUDGET, Reason.PROBE_IN_FLIGHT)
+        or (loss.reason is Reason.LIMIT and loss.retry_kind is RetryKind.ESTIMATED)
+        for loss in losses
+    )
 
 
 def no_eligible_keys(

@@ -3,6 +3,7 @@
 import asyncio
 from collections import ChainMap
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from apikeyrouter.domain.models.accounting import CELL_AT, ReserveRequest, Settlement
 from apikeyrouter.serving.bookkeeping import Bookkeeper, End, OpenHold, Release
@@ -46,10 +47,16 @@ class SpreadBooks:
         """How long ends have waited that could not be delivered; 0: there are none."""
         return max(cell.waiting_seconds for cell in self.cells)
 
-    def hear(self, *, booked: Callable[[], None] | None = None, standby: Callable[[End], None] | None = None) -> None:
+    def hear(
+        self,
+        *,
+        booked: Callable[[], None] | None = None,
+        standby: Callable[[End], None] | None = None,
+        few: AbstractSet[str] | None = None,
+    ) -> None:
         """Who is told (see `Bookkeeper.hear`)."""
         for cell in self.cells:
-            cell.hear(booked=booked, standby=standby)
+            cell.hear(booked=booked, standby=standby, few=few)
 
     def start(self) -> None:
         """Begin flushing."""
@@ -84,6 +91,10 @@ class SpreadBooks:
     def cancel(self, rid: bytes) -> None:
         """Have a reserve cancelled of which nobody knows whether it ran."""
         self._of(rid).cancel(rid)
+
+    async def told(self, *, seconds: float) -> bool:
+        """Wait until every cell knows of what has ended by now; whether they do, after at most `seconds`."""
+        return all(await asyncio.gather(*(cell.told(seconds=seconds) for cell in self.cells)))
 
     async def flush(self, *, seconds: float) -> bool:
         """Wait until everything is booked; whether it is, after at most `seconds`."""

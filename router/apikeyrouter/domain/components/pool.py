@@ -20,7 +20,7 @@ from apikeyrouter.domain.components.ordering import Building, Order, Row, settle
 from apikeyrouter.domain.components.price_book import ModelPrice
 from apikeyrouter.domain.components.scoring import TYPICAL_TOKENS, Conditions, lane_out_until_us
 from apikeyrouter.domain.components.waits import by_waits
-from apikeyrouter.domain.models.accounting import LaneState, Places, Words, place_words
+from apikeyrouter.domain.models.accounting import LaneState, LimitKind, Places, Words, place_words
 from apikeyrouter.domain.models.capabilities import ModelCapabilities
 from apikeyrouter.domain.models.ranking import Barred, Ranking, Standing
 from apikeyrouter.domain.models.usage import Usage
@@ -52,6 +52,8 @@ TURNS_APART = 1 << 20
 """How far apart the first turns of workers may be."""
 TURNS_KEPT_MAX = 64
 """Of one pool: the combinations of policies whose turns are kept."""
+FEW = 32
+"""In a lane with at most so many places, one that stays taken for some milliseconds is missed."""
 _ANY = ModelCapabilities()
 
 
@@ -120,6 +122,8 @@ class Snapshot:
     """Lanes that are out: cooling, or with an open breaker."""
     out_version: int = 0
     """Grows when `out` or `capacity` changes."""
+    few: set[str] = field(default_factory=set)
+    """Lanes in which only FEW calls may be in flight at a time."""
     wanted: dict[tuple["Pool", Which], None] = field(default_factory=dict)
     """Orders of large pools that requests found to be out of date; to be renewed by whoever refreshes this."""
 
@@ -137,6 +141,7 @@ class Snapshot:
                     del self.capacity[lane_id]
         for lane in lanes:
             self.lanes[lane.id] = lane
+            (self.few.add if _has_few_places(lane) else self.few.discard)(lane.id)
             is_out = lane_out_until_us(lane, now_us) > 0
             if is_out is not (lane.id in self.out):
                 changed = True
@@ -160,6 +165,10 @@ class Snapshot:
         """When the last of what keeps it out here is over, Unix microseconds."""
         until = max(self.blocked.get(place, 0.0) for place in (option.id, *option.lanes))
         return self.ledger_us(now) + int((until - now) * 1e6)
+
+
+def _has_few_places(lane: LaneState) -> bool:
+    return any(limit.kind is LimitKind.CONCURRENCY and limit.capacity <= FEW for limit in lane.limits)
 
 
 class Ranked(msgspec.Struct, eq=False):

@@ -52,6 +52,10 @@ class Ledger(Protocol):
         """Hold one candidate or nothing. One round trip. Repeating the same rid replays the answer."""
         ...
 
+    async def claim(self, request: ReserveRequest, *, stay_us: int) -> Stamp:
+        """Note that this was denied and will be asked for again: who asks in vain keeps its place among principals."""
+        ...
+
     async def settle(self, settlement: Settlement) -> Transition:
         """Book what was really used, in the windows that were charged. More than was held is debt."""
         ...

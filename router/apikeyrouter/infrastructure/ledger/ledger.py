@@ -178,6 +178,13 @@ class ScriptLedger(OneCell):
         else:
             self._chore(self.cancel(rid))
 
+    async def claim(self, request: ReserveRequest, *, stay_us: int) -> Stamp:
+        """Note that who asked for this was denied, and means to come again within `stay_us`: what is scarce is kept for
+        it when it is its turn.
+        """
+        words: list[Argument] = [request.principal, check_amount(stay_us, what="time to stay")]
+        return self._stamp(await self._run("claim", words, pool=request.pool))
+
     async def settle(self, settlement: Settlement) -> Transition:
         """Book what was really used, in the windows that were charged."""
         return (await self.settle_many((settlement,)))[0]

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from apikeyrouter.domain.models.system_error import LedgerProtocolError
 
 SCRIPT_NAMES = (
-    "acknowledge", "audit", "cancel", "configure", "forgot", "fund", "grant", "open", "reassert", "record", "release",
-    "renew", "reserve", "settle", "snapshot", "suspect", "sweep",
+    "acknowledge", "audit", "cancel", "claim", "configure", "forgot", "fund", "grant", "open", "reassert", "record",
+    "release", "renew", "reserve", "settle", "snapshot", "suspect", "sweep",
 )  # fmt: skip
 STRUCTURES = ("C0", "C1", "L", "D", "S", "G", "U", "F")
 """The keys of a cell, by the names that the scripts give them."""

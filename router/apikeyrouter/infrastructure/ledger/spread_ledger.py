@@ -199,6 +199,10 @@ class SpreadLedger:
                 break
         return answer
 
+    async def claim(self, request: ReserveRequest, *, stay_us: int) -> Stamp:
+        """Note in the cell that denied it that this will be asked for again."""
+        return await self.of_rid(request.rid).claim(request, stay_us=stay_us)
+
     async def settle(self, settlement: Settlement) -> Transition:
         """Book what was really used."""
         return await self.of_rid(settlement.rid).settle(settlement)
