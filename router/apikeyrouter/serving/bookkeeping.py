@@ -67,7 +67,7 @@ class Bookkeeper:
         """Whether what is there is sent without waiting for more."""
         self._handed = 0
         """Ends that were ever put into the outbox."""
-        self._told: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         """Who waits until the ledger knows of so many."""
         self._task: asyncio.Task[None] | None = None
         self.settled = self.unmatched = 0
@@ -85,7 +85,7 @@ class Bookkeeper:
         """Begin flushing."""
         if self._task is None:
             self._wake, self._idle = asyncio.Event(), asyncio.Event()
-            self._told.clear()
+            self._waiters.clear()
             (self._wake if self._outbox else self._idle).set()
             self._task = asyncio.get_running_loop().create_task(self._run(), name="apikeyrouter.bookkeeper")
 
@@ -205,7 +205,7 @@ class Bookkeeper:
         if not self._outbox:
             return True
         known = asyncio.get_running_loop().create_future()
-        self._told.append((self._handed, known))
+        self._waiters.append((self._handed, known))
         self._hurry()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -313,8 +313,8 @@ class Bookkeeper:
         if failed:
             raise LedgerUnavailableError(f"{len(failed)} settlements wait for the ledger")
         self._broken.clear()
-        while self._told and self._told[0][0] <= known:
-            waiter = self._told.popleft()[1]
+        while self._waiters and self._waiters[0][0] <= known:
+            waiter = self._waiters.popleft()[1]
             if not waiter.done():
                 waiter.set_result(None)
         await self.acknowledge()
