@@ -182,6 +182,12 @@ class Admissions:
             if not ranked.options:
                 break
             offers.settle(plan, ranked)
+        return self._refused(request, losses, offers, first)
+
+    def _refused(
+        self, request: ReserveRequest | None, losses: list[tuple[Option, Loss]], offers: Offers, first: Ranking
+    ) -> Refused:
+        """Nothing was held; `request` is the last of those that were denied."""
         needed = max((offers.details(option)[0].bound_nanousd for option, _ in losses), default=UNPRICED)
         binding = min((loss for _, loss in losses), key=_soonest, default=None)
         if self.denied is not None and request is not None and binding is not None:

@@ -132,12 +132,9 @@ class Bookkeeper:
         self._unheld = max(0, self._unheld - 1)
 
     def hear(
-        self,
-        *,
-        booked: Callable[[], None] | None = None,
-        standby: Callable[[End], None] | None = None,
+        self, *, booked: Callable[[], None] | None = None, standby: Callable[[End], None] | None = None,
         few: AbstractSet[str] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Who is told when ends were booked, and of ends of what was admitted from this process's share; the lanes
         whose ends wait for no others.
         """

@@ -48,12 +48,9 @@ class SpreadBooks:
         return max(cell.waiting_seconds for cell in self.cells)
 
     def hear(
-        self,
-        *,
-        booked: Callable[[], None] | None = None,
-        standby: Callable[[End], None] | None = None,
+        self, *, booked: Callable[[], None] | None = None, standby: Callable[[End], None] | None = None,
         few: AbstractSet[str] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Who is told (see `Bookkeeper.hear`)."""
         for cell in self.cells:
             cell.hear(booked=booked, standby=standby, few=few)
