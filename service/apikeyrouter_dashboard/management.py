@@ -1,5 +1,6 @@
 """The management API of a running service, asked with one operator's admin key."""
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -8,7 +9,8 @@ import httpx
 __all__ = ["Management", "Refusal", "Trouble", "open_http", "path_of"]
 
 PAGE, PAGES_MAX = 1000, 20
-SECONDS_MAX = 8.0
+SECONDS_MAX, UPLOAD_SECONDS_MAX = 8.0, 120.0
+NO_HEADERS: Mapping[str, str] = {}
 MESSAGE_LENGTH_MAX = 500
 
 
@@ -62,6 +64,15 @@ class Management:
         answer = await self._ask(method, f"/api/v1{path}", json=body)
         return answer.json() if answer.content else None
 
+    async def upload(self, path: str, body: bytes, kind: str, **params: Any) -> Any:
+        """What a POST of a whole file answers. `kind`: its content type. Parameters that are None are left out."""
+        wanted = {name: value for name, value in params.items() if value is not None}
+        told = await self._ask(
+            "POST", f"/api/v1{path}", headers={"content-type": kind}, timeout=UPLOAD_SECONDS_MAX, params=wanted,
+            content=body,
+        )  # fmt: skip
+        return told.json()
+
     async def health(self) -> dict[str, Any]:
         """What the service says of itself."""
         told: dict[str, Any] = (await self._ask("GET", "/health")).json()
@@ -74,11 +85,15 @@ class Management:
         except Refusal:
             return ""
 
-    async def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+    async def _ask(
+        self, method: str, path: str, *, headers: Mapping[str, str] = NO_HEADERS, timeout: float = SECONDS_MAX,
+        **options: Any,
+    ) -> httpx.Response:  # fmt: skip
+        told = {**headers, "X-API-Key": self._key}
         try:
-            answer = await self._http.request(method, path, headers={"X-API-Key": self._key}, **options)
+            answer = await self._http.request(method, path, headers=told, timeout=timeout, **options)
         except httpx.TimeoutException as exc:
-            raise Trouble(f"the service did not answer within {SECONDS_MAX:g} s") from exc
+            raise Trouble(f"the service did not answer within {timeout:g} s") from exc
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
             raise Trouble(f"the service cannot be reached ({type(exc).__name__})") from exc
         if answer.is_success:

@@ -42,7 +42,7 @@ class Between:
             return web.json_response(
                 {"error": {"message": "the store is away", "code": "store_unavailable"}}, status=503
             )
-        headers = {"x-api-key": request.headers.get("x-api-key", ""), "content-type": "application/json"}
+        headers = {name: request.headers[name] for name in ("x-api-key", "content-type") if name in request.headers}
         url = self.target + str(request.rel_url)
         async with ClientSession() as client:
             found = await client.request(request.method, url, headers=headers, data=await request.read())

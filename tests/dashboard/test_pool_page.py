@@ -2,6 +2,7 @@
 
 import pytest
 
+from apikeyrouter.simulator import SimulatorProcess
 from tests.dashboard.driving import Seat
 from tests.service.running import Running, wait_until
 
@@ -106,3 +107,58 @@ async def test_the_map_is_walked_through_with_the_keyboard(operator: Seat) -> No
     assert await operator.page.evaluate(focused) == "north-1"
     await operator.page.keyboard.press("Enter")
     await operator.reads("What became of it")
+
+
+async def test_a_tile_tells_the_last_error_and_who_took_its_key_out(
+    operator: Seat, service: Running, simulator: SimulatorProcess
+) -> None:
+    async with service.operator() as client, service.http(headers={"x-request-id": "it-failed"}) as caller:
+        bob = (await client.post("/api/v1/admin-keys", json={"name": "bob", "role": "operate"})).json()["key"]
+        await simulator.fail("server_error", count=1)
+        chat = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+        assert (await caller.post("/v1/chat/completions", json=chat)).status_code == 200
+        told = (await client.get("/api/v1/pool")).json()["keys"]
+        failed = next(key["id"] for key in told if key["last_error"])
+        async with service.http(headers={"X-API-Key": bob}) as other:
+            await other.patch(f"/api/v1/keys/{failed}", json={"state": "disabled", "reason": "it smells"})
+        await operator.go("/")
+        tile = f'.tile[data-id="{failed}"]'
+        for text in ("it smells", "by bob", "last error provider 500"):
+            await operator.page.wait_for_selector(f"{tile}:has-text('{text}')")
+        await operator.act("open", id=failed)
+        await operator.page.get_by_text("explain the request").click()
+        await operator.page.wait_for_selector(".q-dialog :text('it-failed')")
+        await operator.page.wait_for_selector(f".q-dialog td:has-text('{failed}')")
+        await client.patch(f"/api/v1/keys/{failed}", json={"state": "available"})
+        await client.delete("/api/v1/admin-keys/bob")
+
+
+async def test_the_metadata_of_a_key_are_changed(operator: Seat, service: Running) -> None:
+    async with service.operator() as client:
+        body = {"key_material": "sk-sim-spare-2", "provider_id": "openai", "metadata": {"quota_group": "spare"}}
+        made = (await client.post("/api/v1/keys", json=body)).json()["id"]
+        await operator.go("/")
+        await operator.act("open", id=made)
+        await operator.press("Metadata …")
+        text = operator.page.get_by_label("Metadata as JSON")
+        assert '"quota_group": "spare"' in await text.input_value()
+        await text.fill('{"quota_group": "moved", "tier": "pro"}')
+        await operator.press("Save")
+        await operator.reads(f"{made}: changed")
+        changed = (await client.get(f"/api/v1/keys/{made}")).json()
+        assert changed["metadata"] == {"quota_group": "moved", "tier": "pro"}
+        await client.delete(f"/api/v1/keys/{made}")
+
+
+async def test_a_group_without_a_serving_key_is_out_on_headroom(operator: Seat, service: Running) -> None:
+    async with service.operator() as client:
+        for key_id in ("north-1", "north-2"):
+            await client.patch(f"/api/v1/keys/{key_id}", json={"state": "throttled", "for_seconds": 600})
+        await operator.go("/headroom")
+        await operator.page.get_by_role("button", name="by quota group").click()
+        row = operator.page.locator("tr:has(td:text-is('north'))")
+        await row.locator(":text('✕ out: 0 of 2')").wait_for()
+        assert "wait until" in await row.inner_text()
+        await operator.page.wait_for_selector("tr:has-text('g:north:*'):has-text('none of its keys serves')")
+        for key_id in ("north-1", "north-2"):
+            await client.patch(f"/api/v1/keys/{key_id}", json={"state": "available"})

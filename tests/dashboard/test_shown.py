@@ -11,7 +11,7 @@ from apikeyrouter_dashboard.shown import (
     deployment,
     fleet,
     headroom,
-    manage,
+    key_import,
     money,
     pool,
     pools,
@@ -153,14 +153,36 @@ def test_advice_follows_from_the_forecast() -> None:
     assert "wait until it is full again" in headroom.advice(lane, {**limit, "remaining": 0}, NOW)
 
 
-def test_rows_of_an_import_that_cannot_be_read_say_why() -> None:
-    rows = manage.parse_import(
-        'openai, sk-1, tier=pro\n\n# comment\nopenai\nopenai, sk-2, oops\nopenai, sk-3, {"a": 1}'
-    )
-    assert [(row.number, bool(row.result)) for row in rows] == [(1, False), (4, True), (5, True), (6, False)]
-    assert rows[0].metadata == {"tier": "pro"}
-    assert rows[3].metadata == {"a": 1}
-    assert "sk-1" not in repr(rows) + manage.imported(rows)
+@pytest.mark.parametrize(
+    ("text", "kind", "shift"),
+    [
+        ("sk-1\nsk-2", "text/csv", -1), ("provider_id,key_material\nopenai,sk-1", "text/csv", 0),
+        ('\ufeff [{"key_material": "sk-1"}]', "application/json", 0),
+        ('{"key_material": "sk-1"}', "application/x-ndjson", 0),
+    ],
+)  # fmt: skip
+def test_keys_to_import_come_in_four_forms(text: str, kind: str, shift: int) -> None:
+    made, body, told = key_import.body_of(text)
+    assert (made, told) == (kind, shift)
+    assert body.endswith(text)
+
+
+def test_every_row_of_an_import_has_a_result_and_the_refused_come_first() -> None:
+    rows = [
+        {"line": 2, "outcome": "created", "id": "key_1", "reason": None},
+        {"line": 3, "outcome": "refused", "id": None, "reason": "no provider 'x', <b>, \"y\""},
+        {"line": 4, "outcome": "unchanged", "id": "key_2", "reason": None},
+    ]
+    answer = {"rows": rows, "created": 1, "updated": 0, "unchanged": 1, "refused": 1, "dry_run": False}
+    told = key_import.imported(answer, -1)
+    assert told.index("✕ refused") < told.index("✓ registered")
+    assert re.findall(r'data-label="line">(\d+)', told) == ["2", "1", "3"]
+    assert "&lt;b&gt;" in told
+    assert "✓ would be registered" in key_import.imported({**answer, "dry_run": True}, 0)
+    many = {**answer, "rows": [{**rows[0], "line": n} for n in range(1005)]}
+    assert "and 5 more rows" in key_import.imported(many, 0)
+    assert len(key_import.rows_as_csv(many, 0).splitlines()) == 1006
+    assert key_import.rows_as_csv(answer, -1).splitlines()[2] == '2,refused,,"no provider \'x\', <b>, ""y"""'
 
 
 @pytest.mark.parametrize(

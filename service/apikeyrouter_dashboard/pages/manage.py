@@ -11,6 +11,7 @@ from nicegui import ui
 from apikeyrouter_dashboard.management import Trouble, path_of
 from apikeyrouter_dashboard.pages.forms import Field, Form, as_json, number, show_once
 from apikeyrouter_dashboard.pages.frame import Action, Block, Page, ask_first, tell
+from apikeyrouter_dashboard.pages.key_import import KeyImport
 from apikeyrouter_dashboard.shown import manage as shown
 from apikeyrouter_dashboard.shown.fleet import audit_log
 
@@ -42,15 +43,7 @@ class ManagePage(Page):
 
     def _build(self) -> None:
         self._may = self.session.may("admin")
-        with ui.element("section").classes("panel"):
-            ui.html("<h2>Import keys</h2>", sanitize=False)
-            ui.html("<p class='dim'>A line a key: provider, key, name=value … — e.g. openai, sk-…, quota_group=org-a, "
-                    "tier=pro, tags=night|batch</p>", sanitize=False)  # fmt: skip
-            self._lines = ui.textarea(placeholder="openai, sk-…, quota_group=org-a").classes("wide mono").props(
-                'outlined dense autogrow autocomplete="off" spellcheck="false" aria-label="Keys to import"'
-            )  # fmt: skip
-            self._button("Import", self._import)
-            self._imported = Block(live=True)
+        KeyImport(self, may=self._may)
         self._clients = self._section("Clients", ("New client …", self._new_client))
         self._budgets = self._section("Budgets", ("New budget …", self._new_budget))
         self._policies = self._section("Policies", ("New policy …", lambda: self._edit_policy(None)))
@@ -106,20 +99,6 @@ class ManagePage(Page):
         name = data["id"]
         if await ask_first(f"Delete {name}?", "This cannot be taken back.", word=name, act="Delete"):
             await self.send("DELETE", path_of(kind, name), done=f"{name} is deleted")
-
-    async def _import(self) -> None:
-        rows = shown.parse_import(str(self._lines.value or ""))
-        self._lines.set_value("")
-        for row in rows:
-            if not row.result:
-                body = {"key_material": row.material, "provider_id": row.provider_id, "metadata": row.metadata}
-                try:
-                    told = await self.session.api.send("POST", "/keys", body)
-                    row.result, row.worked = told["id"], True
-                except Trouble as exc:
-                    row.result = str(exc)
-        self._imported.put(shown.imported(rows))
-        await self.look()
 
     async def _new_client(self) -> None:
         made: dict[str, Any] = {}

@@ -1,78 +1,15 @@
-"""What is configured: keys to import, clients, budgets, policies, the audit log."""
+"""What is configured: clients, budgets, policies."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 from apikeyrouter_dashboard.shown.words import badge, button, count, dollars, note, table
 
-__all__ = ["ImportRow", "budgets", "clients", "imported", "parse_import", "policies", "tried"]
+__all__ = ["budgets", "clients", "policies", "tried"]
 
 Told = Mapping[str, Any]
-ROWS_MAX = 1000
-
-
-@dataclass(slots=True)
-class ImportRow:
-    """One line of an import: what is to be registered, or why it cannot be. The material is never shown."""
-
-    number: int
-    provider_id: str = ""
-    material: str = field(default="", repr=False)
-    metadata: dict[str, Any] = field(default_factory=dict)
-    result: str = ""
-    worked: bool = False
-
-
-def parse_import(text: str) -> list[ImportRow]:
-    """Lines of `provider, key, name=value, …` (or provider, key, {json}). Blank lines and # are passed over.
-
-    A row that cannot be read has its `result` already. Values: `tags=a|b` is a list, everything else is text.
-    """
-    rows: list[ImportRow] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        told = line.strip()
-        if told and not told.startswith("#"):
-            rows.append(_row(number, told))
-    for row in rows[ROWS_MAX:]:
-        row.result = f"only {ROWS_MAX} rows at once"
-    return rows
-
-
-def _row(number: int, line: str) -> ImportRow:
-    provider, _, rest = line.partition(",")
-    material, _, more = rest.partition(",")
-    row = ImportRow(number, provider.strip(), material.strip())
-    if not row.provider_id or not row.material:
-        row.result = "needs a provider and a key: provider, key, name=value …"
-        return row
-    more = more.strip()
-    if more.startswith("{"):
-        try:
-            row.metadata = dict(json.loads(more))
-        except (ValueError, TypeError):
-            row.result = "its metadata is no JSON object"
-        return row
-    for part in filter(None, (part.strip() for part in more.split(","))):
-        name, found, value = part.partition("=")
-        if not found or not name.strip():
-            row.result = "metadata is name=value"
-            return row
-        row.metadata[name.strip()] = value.strip().split("|") if name.strip() == "tags" else value.strip()
-    return row
-
-
-def imported(rows: Iterable[ImportRow]) -> Markup:
-    """What became of each row."""
-    told = [
-        (row.number, row.provider_id, ", ".join(f"{name}={value}" for name, value in row.metadata.items()),
-         badge("ok", "✓ registered") if row.worked else badge("bad", "✕ refused"), row.result)
-        for row in rows
-    ]  # fmt: skip
-    return table(["line", "provider", "metadata", "", "result"], told, none="there is no row", numbers=(0,))
 
 
 def clients(found: Sequence[Told], *, may: bool) -> Markup:
