@@ -44,9 +44,9 @@ async def test_keys_are_checked_and_imported_with_a_result_a_row(operator: Seat,
     await operator.page.wait_for_selector("td:has-text('= there already')")
     async with operator.page.expect_download() as saved:
         await operator.page.get_by_role("button", name="Save the results").click()
-    rows = (await (await saved.value).path()).read_text().splitlines()
-    assert rows[0] == "line,outcome,id,reason"
-    assert rows[1] == f"2,unchanged,{made['id']},"
+    saved_rows = (await (await saved.value).path()).read_text().splitlines()
+    assert saved_rows[0] == "line,outcome,id,reason"
+    assert saved_rows[1] == f"2,unchanged,{made['id']},"
     async with service.operator() as client:
         await client.delete(f"/api/v1/keys/{made['id']}")
 

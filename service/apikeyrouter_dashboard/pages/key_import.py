@@ -13,7 +13,7 @@ __all__ = ["KeyImport"]
 
 FILE_BYTES_MAX = 16 * 2**20
 EXPLAINED = (
-    "A key a line; or CSV whose first line names its columns (key_material, provider_id, quota_group, models, tier, …); "
+    "A key a line; or CSV whose first line names its columns (key_material, provider_id, quota_group, models, …); "
     "or JSON lines, or a JSON array. A row that is refused keeps no other back; the same again changes nothing."
 )
 ACCEPTED = ".csv,.txt,.json,.jsonl,.ndjson"
