@@ -13,7 +13,7 @@ from apikeyrouter.domain.models.system_error import StateStoreUnavailableError
 from apikeyrouter.infrastructure.state_store.records import records_for
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from tests.servers import Server
-from tests.topologies.books import COST, SCOPE, booked, ledger_at, spent
+from tests.topologies.books import COST, LAYOUT, SCOPE, SPREAD, booked, ledger_at, spent, spread_at
 from tests.topologies.deployments import Cluster, alive, node_id, port_of, until
 
 pytestmark = pytest.mark.timeout(120)
@@ -124,6 +124,23 @@ async def test_a_budget_is_exact_while_the_slot_is_moved(sharded: Cluster) -> No
             admitted, _ = await asyncio.gather(asyncio.gather(*offered), moving)
         assert sum(admitted) == 100
         assert await spent(ledgers[0]) == (before + 100 * COST, 0)
+
+
+async def test_a_budget_over_cells_of_several_primaries_is_exact_while_one_is_moved(sharded: Cluster) -> None:
+    keys = [f"{SPREAD}:{{c:{cell.name}}}:L" for cell in LAYOUT.cells]
+    assert len({sharded.owner(key).url for key in keys}) > 1
+    async with contextlib.AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(spread_at(sharded.url, limit=100 * COST)) for _ in range(2)]
+        offered = [booked(workers[number % 2], cell=number % 3) for number in range(150)]
+        to = another_primary(sharded, sharded.owner(keys[1]))
+        admitted, _ = await asyncio.gather(asyncio.gather(*offered), asyncio.to_thread(moved, sharded, keys[1], to))
+        count = sum(admitted)
+        async with asyncio.timeout(40):
+            while count < 100:
+                count += await booked(workers[0], cell=1)
+        assert [await booked(workers[1], cell=cell) for cell in range(3)] == [False] * 3
+        assert (count, await spent(workers[1])) == (100, (100 * COST, 0))
+        assert await workers[0].audit(lanes=["k:one"], scopes=[SCOPE]) == []
 
 
 async def test_a_killed_primary_is_left_for_its_replica(sharded: Cluster) -> None:
