@@ -67,7 +67,7 @@ exact: $(READY) ## a million settlements on each engine, and the sum to the nano
 
 faults: $(READY) ## the fault laboratory: 100,000 reservations under seeded faults, every promised figure, real servers and processes
 	$(BIN)/python -m tests.faults
-	AKR_LONG=1 $(BIN)/python -m pytest -q tests/topologies tests/faults
+	AKR_LONG=1 $(BIN)/python -m pytest -q tests/topologies tests/cells tests/faults
 
 mutants: $(READY) ## each line of the scripts taken out or negated: which of them nobody sees; an hour or two
 	$(BIN)/python -m tests.faults.mutants

@@ -1,15 +1,18 @@
 """A process under load: calls go on until its standard input ends, then it tells what it was answered.
 
-`python -m tests.faults.caller REDIS_URL OPENAI_URL ANTHROPIC_URL CONCURRENCY`
+`python -m tests.faults.caller REDIS_URL OPENAI_URL ANTHROPIC_URL CONCURRENCY [PLAN]`
 """
 
 import asyncio
+import itertools
 import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
 
 from apikeyrouter.domain.models.system_error import ApiKeyRouterError
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.router import ApiKeyRouter
-from tests.faults.plan import KEYS, PARTS
 from tests.faults.worker import Providers, say
 from tests.router.house import MASTER_KEY, config_of, intent, until
 
@@ -20,8 +23,8 @@ PAUSE_SECONDS = 0.02
 class Caller:
     """Calls, what they cost, and how many were refused."""
 
-    def __init__(self, router: ApiKeyRouter) -> None:
-        self._router = router
+    def __init__(self, router: ApiKeyRouter, intents: Sequence[Mapping[str, Any]]) -> None:
+        self._router, self._intents = router, itertools.cycle(intents)
         self.answered = self.refused = self.cost = 0
         self.stopping = False
 
@@ -29,9 +32,10 @@ class Caller:
         """One after the other; an outage is waited for."""
         while not self.stopping:
             try:
-                answer = await self._router.route(intent(provider_id="other"))
+                answer = await self._router.route(intent(**next(self._intents)))
             except ApiKeyRouterError:
                 self.refused += 1
+                say(refused=self.refused)
                 await asyncio.sleep(PAUSE_SECONDS)
                 continue
             assert answer.cost is not None
@@ -41,12 +45,13 @@ class Caller:
                 say(answered=self.answered)
 
 
-async def work(redis_url: str, providers: Providers, concurrency: int) -> None:
+async def work(redis_url: str, providers: Providers, concurrency: int, plan: Any) -> None:
     """Call until told to stop; then let everything be booked."""
-    router = ApiKeyRouter(state_store=RedisStateStore(redis_url), config={"encryption_key": MASTER_KEY})
+    settings = {"encryption_key": MASTER_KEY, **plan.SETTINGS}
+    router = ApiKeyRouter(state_store=RedisStateStore(redis_url), config=settings)
     async with router:
-        await router.apply(config_of(providers, KEYS, **PARTS))
-        caller = Caller(router)
+        await router.apply(config_of(providers, plan.KEYS, **plan.PARTS))
+        caller = Caller(router, plan.INTENTS)
         calling = [asyncio.create_task(caller.call()) for _ in range(concurrency)]
         await asyncio.to_thread(sys.stdin.read)
         caller.stopping = True
@@ -64,5 +69,6 @@ async def work(redis_url: str, providers: Providers, concurrency: int) -> None:
 
 
 if __name__ == "__main__":
-    redis_url, openai_url, anthropic_url, concurrency = sys.argv[1:]
-    asyncio.run(work(redis_url, Providers(openai_url, anthropic_url), int(concurrency)))
+    redis_url, openai_url, anthropic_url, concurrency, *named = sys.argv[1:]
+    plan = import_module(named[0] if named else "tests.faults.plan")
+    asyncio.run(work(redis_url, Providers(openai_url, anthropic_url), int(concurrency), plan))

@@ -5,6 +5,9 @@ from typing import Any
 LEASE_MS = 4000
 CONCURRENCY = 70
 KEYS = ("s1", "b1")
+SETTINGS: dict[str, Any] = {}
+INTENTS = ({"provider_id": "other"},)
+"""What callers ask, in turn."""
 PARTS: dict[str, Any] = {
     "limits": [{"quota_group": "org-s", "concurrency": CONCURRENCY}],
     "budgets": [

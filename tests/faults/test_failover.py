@@ -56,9 +56,11 @@ class Process:
 
 
 @asynccontextmanager
-async def callers(url: str, simulator: SimulatorProcess) -> AsyncIterator[list[Process]]:
+async def callers(
+    url: str, simulator: SimulatorProcess, *, plan: str = "tests.faults.plan"
+) -> AsyncIterator[list[Process]]:
     """Processes under load; killed at exit if they are still there."""
-    arguments = (url, simulator.openai_url, simulator.anthropic_url, str(CONCURRENCY))
+    arguments = (url, simulator.openai_url, simulator.anthropic_url, str(CONCURRENCY), plan)
     started = [
         await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.faults.caller", *arguments,

@@ -196,7 +196,9 @@ class Escrow:
                 if want.served is None:
                     await self._serve(scope, cell, till.wants[:])
         except (TimeoutError, LedgerUnavailableError) as exc:
-            _log.warning("escrow.no_answer", scope=scope, error=repr(exc))
+            if self._clock() >= till.dry_until:
+                _log.warning("escrow.no_answer", scope=scope, error=repr(exc))
+                till.dry_until, till.dry_of = self._clock() + DRY_SECONDS, needed
         finally:
             till.wants.remove(want)
         return bool(want.served)
