@@ -89,8 +89,7 @@ async def test_the_books_of_all_cells_add_up() -> None:
         assert isinstance(await made.reserve(2, 50), Admission)
         (state,) = await made.ledger.scopes([SCOPE])
         assert (state.limit, state.settled, state.held, state.suspense) == (1000, 250, 50, 0)
-        by_cell = (await made.ledger.scopes_by_cell([SCOPE]))[SCOPE]
-        assert {name: (one.settled, one.held) for name, one in by_cell.items()} == {
+        assert {name: (one.settled, one.held) for name, one in state.cells} == {
             "main": (100, 0), "north": (150, 0), "south": (0, 50),
         }  # fmt: skip
         assert await made.ledger.audit(lanes=["g:n:*"], scopes=[SCOPE]) == []

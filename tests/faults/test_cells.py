@@ -70,8 +70,8 @@ async def test_a_budget_over_cells_holds_while_primaries_and_workers_die_and_slo
         assert len({sharded.owner(key_of(name)).url for name in ("main", "north", "south")}) == 3
         async with (
             SimulatorProcess(SIMULATED) as simulator,
-            callers(sharded.url, simulator, plan="tests.faults.plan_of_cells") as working,
             house(simulator, RedisStateStore(sharded.url), KEYS, settings=SETTINGS, **PARTS) as made,
+            callers(sharded.url, simulator, plan="tests.faults.plan_of_cells") as working,
         ):
             await all_go_on(working)
             killed, *living = working

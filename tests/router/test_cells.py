@@ -43,8 +43,8 @@ async def test_a_teams_requests_are_held_in_its_cell_by_its_keys(
                 await made.route(team=team)
                 assert (cell_of(made), made.finished[-1].attempts[-1].key_id in keys) == (cell, True)
         assert await made.at_rest() == await made.billed() > 0
-        by_cell = await spread(made).scopes_by_cell([SCOPE])
-        assert {name for name, state in by_cell[SCOPE].items() if state.settled} == {"north", "south"}
+        (state,) = await made.router.ledger.scopes([SCOPE])
+        assert {name for name, of_cell in state.cells if of_cell.settled} == {"north", "south"}
 
 
 async def test_who_is_in_no_cell_is_served_by_any_and_falls_back_on_the_next(

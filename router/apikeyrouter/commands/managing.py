@@ -42,6 +42,7 @@ OwnToken = Annotated[
 ]
 KEY_COLUMNS = ("id", "provider_id", "state", "state_reason", "usage_count", "failure_count")
 CLIENT_COLUMNS = ("name", "team", "models", "providers", "rpm", "tpm", "concurrency", "enabled", "expires_at", "source")
+CELL_COLUMNS = ("cell", "granted_usd", "settled_usd", "held_usd", "suspense_usd", "free_usd")
 BUDGET_COLUMNS = (
     "id", "enforcement", "limit_usd", "settled_usd", "held_usd", "suspense_usd", "remaining_usd", "resets_at", "source",
 )  # fmt: skip
@@ -277,8 +278,8 @@ def list_budgets(
 
 @command(budgets, "show")
 def show_budget(service: Service, budget_id: Id) -> None:
-    """One budget."""
-    service.document(service.get("/budgets" + path_of(budget_id)))
+    """One budget; where the accounting has several cells, what of it lies in which."""
+    service.document(service.get("/budgets" + path_of(budget_id)), below=("cells", CELL_COLUMNS))
 
 
 @command(budgets, "create")

@@ -88,16 +88,23 @@ class Service:
         else:
             _print_table(rows, columns)
 
-    def document(self, told: Any, *, line: str = "", without: str = "") -> None:
-        """Show one answer: its line, else everything it says `without` one long field; JSON with --json."""
+    def document(
+        self, told: Any, *, line: str = "", without: str = "", below: tuple[str, Sequence[str]] = ("", ())
+    ) -> None:
+        """Show one answer: its line, else everything it says `without` one long field; JSON with --json.
+
+        `below`: the name of a list in it that is shown as a table after that, if it is not empty, and its columns.
+        """
         if self._json:
             typer.echo(jsonlib.dumps(told))
         elif line:
             typer.echo(line)
         else:
             for name, value in told.items():
-                if name != without:
+                if name not in (without, below[0]):
                     typer.echo(f"{name}: {_cell(value)}")
+            if told.get(below[0]):
+                self.table(told[below[0]], below[1], name=below[0])
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
         return self._content(self._answer(method, path, **options))

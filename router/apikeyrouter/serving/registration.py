@@ -20,6 +20,7 @@ from apikeyrouter.infrastructure.adapters.transport import Timeouts
 from apikeyrouter.infrastructure.config.compiled import CompiledConfig, KeyRecord, ProviderRecord, RoutingRecord
 from apikeyrouter.infrastructure.config.limit_profiles import profile_name
 from apikeyrouter.infrastructure.config.stated import StatedLimits, StatedProvider
+from apikeyrouter.infrastructure.ledger.spread_ledger import SpreadLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.infrastructure.security.key_vault import KeyVault
 from apikeyrouter.serving.changing import digest_of
@@ -192,6 +193,13 @@ class RouterRegistration(RouterLife):
         mine = (key for key in keys if key.id == limits.key or key.quota_group == limits.quota_group)
         provider = next((self.catalogue.providers.get(key.provider_id) for key in mine), None)
         return profile_name(None if provider is None else provider.wire)
+
+    def cell_of_lane(self, lane_id: str) -> str | None:
+        """The name of the cell that counts a lane; None: there is one cell, or each has a lane of this name."""
+        if not isinstance(self.ledger, SpreadLedger):
+            return None
+        number = self.ledger.of_lane(lane_id)
+        return None if number is None else self.ledger.layout.cells[number].name
 
     def is_limited_by_file(self, lane_id: str) -> bool:
         """Whether a configuration file states the limits of a lane."""

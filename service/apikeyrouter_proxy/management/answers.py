@@ -148,8 +148,20 @@ class DeliveryPage(Answer):
 # --- budgets, limits, providers, policies ------------------------------------------------------------------------
 
 
+class BudgetCell(Answer):
+    """What of a budget lies in one cell. `granted_usd`: what its home set aside for that cell; `free_usd`: what of it
+    is neither spent nor held."""
+
+    cell: str
+    granted_usd: float
+    settled_usd: float
+    held_usd: float
+    suspense_usd: float
+    free_usd: float
+
+
 class BudgetShown(Answer):
-    """A budget and its books as of now, in dollars."""
+    """A budget and its books as of now, in dollars. `cells`: by cell, the home first; empty where there is one cell."""
 
     id: str
     name: str
@@ -173,6 +185,7 @@ class BudgetShown(Answer):
     late_usd: float
     resets_at: AwareDatetime | None
     forecast: BudgetForecast | None
+    cells: list[BudgetCell]
 
 
 class BudgetPage(Paged):
@@ -206,12 +219,14 @@ class WhoAmI(Answer):
 
 
 class LaneShown(Answer):
-    """A lane: what its limits are, what of them is used. `rows`: as they were stated here."""
+    """A lane: what its limits are, what of them is used. `rows`: as they were stated here. `cell`: where it is counted;
+    null: there is one cell, or each has a lane of this name."""
 
     id: str
     kind: Literal["key", "quota_group", "provider", "client"]
     name: str
     models: str | None
+    cell: str | None
     source: Literal["file", "api", "other"]
     rows: list[dict[RowName, int | float | str]] | None
     in_flight: int

@@ -24,7 +24,7 @@ BUDGET = Resource(
     counted=frozenset(
         {
             "settled_usd", "held_usd", "suspense_usd", "remaining_usd", "unpriced_usd", "unpriced_requests", "late_usd",
-            "resets_at", "forecast",
+            "resets_at", "forecast", "cells",
         }
     ),
 )  # fmt: skip
@@ -227,4 +227,11 @@ def show(budget: Budget, status: BudgetStatus, source: str) -> dict[str, Any]:
         "unpriced_requests": status.unpriced_requests, "late_usd": float(status.late),
         "resets_at": None if status.resets_at is None else status.resets_at.isoformat(),
         "forecast": None if status.forecast is None else status.forecast.model_dump(mode="json"),
+        "cells": [
+            {
+                "cell": one.cell, "granted_usd": float(one.granted), "settled_usd": float(one.settled),
+                "held_usd": float(one.held), "suspense_usd": float(one.suspense), "free_usd": float(one.free),
+            }
+            for one in status.cells
+        ],
     }  # fmt: skip

@@ -171,6 +171,7 @@ def _settings(lane_id: str, desk: Desk) -> dict[str, Any]:
     stated = None if of_file else desk.router.stated_limits.get(lane_id)
     return {
         "id": lane_id, "kind": _KINDS.get(kind, kind), "name": name, "models": pool or None,
+        "cell": desk.router.cell_of_lane(lane_id),
         "source": "file" if of_file else "other" if stated is None else "api",
         "rows": None if stated is None else stated.told_rows(stated.rows),
     }  # fmt: skip

@@ -19,7 +19,7 @@ from apikeyrouter.domain.models.accounting import (
     Settlement,
     rid_in,
 )
-from apikeyrouter.domain.models.budget import BudgetScope, BudgetStatus, EnforcementMode, TimeWindow
+from apikeyrouter.domain.models.budget import BudgetInCell, BudgetScope, BudgetStatus, EnforcementMode, TimeWindow
 from apikeyrouter.domain.models.cost_estimate import dollars
 
 ELSEWHERE_LANE = "x:elsewhere"
@@ -87,6 +87,7 @@ class BudgetBooks:
                 datetime.fromtimestamp(self._now_us() / 1e6, UTC),
                 scope.limit_nanousd - state.settled - state.held - state.suspense, resets_at,
             ),
+            cells=_by_cell(state),
         )  # fmt: skip
 
     def resets_at(self, scope: ScopeConfig) -> datetime | None:
@@ -120,6 +121,19 @@ class BudgetBooks:
                     outcome=Outcome.NEUTRAL,
                 )
             )  # fmt: skip
+
+
+def _by_cell(state: ScopeState) -> tuple[BudgetInCell, ...]:
+    """A budget's books in each cell. What a home has granted is not free there."""
+    granted = [0 if at == 0 else one.limit for at, (_, one) in enumerate(state.cells)]
+    return tuple(
+        BudgetInCell(
+            cell=name, granted=dollars(granted[at]), settled=dollars(one.settled), held=dollars(one.held),
+            suspense=dollars(one.suspense),
+            free=dollars(one.limit - one.settled - one.held - one.suspense - (0 if at else sum(granted))),
+        )
+        for at, (name, one) in enumerate(state.cells)
+    )  # fmt: skip
 
 
 def _as_of(start_us: int, scope: ScopeConfig, state: ScopeState | None) -> ScopeState:

@@ -477,6 +477,8 @@ class ScopeState:
     resets_at_us: int
     granted: int = 0
     """Of what is free, what lies in other cells than the budget's home (`docs/topologies.md`)."""
+    cells: tuple[tuple[str, "ScopeState"], ...] = ()
+    """The same by the names of the cells, where there are several; `limit`: what that cell may spend."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

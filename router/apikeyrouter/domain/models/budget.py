@@ -126,12 +126,27 @@ class BudgetForecast(EdgeModel):
     confidence: float = Field(default=0.5, ge=0, le=1)
 
 
+class BudgetInCell(EdgeModel):
+    """What of a budget is in one cell of the accounting, in dollars. `granted`: what its home set aside for the cell.
+
+    `free`: what this cell can still spend before it asks others; negative where more was used than held.
+    """
+
+    cell: str
+    granted: Money
+    settled: Money
+    held: Money
+    suspense: Money
+    free: Money
+
+
 class BudgetStatus(EdgeModel):
     """A budget's books at one moment, in dollars. `remaining` = limit − settled − held − suspense, never below 0.
 
     `held`: of requests under way; `suspense`: of requests whose end was never told. `unpriced`: booked beside the limit
     for `unpriced_requests` requests without a price, as far as it became known. `late`: settled after the period that
-    it belongs to was forgotten. `forecast` None: nothing is known of how fast it is spent.
+    it belongs to was forgotten. `forecast` None: nothing is known of how fast it is spent. `cells`: where the
+    accounting has several, those that have booked or were granted something in this period, the home first.
     """
 
     budget_id: str
@@ -148,6 +163,7 @@ class BudgetStatus(EdgeModel):
     period: TimeWindow
     resets_at: datetime | None = None
     forecast: BudgetForecast | None = None
+    cells: tuple[BudgetInCell, ...] = ()
 
     @property
     def current_spending(self) -> Decimal:

@@ -317,15 +317,11 @@ class SpreadLedger:
         return [reduce(_together, found[lane]) for lane in ids if lane in found]
 
     async def scopes(self, ids: Sequence[str], *, since_seq: int = 0) -> list[ScopeState]:
-        """State of those scopes that are there, in all cells together."""
-        books = await _all(self._states(ids, number) for number in range(len(self.cells)))
-        return [state for id_ in ids if (state := _summed([cell[id_] for cell in books if id_ in cell])) is not None]
-
-    async def scopes_by_cell(self, ids: Sequence[str]) -> dict[str, dict[str, ScopeState]]:
-        """The same by the names of the cells, by scope. `limit`: what that cell may spend."""
+        """State of those scopes that are there, in all cells together, and by cell."""
         books = await _all(self._states(ids, number) for number in range(len(self.cells)))
         cells = list(zip(self.layout.cells, books, strict=True))
-        return {id_: {cell.name: states[id_] for cell, states in cells if id_ in states} for id_ in ids}
+        found = ((id_, [(cell.name, states[id_]) for cell, states in cells if id_ in states]) for id_ in ids)
+        return [_summed(by_cell, spans=self.layout.spans(id_)) for id_, by_cell in found if by_cell]
 
     async def _states(self, ids: Sequence[str], number: int) -> dict[str, ScopeState]:
         """A cell's books. What the home has granted is not among what it holds; what lies free elsewhere: `granted`."""
@@ -376,14 +372,20 @@ def _child(state: ScopeState) -> ScopeState:
     return replace(state, granted=max(0, state.limit - state.settled - state.held - state.suspense))
 
 
-def _summed(states: Sequence[ScopeState]) -> ScopeState | None:
-    """The books of all cells, of the latest period that any of them is in. The first is the home's."""
-    if not states:
-        return None
+def _summed(by_cell: Sequence[tuple[str, ScopeState]], *, spans: bool) -> ScopeState:
+    """The books of all cells, of the latest period that any of them is in. The first is the home's.
+
+    A scope that does not span cells is declared in all of them, and booked in one.
+    """
+    states = [state for _, state in by_cell]
     start = max(state.starts_at_us for state in states)
     now = [state for state in states if state.starts_at_us == start]
+    current = ((name, state) for name, state in by_cell if state.starts_at_us == start)
     return replace(
-        states[0], seq=max(state.seq for state in states), settled=sum(state.settled for state in now),
+        states[0], cells=tuple(
+            (name, state) for name, state in current if spans or state.settled + state.held + state.suspense
+        ),
+        seq=max(state.seq for state in states), settled=sum(state.settled for state in now),
         held=sum(state.held for state in now), suspense=sum(state.suspense for state in now),
         unpriced=sum(state.unpriced for state in now), late=sum(state.late for state in states),
         unpriced_requests=sum(state.unpriced_requests for state in now),
