@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from apikeyrouter.domain.components.arguments import checking
 from apikeyrouter.domain.components.catalogue import Provider
 from apikeyrouter.domain.components.key_registration import NewKey
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
@@ -37,6 +38,10 @@ ERRORS_TOLD_MAX = 50
 _log = EventLog("apikeyrouter")
 
 
+@checking(
+    "configure_client", "configure_limits", "configure_provider", "forget_limits", "forget_provider",
+    "is_limited_by_file", "lane_config", "revoke_client",
+)  # fmt: skip
 class RouterRegistration(RouterLife):
     """The part of a router that takes over what it is told, while requests run."""
 

@@ -6,6 +6,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
+from apikeyrouter.domain.components.arguments import checking
 from apikeyrouter.domain.components.budget_books import BudgetBooks
 from apikeyrouter.domain.components.budgets import budget_id, budget_of, default_unpriced, rule_of
 from apikeyrouter.domain.components.catalogue import BudgetRule, Catalogue
@@ -77,6 +78,10 @@ class HeldIn(Protocol):
         ...
 
 
+@checking(
+    "create_budget", "get_budget", "update_budget", "delete_budget", "get_budget_status", "update_spending",
+    "check_budget", "reconcile_estimate", "record_actual_cost", "enforce_budget", "estimate_request_cost",
+)  # fmt: skip
 class CostController:
     """The budgets of this deployment and the cost of its requests. Money is Decimal dollars, exact to nano-dollars."""
 
@@ -440,11 +445,9 @@ class CostController:
 
 _ROUTED = re.compile(r"req_(?:[0-9a-f]{27}|[0-9a-f]{32})")
 """The ids of requests that a router has named."""
-_CHANGEABLE = frozenset(
-    {
-        "limit", "enforcement_mode", "period", "timezone", "unpriced", "flat", "suspense", "suspense_after_seconds",
-    }
-)  # fmt: skip
+_CHANGEABLE = frozenset({
+    "limit", "enforcement_mode", "period", "timezone", "unpriced", "flat", "suspense", "suspense_after_seconds",
+})  # fmt: skip
 
 
 def _refuse_foreign(rule: BudgetRule) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
+from apikeyrouter.domain.components.arguments import checking
 from apikeyrouter.domain.components.avoidance import AVOIDED, Avoidance
 from apikeyrouter.domain.components.catalogue import Catalogue, Key, key_lane, provider_lane
 from apikeyrouter.domain.components.circuits import circuit_of
@@ -68,6 +69,7 @@ class KeyStates(Protocol):
         ...
 
 
+@checking("update_key_health", "get_circuit_state", "reduce_load_on_failure", "monitor_recovery")
 class FailureHandler:
     """Acts on failures, at the scope each speaks for.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from apikeyrouter.domain.components.arguments import checking
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.key_identity import check_material, derive_key_id
 from apikeyrouter.domain.components.key_probing import ask, verdict_of
@@ -41,6 +42,10 @@ OPERATOR = "operator"
 Permits = Callable[[APIKey], bool]
 
 
+@checking(
+    "get_key", "list_keys", "get_eligible_keys", "get_transitions", "update_key_state", "disable_key", "enable_key",
+    "probe_key", "edit_quotas", "rotate_key", "revoke_key", "revoke_keys", "register_keys", "import_keys",
+)  # fmt: skip
 class KeyManager:
     """The keys of this deployment. What one process does with them, the others know within a second.
 

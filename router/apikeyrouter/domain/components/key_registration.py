@@ -155,6 +155,9 @@ class KeyRegistration:
         row = _Row(told)
         try:
             row.material = check_material(told.material)
+            for name, value in (("provider_id", told.provider_id), ("key_id", told.key_id)):
+                if not isinstance(value, str) and (value is not None or name == "provider_id"):
+                    raise KeyRegistrationError(f"{name}: must be text, not {type(value).__name__}")
             if told.provider_id not in self._catalogue.providers:
                 raise KeyRegistrationError(
                     f"provider {told.provider_id!r} is not registered; "

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from typing import Any, Protocol
 
+from apikeyrouter.domain.components.arguments import checking
 from apikeyrouter.domain.components.budgets import policy_budgets
 from apikeyrouter.domain.components.catalogue import BudgetRule, Catalogue
 from apikeyrouter.domain.components.declared import Declared
@@ -54,6 +55,10 @@ class PolicyBudgets(Protocol):
         ...
 
 
+@checking(
+    "delete_policy", "get_policy", "get_counts", "evaluate_policy", "resolve_policy_conflicts",
+    "find_policy_conflicts", "dry_run_policy",
+)  # fmt: skip
 class PolicyEngine:
     """The policies of this deployment: of the configuration file, made in code, and brought along by requests.
 

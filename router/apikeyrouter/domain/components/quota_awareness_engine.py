@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from os import urandom
 from typing import Any, Protocol
 
+from apikeyrouter.domain.components.arguments import checking
 from apikeyrouter.domain.components.capacity import CapacityWatch, Level
 from apikeyrouter.domain.components.catalogue import Catalogue, Key, key_lane
 from apikeyrouter.domain.components.key_manager import KeyManager
@@ -79,6 +80,10 @@ Act = Callable[[Option, int, Mapping[str, str], bytes], None]
 """Does with an answer's status, headers and body what the router does with its own."""
 
 
+@checking(
+    "get_quota_state", "predict_exhaustion", "calculate_capacity_estimate", "configure_quota", "remove_quota",
+    "reset_quota", "handle_quota_response", "forecast_of",
+)  # fmt: skip
 class QuotaAwarenessEngine:
     """What is known of each key's quotas. Errors everywhere: InvalidRequestError for a key that is not known here."""
 

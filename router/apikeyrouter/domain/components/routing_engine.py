@@ -4,6 +4,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
+from apikeyrouter.domain.components.arguments import checking
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.explaining import explained, scores
 from apikeyrouter.domain.components.objectives import Plan, Report, Scorer, Strategies, key_of
@@ -25,6 +26,7 @@ PLANS_MAX = 256
 Decide = Callable[[RequestIntent, RoutingObjective | str | None], Awaitable[RoutingDecision]]
 
 
+@checking("evaluate_keys", "explain_decision", "update_routing_feedback")
 class RoutingEngine:
     """Which key serves a request, and why. One event loop owns it.
 
@@ -136,7 +138,7 @@ class RoutingEngine:
         Raises:
             InvalidRequestError: a key is not registered or does not serve the model, or the objective is wrong.
         """
-        ids = [key if isinstance(key, str) else key.id for key in eligible_keys]
+        ids = [key if isinstance(key, str) else _id_of(key) for key in eligible_keys]
         plan = self.plan(None if objective is None else RoutingObjective.read(objective))
         options = [option for key_id in ids for option in self._catalogue.options_of(key_id, model)]
         pool, now = Pool(model or "", options, always=True), time.perf_counter()
@@ -194,3 +196,9 @@ def _read_metrics(metrics: Mapping[str, Any], success: bool) -> tuple[float, flo
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _id_of(key: object) -> str:
+    if not isinstance(key, APIKey):
+        raise InvalidRequestError(f"must be keys or their ids, not {type(key).__name__}", field="eligible_keys")
+    return key.id

@@ -341,8 +341,9 @@ def load_config(path: str | Path) -> ConfigFile:
     try:
         with file.open("rb") as opened:
             content = opened.read(FILE_BYTES_MAX + 1)
-    except OSError as exc:
-        raise ConfigurationError(f"{file}: cannot be read ({exc.strerror or type(exc).__name__})") from exc
+    except (OSError, ValueError) as exc:
+        why = getattr(exc, "strerror", None) or type(exc).__name__
+        raise ConfigurationError(f"{str(file)!r}: cannot be read ({why})") from exc
     if len(content) > FILE_BYTES_MAX:
         raise ConfigurationError(f"{file}: is larger than {FILE_BYTES_MAX} bytes")
     return parse_config(content, name=str(file))

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from apikeyrouter.domain.components.arguments import checking
 from apikeyrouter.domain.models.policy import ValidationResult
 from apikeyrouter.domain.models.system_error import ConfigurationError
 from apikeyrouter.infrastructure.config.compile import compile_config
@@ -22,6 +23,7 @@ T = TypeVar("T")
 Defer = Callable[[Callable[[], Coroutine[Any, Any, T]]], Awaitable[T]]
 
 
+@checking("get_setting", "validate_configuration", "reload_configuration")
 class ConfigurationManager:
     """Reads, checks and reloads what a router is configured by.
 

@@ -14,6 +14,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from apikeyrouter.domain.components.arguments import checking
 from apikeyrouter.domain.interfaces.observability import EventCallback
 from apikeyrouter.domain.models.api_key import StateTransition
 from apikeyrouter.domain.models.call import Facts
@@ -43,6 +44,10 @@ _METHODS_OF_REQUESTS = frozenset({"log_request", "log_routing_decision", "emit_m
 _log = EventLog("apikeyrouter")
 
 
+@checking(
+    "log_request", "log_routing_decision", "log_state_transition", "emit_metric", "get_trace", "trace",
+    "subscribe_to_events",
+)  # fmt: skip
 class Observability:
     """The default manager, and what stands between a router and any other one.
 
