@@ -155,10 +155,9 @@ class KeyRegistration:
         row = _Row(told)
         try:
             row.material = check_material(told.material)
-            for name, value in (("provider_id", told.provider_id), ("key_id", told.key_id)):
-                if not isinstance(value, str) and (value is not None or name == "provider_id"):
-                    raise KeyRegistrationError(f"{name}: must be text, not {type(value).__name__}")
-            if told.provider_id not in self._catalogue.providers:
+            if told.key_id is not None and not isinstance(told.key_id, str):
+                raise KeyRegistrationError(f"key_id: must be text, not {type(told.key_id).__name__}")
+            if not isinstance(told.provider_id, str) or told.provider_id not in self._catalogue.providers:
                 raise KeyRegistrationError(
                     f"provider {told.provider_id!r} is not registered; "
                     f"call register_provider({told.provider_id!r}, …) first"

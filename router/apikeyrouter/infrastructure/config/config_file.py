@@ -343,7 +343,8 @@ def load_config(path: str | Path) -> ConfigFile:
             content = opened.read(FILE_BYTES_MAX + 1)
     except (OSError, ValueError) as exc:
         why = getattr(exc, "strerror", None) or type(exc).__name__
-        raise ConfigurationError(f"{str(file)!r}: cannot be read ({why})") from exc
+        name = str(file) if str(file).isprintable() else ascii(str(file))
+        raise ConfigurationError(f"{name}: cannot be read ({why})") from exc
     if len(content) > FILE_BYTES_MAX:
         raise ConfigurationError(f"{file}: is larger than {FILE_BYTES_MAX} bytes")
     return parse_config(content, name=str(file))

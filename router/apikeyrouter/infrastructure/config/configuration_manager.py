@@ -23,7 +23,7 @@ T = TypeVar("T")
 Defer = Callable[[Callable[[], Coroutine[Any, Any, T]]], Awaitable[T]]
 
 
-@checking("get_setting", "validate_configuration", "reload_configuration")
+@checking("get_setting", "reload_configuration")
 class ConfigurationManager:
     """Reads, checks and reloads what a router is configured by.
 
@@ -78,8 +78,8 @@ class ConfigurationManager:
         try:
             if isinstance(config, str | Path):
                 return ValidationResult(valid=True, warnings=list(self._compiled(Path(config)).warnings))
-            if not isinstance(config, Mapping):
-                raise ConfigurationError(f"must be a mapping or a path, not {type(config).__name__}")
+            if not isinstance(config, Mapping) or not all(isinstance(name, str) for name in config):
+                raise ConfigurationError(f"must be a mapping of names or a path, not {type(config).__name__}")
             if config.keys() & ConfigFile.model_fields.keys():
                 return ValidationResult(valid=True, warnings=list(compile_config(read_config(config)).warnings))
             RouterSettings(**config)
