@@ -1,7 +1,7 @@
 # Every target works on a fresh machine with Python >= 3.11, make and a package index.
 PYTHON ?= python3
 VENV   ?= .venv
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 4
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE   # tests start hundreds of processes: what they import is compiled once
@@ -30,7 +30,7 @@ demo: $(READY) ## live traffic over simulated providers, with a live table
 docs: $(READY) ## the reference of the Python API, as HTML in build/reference
 	@$(BIN)/python -m tools.reference
 
-test: $(READY) ## the whole test suite, real Valkey servers included, in TEST_PROCESSES processes (3: they wait more than they work)
+test: $(READY) ## the whole test suite, real Valkey servers included, in TEST_PROCESSES processes (4: they wait more than they work)
 	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## ruff: rules and format

@@ -9,7 +9,10 @@ from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.simulator import SimulatorProcess
+from tests.patience import patient
 from tests.router.house import SIMULATED
+
+__all__ = ["patient"]
 
 
 @pytest_asyncio.fixture(loop_scope="package", scope="package")

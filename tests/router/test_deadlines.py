@@ -68,9 +68,9 @@ async def test_a_lease_ends_its_block_with_its_time_and_charges_the_estimate(
 
 async def test_a_lease_that_ended_in_time_ends_nothing_later(simulator: SimulatorProcess, store: StateStore) -> None:
     async with house(simulator, store, ["a1"]) as made:
-        async with made.router.lease("gpt-4o-mini", estimated_tokens=100, timeout=0.2) as lease:
+        async with made.router.lease("gpt-4o-mini", estimated_tokens=100, timeout=1.0) as lease:
             lease.settle(input_tokens=1, output_tokens=1)
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(1.2)
         await asyncio.sleep(0.1)
         assert made.finished[-1].outcome == "ok"
 

@@ -7,8 +7,11 @@ import pytest
 import pytest_asyncio
 
 from apikeyrouter.simulator import SimulatorProcess
+from tests.patience import patient
 from tests.servers import Server, default_flavour, running
 from tests.service.running import Running, providers_of, running_service
+
+__all__ = ["patient"]
 
 SIMULATED: dict[str, Any] = {
     "organisations": [
