@@ -2,9 +2,11 @@
 process that ends in the middle."""
 
 import asyncio
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,9 +24,11 @@ from apikeyrouter.infrastructure.ledger.engine import Argument, Reply
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
 from apikeyrouter.infrastructure.ledger.outbox_file import left_over
-from apikeyrouter.serving.bookkeeping import BROKEN_TRIES_MAX, Bookkeeper
+from apikeyrouter.infrastructure.observability.events import EventLog
+from apikeyrouter.serving.bookkeeping import BROKEN_TRIES_MAX, Bookkeeper, Release
 from apikeyrouter.serving.keeping import Keeper
-from tests.ledger.support import CELL, NAMESPACE
+from tests.ledger.support import CELL, NAMESPACE, START_US
+from tests.router.house import until
 
 SCOPE, LANE, COST = "global:all", "k:one", 1_000
 CANDIDATE = Candidate(lanes=(LANE,), scopes=(SCOPE,), charge=Charge(expected_nanousd=COST, bound_nanousd=COST))
@@ -33,8 +37,8 @@ CANDIDATE = Candidate(lanes=(LANE,), scopes=(SCOPE,), charge=Charge(expected_nan
 class Broken(LocalEngine):
     """An engine with a defect: so many calls of a script raise what nobody expects, or never end."""
 
-    def __init__(self) -> None:
-        super().__init__(namespace=NAMESPACE, cell=CELL)
+    def __init__(self, clock_us: Callable[[], int]) -> None:
+        super().__init__(namespace=NAMESPACE, cell=CELL, clock_us=clock_us)
         self.breaks: Counter[str] = Counter()
         self.hangs = ""
         self.hanging = asyncio.Event()
@@ -56,7 +60,8 @@ class Worker:
     """Ledger and books of one process."""
 
     def __init__(self, keeper: Keeper | None = None) -> None:
-        self.engine = Broken()
+        self.now_us = START_US
+        self.engine = Broken(lambda: self.now_us)
         self.ledger = ScriptLedger(self.engine)
         self.books = Bookkeeper(self.ledger, keeper)
 
@@ -80,6 +85,19 @@ class Worker:
         return state.settled
 
 
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """What is logged as an error."""
+    told: list[tuple[str, dict[str, Any]]] = []
+
+    def hear(self: EventLog, level: int, event: str, fields: dict[str, Any]) -> None:
+        if level >= logging.ERROR:
+            told.append((event, fields))
+
+    monkeypatch.setattr(EventLog, "write", hear)
+    return told
+
+
 async def worker_with(keeper: Keeper | None = None) -> Worker:
     """One that is open."""
     worker = Worker(keeper)
@@ -100,6 +118,36 @@ async def test_an_error_that_is_no_ledgers_loses_no_settlement(script: str) -> N
         worker.books.hand_in(end)
     assert await worker.books.flush(seconds=20)
     assert await worker.settled() == 3 * COST
+    await worker.books.close()
+
+
+async def test_an_end_that_comes_before_the_budgets_after_a_flush_is_booked_when_they_are_back() -> None:
+    worker = await worker_with()
+    end = await worker.admit(1)
+    worker.engine.flush()
+    await worker.ledger.open()  # another process made the cell anew, and has put nothing into it yet
+    worker.books.start()
+    worker.books.hand_in(end)
+    await until(lambda: worker.books._broken)
+    await worker.open()
+    assert await worker.books.flush(seconds=20)
+    assert await worker.settled() == COST
+    await worker.books.close()
+
+
+async def test_a_release_whose_lease_ran_out_and_whose_answer_was_lost_is_no_refusal(
+    logged: list[tuple[str, dict[str, Any]]],
+) -> None:
+    worker = await worker_with()
+    end = await worker.admit(1)
+    worker.now_us += 60_000_000
+    while await worker.ledger.sweep():
+        pass
+    await worker.ledger.settle(Settlement(rid=end.rid, input_tokens=0, output_tokens=0, cost_nanousd=0))
+    worker.books.start()
+    worker.books.hand_in(Release(rid=end.rid, sent=False))  # as it is sent again when that answer was lost
+    assert await worker.books.flush(seconds=20)
+    assert (await worker.settled(), logged) == (0, [])
     await worker.books.close()
 
 

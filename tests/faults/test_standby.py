@@ -3,6 +3,7 @@
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -19,12 +20,13 @@ from apikeyrouter.domain.models.accounting import (
     ReserveRequest,
     ScopeConfig,
     Settlement,
+    SuspenseRule,
 )
 from apikeyrouter.domain.models.system_error import LedgerError, LedgerRefusedError
 from apikeyrouter.infrastructure.ledger.engine import Argument, Reply
 from apikeyrouter.infrastructure.ledger.ledger import ScriptLedger
 from apikeyrouter.infrastructure.ledger.local_engine import LocalEngine
-from apikeyrouter.serving import bookkeeping, standby
+from apikeyrouter.serving import bookkeeping, purses, standby
 from apikeyrouter.serving.bookkeeping import Bookkeeper
 from apikeyrouter.serving.presence import Presence
 from apikeyrouter.serving.standby import KEPT_SECONDS, SHARES, STAND_SECONDS, Standby
@@ -36,7 +38,12 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
     "concurrency": (in_flight(20),),
 }  # fmt: skip
 SOFT = ScopeConfig(id="soft", limit_nanousd=10**9, hard=False, period=Period.TOTAL, bounded=True)
-CHARGE = Charge(input_tokens=1, expected_nanousd=5, bound_nanousd=5)
+COST, BOUND = 5, 8
+CHARGE = Charge(input_tokens=1, expected_nanousd=COST, bound_nanousd=BOUND)
+LIMIT_NANOUSD = 3_000
+HARD = ScopeConfig(
+    id="hard", limit_nanousd=LIMIT_NANOUSD, hard=True, period=Period.HOURLY, bounded=True, set_aside=0.4
+)  # fmt: skip
 
 
 class Clock:
@@ -76,13 +83,15 @@ class Way:
 class Worker:
     """The parts of a worker that admit and book."""
 
-    def __init__(self, engine: LocalEngine, lane: LaneConfig, clock: Clock) -> None:
+    def __init__(self, engine: LocalEngine, lane: LaneConfig, scope: ScopeConfig, clock: Clock) -> None:
+        self.scope = scope
         self.way = Way(engine)
         self.ledger = ScriptLedger(self.way)
         self.books = Bookkeeper(self.ledger)
         self.standby = Standby(
             self.ledger, self.books, Presence(self.ledger, self.books, lease_us=LEASE_S * SECOND),
-            lanes=lambda: [lane], lane_config=lambda _: lane, scope_config=lambda _: SOFT,
+            lanes=lambda: [lane] if lane.set_aside else [], budgets=lambda: [scope] if scope.set_aside else [],
+            lane_config=lambda _: lane, scope_config=lambda _: scope,
             snapshot=Snapshot(), now_us=clock.us, lease_us=LEASE_S * SECOND,
         )  # fmt: skip
         self.open: list[bytes] = []
@@ -90,7 +99,9 @@ class Worker:
     async def ask(self) -> bool:
         """A request, through the store or, where that is away, from the share; whether it was admitted."""
         candidate = Candidate(lanes=("lane",), charge=CHARGE)
-        request = ReserveRequest(rid=new_rid(), candidates=(candidate,), scopes=("soft",), lease_us=LEASE_S * SECOND)
+        request = ReserveRequest(
+            rid=new_rid(), candidates=(candidate,), scopes=(self.scope.id,), lease_us=LEASE_S * SECOND
+        )
         try:
             answer = await self.ledger.reserve(request)
         except LedgerError:
@@ -110,7 +121,7 @@ class Worker:
         if not self.open:
             return False
         rid = self.open.pop(0)
-        self.books.hand_in(Settlement(rid=rid, input_tokens=1, output_tokens=0, cost_nanousd=5))
+        self.books.hand_in(Settlement(rid=rid, input_tokens=1, output_tokens=0, cost_nanousd=COST))
         return True
 
     async def keep_house(self) -> None:
@@ -156,22 +167,24 @@ class Provider:
 class Fleet:
     """Four workers, their store and a provider, under cuts that are drawn from a seed."""
 
-    def __init__(self, kind: str, seed: int, clock: Clock) -> None:
-        self.chance, self.clock = random.Random(f"{kind}/{seed}"), clock
-        self.lane = LaneConfig(id="lane", limits=LIMITS[kind], set_aside=0.4)
+    def __init__(self, kind: str, seed: int, clock: Clock, scope: ScopeConfig = SOFT) -> None:
+        self.chance, self.clock, self.scope = random.Random(f"{kind}/{seed}"), clock, scope
+        self.lane = LaneConfig(id="lane", limits=LIMITS[kind], set_aside=0.4) if kind else LaneConfig(id="lane")
         self.engine = LocalEngine(clock_us=clock.us)
-        self.provider = Provider(kind)
+        self.provider = Provider(kind or "window")
+        self.spent: dict[int, int] = defaultdict(int)
+        """What was billed, by the hour."""
         self.workers: list[Worker] = []
         self.billed = 0
 
     async def begin(self) -> None:
         for _ in range(4):
             await self.join()
-        await self.workers[0].ledger.put(lanes=[self.lane], scopes=[SOFT])
+        await self.workers[0].ledger.put(lanes=[self.lane], scopes=[self.scope])
         await self.calm(10)
 
     async def join(self) -> None:
-        worker = Worker(self.engine, self.lane, self.clock)
+        worker = Worker(self.engine, self.lane, self.scope, self.clock)
         await worker.ledger.open()
         self.workers.append(worker)
 
@@ -186,7 +199,8 @@ class Fleet:
             self.clock.seconds += 1 / asks / 2
             if await worker.ask():
                 self.provider.arrives(self.clock.seconds)
-                self.billed += 5
+                self.billed += COST
+                self.spent[int(START_US / 1e6 + self.clock.seconds) // 3600] += COST
         for worker in self.workers:
             for _ in range(self.chance.randrange(8)):
                 if worker.end():
@@ -213,7 +227,7 @@ class Fleet:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """What all parts see of time."""
     made = Clock()
-    for module in (standby, bookkeeping):
+    for module in (standby, bookkeeping, purses):
         monkeypatch.setattr(module, "time", made)
     return made
 
@@ -252,6 +266,90 @@ async def test_when_the_store_is_back_the_books_have_what_was_billed(kind: str, 
     assert await reader.audit(lanes=["lane"], scopes=["soft"]) == []
 
 
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_hard_budget_holds_whoever_is_cut_off_and_all_is_booked_in_its_period(seed: int, clock: Clock) -> None:
+    fleet = Fleet("", seed, clock, HARD)
+    clock.seconds = 3600 * 3 - 120
+    await fleet.begin()
+    for _ in range(14):
+        fleet.cut(fleet.chance.choice((0, 1, 2, 3, 4, 4)))
+        for _ in range(fleet.chance.choice((1, 3, 20, 70))):
+            await fleet.step(asks=fleet.chance.choice((1, 4, 12)))
+        if seed % 2 and fleet.chance.random() < 0.3:
+            await fleet.crash()
+        assert max(fleet.spent.values()) <= LIMIT_NANOUSD
+    assert sum(worker.standby.admitted for worker in fleet.workers) > 0
+    fleet.cut(0)
+    while any(worker.open for worker in fleet.workers):
+        await fleet.step(asks=0)
+    await fleet.calm(2 * LEASE_S)
+    reader = fleet.workers[0].ledger
+    (state,) = await reader.scopes(["hard"])
+    assert state.settled + state.held + state.suspense <= LIMIT_NANOUSD
+    assert state.settled + state.suspense >= fleet.spent[state.starts_at_us // 3_600_000_000]
+    if not seed % 2:  # nobody was killed
+        assert (state.settled, state.suspense) == (fleet.spent[state.starts_at_us // 3_600_000_000], 0)
+    assert await reader.audit(lanes=["lane"], scopes=["hard"]) == []
+
+
+async def test_what_a_worker_holds_of_a_hard_budget_is_for_one_outage_and_one_period(clock: Clock) -> None:
+    fleet = Fleet("", 1, clock, HARD)
+    await fleet.begin()
+    share = int(LIMIT_NANOUSD * HARD.set_aside) // 4
+    reader = fleet.workers[0].ledger
+    (state,) = await reader.scopes(["hard"])
+    assert state.held == 4 * share
+    worker = fleet.workers[0]
+    fleet.cut(4)
+    admitted = [await worker.ask() for _ in range(200)]
+    assert sum(admitted) == share // BOUND
+    while worker.end():
+        pass
+    again = [await worker.ask() for _ in range(200)]
+    assert sum(again) == (share - sum(admitted) * COST) // BOUND, "what calls did not need is there for others"
+    while worker.end():
+        pass
+    fleet.cut(0)
+    await fleet.calm(5)
+    (state,) = await reader.scopes(["hard"])
+    assert (state.settled, state.held) == ((sum(admitted) + sum(again)) * COST, 4 * share)
+    fleet.cut(4)
+    clock.seconds = 3600.0
+    assert not await worker.ask(), "another period has begun, in which others may spend the whole budget"
+
+
+async def test_money_that_is_refunded_after_a_lease_is_not_spent_then(clock: Clock) -> None:
+    scope = replace(HARD, period=Period.TOTAL, suspense=SuspenseRule.REFUND, suspense_after_us=60 * SECOND)
+    fleet = Fleet("", 1, clock, scope)
+    await fleet.begin()
+    fleet.cut(4)
+    clock.seconds += LEASE_S
+    assert await fleet.workers[0].ask()
+    clock.seconds += 61
+    assert not await fleet.workers[0].ask()
+
+
+async def test_a_budget_that_is_used_up_has_no_purse_and_one_that_is_no_longer_bounded_gives_it_back(
+    clock: Clock,
+) -> None:
+    fleet = Fleet("", 1, clock, HARD)
+    await fleet.begin()
+    worker = fleet.workers[0]
+    assert worker.standby.stands
+    worker.standby.give_back()
+    await worker.keep_house()
+    (state,) = await worker.ledger.scopes(["hard"])
+    share = int(LIMIT_NANOUSD * HARD.set_aside) // 4
+    assert state.held == 3 * share
+    for one in fleet.workers:
+        one.standby.give_back()
+    fleet.workers[1:] = []
+    while await worker.ask():
+        pass
+    await worker.keep_house()
+    assert not worker.standby.stands
+
+
 async def test_shares_are_even_and_nobody_holds_more_than_there_is(clock: Clock) -> None:
     fleet = Fleet("window", 1, clock)
     await fleet.begin()
@@ -272,7 +370,7 @@ async def test_shares_are_even_and_nobody_holds_more_than_there_is(clock: Clock)
 async def test_who_was_never_there_and_who_stood_too_long_admits_nothing(clock: Clock) -> None:
     fleet = Fleet("window", 2, clock)
     await fleet.begin()
-    late = Worker(fleet.engine, fleet.lane, clock)
+    late = Worker(fleet.engine, fleet.lane, SOFT, clock)
     late.way.cut = True
     assert not await late.ask()
     fleet.cut(4)

@@ -20,6 +20,10 @@ BUDGET = {
     "on_store_loss": "bounded",
 }  # fmt: skip
 HARD = {**BUDGET, "name": "hard", "enforcement": "hard", "on_store_loss": "closed"}
+PURSED = {**BUDGET, "name": "pursed", "enforcement": "hard", "limit_usd": 0.0004, "set_aside": 0.5}
+PURSED_ID = "global:pursed"
+PURSE_NANOUSD = 100_000
+"""What each of two routers holds of it."""
 LIMIT = 40
 LIMITS = [
     {"quota_group": "org-a", "rpd": LIMIT, "kind": "fixed", "headroom": 0, "on_store_loss": "bounded", "set_aside": 0.5}
@@ -33,9 +37,9 @@ def server() -> Iterator[Server]:
         yield made
 
 
-async def served(made: House, count: int) -> int:
+async def served(made: House, count: int, **parameters: object) -> int:
     """How many of so many requests were answered; the others were told that the store is away, or full."""
-    answers = await asyncio.gather(*(made.route() for _ in range(count)), return_exceptions=True)
+    answers = await asyncio.gather(*(made.route(parameters=parameters) for _ in range(count)), return_exceptions=True)
     for answer in answers:
         if isinstance(answer, Exception) and not isinstance(answer, LedgerUnavailableError):
             raise answer
@@ -74,6 +78,48 @@ async def test_two_routers_serve_from_their_shares_while_the_server_is_stopped(
         assert state.settled > 0
         (lane,) = [lane for lane in await made[0].router.ledger.lanes(["g:org-a:*"]) if lane.limits]
         assert lane.limits[0].used == LIMIT // 2
+
+
+async def test_a_hard_budget_pays_from_what_each_router_holds_of_it_and_is_settled_at_what_that_did_cost(
+    simulator: SimulatorProcess, server: Server
+) -> None:
+    async with AsyncExitStack() as stack:
+        made = [
+            await stack.enter_async_context(house(simulator, RedisStateStore(server.url), ["a1"], budgets=[PURSED]))
+            for _ in range(2)
+        ]
+        ledger = made[0].router.ledger
+        await until(lambda: all(one.router.standby.stands for one in made))
+        await until(lambda: held_is(made[0], PURSE_NANOUSD * 2))
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            counts = [0, 0]
+            for at, one in enumerate(made):
+                while more := await served(one, 4, max_tokens=20):
+                    counts[at] += more
+                assert one.router.ledger.gate.away
+            assert min(counts) > 0
+            billed = await made[0].billed()
+            assert billed <= 2 * PURSE_NANOUSD
+            assert {facts.standby for one in made for facts in one.finished if facts.outcome == "ok"} == {True}
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        for one in made:
+            await until(lambda one=one: not one.router.ledger.gate.away and not one.router.books.waiting)
+        await until(lambda: settled_is(made[0], billed))
+        (state,) = await ledger.scopes([PURSED_ID])
+        assert state.settled + state.held + state.suspense <= state.limit
+        assert state.suspense == 0
+
+
+async def held_is(made: House, nanousd: int) -> bool:
+    """Whether so much is held of the budget."""
+    return sum(state.held for state in await made.router.ledger.scopes([PURSED_ID])) == nanousd
+
+
+async def settled_is(made: House, nanousd: int) -> bool:
+    """Whether so much is booked in it."""
+    return sum(state.settled for state in await made.router.ledger.scopes([PURSED_ID])) == nanousd
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from apikeyrouter.domain.models.accounting import (
     State,
     Transition,
 )
-from apikeyrouter.domain.models.system_error import LedgerError, LedgerUnavailableError
+from apikeyrouter.domain.models.system_error import LedgerConfigError, LedgerError, LedgerUnavailableError
 from apikeyrouter.infrastructure.cancellation import end_task, stop_if_cancelled
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.ends import Cancel, End, OpenHold, Release, Waiting, entry_of, waiting_of
@@ -41,6 +41,7 @@ KEEP_SECONDS = 0.05
 """While ends cannot be delivered, what comes is on disk after about so long."""
 TOMBSTONE_SECONDS = 23 * 3600
 """So long at least the ledger remembers how a reservation ended, if nobody acknowledged that."""
+_OVERTAKEN = (State.SUSPENDED, State.EXPIRED, State.SETTLED)
 _log = EventLog("apikeyrouter")
 
 
@@ -322,7 +323,7 @@ class Bookkeeper:
             answer = await self._end_anew(waiting, answer)
         if not isinstance(answer, BaseException):
             self._note(waiting, answer)
-        elif isinstance(answer, LedgerError):
+        elif isinstance(answer, LedgerError) and not isinstance(answer, LedgerConfigError):
             if isinstance(answer, LedgerUnavailableError):
                 return False
             _log.error("settlement.refused", rid=waiting.end.rid.hex(), error=str(answer))
@@ -331,7 +332,8 @@ class Bookkeeper:
         return True
 
     def _is_given_up(self, rid: bytes, error: BaseException) -> bool:
-        """What broke in a way that nobody expected may not break again; but it cannot be tried for ever."""
+        """What broke in a way that nobody expected may not break again, and a store that forgot its budgets is told of
+        them soon; but it cannot be tried for ever."""
         tries = self._broken[rid] = self._broken.get(rid, 0) + 1
         if tries < BROKEN_TRIES_MAX:
             _log.error("settlement.broke", rid=rid.hex(), error=repr(error))
@@ -399,8 +401,8 @@ class Bookkeeper:
             answer = await self._ledger.release(
                 end.rid, sent=end.sent, failed_lanes=end.failed_lanes, latency_us=end.latency_us
             )
-        if answer.result is Result.CONFLICT and answer.state in (State.SUSPENDED, State.EXPIRED):
-            # the lease ran out first; nothing was billed, so nothing may stay charged
+        if answer.result is Result.CONFLICT and answer.state in _OVERTAKEN:
+            # the lease ran out first (settled: an earlier try found that); nothing was billed, nothing may stay charged
             return await self._ledger.settle(Settlement(rid=end.rid, input_tokens=0, output_tokens=0, cost_nanousd=0))
         return answer
 

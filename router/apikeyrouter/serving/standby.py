@@ -36,6 +36,7 @@ from apikeyrouter.infrastructure.ledger.spread_ledger import AnyLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.bookkeeping import End, OpenHold, Release
 from apikeyrouter.serving.presence import Presence
+from apikeyrouter.serving.purses import Purses
 from apikeyrouter.serving.spread_books import AnyBooks
 
 __all__ = ["SHARES", "Standby"]
@@ -64,6 +65,7 @@ class Standby:
         presence: Presence,
         *,
         lanes: Callable[[], Iterable[LaneConfig]],
+        budgets: Callable[[], Iterable[ScopeConfig]],
         lane_config: Callable[[str], LaneConfig],
         scope_config: Callable[[str], ScopeConfig | None],
         snapshot: Snapshot,
@@ -71,8 +73,9 @@ class Standby:
         lease_us: int,
     ) -> None:
         self._ledger, self._books, self._snapshot, self._lease_us = ledger, books, snapshot, lease_us
-        self._lanes, self._lane_config, self._scope_config = lanes, lane_config, scope_config
+        self._lanes, self._budgets, self._lane_config, self._scope_config = lanes, budgets, lane_config, scope_config
         self._local = ScriptLedger(LocalEngine(clock_us=now_us))
+        self._purses = Purses(ledger, books, self._local, lease_us=lease_us, stand_seconds=STAND_SECONDS)
         self._opened = False
         self._armed: tuple[list[LaneConfig], int] = ([], 0)
         self._put: dict[str, tuple[Limit, ...]] = {}
@@ -91,6 +94,10 @@ class Standby:
     @property
     def stands(self) -> bool:
         """Whether something could be admitted while the store is away."""
+        return self._has_share or self._purses.stand
+
+    @property
+    def _has_share(self) -> bool:
         return self._share is not None and time.perf_counter() < self._until(self._share)
 
     def _until(self, share: OpenHold) -> float:
@@ -100,23 +107,34 @@ class Standby:
     # --- while the store is there --------------------------------------------------------------------------------
 
     async def tick(self) -> None:
-        """Once a second: be counted, hold the share that is ours, give up what is too much. Errors: LedgerError."""
+        """Once a second: be counted, hold what is ours, give up what is too much. Errors: LedgerError."""
         now = time.perf_counter()
         if now < self._next_at:
             return
         self._next_at = now + TICK_SECONDS
         lanes = [lane for lane in self._lanes() if lane.set_aside]
-        if not lanes:
+        budgets = list(self._budgets())
+        if not lanes and not budgets:
             self.give_back()
             return
+        if not self._opened:
+            await self._local.open()
+            self._opened = True
+        await self._presence.be_there(self)
+        await self._end()
+        await self._purses.tick(budgets, workers=self._presence.count)
+        if lanes:
+            await self._hold_share(lanes)
+        else:
+            self._release_share()
+
+    async def _hold_share(self, lanes: list[LaneConfig]) -> None:
         if not self._declared:
             await self.declare()
             self._declared = True
-        await self._presence.be_there(self)
         await self._balance()
         if (lanes, self.units) != self._armed:
             await self._arm(lanes)
-        await self._end()
 
     async def declare(self) -> None:
         """Put the scope of the shares into the ledger."""
@@ -164,19 +182,18 @@ class Standby:
 
     def give_back(self) -> None:
         """Hold nothing any more."""
+        self._purses.give_back()
         self._release_share()
         self._presence.leave(self)
 
     def begin_anew(self) -> None:
         """What was held is another loop's, or a parent process's."""
         self._share = None
+        self._purses.begin_anew()
         self.units, self._ended[:] = 0, []
 
     async def _arm(self, lanes: list[LaneConfig]) -> None:
         """Take over the limits of our share into the accounting of this process. What was used of them stays used."""
-        if not self._opened:
-            await self._local.open()
-            self._opened = True
         ours = [_share(lane, self.units) for lane in lanes]
         gone = [LaneConfig(id=id_) for id_ in self._put.keys() - {lane.id for lane in lanes}]
         await self._local.put(lanes=[*ours, *gone])
@@ -191,7 +208,7 @@ class Standby:
             return None
         await self._end()
         scopes = await self._bounded(request.scopes)
-        places = [at for at, one in enumerate(request.candidates) if scopes and await self._is_ours(one)]
+        places = [at for at, one in enumerate(request.candidates) if scopes and await self._is_ours(request, one)]
         if not places:
             return None
         asked = structs.replace(
@@ -201,17 +218,28 @@ class Standby:
         answer = await self._local.reserve(asked)
         if isinstance(answer, Denial):
             return None
+        index = places[answer.index]
+        held = structs.replace(request, rid=asked.rid, config_version=0)
+        paid = self._paid((*request.scopes, *request.candidates[index].scopes))
+        if paid:
+            if not self._purses.note_use(paid):  # it was given up in this moment
+                await self._local.release(asked.rid, sent=False)
+                return None
+            held = _without(held, paid)
         self._used_at = time.perf_counter()
         self.admitted += 1
-        held = structs.replace(request, rid=asked.rid, config_version=0)
-        return held, structs.replace(answer, index=places[answer.index], standby=True)
+        return held, structs.replace(answer, index=index, standby=True)
 
-    async def _is_ours(self, candidate: Candidate) -> bool:
+    def _paid(self, scopes: Iterable[str]) -> set[str]:
+        """Those in which a call is paid out of a purse: the ledger hears of them by its settlement."""
+        return {id_ for id_ in scopes if (scope := self._scope_config(id_)) is not None and scope.hard}
+
+    async def _is_ours(self, request: ReserveRequest, candidate: Candidate) -> bool:
         """Whether everything that limits a candidate is bounded, and something does."""
-        bounded = False
+        bounded = bool(self._paid((*request.scopes, *candidate.scopes)))
         for id_ in candidate.lanes:
             lane, seen = self._lane_config(id_), self._snapshot.lanes.get(id_)
-            if lane.set_aside and lane.limits == self._put.get(id_):
+            if lane.set_aside and lane.limits == self._put.get(id_) and self._has_share:
                 bounded = True
             elif lane.limits or (seen is not None and seen.limits):
                 return False
@@ -220,9 +248,9 @@ class Standby:
     async def _bounded(self, scopes: Iterable[str]) -> bool:
         for id_ in scopes:
             scope = self._scope_config(id_)
-            if scope is None or scope.hard or not scope.bounded:
+            if scope is None or not scope.bounded or (scope.hard and not self._purses.has(scope)):
                 return False
-            if scope not in self._scopes_put:
+            if not scope.hard and scope not in self._scopes_put:
                 await self._local.put(scopes=[scope])
                 self._scopes_put.add(scope)
         return True
@@ -239,6 +267,18 @@ class Standby:
                 await self._local.acknowledge([end.rid])
             except LedgerError as exc:
                 _log.error("standby.end_failed", rid=end.rid.hex(), error=str(exc))
+
+
+def _without(request: ReserveRequest, scopes: set[str]) -> ReserveRequest:
+    """A request as the ledger is told it: not in these scopes."""
+    candidates = tuple(
+        Candidate(lanes=one.lanes, scopes=_left(one.scopes, scopes), charge=one.charge) for one in request.candidates
+    )
+    return structs.replace(request, scopes=_left(request.scopes, scopes), candidates=candidates)
+
+
+def _left(ids: tuple[str, ...], without: set[str]) -> tuple[str, ...]:
+    return tuple(id_ for id_ in ids if id_ not in without)
 
 
 def _share(lane: LaneConfig, units: int) -> LaneConfig:

@@ -146,7 +146,10 @@ class ScopeConfig:
     suspense: SuspenseRule = SuspenseRule.CHARGE
     suspense_after_us: int = 3_600_000_000
     bounded: bool = False
-    """Whether a soft scope lets requests pass while the store is away; they are booked when it is back."""
+    """Whether requests pass while the store is away. A soft scope's are booked when it is back, a hard one's are paid
+    out of what workers hold of it for that."""
+    set_aside: float = 0.0
+    """The part of a bounded hard scope that workers hold together for when the store is away."""
 
 
 class Charge(msgspec.Struct, frozen=True, kw_only=True, gc=False):

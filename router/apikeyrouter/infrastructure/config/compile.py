@@ -446,6 +446,7 @@ def _scope_config(entry: BudgetEntry) -> ScopeConfig:
         suspense=entry.suspense.rule,
         suspense_after_us=entry.suspense.after_us,
         bounded=entry.on_store_loss == "bounded",
+        set_aside=entry.part_set_aside,
     )
 
 

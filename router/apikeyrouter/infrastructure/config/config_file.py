@@ -197,7 +197,10 @@ class PriceEntry(RateEntry):
 
 
 class BudgetEntry(Entry):
-    """A budget. `unpriced` is what happens to what has no price: default deny under hard, meter under soft."""
+    """A budget. `unpriced` is what happens to what has no price: default deny under hard, meter under soft.
+
+    `on_store_loss`: as of limits; under `hard` workers hold `set_aside` of the budget (0 … 0.5, default 0.1) for it.
+    """
 
     name: Name
     scope: BudgetScope
@@ -210,6 +213,14 @@ class BudgetEntry(Entry):
     flat_usd: Dollars | None = None
     suspense: SuspenseText = Suspense()
     on_store_loss: Literal["closed", "bounded"] = "closed"
+    set_aside: Fraction | None = None
+
+    @property
+    def part_set_aside(self) -> float:
+        """What part of the budget workers hold for when the store is away."""
+        if self.on_store_loss == "closed" or self.enforcement == "soft":
+            return 0.0
+        return SET_ASIDE_DEFAULT if self.set_aside is None else self.set_aside
 
     @field_validator("scope", mode="before")
     @classmethod
@@ -227,10 +238,9 @@ class BudgetEntry(Entry):
             raise InvalidRequestError(f"is required for scope {self.scope.value}", field="scope_id")
         if (self.unpriced == "flat") != (self.flat_usd is not None):
             raise InvalidRequestError("goes with unpriced: flat", field="flat_usd")
-        if self.on_store_loss == "bounded" and self.enforcement == "hard":
+        if self.set_aside is not None and not (self.part_set_aside and self.set_aside):
             raise InvalidRequestError(
-                "bounded goes with enforcement: soft; a hard budget is closed while the store is away",
-                field="on_store_loss",
+                "goes with enforcement: hard and on_store_loss: bounded, and is above 0", field="set_aside"
             )
         return self
 
