@@ -353,6 +353,11 @@ class Configuration:
         """Those of which a part is set aside for when the store is away."""
         return [lane for lane in self._file_lanes.values() if lane.set_aside]
 
+    def bounded_budgets(self) -> list[ScopeConfig]:
+        """Hard ones of which a part is held for when the store is away; with several cells they are closed."""
+        one_cell = self._catalogue.layout is None
+        return [scope for scope in self._catalogue.budgets() if one_cell and scope.set_aside]
+
     @property
     def has_slabs(self) -> bool:
         """Whether some limit says that workers may hold slabs of it."""

@@ -26,7 +26,6 @@ from apikeyrouter.domain.components.recorded_costs import RecordedCosts
 from apikeyrouter.domain.components.routing_engine import RoutingEngine
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
 from apikeyrouter.domain.interfaces.state_store import StateStore
-from apikeyrouter.domain.models.accounting import ScopeConfig
 from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.routing_decision import RoutingDecision, RoutingObjective
@@ -179,9 +178,8 @@ class RouterLife(RouterBelonging):
         self._presence = Presence(self.ledger, self.books, lease_us=LEASE_US)
         self.standby = Standby(
             self.ledger, self.books, self._presence, lanes=lambda: self._configuration.bounded_lanes,
-            budgets=self._bounded_budgets,
             lane_config=self._configuration.lane_config, scope_config=self.catalogue.budget, snapshot=self.snapshot,
-            now_us=lambda: cell_now_us(self.ledger), lease_us=LEASE_US,
+            now_us=lambda: cell_now_us(self.ledger), lease_us=LEASE_US, budgets=self._configuration.bounded_budgets,
         )  # fmt: skip
         if not isinstance(self.ledger.engine, LocalEngine):
             self._admissions.stand_in = self.standby.reserve
@@ -192,11 +190,6 @@ class RouterLife(RouterBelonging):
         )  # fmt: skip
         self._slabs_seen, self._slabs_wanted = -1, False
         self._housekeeper.slabs = self._look_after_slabs
-
-    def _bounded_budgets(self) -> list[ScopeConfig]:
-        """Hard budgets of which a part is held for when the store is away; with several cells they are closed."""
-        one_cell = self.catalogue.layout is None
-        return [scope for scope in self.catalogue.budgets() if one_cell and scope.set_aside]
 
     async def _look_after_slabs(self) -> None:
         """Slabs stand before the ledger while some limit says so, and the accounting has one cell."""
