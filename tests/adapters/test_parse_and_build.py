@@ -152,18 +152,22 @@ def test_what_has_no_bound_says_so(part: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "members",
+    ("members", "within_context"),
     [
-        {"previous_response_id": "resp_1"},
-        {"conversation": "conv_1"},
-        {"tools": [{"type": "web_search"}]},
-        {"input": [{"type": "item_reference", "id": "x"}]},
-        {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]},
+        ({"previous_response_id": "resp_1"}, True),
+        ({"conversation": "conv_1"}, True),
+        ({"tools": [{"type": "web_search"}]}, False),
+        ({"previous_response_id": "resp_1", "tools": [{"type": "web_search"}]}, False),
+        ({"prompt": {"id": "p"}}, False),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, True),
+        ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]}, True),
     ],
 )
-def test_stored_state_and_server_tools_have_no_bound_in_responses(members: dict[str, Any]) -> None:
+def test_stored_state_is_bounded_by_the_context_and_server_tools_by_nothing(
+    members: dict[str, Any], within_context: bool
+) -> None:
     parsed = OPENAI.parse(json.dumps({"model": "m", "input": "x", **members}).encode(), operation="responses")
-    assert parsed.unbounded
+    assert (parsed.unbounded, parsed.within_context) == (True, within_context)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +180,8 @@ def test_stored_state_and_server_tools_have_no_bound_in_responses(members: dict[
     ],
 )
 def test_files_and_server_tools_have_no_bound_at_anthropic(members: dict[str, Any]) -> None:
-    assert ANTHROPIC.parse(body(max_tokens=1, **members), operation="messages").unbounded
+    parsed = ANTHROPIC.parse(body(max_tokens=1, **members), operation="messages")
+    assert (parsed.unbounded, parsed.within_context) == (True, False), "a header makes the context longer"
 
 
 def test_prompts_times_choices_are_the_answers_of_a_completion() -> None:

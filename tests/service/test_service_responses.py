@@ -67,6 +67,32 @@ async def test_what_goes_on_stays_where_it_began(running: Running, model: str, s
     assert {keys[0] for keys in chains} == {"k1", "b1"}, "those that go on from nothing go where there is room"
 
 
+async def test_what_goes_on_is_held_by_a_hard_budget_up_to_the_models_context(
+    service_valkey: Server, simulator: SimulatorProcess
+) -> None:
+    budget = {"name": "all", "scope": "global", "limit_usd": 1, "period": "daily", "enforcement": "hard"}
+    prices = [{"model": "nobody-knows-its-context", "input": 1, "output": 2}]
+    config = config_of(simulator, budgets=[budget], prices=prices)
+    async with running_service(service_valkey.url, config) as service, service.openai() as client:
+        first = await client.responses.create(model=MODEL, input="hi", max_output_tokens=3)
+        on = await client.responses.create(
+            model=MODEL, input="and?", max_output_tokens=3, previous_response_id=first.id
+        )
+        elsewhere: dict[str, Any] = {"model": "nobody-knows-its-context", "max_output_tokens": 3, "input": "and?"}
+        with pytest.raises(openai.BadRequestError) as unknown:
+            await client.responses.create(**elsewhere, previous_response_id=first.id)
+        with pytest.raises(openai.BadRequestError) as searching:
+            await client.responses.create(
+                model=MODEL, input="and?", previous_response_id=on.id, tools=[{"type": "web_search"}]
+            )
+        assert (await client.responses.create(**elsewhere)).output_text
+    assert on.output_text
+    for caught in (unknown, searching):
+        assert (caught.value.code, caught.value.response.headers["x-should-retry"]) == ("cost_unbounded", "false")
+        assert "cannot be bounded" in str(caught.value)
+    assert "context_tokens" in str(unknown.value)
+
+
 async def test_a_response_is_looked_at_stopped_and_forgotten_where_it_was_made_for_nothing(running: Running) -> None:
     async with running.openai() as client:
         made = [await client.responses.create(model="fast", input="hi", max_output_tokens=3) for _ in range(4)]

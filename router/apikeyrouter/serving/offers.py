@@ -167,13 +167,15 @@ class Offers:
         produces = self._call.operation != "embedding" and not parsed.opaque
         uncapped = produces and parsed.max_output_tokens is None
         cap = INJECTED_TOKEN_CAP if hard and uncapped else None
-        most = self._most(option)
+        most, context = self._most(option), option.able.context_tokens
         if most is not None and uncapped and option.price is not None:
-            plain = self._estimator.estimate(option.provider.id, option.model, parsed)
+            plain = self._estimator.estimate(option.provider.id, option.model, parsed, context_tokens=context)
             cap, bound = _affordable(option.price, parsed, plain, most)
             if cap is None:
                 self._unbounded[option.rate] = bound
-        estimate = self._estimator.estimate(option.provider.id, option.model, parsed, token_cap=cap)
+        estimate = self._estimator.estimate(
+            option.provider.id, option.model, parsed, token_cap=cap, context_tokens=context
+        )
         charge = _charge(option, parsed, estimate, cap, produces=produces)
         if option.price is None and self._call.told_costs:
             expected, bound = self._call.told_costs.get(option.provider.id, (UNPRICED, UNPRICED))

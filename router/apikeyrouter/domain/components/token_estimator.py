@@ -82,9 +82,16 @@ class TokenEstimator:
         """What requests really cost, in parts of what the price list says; only where somebody reconciled them."""
 
     def estimate(
-        self, provider_id: str, model: str, parsed: ParsedRequest, *, token_cap: int | None = None
+        self,
+        provider_id: str,
+        model: str,
+        parsed: ParsedRequest,
+        *,
+        token_cap: int | None = None,
+        context_tokens: int | None = None,
     ) -> TokenEstimate:
-        """Tokens of `parsed` at this model. `token_cap`: the cap per choice that is sent, if not the client's."""
+        """Tokens of `parsed` at this model. `token_cap`: the cap per choice that is sent, if not the client's;
+        `context_tokens`: the longest input that the model takes, None: not known."""
         if parsed.stated is not None:
             return TokenEstimate(*parsed.stated)
         learned = self._learned.get((provider_id, model), _UNSEEN)
@@ -101,7 +108,7 @@ class TokenEstimator:
         return TokenEstimate(
             int(_within(expected, plain)) + 1,
             output * parsed.choices,
-            bound_input(parsed),
+            bound_input(parsed, context_tokens),
             None if cap is None else bound_output(parsed, cap),
             shape,
         )
@@ -221,10 +228,10 @@ def _is_kind(told: object) -> bool:
     return isinstance(told, list) and len(told) == 2 + MOMENTS and _numbers(told) and told[0] in _KINDS
 
 
-def bound_input(parsed: ParsedRequest) -> int | None:
+def bound_input(parsed: ParsedRequest, context_tokens: int | None = None) -> int | None:
     """Input tokens that cannot be exceeded; None when there is no such number."""
     if parsed.unbounded:
-        return None
+        return context_tokens if parsed.within_context else None
     overhead = parsed.messages * BOUND_MESSAGE_TOKENS + BOUND_REQUEST_TOKENS
     return parsed.input_bytes + parsed.extra_tokens + overhead
 

@@ -124,7 +124,7 @@ def _without_a_price(scope: str, unpriced: Sequence[str]) -> str:
     """Why a hard budget refuses what it cannot hold a bound of, and what to do about it."""
     rule = 'give the budget the `unpriced` rule "flat" or "meter", or make it soft'
     if not unpriced:
-        return f"budget {scope!r} refuses a request whose cost has no upper bound; bound its input and tools, or {rule}"
+        return f"budget {scope!r} refuses a request whose cost cannot be bounded; bound its input and tools, or {rule}"
     models = ", ".join(unpriced[:MODELS_SHOWN_MAX])
     return (
         f"budget {scope!r} refuses what has no known price: {models}; state the price (`prices:` in the configuration"

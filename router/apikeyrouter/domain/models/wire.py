@@ -18,7 +18,8 @@ class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `fields` holds the top-level members still encoded (name → JSON bytes), so that an edit splices, not re-serialises.
     `input_bytes` is the UTF-8 length of all text that the provider will count; `extra_tokens` a flat allowance for
-    images and the like (upper bound); `unbounded` True when no upper bound on input exists (e.g. a file id or URL).
+    images and the like (upper bound); `unbounded` True when it has no upper bound on its input (e.g. a file id or URL),
+    `within_context` when the model's context still is one (a stored conversation; not the tools of a provider).
     `text_bytes` is the tighter count of decoded text, the base of the expected (not the bound) estimate; `media` the
     number of images, sounds and files; `extra_output_tokens` what may be billed as output beyond the token cap
     (predicted outputs). `service_tier` is the tier asked for, where it changes the price. `body` is the client's body
@@ -36,6 +37,7 @@ class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     include_usage: bool
     fields: Mapping[str, bytes]
     """Values are bytes-like (`msgspec.Raw`): `bytes(value)` gives the JSON text."""
+    within_context: bool = False
     text_bytes: int = 0
     media: int = 0
     extra_output_tokens: int = 0

@@ -167,6 +167,7 @@ def parsed_request(
         messages=size.messages,
         extra_tokens=size.extra,
         unbounded=size.unbounded,
+        within_context=size.unbounded and not size.open_ended,
         include_usage=include_usage,
         fields=fields,
         text_bytes=size.text,

@@ -102,7 +102,7 @@ def _add_members(total: Measure, fields: dict[str, bytes]) -> None:
         total.extra += TOOLS_TOKENS_MAX
         listed = decode(_TOOLS, fields["tools"], "tools")
         if any(not (tool.camel or tool.snake) for tool in listed or ()):
-            total.unbounded = True  # search, code, URLs: the provider adds input by itself
+            total.unbounded = total.open_ended = True  # search, code, URLs: the provider adds input by itself
     if "cachedContent" in fields or "cached_content" in fields:
         total.unbounded = True
 

@@ -90,7 +90,8 @@ _TOOLS = msgspec.json.Decoder(list[_Tool] | None)
 
 @dataclass(slots=True)
 class Measure:
-    """Running totals. `raw`: bytes for the bound; `text`: decoded bytes for the expected estimate."""
+    """Running totals. `raw`: bytes for the bound; `text`: decoded bytes for the expected estimate. `unbounded`: what is
+    here does not bound the input; `open_ended`: the model's context does not, either."""
 
     raw: int = 0
     text: int = 0
@@ -99,6 +100,7 @@ class Measure:
     extra: int = 0
     output: int = 0
     unbounded: bool = False
+    open_ended: bool = False
 
     def add_text(self, text: str) -> None:
         """Decoded text, already part of `raw`."""
@@ -129,10 +131,10 @@ def measure_chat(fields: dict[str, bytes]) -> Measure:
         if message.tool_calls or message.function_call:
             total.text += len(message.tool_calls) + len(message.function_call)
         if message.audio:
-            total.unbounded = True
+            total.unbounded = total.open_ended = True
     _add_members(total, fields)
     if "web_search_options" in fields:
-        total.unbounded = True
+        total.unbounded = total.open_ended = True
     return total
 
 
@@ -150,8 +152,10 @@ def measure_responses(fields: dict[str, bytes]) -> Measure:
             for item in items:
                 _add_item(total, item)
     _add_members(total, fields)
-    if any(_given(fields, name) for name in ("previous_response_id", "conversation", "prompt")):
+    if _given(fields, "previous_response_id") or _given(fields, "conversation"):
         total.unbounded = True
+    if _given(fields, "prompt"):  # what is kept there may have tools
+        total.unbounded = total.open_ended = True
     return total
 
 
@@ -224,7 +228,7 @@ def _add_members(total: Measure, fields: dict[str, bytes]) -> None:
         total.extra += TOOLS_TOKENS_MAX
         listed = decode(_TOOLS, tools, "tools")
         if any(tool.type not in _BOUNDED_TOOLS for tool in listed or ()):
-            total.unbounded = True
+            total.unbounded = total.open_ended = True
     prediction = fields.get("prediction")
     if prediction is not None:
         total.output += len(prediction)

@@ -36,6 +36,11 @@ SPREAD_MS_MAX = 1000
 """Callers are spread over at most this long after the instant at which room comes back."""
 STORE_RETRY_MS = 1000
 OVERLOAD_RETRY_MS = 1000
+UNBOUNDED_MESSAGE = (
+    "what this request costs cannot be bounded, and a budget that applies to it refuses that: send its input itself,"
+    " without tools that the provider runs; or have the operator give the budget another `unpriced` rule, or the model"
+    " its `context_tokens`"
+)
 BUDGET_MESSAGE = "a budget that applies to this request has no room for it"
 UNPRICED_MESSAGE = "a budget that applies to this request refuses what has none"
 NAMED_MAX = 8
@@ -84,6 +89,8 @@ def problem_of(error: BaseException, dialect: str) -> Problem:
     if isinstance(error, InvalidRequestError):
         return _invalid(error)
     if isinstance(error, BudgetExceededError):
+        if error.details["needed"] is None and "unpriced" not in error.details:
+            return Problem(status=400, type="invalid_request_error", code="cost_unbounded", message=UNBOUNDED_MESSAGE)
         return _exhausted("budget_exceeded", _budget_message(error), _ms(error.retry_after))
     if isinstance(error, PolicyDeniedError):
         return _denied(error)
