@@ -14,24 +14,30 @@ from apikeyrouter.domain.models.system_error import ApiKeyRouterError
 from apikeyrouter.infrastructure.cancellation import end_task
 from apikeyrouter.infrastructure.config.compiled import CompiledConfig
 from apikeyrouter.serving.changing import digest_of
+from apikeyrouter_proxy.audit_log import Author
 
-__all__ = ["KIND", "Reloads"]
+__all__ = ["KIND", "PROCESS", "Reloads"]
 
 KIND = "config_reload"
+SECRET_FILE, PROCESS = "a secret's file", "process"
+"""Who had a file read again, where nobody asked for it; and the role of who has no admin key."""
 LATEST = "latest"
 LOOK_SECONDS = 1.0
 """How often the files that secrets come from are looked at."""
 _log = structlog.get_logger("apikeyrouter")
 Read = Callable[[], Awaitable[CompiledConfig]]
 Take = Callable[[CompiledConfig], Awaitable[None]]
+Note = Callable[[Author, CompiledConfig], Awaitable[None]]
+"""Tells who had a file taken over, and what was in force before."""
 
 
 class Reloads:
     """One worker's part. What a worker took over it announces; the others read their file again, unless theirs is the
     same already."""
 
-    def __init__(self, store: StateStore, path: str | None, *, read: Read, take: Take) -> None:
-        self._store, self._path, self._read, self._take_over = store, path, read, take
+    def __init__(self, store: StateStore, path: str | None, *, read: Read, take: Take, note: Note) -> None:
+        self._store, self._path, self._read, self._take_over, self._note = store, path, read, take, note
+        self._taken = CompiledConfig()
         self._turn = asyncio.Lock()
         self._digest = ""
         self._announced = ""
@@ -41,14 +47,15 @@ class Reloads:
 
     def took(self, compiled: CompiledConfig) -> None:
         """That file is in force here."""
-        self._files = compiled.files
+        self._taken, self._files = compiled, compiled.files
         self._seen = _marks(self._files)
         self._digest = _digest_of(self._path, compiled.files)
 
-    async def reload(self) -> CompiledConfig:
+    async def reload(self, author: Author) -> CompiledConfig:
         """Take the file over here, then tell the others. Errors: ConfigurationError; then nothing changed anywhere."""
         async with self._turn:
-            compiled = await self._take()
+            before, compiled = self._taken, await self._take()
+            await self._note(author, before)
             self._announced = secrets.token_hex(8)
             await self._store.save_document(KIND, LATEST, {"id": self._announced, "digest": self._digest})
             return compiled
@@ -91,8 +98,9 @@ class Reloads:
             await asyncio.sleep(LOOK_SECONDS)
             if self._files and _marks(self._files) != self._seen:
                 async with self._turn:
-                    self._seen = _marks(self._files)  # a file that is wrong is complained about once
+                    before, self._seen = self._taken, _marks(self._files)  # what is wrong is complained about once
                     await self._quietly()
+                    await self._note((SECRET_FILE, PROCESS), before)
 
     async def _take(self) -> CompiledConfig:
         compiled = await self._read()

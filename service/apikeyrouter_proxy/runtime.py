@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from apikeyrouter.domain.components.key_identity import derive_key_id
 from apikeyrouter.domain.interfaces.state_store import StateStore
-from apikeyrouter.domain.models.system_error import ApiKeyRouterError
+from apikeyrouter.domain.models.system_error import ApiKeyRouterError, StateStoreError
 from apikeyrouter.infrastructure.config.compile import compile_config
 from apikeyrouter.infrastructure.config.compiled import CompiledConfig
 from apikeyrouter.infrastructure.config.config_file import ConfigFile, load_config
@@ -26,10 +26,12 @@ from apikeyrouter.infrastructure.state_store.mongo_store import MongoStateStore
 from apikeyrouter.infrastructure.state_store.records import records_for
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.router import ApiKeyRouter
+from apikeyrouter.serving.changing import digest_of
 from apikeyrouter_proxy import admin_keys, reloading, webhooks
 from apikeyrouter_proxy.access_log import AccessLog
 from apikeyrouter_proxy.admin_keys import AdminKeys
 from apikeyrouter_proxy.arrivals import open_arrivals
+from apikeyrouter_proxy.audit_log import Author, changes_of, note
 from apikeyrouter_proxy.clients import Clients
 from apikeyrouter_proxy.data_plane import DataPlane
 from apikeyrouter_proxy.fleet_gauges import fleet_gauges
@@ -40,7 +42,7 @@ from apikeyrouter_proxy.metrics_sharing import SharedMetrics
 from apikeyrouter_proxy.options import ProxyOptions
 from apikeyrouter_proxy.outbound import Outbound
 from apikeyrouter_proxy.prometheus import render
-from apikeyrouter_proxy.reloading import Reloads
+from apikeyrouter_proxy.reloading import PROCESS, Reloads
 from apikeyrouter_proxy.tracing import Serve, open_tracing
 from apikeyrouter_proxy.usage import UsageCounts
 from apikeyrouter_proxy.webhooks import Webhooks
@@ -53,6 +55,8 @@ __all__ = ["Runtime", "settle_garbage_collector"]
 
 HEALTH_SECONDS = 1.0
 """How long an answer about the store's health is believed, and how long one may take."""
+RELOAD_NOTED_SECONDS = 10
+"""How long workers that hear the same signal may be apart."""
 FOUND_IN = "env:"
 """How the metadata of a key that was found in the environment says so."""
 _log = structlog.get_logger("apikeyrouter")
@@ -109,7 +113,9 @@ class Runtime:
         self.webhooks = Webhooks(
             router, router.state_store, self.records, router.vault, Outbound(private=options.private_urls)
         )
-        self._reloads = Reloads(router.state_store, settings.config, read=self._read_again, take=self._take_over)
+        self._reloads = Reloads(
+            router.state_store, settings.config, read=self._read_again, take=self._take_over, note=self._note_reload
+        )
         self._follower = Follower(
             router.state_store,
             {
@@ -198,12 +204,26 @@ class Runtime:
             if known is not None and str(known.metadata.get("source", "")).startswith(FOUND_IN):
                 await manager.revoke_key(known.id)
 
-    async def reload(self) -> CompiledConfig:
+    async def reload(self, author: Author) -> CompiledConfig:
         """Read the configuration file again and take it over, here and in every worker that has it.
 
         Errors: ConfigurationError; then nothing changed.
         """
-        return await self._reloads.reload()
+        return await self._reloads.reload(author)
+
+    async def _note_reload(self, author: Author, before: CompiledConfig) -> None:
+        """Tell the audit log what another file changed. All workers hear the same signal: the first of them tells."""
+        after = self.config
+        changes = await asyncio.to_thread(changes_of, before, after)
+        told = {"file": self.settings.config, "changes": changes}
+        try:
+            if author[1] == PROCESS:
+                name = f"reload:{digest_of(before)}:{digest_of(after)}"
+                if not changes or not await self.records.claim(name, seconds=RELOAD_NOTED_SECONDS):
+                    return
+            await note(self.records, author, kind="config", id="file", action="reloaded", details=told)
+        except StateStoreError as exc:  # the file is in force all the same
+            _log.warning("audit.not_written", error=str(exc))
 
     async def _read_again(self) -> CompiledConfig:
         return await asyncio.to_thread(_compiled, self.settings, self._environ)
@@ -211,7 +231,7 @@ class Runtime:
     async def reload_quietly(self) -> None:
         """As `reload`, for a signal: what is wrong goes to the log."""
         try:
-            await self.reload()
+            await self.reload(("SIGHUP", PROCESS))
             _log.info("configuration.reloaded")
         except ApiKeyRouterError as exc:
             _log.error("configuration.refused", error=str(exc))

@@ -334,6 +334,16 @@ async def test_a_reload_reaches_every_worker_that_has_the_file(
             return await status("the-token-after-that-one") == 200
 
         await wait_until(renewed)
+        config["keys"][0]["weight"] = 7
+        config["routing"] = {"attempts_max": 2}
+        path.write_text(yaml.safe_dump(config))
+        await asyncio.gather(one.runtime.reload_quietly(), other.runtime.reload_quietly())
+        audit = (await operator.get("/api/v1/audit", params={"kind": "config"})).json()["audit"]
+        assert [(told["actor"], told["role"], told["details"]["changes"]) for told in audit] == [
+            ("SIGHUP", "process", {"keys": {"changed": ["k1"]}, "routing": {"changed": ["attempts_max"]}}),
+            ("a secret's file", "process", {"clients": {"changed": ["app"]}}),
+            ("first", "admin", {"clients": {"added": ["app"]}}),
+        ]
         path.write_text("clients: 7")
         assert (await operator.post("/api/v1/config/reload")).status_code == 400
         assert await status("the-token-after-that-one") == 200

@@ -204,6 +204,10 @@ async def test_a_reload_takes_over_all_or_nothing(service_valkey: Server, config
         still = await client.post(
             "/v1/chat/completions", json=BODY, headers={"authorization": "Bearer a-token-that-is-long"}
         )
+        audit = (await client.get("/api/v1/audit", params={"kind": "config"})).json()["audit"]
+    (told,) = audit
+    assert (told["actor"], told["role"], told["action"]) == ("first", "admin", "config.reloaded")
+    assert told["details"] == {"file": str(path), "changes": {"clients": {"added": ["app"]}}}
     assert (before.status_code, reloaded.status_code, after.status_code) == (200, 200, 401)
     assert reloaded.json()["clients"] == 1
     assert (refused.status_code, still.status_code) == (400, 200)

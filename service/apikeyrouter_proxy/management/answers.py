@@ -407,12 +407,13 @@ class UsagePage(Paged):
 
 
 class AuditEntry(Answer):
-    """One change: when, by whom, of what, from what to what. `entry`: its place in the journal."""
+    """One change: when, by whom, of what, from what to what. `entry`: its place in the journal; `role`: `process`
+    where it was no admin key, but a signal or a file."""
 
     entry: str
     at: AwareDatetime
     actor: str
-    role: RoleName
+    role: RoleName | Literal["process"]
     action: str
     kind: str
     id: str

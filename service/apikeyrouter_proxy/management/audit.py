@@ -6,7 +6,8 @@ from fastapi import APIRouter, Query
 
 from apikeyrouter.domain.models.system_error import LedgerUnavailableError
 from apikeyrouter_proxy.access import Refused
-from apikeyrouter_proxy.management.desk import AUDIT, Page, ReadDesk, journal_page
+from apikeyrouter_proxy.audit_log import AUDIT
+from apikeyrouter_proxy.management.desk import Page, ReadDesk, journal_page
 
 __all__ = ["routes"]
 

@@ -17,10 +17,8 @@ async def reload(desk: OperateDesk) -> dict[str, Any]:
 
     The other workers that have the file do so within a second.
     """
-    compiled = await desk.runtime.reload()
-    told = {
+    compiled = await desk.runtime.reload(desk.author)
+    return {
         "keys": len(compiled.keys), "clients": len(compiled.clients), "budgets": len(compiled.budgets),
         "warnings": list(compiled.warnings),
     }  # fmt: skip
-    await desk.note("config", "file", "reloaded", {name: told[name] for name in ("keys", "clients", "budgets")})
-    return told

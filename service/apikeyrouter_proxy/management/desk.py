@@ -11,7 +11,6 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request, Response
@@ -22,6 +21,7 @@ from apikeyrouter.infrastructure.state_store.records import Records
 from apikeyrouter.router import ApiKeyRouter
 from apikeyrouter_proxy.access import CurrentRuntime, Refused, require
 from apikeyrouter_proxy.admin_keys import Operator, Role
+from apikeyrouter_proxy.audit_log import Author, note
 from apikeyrouter_proxy.runtime import Runtime
 
 __all__ = [
@@ -29,8 +29,6 @@ __all__ = [
     "journal_page", "page_of",
 ]  # fmt: skip
 
-AUDIT, AUDIT_KEPT = "audit", 100_000
-"""The journal of changes, and how many of them are kept."""
 PAGE_DEFAULT, PAGE_MAX = 100, 1000
 LOOKED_AT_MAX, BATCH = 20_000, 1000
 """Entries of a journal that one question with a filter looks at, and how many at a time."""
@@ -234,11 +232,12 @@ class Desk:
 
     async def note(self, kind: str, id: str, action: str, details: Mapping[str, Any] | None = None) -> None:
         """Write to the audit log."""
-        entry = {
-            "at": datetime.now(UTC).isoformat(), "actor": self.operator.name, "role": self.operator.role.name.lower(),
-            "action": f"{kind}.{action}", "kind": kind, "id": id, "details": dict(details or {}),
-        }  # fmt: skip
-        await self.records.append(AUDIT, entry, kept=AUDIT_KEPT)
+        await note(self.records, self.author, kind=kind, id=id, action=action, details=details)
+
+    @property
+    def author(self) -> Author:
+        """Who asks, for the audit log."""
+        return self.operator.name, self.operator.role.name.lower()
 
     def _check_match(self, resource: Resource, shown: Shown) -> None:
         wanted = self._headers.get("if-match")
