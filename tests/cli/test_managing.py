@@ -179,6 +179,7 @@ def test_providers_and_limits_are_stated_changed_and_removed(run: Run) -> None:
     assert (shown["adapter"], shown["options"], shown["source"]) == ("vllm", {"models": ["tiny"]}, "api")
     assert "private address" in inside.stderr
     assert (limits["source"], [one["capacity"] for one in limits["limits"]]) == ("api", [1500])
+    assert "--row" in wrong.stderr
     assert "rpm=500" in wrong.stderr
     assert "no provider 'mine'" in gone.stderr
 
@@ -329,14 +330,14 @@ def test_a_terminal_gets_tables_as_wide_as_it_is_and_a_pipe_plain_lines(
 def test_what_is_wrong_is_one_line_and_a_code(run: Run, tmp_path: Path) -> None:
     nowhere = run("state", "--url", "http://127.0.0.1:1", code=2)
     unreadable = run("policies", "create", str(tmp_path / "nothing.yaml"), code=2)
-    wrong = run("budgets", "create", "--limit", "-5", code=1)
+    wrong = run("budgets", "create", "--limit", "5", "--period", "yearly", code=1)
     usage = run("clients", "create", "x", "--rpm", "0", code=2)
     keyless = command("state", "--url", "http://127.0.0.1:1", cwd=tmp_path, environ=clean_environ())
     elsewhere = run("config", "check", "--url", "x", code=2)
     empty = run("keys", "add", "--provider", "openai", code=2)
     assert "no service answers" in nowhere.stderr
     assert "nothing.yaml" in unreadable.stderr
-    assert "limit_usd" in wrong.stderr
+    assert "yearly" in wrong.stderr or "period" in wrong.stderr
     assert "--rpm" in usage.stderr
     assert (keyless.returncode, "MANAGEMENT_API_KEY" in keyless.stderr) == (2, True)
     assert "standard input" in empty.stderr

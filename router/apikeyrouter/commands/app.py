@@ -8,6 +8,7 @@ import typer
 from apikeyrouter._version import __version__
 from apikeyrouter.commands import governing, looking, managing, surroundings
 from apikeyrouter.commands.dashboard import PORT
+from apikeyrouter.commands.shared import finite
 
 __all__ = ["app"]
 
@@ -89,7 +90,9 @@ def quickstart(host: Host = None, port: Port = None, workers: Workers = None, js
 
 @app.command()
 def demo(
-    seconds: Annotated[float, typer.Option("--seconds", min=2, max=600, help="How long the traffic lasts.")] = 30.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=2, max=600, callback=finite, help="How long the traffic lasts.")
+    ] = 30.0,
     workers: Annotated[int, typer.Option("--workers", min=1, max=32, help="Worker processes.")] = 4,
     kill: Annotated[bool, typer.Option("--kill/--no-kill", help="Kill -9 one worker half way.")] = True,
     json: Json = False,
@@ -144,21 +147,34 @@ def simulate(
 
 @app.command()
 def capacity(
-    rps: Annotated[float, typer.Option("--rps", min=0.001, max=1e8, help="Requests a second.")],
-    seconds: Annotated[float, typer.Option("--seconds", min=0.0, max=3600.0, help="How long a provider takes.")] = 8.0,
+    rps: Annotated[float, typer.Option("--rps", min=0.001, max=1e8, callback=finite, help="Requests a second.")],
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.0, max=3600.0, callback=finite, help="How long a provider takes.")
+    ] = 8.0,
     keys: Annotated[int, typer.Option("--keys", min=1, max=1_000_000, help="Provider keys.")] = 100,
     budgets: Annotated[int, typer.Option("--budgets", min=0, max=1_000_000, help="Budgets.")] = 20,
-    events: Annotated[float, typer.Option("--events", min=0.0, max=1e6, help="Events of a streamed answer.")] = 0.0,
-    slab: Annotated[float, typer.Option("--slab", min=1.0, max=1e6, help="Requests that share a reservation.")] = 1.0,
-    attempts: Annotated[float, typer.Option("--attempts", min=1.0, max=10.0, help="Attempts per request.")] = 1.0,
+    events: Annotated[
+        float, typer.Option("--events", min=0.0, max=1e6, callback=finite, help="Events of a streamed answer.")
+    ] = 0.0,
+    slab: Annotated[
+        float, typer.Option("--slab", min=1.0, max=1e6, callback=finite, help="Requests that share a reservation.")
+    ] = 1.0,
+    attempts: Annotated[
+        float, typer.Option("--attempts", min=1.0, max=10.0, callback=finite, help="Attempts per request.")
+    ] = 1.0,
     worker_load: Annotated[
-        float, typer.Option("--worker-load", min=0.01, max=0.99, help="Share of a worker's core to use.")
+        float,
+        typer.Option("--worker-load", min=0.01, max=0.99, callback=finite, help="Share of a worker's core to use."),
     ] = 0.6,
     server_load: Annotated[
-        float, typer.Option("--server-load", min=0.01, max=0.99, help="Share of a server's core to use.")
+        float,
+        typer.Option("--server-load", min=0.01, max=0.99, callback=finite, help="Share of a server's core to use."),
     ] = 0.5,
     slowness: Annotated[
-        float, typer.Option("--slowness", min=0.05, max=20.0, help="Your cores' time over ours (docs/capacity.md).")
+        float,
+        typer.Option(
+            "--slowness", min=0.05, max=20.0, callback=finite, help="Your cores' time over ours (docs/capacity.md)."
+        ),
     ] = 1.0,
     json: Json = False,
 ) -> None:

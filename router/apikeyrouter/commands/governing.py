@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 
 from apikeyrouter.commands.remote import Service, command, path_of
-from apikeyrouter.commands.shared import Expires, File, Id, Name, Team, Unset, delete, group, read_file, settings
+from apikeyrouter.commands.shared import (
+    COUNT_MAX,
+    Expires,
+    File,
+    Id,
+    Name,
+    Team,
+    Unset,
+    delete,
+    group,
+    read_file,
+    settings,
+)
 
 __all__ = ["admin_keys", "config", "policies"]
 
@@ -49,7 +61,9 @@ def update_policy(
     file: Annotated[str | None, typer.Argument(help="What is to change: a YAML or JSON file; - for input.")] = None,
     enabled: Annotated[bool | None, typer.Option("--enable/--disable", help="Whether it is in force.")] = None,
     enforcement: Annotated[str | None, typer.Option("--enforcement", help="hard, soft or shadow.")] = None,
-    priority: Annotated[int | None, typer.Option("--priority", help="Of two that disagree, the higher.")] = None,
+    priority: Annotated[
+        int | None, typer.Option("--priority", min=-COUNT_MAX, max=COUNT_MAX, help="Of two that disagree, the higher.")
+    ] = None,
 ) -> None:
     """Change what is named in the file or here; the rest stays."""
     told = {} if file is None else read_file(file)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from apikeyrouter.commands.remote import Service, command, path_of
-from apikeyrouter.commands.shared import settings
+from apikeyrouter.commands.shared import COUNT_MAX, DOLLARS_MAX, finite, settings
 
 __all__ = ["add_to"]
 
@@ -59,7 +59,9 @@ def _add_state(app: typer.Typer) -> None:
         service: Service,
         model: Annotated[str, typer.Argument(help="A model, or an alias.")],
         prompt: Annotated[str | None, typer.Option("--prompt", help="What would be asked.")] = None,
-        max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="How long it may answer.")] = None,
+        max_tokens: Annotated[
+            int | None, typer.Option("--max-tokens", min=1, max=COUNT_MAX, help="How long it may answer.")
+        ] = None,
         provider: Annotated[str | None, typer.Option("--provider", help="Served by this one only.")] = None,
         client: Annotated[str | None, typer.Option("--client", help="As this client.")] = None,
         team: Annotated[str | None, typer.Option("--team", help="As this team.")] = None,
@@ -190,7 +192,12 @@ def _add_suspense(app: typer.Typer) -> None:
         service: Service,
         reservation_id: Annotated[str, typer.Argument(help="Its id.")],
         refund: Annotated[bool, typer.Option("--refund/--charge", help="Was it spent?")] = False,
-        cost: Annotated[float | None, typer.Option("--cost", help="What it did cost; absent: what is held.")] = None,
+        cost: Annotated[
+            float | None,
+            typer.Option(
+                "--cost", min=0, max=DOLLARS_MAX, callback=finite, help="What it did cost; absent: what is held."
+            ),
+        ] = None,
     ) -> None:
         """Say what became of it."""
         body: dict[str, object] = {"action": "refund" if refund else "charge"}

@@ -5,7 +5,23 @@ from typing import Annotated, Any
 import typer
 
 from apikeyrouter.commands.remote import EXIT_REFUSED, Service, command, path_of, read_secret
-from apikeyrouter.commands.shared import Expires, Id, Name, Team, Unset, delete, group, read_file, read_text, settings
+from apikeyrouter.commands.shared import (
+    COUNT_MAX,
+    DOLLARS_MAX,
+    SECONDS_MAX,
+    Expires,
+    Id,
+    Name,
+    Team,
+    Unset,
+    delete,
+    finite,
+    group,
+    number,
+    read_file,
+    read_text,
+    settings,
+)
 
 __all__ = ["budgets", "clients", "keys"]
 
@@ -18,10 +34,10 @@ Models = Annotated[list[str] | None, typer.Option("--model", help="A model it ma
 Providers = Annotated[
     list[str] | None, typer.Option("--provider", help="A provider that may serve it; again for more.")
 ]
-Rpm = Annotated[int | None, typer.Option("--rpm", min=1, help="Requests a minute.")]
-Tpm = Annotated[int | None, typer.Option("--tpm", min=1, help="Tokens a minute.")]
-Concurrency = Annotated[int | None, typer.Option("--concurrency", min=1, help="Requests at once.")]
-Weight = Annotated[float | None, typer.Option("--weight", help="Its share where capacity is scarce.")]
+Rpm = Annotated[int | None, typer.Option("--rpm", min=1, max=COUNT_MAX, help="Requests a minute.")]
+Tpm = Annotated[int | None, typer.Option("--tpm", min=1, max=COUNT_MAX, help="Tokens a minute.")]
+Concurrency = Annotated[int | None, typer.Option("--concurrency", min=1, max=COUNT_MAX, help="Requests at once.")]
+Weight = Annotated[float | None, typer.Option("--weight", min=0, max=1e6, callback=finite, help="Its share.")]
 Priority = Annotated[str | None, typer.Option("--priority", help="interactive or batch.")]
 QuotaGroup = Annotated[str | None, typer.Option("--quota-group", help="What the provider meters together.")]
 Served = Annotated[list[str] | None, typer.Option("--model", help="A model it serves; again for more.")]
@@ -30,11 +46,16 @@ Timezone = Annotated[str | None, typer.Option("--timezone", help="Where its peri
 Unpriced = Annotated[
     str | None, typer.Option("--unpriced", help="What has no price or bound: deny, flat (with --flat) or meter.")
 ]
-Flat = Annotated[float | None, typer.Option("--flat", help="What such a request is charged, in dollars.")]
+Flat = Annotated[
+    float | None,
+    typer.Option("--flat", min=0, max=DOLLARS_MAX, callback=finite, help="What such a request is charged, in dollars."),
+]
 Suspense = Annotated[
     str | None, typer.Option("--suspense", help="Money whose end was never told: charge, refund or hold.")
 ]
-SuspenseAfter = Annotated[int | None, typer.Option("--suspense-after", help="When that happens: after these seconds.")]
+SuspenseAfter = Annotated[
+    int | None, typer.Option("--suspense-after", min=0, max=SECONDS_MAX, help="When that happens: after these seconds.")
+]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept.")]
 Enabled = Annotated[bool | None, typer.Option("--enable/--disable", help="Whether it is served.")]
 OwnToken = Annotated[
@@ -132,7 +153,10 @@ def update_key(
     metadata: Annotated[str | None, typer.Option("--metadata", help="All of it anew: a YAML or JSON file.")] = None,
     unset: Unset = None,
     state: Annotated[str | None, typer.Option("--state", help="available, throttled, exhausted, disabled, …")] = None,
-    for_seconds: Annotated[float | None, typer.Option("--for", help="How long a throttled key stays out.")] = None,
+    for_seconds: Annotated[
+        float | None,
+        typer.Option("--for", min=0, max=SECONDS_MAX, callback=finite, help="How long a throttled key stays out."),
+    ] = None,
     reason: Reason = "",
 ) -> None:
     """Change what is named; the rest stays. Metadata goes on from what it is, or from a file."""
@@ -247,7 +271,9 @@ def update_client(
 def rotate_client(
     service: Service,
     name: Name,
-    grace: Annotated[int, typer.Option("--grace", min=0, help="Seconds that the old token is taken too.")] = 0,
+    grace: Annotated[
+        int, typer.Option("--grace", min=0, max=SECONDS_MAX, help="Seconds that the old token is taken too.")
+    ] = 0,
     token_from_stdin: OwnToken = False,
 ) -> None:
     """A new token, printed this once."""
@@ -285,7 +311,7 @@ def show_budget(service: Service, budget_id: Id) -> None:
 @command(budgets, "create")
 def create_budget(
     service: Service,
-    limit_usd: Annotated[float, typer.Option("--limit", help="Dollars.")],
+    limit_usd: Annotated[float, typer.Option("--limit", min=0, max=DOLLARS_MAX, callback=finite, help="Dollars.")],
     scope: Annotated[str, typer.Option("--scope", help="global, provider, key, team or client.")] = "global",
     scope_id: Annotated[str | None, typer.Option("--scope-id", help="Which one.")] = None,
     period: Annotated[str, typer.Option("--period", help="hourly, daily, weekly, monthly or total.")] = "monthly",
@@ -311,7 +337,9 @@ def create_budget(
 def update_budget(
     service: Service,
     budget_id: Id,
-    limit_usd: Annotated[float | None, typer.Option("--limit", help="Dollars.")] = None,
+    limit_usd: Annotated[
+        float | None, typer.Option("--limit", min=0, max=DOLLARS_MAX, callback=finite, help="Dollars.")
+    ] = None,
     period: Annotated[str | None, typer.Option("--period", help="hourly, daily, weekly, monthly or total.")] = None,
     enforcement: Annotated[str | None, typer.Option("--enforcement", help="hard or soft.")] = None,
     timezone: Timezone = None,
@@ -339,7 +367,5 @@ def _budget(text: str) -> dict[str, Any]:
     """`50/monthly` or `5/daily/soft`. Errors: typer.BadParameter."""
     amount, _, rest = text.partition("/")
     period, _, enforcement = rest.partition("/")
-    try:
-        return {"limit_usd": float(amount), "period": period or "monthly", "enforcement": enforcement or "hard"}
-    except ValueError as exc:
-        raise typer.BadParameter(f"{text!r}: write dollars/period, e.g. 50/monthly") from exc
+    limit = float(number(amount, option="--budget", example="50/monthly"))
+    return {"limit_usd": limit, "period": period or "monthly", "enforcement": enforcement or "hard"}

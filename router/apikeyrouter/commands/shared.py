@@ -1,5 +1,6 @@
 """What several commands have in common: groups, arguments, files, deletions."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,22 @@ from apikeyrouter.commands.remote import Service, path_of
 from apikeyrouter.domain.models.system_error import ConfigurationError
 from apikeyrouter.strict_yaml import read_yaml
 
-__all__ = ["Expires", "File", "Id", "Name", "Team", "Unset", "delete", "group", "read_file", "read_text", "settings"]
+__all__ = [
+    "COUNT_MAX",
+    "DOLLARS_MAX",
+    "SECONDS_MAX",
+    "Expires",
+    "File",
+    "Id",
+    "Name",
+    "Team",
+    "Unset",
+    "delete",
+    "group",
+    "read_file",
+    "read_text",
+    "settings",
+]
 
 Name = Annotated[str, typer.Argument(help="Its name.")]
 Id = Annotated[str, typer.Argument(help="Its id.")]
@@ -18,6 +34,28 @@ File = Annotated[str, typer.Argument(help="A YAML or JSON file; - for standard i
 Team = Annotated[str | None, typer.Option("--team", help="A team's.")]
 Expires = Annotated[str | None, typer.Option("--expires-at", help="When it ends, e.g. 2030-01-01T00:00:00Z.")]
 Unset = Annotated[list[str] | None, typer.Option("--unset", help="A setting to take away, e.g. rpm; again for more.")]
+
+
+COUNT_MAX, DOLLARS_MAX, SECONDS_MAX = 2**53, 1e9, 366 * 24 * 3600
+"""Beyond these nothing is counted, costs or lasts."""
+
+
+def finite(value: float | None) -> float | None:
+    """A number, or nothing. `nan` is neither more nor less than any bound. Errors: typer.BadParameter."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no number")
+    return value
+
+
+def number(text: str, *, option: str, example: str) -> float | int:
+    """A number within a text: from 0 to COUNT_MAX. Errors: typer.BadParameter, naming the option."""
+    try:
+        told = int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        told = math.nan
+    if not 0 <= told <= COUNT_MAX:
+        raise typer.BadParameter(f"{text[:40]!r} is no amount; write e.g. {example}", param_hint=f"'{option}'")
+    return told
 
 
 def group(words: str) -> typer.Typer:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from apikeyrouter.commands.remote import Service, command, path_of, read_secret
-from apikeyrouter.commands.shared import Id, Name, delete, group, read_file, settings
+from apikeyrouter.commands.shared import COUNT_MAX, Id, Name, delete, group, number, read_file, settings
 
 __all__ = ["limits", "providers", "webhooks"]
 
@@ -30,12 +30,16 @@ Timeouts = Annotated[
 ]
 Breaker = Annotated[list[str] | None, typer.Option("--breaker", help="E.g. failures=3, as in the file; again.")]
 Connections = Annotated[
-    int | None, typer.Option("--connections-max", min=1, help="Most connections that a worker has open to it at once.")
+    int | None,
+    typer.Option(
+        "--connections-max", min=1, max=COUNT_MAX, help="Most connections that a worker has open to it at once."
+    ),
 ]
 PROVIDER_COLUMNS = (
     "id", "adapter", "keys", "breaker", "in_flight", "requests_total", "failures_total", "base_url", "source",
 )  # fmt: skip
 _TEXTS = ("kind", "timezone", "spend_period")
+_EXAMPLES = {"--row": "rpm=500", "--timeout": "idle_ms=30000", "--breaker": "failures=3"}
 
 
 # --- providers ---------------------------------------------------------------------------------------------------
@@ -93,8 +97,8 @@ def _provider(
 ) -> dict[str, Any]:  # fmt: skip
     return settings(
         base_url=base_url, options=None if options is None else read_file(options), connections_max=connections,
-        timeouts=dict(map(_setting, timeout)) if timeout else None,
-        breaker_settings=dict(map(_setting, breaker)) if breaker else None,
+        timeouts=dict(_setting(one, "--timeout") for one in timeout) if timeout else None,
+        breaker_settings=dict(_setting(one, "--breaker") for one in breaker) if breaker else None,
     )  # fmt: skip
 
 
@@ -149,19 +153,16 @@ def _rows(texts: list[str] | None) -> list[dict[str, Any]]:
     """`rpm=500,kind=fixed` and so on. Errors: typer.BadParameter."""
     if not texts:
         raise typer.BadParameter("name what is limited, e.g. --row rpm=500,tpm=200000")
-    return [dict(map(_setting, text.split(","))) for text in texts]
+    return [dict(_setting(one, "--row") for one in text.split(",")) for text in texts]
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def _setting(text: str, option: str) -> tuple[str, Any]:
     name, _, value = text.strip().partition("=")
     if name in _TEXTS:
         return name, value
     if value == "none":
         return name, None
-    try:
-        return name, int(value) if value.isdigit() else float(value)
-    except ValueError as exc:
-        raise typer.BadParameter(f"{text!r}: write name=number, e.g. rpm=500") from exc
+    return name, number(value, option=option, example=_EXAMPLES[option])
 
 
 # --- webhooks ----------------------------------------------------------------------------------------------------
@@ -211,7 +212,7 @@ def update_webhook(
 
 @command(webhooks, "deliveries")
 def list_deliveries(
-    service: Service, name: Name, limit: Annotated[int, typer.Option("--limit", min=1, help="How many.")] = 50
+    service: Service, name: Name, limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="How many.")] = 50
 ) -> None:
     """What waits to be delivered, then what arrived or was given up."""
     found = service.pages(f"/webhooks{path_of(name)}/deliveries", "deliveries", limit=limit)
