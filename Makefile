@@ -81,6 +81,7 @@ bench-peers: $(READY) ## ours and other gateways, the same upstream: CPU, throug
 
 bench-scale: $(READY) ## where a server saturates, and what keys, calls, reservations take; five minutes
 	$(BIN)/python -m benchmarks.saturation
+	$(BIN)/python -m benchmarks.cells
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.footprint
 

@@ -150,9 +150,11 @@ def _section(title: str, samples: dict[int, list[list[float]]], rounds: int, req
     )
     section.notes = [
         f"reserve (8 candidates of {LANES} lanes, {KEYS} keys), settle and acknowledge in pages of {AT_ONCE}, spread"
-        f" evenly; four hard budgets over all cells, their money moved by escrow; {rounds} rounds of {requests:,} requests",
-        "CPU is that of the servers' processes; what a whole core would do is reckoned from it, not measured: this machine"
-        " has fewer cores than servers and callers; one caller, so that several servers wake for fewer calls at a time",
+        " evenly; four hard budgets over all cells, their money moved by escrow;"
+        f" {rounds} rounds of {requests:,} requests",
+        "CPU is that of the servers' processes; what a whole core would do is reckoned from it, not measured:"
+        " this machine has fewer cores than servers and callers; with one caller, several servers wake for fewer calls"
+        " at a time",
         "proven: settled money of all cells equals the requests; nothing held, nobody denied",
     ]
     return section
