@@ -194,3 +194,32 @@ async def test_scarce_capacity_is_shared_by_the_weights_of_clients_in_the_librar
         await made.at_rest()
     assert served["light"] * 2 < served["heavy"]
     assert served["light"] > 0
+
+
+async def test_who_asks_now_and_then_gets_its_turn_beside_one_that_never_lets_go(
+    simulator: SimulatorProcess, redis_url: str
+) -> None:
+    """In another process, with one place for both: what was denied is told, and its turn kept until it comes again."""
+    chat: Any = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]}
+    served = {"heavy": 0, "light": 0}
+    await simulator.control(organisation="org-a", settings={"latency_ms": 10})
+    busy = house(simulator, RedisStateStore(redis_url), ["a1", "a2"], **shares(1, 1))
+    async with busy as here, house(simulator, RedisStateStore(redis_url), ["a1", "a2"], **shares(1, 1)) as there:
+
+        async def never_lets_go() -> None:
+            while served["light"] < 5:
+                with contextlib.suppress(NoEligibleKeysError):
+                    await here.router.route({**chat, "client": "heavy"})
+                    served["heavy"] += 1
+
+        greedy = [asyncio.create_task(never_lets_go()) for _ in range(3)]
+        while served["light"] < 5:
+            try:
+                await there.router.route({**chat, "client": "light"})
+                served["light"] += 1
+            except NoEligibleKeysError as exc:
+                await asyncio.sleep(exc.retry_after or 0.0)
+        await asyncio.gather(*greedy)
+        await here.at_rest()
+        await there.at_rest()
+    assert served["heavy"] < 150, "some 50; where nobody said that another waits, 280"
