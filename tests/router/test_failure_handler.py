@@ -188,6 +188,19 @@ async def test_an_unknown_key_is_a_clear_error(simulator: SimulatorProcess, key_
 # --- should_retry and the budget -------------------------------------------------------------------------------------
 
 
+async def test_a_request_too_large_for_two_groups_is_tried_at_no_third(simulator: SimulatorProcess) -> None:
+    async with house(simulator, InMemoryStateStore(), ["a1", "a2", "b1", "s1"]) as made:
+        await simulator.fail("request_too_large")
+        with pytest.raises(ProviderError) as caught:
+            await made.route()
+        assert caught.value.details["failure"].meaning == "too_large_here"
+        tried = made.finished[-1].attempts
+        groups = [made.router.catalogue.keys[one.key_id].quota_group for one in tried]
+        assert len(groups) == len(set(groups)) == 2
+        assert await attempts(made) == 2
+        assert await made.at_rest() == await made.billed() == 0
+
+
 async def test_what_should_not_be_retried_is_not(simulator: SimulatorProcess) -> None:
     async with house(simulator, InMemoryStateStore(), ["a1", "a2", "b1"]) as made:
         handler = made.router.failure_handler

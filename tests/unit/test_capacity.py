@@ -76,6 +76,16 @@ def test_a_window_that_will_run_out_before_its_reset_is_constrained_with_most_of
     assert crossing.chance > 0.9
 
 
+def test_a_window_that_will_run_out_soon_is_critical_with_a_third_of_it_left() -> None:
+    watch, found = CapacityWatch(), {}
+    for minute in range(1, 13):  # 60 a minute: what is left after 11 minutes lasts for less than six more
+        found[minute] = level(watch, lane(limit(60 * minute), seq=minute), START_US + minute * 60_000_000)
+    assert found[8] is Level.CONSTRAINED
+    assert found[12] is Level.CRITICAL
+    alone = level(CapacityWatch(), lane(limit(720)), START_US + HOUR_US - 1_000_000)
+    assert alone is Level.ABUNDANT, "by its headroom alone"
+
+
 def test_a_window_that_lasts_until_its_reset_is_abundant_all_the_time() -> None:
     watch = CapacityWatch()
     found = {
