@@ -465,7 +465,7 @@ async def test_the_deadline_of_a_call_holds_from_the_first_moment(valkey_server:
     ledger = ScriptLedger(RedisEngine(valkey_server.url, namespace=NAMESPACE, timeout_s=0.2), tries=1)
     await ledger.open()
     with valkey_server.client() as client:
-        client.execute_command("CLIENT", "PAUSE", "1200", "ALL")
+        client.execute_command("CLIENT", "PAUSE", "2500", "ALL")
         with pytest.raises(LedgerUnavailableError):
             await ledger.lanes(["lane"])
     await ledger.close()

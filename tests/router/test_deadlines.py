@@ -77,7 +77,7 @@ async def test_a_lease_that_ended_in_time_ends_nothing_later(simulator: Simulato
 
 async def test_a_lease_without_a_task_is_lost_with_its_time(simulator: SimulatorProcess, store: StateStore) -> None:
     async with house(simulator, store, ["a1"]) as made:
-        leasing = made.router.lease("gpt-4o-mini", estimated_tokens=100, timeout=0.2)
+        leasing = made.router.lease("gpt-4o-mini", estimated_tokens=100, timeout=1.0)
         lease = await asyncio.create_task(leasing.__aenter__())
         await until(lambda: lease.ended)
         with pytest.raises(InvalidRequestError, match="its time is over"):

@@ -129,7 +129,7 @@ async def test_a_place_that_is_left_in_time_leaves_the_turn_to_the_next(
 ) -> None:
     async with house(simulator, store, ["a1"], limits=ONE_AT_A_TIME, clients=CLIENTS) as made:
         taken, waiters = await occupy(made), Waiters(made)
-        late = await waiters.add("late", client="c0", timeout=0.3)
+        late = await waiters.add("late", client="c0", timeout=1.0)
         await waiters.add("next", client="c1", priority="batch")
         with pytest.raises(ProviderError) as caught:
             await late
@@ -189,10 +189,10 @@ async def test_a_wait_ends_with_its_own_time_with_that_of_the_call_and_with_the_
     async with house(simulator, store, ["a1"], limits=ONE_AT_A_TIME) as made:
         taken = await occupy(made)
         with pytest.raises(NoEligibleKeysError) as denied:
-            await made.router.route(intent(), wait_max_ms=150)
+            await made.router.route(intent(), wait_max_ms=500)
         assert denied.value.retry_after is not None
         with pytest.raises(ProviderError, match="deadline") as late:
-            await made.router.route(intent(), wait_max_ms=LONG_MS, timeout=0.15)
+            await made.router.route(intent(), wait_max_ms=LONG_MS, timeout=0.5)
         assert (late.value.category, late.value.retry_after) == (ErrorCategory.TimeoutError, None)
         assert all(facts.waited_us >= 100_000 for facts in made.finished[-2:])
         waiters = Waiters(made)
