@@ -21,7 +21,8 @@ __all__ = ["DashboardOptions", "make_app", "serve"]
 
 THEME = "akr_theme"
 RECONNECT_SECONDS = 20.0
-COMPRESSED_FROM_BYTES = 1000
+COMPRESSED_FROM_BYTES, COMPRESSION = 1000, 4
+"""A fourth of the time that the highest level takes, for a twentieth more bytes."""
 Tell = Callable[[str], None]
 
 
@@ -50,7 +51,9 @@ def make_app(sessions: Sessions, *, secure: bool = False) -> Any:
         inner, title="ApiKeyRouter", dark=None, language="en-US", tailwind=False, reconnect_timeout=RECONNECT_SECONDS,
         gzip_middleware_factory=None, show_welcome_message=False, binding_refresh_interval=None, favicon="🗝️",
     )  # fmt: skip
-    return GZipMiddleware(Gate(inner, sessions, secure=secure), minimum_size=COMPRESSED_FROM_BYTES)
+    return GZipMiddleware(
+        Gate(inner, sessions, secure=secure), minimum_size=COMPRESSED_FROM_BYTES, compresslevel=COMPRESSION
+    )
 
 
 def _route(page: type[Page]) -> None:

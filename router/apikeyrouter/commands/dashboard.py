@@ -29,11 +29,15 @@ def run(*, url: str, admin_key: str | None, host: str, port: int, secure: bool, 
     """Serve the page until stopped; the exit code. Errors: ConfigurationError when the extra is not installed."""
     if not is_installed():
         raise ConfigurationError(MISSING)
-    from apikeyrouter_dashboard.main import DashboardOptions, serve
+    from apikeyrouter_dashboard.lean_start import load
 
+    page = load()
     key = admin_key or environment().get(KEY) or None
-    options = DashboardOptions(url=url, host=host, port=port, admin_key=key, secure=secure, watch_stdin=watch_stdin)
-    return serve(options, tell=lambda link: typer.echo(f"dashboard {link}"))
+    options = page.DashboardOptions(
+        url=url, host=host, port=port, admin_key=key, secure=secure, watch_stdin=watch_stdin
+    )
+    code: int = page.serve(options, tell=lambda link: typer.echo(f"dashboard {link}"))
+    return code
 
 
 @contextlib.contextmanager
@@ -68,7 +72,18 @@ def running_dashboard(url: str, admin_key: str | None, *, port: int = 0, host: s
 
     The key goes through the environment, not the command line. Errors: ConfigurationError when it does not start.
     """
-    arguments = ["-m", "apikeyrouter.cli", "dashboard", "--url", url, "--host", host, "--port", str(port)]
+    arguments = [
+        "-m",
+        "apikeyrouter_dashboard",
+        "--url",
+        url,
+        "--host",
+        host,
+        "--port",
+        str(port),
+        "--key-variable",
+        KEY,
+    ]
     key = {KEY: admin_key or ""}
     with running_beside(arguments, says="dashboard", what="the operator's page", environ=key) as link:
         yield link
