@@ -148,24 +148,34 @@ def _quick(options: Sequence[str]) -> tuple[str, ...]:
 @contextlib.contextmanager
 def _sentinel(flavour: str, watched: int) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     port = free_port()
-    with tempfile.TemporaryDirectory(prefix="akr-", ignore_cleanup_errors=True) as directory:
-        path = Path(directory) / "sentinel.conf"
-        path.write_text(
-            f"port {port}\nbind 127.0.0.1\ndir {directory}\nsentinel monitor {MASTER} 127.0.0.1 {watched} 2\n"
-            f"sentinel down-after-milliseconds {MASTER} {DOWN_AFTER_MS}\nsentinel failover-timeout {MASTER} 5000\n"
-        )
-        with (Path(directory) / "log").open("ab") as log:
-            process = subprocess.Popen(
-                [binaries()[flavour], path, "--sentinel"], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                preexec_fn=die_with_parent,
-            )  # fmt: skip
-        try:
-            with redis.Redis(port=port) as client:
-                until(client.ping)
-            yield port, process
-        finally:
-            process.kill()
-            process.wait()
+    lines = [
+        f"port {port}", f"sentinel monitor {MASTER} 127.0.0.1 {watched} 2",
+        f"sentinel down-after-milliseconds {MASTER} {DOWN_AFTER_MS}", f"sentinel failover-timeout {MASTER} 5000",
+    ]  # fmt: skip
+    with (
+        tempfile.TemporaryDirectory(prefix="akr-", ignore_cleanup_errors=True) as directory,
+        sentinel_process(flavour, directory, lines) as process,
+        redis.Redis(port=port) as client,
+    ):
+        until(client.ping)
+        yield port, process
+
+
+@contextlib.contextmanager
+def sentinel_process(flavour: str, directory: str, lines: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A Sentinel with these lines of configuration, which it rewrites; killed at exit."""
+    path = Path(directory) / "sentinel.conf"
+    path.write_text("\n".join([*lines, "bind 127.0.0.1", f"dir {directory}", ""]))
+    with (Path(directory) / "log").open("ab") as log:
+        process = subprocess.Popen(
+            [binaries()[flavour], path, "--sentinel"], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            preexec_fn=die_with_parent,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _join(servers: list[Server]) -> None:

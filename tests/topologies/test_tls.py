@@ -1,5 +1,7 @@
 """Over TLS, with and without a certificate of ours: the ledger and the entities alike, one server and a Cluster."""
 
+import asyncio
+import os
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -19,9 +21,13 @@ from apikeyrouter.infrastructure.ledger.redis_engine import RedisEngine
 from apikeyrouter.infrastructure.redis_servers.address import parse_redis_url
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from tests.servers import binaries, free_port, running
-from tests.topologies.books import booked, ledger_at, spent
+from tests.topologies.books import COST, booked, ledger_at, spent
 from tests.topologies.certificates import Certificates, make_certificates
-from tests.topologies.deployments import cluster
+from tests.topologies.deployments import cluster, until
+from tests.topologies.guarded import guarded
+
+LONG = bool(os.environ.get("AKR_LONG"))
+"""With a failover, too, which takes some seconds."""
 
 
 def _has_tls() -> bool:
@@ -129,6 +135,19 @@ async def test_every_node_of_a_cluster_is_reached_over_tls(certificates: Certifi
             f"rediss+cluster://127.0.0.1:{port}?ssl_ca_certs={certificates.authority}"
             f"&ssl_certfile={certificates.client}&ssl_keyfile={certificates.client_key}"
         )
+
+
+async def test_sentinels_over_tls_with_passwords_say_where_the_primary_is(certificates: Certificates) -> None:
+    with guarded(certificates) as made:
+        await refused(made.unknown, "no Sentinel at")
+        await works(made.url)
+        if LONG:
+            async with ledger_at(made.url) as ledger:
+                before, _ = await spent(ledger)
+                await asyncio.to_thread(until, made.has_caught_up)
+                made.servers[0].stop()
+                assert await booked(ledger)
+                assert await spent(ledger) == (before + COST, 0)
 
 
 async def test_speaking_plainly_to_a_server_with_tls_is_refused(one_sided: str) -> None:
