@@ -9,30 +9,34 @@ from apikeyrouter.domain.models.system_error import ApiKeyRouterError
 from apikeyrouter.infrastructure.observability import metric_names
 from apikeyrouter.router import ApiKeyRouter
 
-__all__ = ["fleet_gauges"]
+__all__ = ["fleet_gauges", "money_gauges"]
 
 KEYS_SHOWN_MAX = 2_000
 """Keys that are listed one by one."""
 BUDGETS_SHOWN_MAX = 500
-SECONDS_MAX = 2.0
+SECONDS_MAX = 0.9
 """A store that takes longer is away: a scrape has a deadline of its own."""
 NANOUSD = 1_000_000_000
 Gauges = dict[str, Mapping[tuple[str, ...], int]]
 
 
-async def fleet_gauges(router: ApiKeyRouter, *, healthy: bool) -> Gauges:
-    """Metric name → label values → value. With the store away: keys as last known, and no money."""
+def fleet_gauges(router: ApiKeyRouter, *, healthy: bool) -> Gauges:
+    """Metric name → label values → value: keys as they were last known here."""
     keys = list(router.catalogue.keys.values())[:KEYS_SHOWN_MAX]
-    gauges: Gauges = {
+    return {
         metric_names.KEY_STATE.name: {(key.id, key.provider_id, key.state.value): 1 for key in keys},
         metric_names.STORE_UP.name: {(): int(healthy)},
         metric_names.UNSETTLED_SECONDS.name: {(): int(router.books.waiting_seconds)},
     }
-    if healthy:
+
+
+async def money_gauges(router: ApiKeyRouter) -> Gauges:
+    """What the ledger knows of money; nothing while the store is away."""
+    if not router.ledger.gate.away:
         with contextlib.suppress(ApiKeyRouterError, TimeoutError):
             async with asyncio.timeout(SECONDS_MAX):
-                gauges |= await _money(router)
-    return gauges
+                return await _money(router)
+    return {}
 
 
 async def _money(router: ApiKeyRouter) -> Gauges:

@@ -32,6 +32,7 @@ class Service(FastAPI):
             version=__version__,
             summary="One endpoint for all your LLM keys: never over a provider's limit, never over your budget.",
             lifespan=_lifespan,
+            redirect_slashes=False,  # where to would be told from the caller's Host
         )
         self.runtime: Runtime | None = None
         self._environ = environ

@@ -26,6 +26,8 @@ LIVE_SECONDS = 5.0
 """A worker that has not published for so long is not live: its gauges no longer count."""
 DEAD_SECONDS = 60.0
 """After so long its counts are taken over."""
+READ_SECONDS_MAX = 0.9
+"""A scrape waits no longer for the other workers' counts, and then takes those that it had last."""
 HASH_SECONDS = 32 * 24 * 3600
 """A host that is gone is forgotten after this."""
 
@@ -50,7 +52,7 @@ class HostCounts(msgspec.Struct, kw_only=True):
 class SharedMetrics:
     """Publishes `counters()` and `gauges()` of this worker, and sums them with the others'.
 
-    Without a Redis (`url` None) there are no others. Redis being away leaves the last known sums out, nothing fails.
+    Without a Redis (`url` None) there are no others. While Redis is away the others' counts are what they were.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class SharedMetrics:
         self._worker = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._counters, self._gauges = counters, gauges
         self._inherited: Counters = {}
+        self._read: dict[str, _Record] = {}
         self._published: Counters | None = None
         self._next_takeover = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -91,7 +94,10 @@ class SharedMetrics:
     async def totals(self) -> HostCounts:
         """The sums, this worker's own as of now."""
         own = self._own(live=True)
-        others = [record for name, record in (await self._records()).items() if name != self._worker]
+        with contextlib.suppress(TimeoutError, RedisError, OSError):
+            async with asyncio.timeout(READ_SECONDS_MAX):
+                self._read = await self._records()
+        others = [record for name, record in self._read.items() if name != self._worker]
         live = [own, *(record for record in others if own.at - record.at < LIVE_SECONDS)]
         gauges: dict[str, int] = {}
         for record in live:
@@ -130,10 +136,7 @@ class SharedMetrics:
     async def _records(self) -> dict[str, _Record]:
         if self._client is None:
             return {}
-        try:
-            found = await self._client.hgetall(self._key)
-        except (RedisError, OSError):
-            return {}
+        found = await self._client.hgetall(self._key)
         records = {}
         for name, text in found.items():
             with contextlib.suppress(msgspec.MsgspecError):  # another version's

@@ -3,17 +3,17 @@
 import asyncio
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from pydantic import SecretStr
 
 from apikeyrouter.domain.components.key_identity import derive_key_id
 from apikeyrouter.domain.interfaces.state_store import StateStore
-from apikeyrouter.domain.models.system_error import ApiKeyRouterError, StateStoreError
+from apikeyrouter.domain.models.system_error import ApiKeyRouterError, StateStoreError, StateStoreUnavailableError
 from apikeyrouter.infrastructure.config.compile import compile_config
 from apikeyrouter.infrastructure.config.compiled import CompiledConfig
 from apikeyrouter.infrastructure.config.config_file import ConfigFile, load_config
@@ -34,7 +34,7 @@ from apikeyrouter_proxy.arrivals import open_arrivals
 from apikeyrouter_proxy.audit_log import Author, changes_of, note
 from apikeyrouter_proxy.clients import Clients
 from apikeyrouter_proxy.data_plane import DataPlane
-from apikeyrouter_proxy.fleet_gauges import fleet_gauges
+from apikeyrouter_proxy.fleet_gauges import fleet_gauges, money_gauges
 from apikeyrouter_proxy.following import Follower
 from apikeyrouter_proxy.logs import configure_logs
 from apikeyrouter_proxy.metrics import Counters, Metrics
@@ -55,11 +55,14 @@ __all__ = ["Runtime", "settle_garbage_collector"]
 
 HEALTH_SECONDS = 1.0
 """How long an answer about the store's health is believed, and how long one may take."""
+SCRAPE_SECONDS, STEP_SECONDS = 0.9, 0.4
+"""How long a scrape waits for that, and each of two steps of somebody else who looks."""
 RELOAD_NOTED_SECONDS = 10
 """How long workers that hear the same signal may be apart."""
 FOUND_IN = "env:"
 """How the metadata of a key that was found in the environment says so."""
 _log = structlog.get_logger("apikeyrouter")
+_T = TypeVar("_T")
 
 
 class Runtime:
@@ -283,6 +286,26 @@ class Runtime:
         self._healthy = (time.monotonic(), not trouble)
         return not trouble
 
+    async def _healthy_within(self, seconds: float) -> bool:
+        """`is_healthy`, for who cannot wait: a store that takes longer to say so is not."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.is_healthy()
+        except TimeoutError:
+            return False
+
+    async def unless_away(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """What asks the store, unless that does not answer meanwhile. Errors: StateStoreUnavailableError."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait([task], timeout=STEP_SECONDS))[0]:
+                self._healthy = (0.0, self._healthy[1])
+                if not await self._healthy_within(STEP_SECONDS):
+                    raise StateStoreUnavailableError("the store does not answer")
+            return task.result()
+        finally:
+            task.cancel()
+
     @cached_property
     def doctor(self) -> "StandingDoctor":
         """Who knows what is wrong with this deployment. Few workers are ever asked."""
@@ -299,10 +322,12 @@ class Runtime:
 
     async def metrics_text(self) -> str:
         """The host's counts in Prometheus' format, this worker's as of now."""
-        host = await self._shared.totals()
+        host, healthy, money = await asyncio.gather(
+            self._shared.totals(), self._healthy_within(SCRAPE_SECONDS), money_gauges(self.router)
+        )
         gauges: dict[str, Mapping[tuple[str, ...], int]] = {name: {(): value} for name, value in host.gauges.items()}
         gauges[metric_names.WORKERS.name] = {(): host.workers}
-        gauges |= await fleet_gauges(self.router, healthy=await self.is_healthy())
+        gauges |= fleet_gauges(self.router, healthy=healthy) | money
         return render(host.counters, gauges)
 
     def connection_refused(self, reason: str) -> None:

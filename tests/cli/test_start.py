@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from apikeyrouter._version import __version__
 from tests.cli.processes import clean_environ, command
 from tests.servers import binaries
 from tests.servers import running as running_server
@@ -27,6 +28,14 @@ def the_line(told: subprocess.CompletedProcess[str], marker: str) -> str:
     assert "Traceback" not in told.stdout + told.stderr
     (line,) = [line for line in told.stderr.splitlines() if marker in line]
     return line
+
+
+def test_the_package_runs_as_the_command(tmp_path: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "apikeyrouter", "--version"],
+        cwd=tmp_path, env=clean_environ(), capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert told.stdout == f"apikeyrouter {__version__}\n"
 
 
 def test_a_wrong_configuration_under_uvicorn_is_one_line(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ async def test_keys_that_cannot_be_read_are_named_with_the_remedy(simulator: Sim
         keys = [await old.ask("register", material) for material in (A1, A2)]
     async with ApiKeyRouter(RedisStateStore(redis_url), config={"encryption_key": OTHER_MASTER}) as router:
         await router.register_provider("another", OpenAIAdapter(simulator.openai_url))
-        with pytest.raises(ModelNotFoundError, match=r"keys .* of provider 'openai': call register_provider first"):
+        with pytest.raises(ModelNotFoundError, match=r"keys .* of provider 'openai', not registered here"):
             await router.route(intent())
         await router.register_provider("openai", OpenAIAdapter(simulator.openai_url))
         with pytest.raises(

@@ -61,6 +61,14 @@ async def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
     assert outbox_summary(path.parent) == (1, 3, path.stat().st_mtime)
 
 
+async def test_who_only_looks_removes_nothing(tmp_path: Path) -> None:
+    empty = kept(tmp_path)
+    assert outbox_summary(tmp_path) == (0, 0, 0.0)
+    assert empty.exists()
+    assert read(tmp_path) == ([], 0)
+    assert not empty.exists()
+
+
 @pytest.mark.parametrize("cut", [1, 10, 60])
 async def test_a_torn_tail_loses_only_itself(tmp_path: Path, cut: int) -> None:
     path = kept(tmp_path, entry(1), entry(2), entry(3))

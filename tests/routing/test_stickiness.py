@@ -1,10 +1,12 @@
 """Stickiness: which quota group holds a prompt's cache, for how long it is believed, and when that decides."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
+from apikeyrouter.domain.components.pool import Snapshot
 from apikeyrouter.domain.components.stickiness import (
     GROUPS_MAX,
     MISSES_MAX,
@@ -17,7 +19,9 @@ from apikeyrouter.domain.components.stickiness import (
     turn_of,
 )
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
+from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.domain.models.usage import Usage
+from apikeyrouter.serving.sticking import Sticking
 
 KEY: SessionKey = ("m", "tenant", "s")
 
@@ -113,3 +117,20 @@ def test_a_session_is_what_the_client_calls_one_else_the_cache_key_else_a_long_b
 @pytest.mark.parametrize("named", ["s", "späth", "\ud800", b"bytes"])
 def test_a_session_begins_at_the_same_place_in_every_process(named: str | bytes) -> None:
     assert turn_of(("m", "t", named)) == turn_of(("m", "t", named)) >= 0
+
+
+def test_a_provider_that_cannot_be_asked_a_request_takes_no_session_from_the_others() -> None:
+    def parsed_for(sample: Any) -> tuple[str, ParsedRequest]:
+        if sample == "mute":
+            raise InvalidRequestError("there is no such thing here", field="parameters")
+        return "chat", parsed("x" * PREFIX_BYTES)
+
+    call: Any = SimpleNamespace(operation="chat", intent=object(), session="s", principal="tenant", team=None)
+    plan: Any = SimpleNamespace(costs=-1)
+    pool: Any = SimpleNamespace(model="m", samples=["mute", "able"])
+    sticking = Sticking(Sessions(), Snapshot())
+    found = sticking.session(call, pool, plan, parsed_for, 0.0)
+    assert found is not None
+    assert found.turn == turn_of(KEY)
+    pool.samples = ["mute"]
+    assert sticking.session(call, pool, plan, parsed_for, 0.0) is not None, "the client has named it"

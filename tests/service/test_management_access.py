@@ -74,6 +74,14 @@ async def test_the_addresses_that_can_be_named_through_management_are_these() ->
     }  # fmt: skip
 
 
+async def test_a_slash_too_many_is_an_unknown_path_and_leads_nowhere(service: Running) -> None:
+    async with service.operator() as operator:
+        for path in ("/api/v1/keys/", "/api/v1/state/", "/keys/", "/health/", "/metrics/"):
+            answer = await operator.get(path, headers={"host": "elsewhere.example"})
+            told = (answer.status_code, answer.json()["error"]["code"], "location" in answer.headers)
+            assert told == (404, "unknown_url", False), path
+
+
 def _sent(described: dict[str, Any]) -> set[str]:
     """The schemas of what is sent, and of what they hold."""
     operations = [operation for path in described["paths"].values() for operation in path.values()]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from apikeyrouter.infrastructure.state_store import redis_connection
 from apikeyrouter.simulator import SimulatorProcess
 from tests.router.house import until
 from tests.servers import Server, default_flavour, running
@@ -64,6 +65,32 @@ async def test_what_is_bounded_is_served_and_the_service_is_ready_for_it(server:
             await until(lambda: _is_ready(made))
             assert await made.count("apikeyrouter_standby_admitted_total") == 10
             assert await made.count("apikeyrouter_store_away_total") == 1
+
+
+async def test_who_looks_at_it_is_answered_at_once_with_what_is_known(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: long before the store's own clients give up."""
+    monkeypatch.setattr(redis_connection, "ANSWER_SECONDS_MAX", 600.0)
+    async with SimulatorProcess(SIMULATED) as simulator, running_service(server.url, config(simulator)) as made:
+        assert await asked(made) == (200, None)
+        async with made.http() as client, made.operator() as operator:
+            assert "apikeyrouter_store_up 1" in (await client.get("/metrics")).text
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                metrics = (await client.get("/metrics")).text
+                statuses = {path: (await operator.get(path)).status_code for path in ("/health/live", "/state")}
+                while (await ready(made))[0] != 503:
+                    """What was so a second ago is believed."""
+                away = (await client.get("/metrics")).text
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            assert statuses == {"/health/live": 200, "/state": 503}
+            for text in (metrics, away):
+                assert 'apikeyrouter_key_state{key="k1"' in text
+                assert "apikeyrouter_workers 1" in text
+            assert "apikeyrouter_store_up 0" in away
+            await until(lambda: _is_ready(made))
 
 
 async def test_what_is_closed_is_refused_and_the_service_is_not_ready(server: Server) -> None:

@@ -8,7 +8,9 @@ from apikeyrouter.domain.components.ordering import Order
 from apikeyrouter.domain.components.pool import Option, Pool, Ranked, Snapshot
 from apikeyrouter.domain.components.stickiness import NAMED_BY, SessionKey, Sessions, session_key, turn_of
 from apikeyrouter.domain.models.call import Call
+from apikeyrouter.domain.models.system_error import InvalidRequestError, ProviderError
 from apikeyrouter.domain.models.usage import Usage
+from apikeyrouter.domain.models.wire import ParsedRequest
 from apikeyrouter.serving.offers import FREE_OPERATIONS, Offers, ParsedFor
 
 KEYS_PER_GROUP_MAX = 2
@@ -49,7 +51,7 @@ class Sticking:
         """The session of a call; None where it has none. To be asked only of pools where caches save something."""
         if call.operation in _UNCACHED:
             return None
-        parsed, implicit = parsed_for(pool.samples[0])[1], plan.costs >= 0
+        parsed, implicit = _said(call, pool, parsed_for), plan.costs >= 0
         if not (implicit or call.session or (parsed is not None and NAMED_BY in parsed.fields)):
             return None
         tenant = call.principal or call.team or ""
@@ -72,6 +74,18 @@ class Sticking:
                 if not (self._snapshot.blocked and self._snapshot.is_blocked(option, now)):
                     found.append((option, at))
         return found
+
+
+def _said(call: Call, pool: Pool, parsed_for: ParsedFor) -> ParsedRequest | None:
+    """The request in the dialect of the first provider that can be asked it; None: for an adapter of one's own."""
+    if call.intent is None:
+        return call.parsed
+    for sample in pool.samples:
+        try:
+            return parsed_for(sample)[1]
+        except (InvalidRequestError, ProviderError):
+            continue
+    return None
 
 
 def join(ranked: Ranked, order: Order, warm: list[tuple[Option, int]]) -> None:

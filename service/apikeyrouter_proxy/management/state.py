@@ -15,6 +15,6 @@ routes, aliases = APIRouter(), APIRouter()
 @aliases.get("/state")
 async def state(desk: ReadDesk) -> dict[str, Any]:
     """Keys, quotas and costs in a few numbers."""
-    summary = await desk.router.get_state_summary()
+    summary = await desk.runtime.unless_away(desk.router.get_state_summary())
     shown: dict[str, Any] = summary.model_dump(mode="json")
     return shown

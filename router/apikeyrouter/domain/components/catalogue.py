@@ -31,7 +31,7 @@ from apikeyrouter.domain.components.unserved import Unread, check_name, not_foun
 from apikeyrouter.domain.models.accounting import SHARED_SCOPES_MAX, ScopeConfig
 from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.capabilities import ModelCapabilities
-from apikeyrouter.domain.models.system_error import InvalidRequestError, UnsupportedEndpointError
+from apikeyrouter.domain.models.system_error import REGISTER_FIRST, InvalidRequestError, UnsupportedEndpointError
 
 __all__ = [
     "ANY_CLIENT",
@@ -255,7 +255,7 @@ class Catalogue:
             check_name(model)
             if provider_id is not None and provider_id not in self.providers:
                 raise InvalidRequestError(
-                    f"provider {provider_id!r} is not registered; call register_provider first", field="provider_id"
+                    f"provider {provider_id!r} is not registered; {REGISTER_FIRST}", field="provider_id"
                 )
             options = self._of(cell, self._options(model, provider_id, dialect, operation, group, team))
             if not options:

@@ -18,7 +18,12 @@ from apikeyrouter.domain.components.key_states import move, noted
 from apikeyrouter.domain.interfaces.state_store import KEYS_PAGE, KeyDecision, StateQuery, StateStore
 from apikeyrouter.domain.models.api_key import APIKey, KeyChange, KeyRouting, KeyState, StateTransition
 from apikeyrouter.domain.models.request_intent import refuse_non_finite, refuse_unwritable
-from apikeyrouter.domain.models.system_error import EncryptionError, InvalidRequestError, KeyRegistrationError
+from apikeyrouter.domain.models.system_error import (
+    REGISTER_FIRST,
+    EncryptionError,
+    InvalidRequestError,
+    KeyRegistrationError,
+)
 
 __all__ = ["ALIASES", "KeyRegistration", "NewKey", "Registered", "edited", "opened"]
 
@@ -158,10 +163,7 @@ class KeyRegistration:
             if told.key_id is not None and not isinstance(told.key_id, str):
                 raise KeyRegistrationError(f"key_id: must be text, not {type(told.key_id).__name__}")
             if not isinstance(told.provider_id, str) or told.provider_id not in self._catalogue.providers:
-                raise KeyRegistrationError(
-                    f"provider {told.provider_id!r} is not registered; "
-                    f"call register_provider({told.provider_id!r}, …) first"
-                )
+                raise KeyRegistrationError(f"provider {told.provider_id!r} is not registered; {REGISTER_FIRST}")
             _check_metadata(told.metadata)
         except KeyRegistrationError as exc:
             row.error = exc

@@ -3,7 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from apikeyrouter.domain.models.system_error import MODELS_SHOWN_MAX, InvalidRequestError, ModelNotFoundError
+from apikeyrouter.domain.models.system_error import (
+    MODELS_SHOWN_MAX,
+    REGISTER_FIRST,
+    InvalidRequestError,
+    ModelNotFoundError,
+)
 
 __all__ = ["Unread", "check_name", "not_found"]
 
@@ -39,11 +44,11 @@ def _hint(unread: Mapping[str, Unread]) -> str:
     if closed:
         return (
             f"cannot be read here: {_few('key', closed)}; {unread[closed[0]].why}; what no master key opens any more,"
-            " rotate_key gives new material, and revoke_key forgets"
+            " rotating gives new material, and revoking forgets"
         )
     if unread:
         providers = sorted({one.provider_id for one in unread.values()})
-        return f"{_few('key', list(unread))} of {_few('provider', providers)}: call register_provider first"
+        return f"{_few('key', list(unread))} of {_few('provider', providers)}, not registered here; {REGISTER_FIRST}"
     return ""
 
 

@@ -132,6 +132,10 @@ def _without_a_price(scope: str, unpriced: Sequence[str]) -> str:
     )
 
 
+REGISTER_FIRST = (
+    "register it first: under `providers:` in the configuration file, by POST /api/v1/providers or"
+    " `apikeyrouter providers add`, or in code with register_provider"
+)
 MODELS_SHOWN_MAX = 8
 """How many known models an error message lists."""
 

@@ -102,8 +102,9 @@ class OutboxFile:
         self._file.close()
 
 
-def left_over(directory: Path, ledger: str | None = None) -> Iterator[OutboxFile]:
-    """Files that dead processes left, of this ledger (None: of any), locked and read; an empty one is removed.
+def left_over(directory: Path, ledger: str | None = None, *, tidy: bool = True) -> Iterator[OutboxFile]:
+    """Files that dead processes left, of this ledger (None: of any), locked and read; an empty one is removed (`tidy`)
+    or passed over.
 
     Whoever takes one removes or closes it.
     """
@@ -118,7 +119,7 @@ def left_over(directory: Path, ledger: str | None = None) -> Iterator[OutboxFile
             found = OutboxFile(path, file)
             whose = _read(found)
             if not found.entries and not found.broken:
-                found.remove()
+                found.remove() if tidy else found.close()
             elif path.exists() and (ledger is None or whose == ledger):
                 yield found
             else:
@@ -127,9 +128,9 @@ def left_over(directory: Path, ledger: str | None = None) -> Iterator[OutboxFile
 
 def outbox_summary(directory: Path, ledger: str | None = None) -> tuple[int, int, float]:
     """Files that dead processes left, ends in them, and when the oldest was written last (Unix seconds; 0: none).
-    `ledger`: only those of this one."""
+    `ledger`: only those of this one. Nothing is written or removed."""
     files, ends, oldest = 0, 0, 0.0
-    for found in left_over(directory, ledger):
+    for found in left_over(directory, ledger, tidy=False):
         at = found.path.stat().st_mtime
         files, ends, oldest = files + 1, ends + len(found.entries), min(oldest or at, at)
         found.close()
