@@ -31,6 +31,7 @@ from apikeyrouter.domain.models.usage import Usage
 from apikeyrouter.infrastructure.observability import metric_names
 from apikeyrouter.infrastructure.surface.answers import metadata_member, splice_metadata
 from apikeyrouter.infrastructure.surface.problems import problem_headers, problem_of
+from apikeyrouter.infrastructure.surface.routes import ROUTES, ROUTES_WITH_NAMES
 from apikeyrouter.serving.answers import outcome_of
 from apikeyrouter_proxy.access_log import AccessLog
 from apikeyrouter_proxy.edge import add_error_handlers
@@ -279,6 +280,14 @@ def test_the_page_about_metrics_shows_the_table() -> None:
         for metric in metric_names.METRICS
     ]
     assert rows == metrics + [f"| `{name}` | {meaning} |" for name, meaning in metric_names.OUTCOMES.items()]
+
+
+def test_the_page_about_metrics_names_every_route() -> None:
+    """Those of the table, and what has no path of its own."""
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    told = page.partition("`route` is the operation: ")[2].partition(".")[0]
+    known = {route.operation for route in (*ROUTES.values(), *ROUTES_WITH_NAMES)}
+    assert told.replace("\n", " ").split(", ") == sorted(known | {"lease", "stream_events", "unknown"})
 
 
 @pytest.mark.parametrize(
