@@ -6,7 +6,7 @@ LOADING and the like); whoever made the reservation id decides what an ambiguous
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 
 import hiredis
@@ -97,12 +97,16 @@ class RedisEngine:
         reply = await connection.send(self._command(name, args, pool))
         if isinstance(reply, list):
             return reply
+        unanswered = False
         try:
             async with asyncio.timeout(max(self._timeout_s, PAUSE_SECONDS)):
                 while not isinstance(reply, list):
-                    reply = await self._after(_passing(name, reply), name, args, pool)
+                    again = await self._after(_passing(name, reply), name, args, pool)
+                    unanswered = True  # what was refused before may run now
+                    reply = await again
+                    unanswered = False
         except TimeoutError:
-            gone = str(reply).startswith(_AWAY)
+            gone = unanswered or str(reply).startswith(_AWAY)
             raise (LedgerUnavailableError if gone else LedgerRefusedError)(f"Redis refused: {reply}") from None
         return reply
 
@@ -129,15 +133,13 @@ class RedisEngine:
 
     # --- what was refused for the moment -----------------------------------------------------------------------------
 
-    async def _after(self, text: str, name: str, args: Sequence[Argument], pool: str) -> object:
-        """The reply to the next try, where that belongs and when it is of use."""
+    async def _after(
+        self, text: str, name: str, args: Sequence[Argument], pool: str
+    ) -> Coroutine[object, object, object]:
+        """The next try, where that belongs and when it is of use; nothing has been sent yet."""
         kind, *where = text.split()
         if kind == "ASK":
-            aside = await self._aside_at(self._named(where))
-            asking = aside.send(_ASKING)
-            reply = aside.send(self._command(name, args, pool))
-            await asking
-            return await reply
+            return self._ask(await self._aside_at(self._named(where)), name, args, pool)
         if kind == "MOVED":
             self._follow(self._named(where))
         elif text.startswith(_NO_FUNCTION):
@@ -146,7 +148,13 @@ class RedisEngine:
             if kind in ("READONLY", "MASTERDOWN", "CLUSTERDOWN"):
                 self._look_again()
             await asyncio.sleep(PAUSE_SECONDS)
-        return await self._call(name, args, pool)
+        return self._call(name, args, pool)
+
+    async def _ask(self, aside: PipelinedConnection, name: str, args: Sequence[Argument], pool: str) -> object:
+        asking = aside.send(_ASKING)
+        reply = aside.send(self._command(name, args, pool))
+        await asking
+        return await reply
 
     def _named(self, where: list[str]) -> Node:
         """The node of a redirection, `slot host:port`; without a host it is the one that we asked."""
