@@ -10,6 +10,7 @@
 -- @include cell_begin
 -- @include codes
 -- @include fair_gate
+-- @include lane_scarce
 -- @include reply_stamp
 -- @include working
 
