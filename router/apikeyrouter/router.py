@@ -108,7 +108,6 @@ class ApiKeyRouter(RouterWaysIn):
                 self.failure_handler.learn(answer, attempt.admitted.option, pool.options, tried)
                 self._observer.refused(attempt.admitted.option, answer)
                 failed = provider_error(answer, facts)
-                failed.__cause__ = attempt.error
                 if facts.slab and failed.category is ErrorCategory.RateLimitError:
                     self.slabs.recall(attempt.admitted.request.candidates[0].lanes)
                 denied = self._patience.denial(call, answer, facts) if _all_tried(pool, tried) else None

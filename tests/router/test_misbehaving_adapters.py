@@ -134,7 +134,7 @@ async def test_execute_request(how: str) -> None:
     async with routed(Own(execute_request=ASYNC[how])) as router:
         with pytest.raises(ProviderError) as caught:
             await ask(router)
-        assert isinstance(own(caught.value), RuntimeError) == (how in ("raises", "raises at once"))
+        assert own(caught.value) is None, "its traceback would show the key"
         assert caught.value.details["provider_id"] == "custom"
         tells_no_secret(caught.value)
 
@@ -152,7 +152,6 @@ async def test_normalize_response(how: str) -> None:
     async with routed(Own(normalize_response={**SYNC, "none": giving(None)}[how])) as router:
         with pytest.raises(ProviderError) as caught:
             await ask(router)
-        assert isinstance(own(caught.value), RuntimeError) == (how == "raises")
         tells_no_secret(caught.value)
 
 
@@ -211,7 +210,8 @@ async def test_an_estimate_that_fails_is_told_where_a_hard_budget_needs_it(
     monkeypatch.setattr(requests, "ESTIMATE_SECONDS_MAX", 0.1)
     async with routed(Own(estimate_cost=ASYNC[how])) as router:
         assert await quote(router) is None
-        assert (await ask(router)).cost is None, "nobody needs to know"
+        answer = await ask(router)
+        assert (answer.cost, answer.metadata.cost, answer.metadata.cost_actual) == (None, None, None), "not 0"
         budget = await router.cost_controller.create_budget("global", 10)
         for door in (ask, stream):
             with pytest.raises(BudgetExceededError, match=r"'custom' \(Own\): estimate_cost (failed|returned)") as told:

@@ -227,7 +227,6 @@ class Attempts:
                 provider_id=attempt.admitted.option.provider.id,
             )  # fmt: skip
         except Exception as exc:
-            attempt.error = exc
             failure = adapter_failure(adapter, exc, secret=_secret(attempt))
             return unless_late(failure, self.deadline(attempt.call))
         return self._adapter_answer(attempt, adapter, told)
@@ -237,7 +236,6 @@ class Attempts:
         try:
             answer: object = called(adapter.normalize_response, told)
         except Exception as exc:
-            attempt.error = exc
             return unreadable(adapter_failure(adapter, exc, secret=_secret(attempt)).message)
         if not isinstance(answer, SystemResponse):
             return unreadable(f"normalize_response returned {type(answer).__name__}, not SystemResponse")

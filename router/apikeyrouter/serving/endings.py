@@ -47,8 +47,6 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     """Microseconds until a stream's first token; 0: no stream, or not yet."""
     given_up: Failure | None = None
     """Why we ended it ourselves."""
-    error: Exception | None = None
-    """What an adapter of somebody's own raised."""
     _task: "asyncio.Task[object] | None" = None
     _cancelled_before: int = 0
     _under_way: bool = True
