@@ -33,7 +33,7 @@ ORGANISATIONS = 40
 CALLERS = 8
 REQUESTS = 6_000
 """In a round: some seconds, so that a page that looks every five is in most of them."""
-IDLE_SECONDS = 20.0
+IDLE_SECONDS = 10.0
 STARTS = 5
 USABLE_SECONDS_MAX, VIEWER_MS_MAX = 2.0, 100.0
 TURNS = """(away) => {
