@@ -166,4 +166,5 @@ async def test_money_is_given_back_before_it_is_told(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(child, "fund", unheard)
         assert not await made.spend(2, 600)
         assert await made.spend(1, 800)
+        made.clock.advance(SECOND)
         assert not await made.spend(2, 600)
