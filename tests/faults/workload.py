@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from apikeyrouter.domain.components.capacity import CapacityWatch
 from apikeyrouter.domain.components.pool import Snapshot
+from apikeyrouter.domain.components.quota_ends import QuotaEnds
 from apikeyrouter.domain.models.accounting import (
     Admission,
     Candidate,
@@ -138,7 +139,7 @@ class Worker:
         self.ledger.on_unanswered = self.books.cancel
         self.keeper = Housekeeper(
             self.ledger, self.books, Snapshot(), CapacityWatch(), lambda: stage.lane_ids, self._configure, _nothing,
-            emit=_emit,
+            ends=QuotaEnds({}), emit=_emit,
         )  # fmt: skip
         world = stage.house.world
         self.slabs = Slabs(

@@ -207,6 +207,56 @@ async def test_a_quota_of_another_day_of_the_month_begins_anew_by_itself(
         assert timedelta(days=27) < quota.resets_at - soon < timedelta(days=32)
 
 
+async def test_a_quota_that_is_nobodys_calendar_says_when_it_ends(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    async with plain(simulator, store) as router:
+        engine = router.quota_awareness_engine
+        key = await router.register_key(A1, "openai")
+        ends = datetime.now(UTC).replace(microsecond=0) + timedelta(days=2, minutes=7, seconds=1)
+        assert (await router.configure_quota(key.id, "weekly", 1, reset_at=ends, unit="requests")).reset_at == ends
+        assert await served(router, 1) == [key.id]
+        with pytest.raises(NoEligibleKeysError, match="is full until") as caught:
+            await router.route(intent(), wait_max_ms=1000)
+        told = f"limit requests_weekly of k:{key.id} is full until {ends.isoformat()}"
+        assert (caught.value.details["reasons"], caught.value.first_back_at) == ({key.id: told}, ends)
+        assert caught.value.retry_after is not None
+        assert timedelta(days=2) < timedelta(seconds=caught.value.retry_after) < timedelta(days=2, minutes=8)
+        planned = await router.dry_run(intent())
+        assert [verdict.reason for verdict in planned.candidates] == [told]
+
+        async def foretold() -> bool:
+            return await engine.predict_exhaustion(key.id, "weekly") is not None
+
+        await until(foretold)
+        prediction = await engine.predict_exhaustion(key.id, "weekly")
+        assert prediction is not None
+        assert prediction.reset_at == ends
+
+
+async def test_who_waits_for_a_quota_that_is_nobodys_calendar_is_served_when_it_begins_anew(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    async with plain(simulator, store) as router:
+        key = await router.register_key(A1, "openai")
+        soon = datetime.now(UTC) + timedelta(seconds=1.2)
+        await router.configure_quota(key.id, "hourly", 1, reset_at=soon, unit="requests")
+        assert await served(router, 1) == [key.id]
+        assert (await router.route(intent(), wait_max_ms=60_000)).key_used == key.id
+        assert datetime.now(UTC) >= soon
+
+
+async def test_a_total_that_is_used_up_is_full_for_good(simulator: SimulatorProcess, store: StateStore) -> None:
+    async with plain(simulator, store) as router:
+        key = await router.register_key(A1, "openai")
+        await router.configure_quota(key.id, "total", 1, unit="requests")
+        assert await served(router, 1) == [key.id]
+        with pytest.raises(NoEligibleKeysError) as caught:
+            await router.route(intent())
+        assert caught.value.details["reasons"] == {key.id: f"limit requests_total of k:{key.id} is full"}
+        assert (caught.value.retry_after, caught.value.first_back_at) == (None, None)
+
+
 async def test_a_day_that_ends_at_midnight_in_california_does_so_in_summer_and_winter(
     simulator: SimulatorProcess, store: StateStore
 ) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from apikeyrouter.domain.components.catalogue import Catalogue
 from apikeyrouter.domain.components.objectives import Plan
 from apikeyrouter.domain.components.pool import Option, Pool, Ranked, Snapshot
+from apikeyrouter.domain.components.quota_ends import QuotaEnds
 from apikeyrouter.domain.components.reservation_ids import new_rid
 from apikeyrouter.domain.components.scoring import TYPICAL_TOKENS
 from apikeyrouter.domain.components.stickiness import Sessions
@@ -115,7 +116,7 @@ class Admissions:
         self.sessions = sessions or Sessions()
         self._sticking = Sticking(self.sessions, snapshot)
         self.ledger, self._catalogue, self._estimator, self._snapshot = ledger, catalogue, estimator, snapshot
-        self._clock = clock
+        self._ends, self._clock = QuotaEnds(catalogue.keys), clock
         self.lease_us = lease_us
         self.stand_in: StandIn = nobody
         """Who may hold something while the store is away."""
@@ -171,9 +172,10 @@ class Admissions:
                     answer = await self.ledger.reserve(request)
                 except LedgerUnavailableError as exc:
                     request, answer = await self._stand_in(request, exc)
+                why = self._ends.in_losses(answer.losses, answer.stamp.now_us) if answer.losses else ()
                 if isinstance(answer, Admission):
-                    return _admitted(ranked, answer, request, offers, parsed_for, lost, losses, session)
-                losses.extend(zip(options, answer.losses, strict=True))
+                    return _admitted(ranked, answer, why, request, offers, parsed_for, lost, losses, session)
+                losses.extend(zip(options, why, strict=True))
                 lost.extend(ranked.ranking.standings)
             if further is None and not aside:
                 seen = [*skip, *(option for option, _ in losses)]
@@ -257,6 +259,7 @@ def _round(first: Ranking, rows: list[tuple[Option, Standing]]) -> Ranked:
 def _admitted(
     ranked: Ranked,
     admission: Admission,
+    why: tuple[Loss, ...],
     request: ReserveRequest,
     offers: Offers,
     parsed_for: ParsedFor,
@@ -264,7 +267,7 @@ def _admitted(
     losses: list[tuple[Option, Loss]],
     session: Session | None,
 ) -> Admitted:
-    option, ranking, place, told = ranked.options[admission.index], ranked.ranking, admission.index, admission.losses
+    option, ranking, place = ranked.options[admission.index], ranked.ranking, admission.index
     if lost:
         del lost[LOSSES_TOLD_MAX:]
         ranking.standings = lost + ranking.standings
@@ -273,13 +276,13 @@ def _admitted(
         if ranking.cached_tokens:
             ranking.cached_tokens = (0,) * len(lost) + ranking.cached_tokens
         ranking.equals = 0
-        told = (*(loss for _, loss in losses[:LOSSES_TOLD_MAX]), *told)
+        why = (*(loss for _, loss in losses[:LOSSES_TOLD_MAX]), *why)
         place += len(lost)
     charge, estimate, cap = offers.details(option)
     operation, parsed = parsed_for(option)
     return Admitted(
         option=option, admission=admission, request=request, charge=charge, estimate=estimate, token_cap=cap,
-        bounded=offers.is_bounded(option), ranking=ranking, place=place, losses=told, operation=operation,
+        bounded=offers.is_bounded(option), ranking=ranking, place=place, losses=why, operation=operation,
         parsed=parsed, session=session,
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from apikeyrouter.domain.components.capacity import CapacityWatch, Level
 from apikeyrouter.domain.components.pool import Snapshot
+from apikeyrouter.domain.components.quota_ends import QuotaEnds
 from apikeyrouter.domain.interfaces.observability import Emit
 from apikeyrouter.domain.models.accounting import LaneState
 from apikeyrouter.domain.models.system_error import LedgerError
@@ -121,9 +122,10 @@ class Housekeeper:
         restore: Callable[[], Awaitable[None]],
         periodic: Callable[[], Awaitable[None]],
         *,
+        ends: QuotaEnds,
         emit: Emit,
     ) -> None:
-        self._ledger, self._snapshot, self._watch = ledger, snapshot, watch
+        self._ledger, self._snapshot, self._watch, self._ends = ledger, snapshot, watch, ends
         pairs = zip(ledger.cells, books.cells, strict=True)
         self._cells = [CellKeeper(cell, books_of_cell, restore, lambda: self.lease_us) for cell, books_of_cell in pairs]
         self._known_ids: Sequence[str] = ()
@@ -204,7 +206,7 @@ class Housekeeper:
                 self._snapshot.capacity.pop(lane_id, None)
             self._known_ids = ids
         try:
-            lanes = await self._reading.read(ids)
+            lanes = self._ends.in_lanes(await self._reading.read(ids))
             for start in range(0, max(1, len(lanes)), LANES_AT_ONCE):
                 self._take(lanes[start : start + LANES_AT_ONCE])
                 if start + LANES_AT_ONCE < len(lanes):

@@ -22,6 +22,7 @@ from apikeyrouter.domain.components.policy_engine import PolicyEngine
 from apikeyrouter.domain.components.pool import Snapshot
 from apikeyrouter.domain.components.price_book import PriceBook
 from apikeyrouter.domain.components.quota_awareness_engine import QuotaAwarenessEngine
+from apikeyrouter.domain.components.quota_ends import QuotaEnds
 from apikeyrouter.domain.components.recorded_costs import RecordedCosts
 from apikeyrouter.domain.components.routing_engine import RoutingEngine
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
@@ -148,7 +149,7 @@ class RouterLife(RouterBelonging):
         )  # fmt: skip
         self._housekeeper = Housekeeper(
             self.ledger, self.books, self.snapshot, self._quotas_watched(), self._lane_ids, self._restore,
-            self._periodic, emit=self.observability.emit,
+            self._periodic, ends=QuotaEnds(self.catalogue.keys), emit=self.observability.emit,
         )  # fmt: skip
         self._queues()
         self._deferrals = Deferrals()

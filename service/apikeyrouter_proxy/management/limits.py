@@ -1,5 +1,6 @@
 """Limits: what is metered, what of it is used and when it is free again; those stated here, changed."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -7,6 +8,7 @@ from fastapi import APIRouter, Path, Response
 from pydantic import Field
 
 from apikeyrouter.domain.components.limits import LimitRow
+from apikeyrouter.domain.components.quota_ends import QuotaEnds
 from apikeyrouter.domain.models.accounting import LIMITS_PER_LANE_MAX, LaneState, LimitState, Metric
 from apikeyrouter.infrastructure.config.stated import StatedLimits
 from apikeyrouter_proxy.access import Refused
@@ -101,7 +103,7 @@ async def list_limits(
     catalogue = desk.router.catalogue
     ids = [*catalogue.lane_ids(), *(lane for terms in catalogue.clients.values() for lane in terms.lanes)]
     wanted = [id_ for id_ in dict.fromkeys(ids) if kind in (None, _KINDS.get(id_[0]))]
-    lanes = {lane.id: lane for lane in await desk.router.ledger.lanes(wanted)}
+    lanes = {lane.id: lane for lane in await _read(desk, wanted)}
     found = [_shown(lanes[id_], desk) if id_ in lanes else _unused(id_, desk) for id_ in wanted]
     paged = page_of("limits", (one for one in found if everything or _tells(one)), page)
     if forecast:
@@ -117,9 +119,13 @@ async def get_limit(desk: ReadDesk, lane_id: LaneId) -> Response:
     return LIMIT.answer(await _found(desk, lane_id))
 
 
+async def _read(desk: Desk, lane_ids: Sequence[str]) -> Sequence[LaneState]:
+    return QuotaEnds(desk.router.catalogue.keys).in_lanes(await desk.router.ledger.lanes(lane_ids))
+
+
 async def _found(desk: Desk, lane_id: str) -> dict[str, Any]:
     if lane_id in {*desk.router.catalogue.lane_ids()} or desk.router.lane_config(lane_id).limits:
-        lanes = await desk.router.ledger.lanes([lane_id])
+        lanes = await _read(desk, [lane_id])
         return _shown(lanes[0], desk) if lanes else _unused(lane_id, desk)
     raise Refused(404, "not_found", f"no lane {lane_id[:256]!r}")
 

@@ -15,6 +15,7 @@ from apikeyrouter.domain.components.capacity import CapacityWatch, Level
 from apikeyrouter.domain.components.catalogue import Catalogue, Key, key_lane
 from apikeyrouter.domain.components.key_manager import KeyManager
 from apikeyrouter.domain.components.pool import Option
+from apikeyrouter.domain.components.quota_ends import QuotaEnds
 from apikeyrouter.domain.components.quotas import COUNTED_ONLY, quota_of, told_name, unit_of, window_of
 from apikeyrouter.domain.interfaces.ledger import Ledger
 from apikeyrouter.domain.interfaces.state_store import StateStore
@@ -101,6 +102,7 @@ class QuotaAwarenessEngine:
     ) -> None:
         self._catalogue, self._ledger, self._store, self._keys = catalogue, ledger, store, keys
         self._watch, self._lanes, self._act, self._settled = watch, lanes, act, settled
+        self._ends = QuotaEnds(catalogue.keys)
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -317,9 +319,9 @@ class QuotaAwarenessEngine:
             raise InvalidRequestError(f"no key {key_id!r} here", field="key_id")
         return key
 
-    async def _read(self, key: Key) -> list[LaneState]:
+    async def _read(self, key: Key) -> Sequence[LaneState]:
         """The key's lanes as the ledger has them now."""
-        lanes = await self._ledger.lanes(self._catalogue.lanes_of(key))
+        lanes = self._ends.in_lanes(await self._ledger.lanes(self._catalogue.lanes_of(key)))
         self._watch.see(lanes, self._ledger.stamp.now_us)
         return lanes
 
