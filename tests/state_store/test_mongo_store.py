@@ -132,6 +132,13 @@ async def test_something_of_somebody_else_in_our_collection_is_an_error_that_nam
     store = MongoStateStore(url, DATABASE)
     with pytest.raises(StateStoreError, match="k1"):
         await store.get_key("k1")
+    await store.save_key(APIKey(id="k2", provider_id="openai"))
+    found = await store.query_state(StateQuery("APIKey"))  # it hides no other
+    assert [(key.id, bool(key.unreadable)) for key in found] == [("k1", True), ("k2", False)]
+    with pytest.raises(StateStoreError, match=r"k1.*revoke it"):
+        await store.change_key("k1", lambda key: None if key is None else KeyChange(key=key))
+    assert await store.change_key("k1", lambda _: KeyChange(key=None)) is not None
+    assert [key.id for key in await store.query_state(StateQuery("APIKey"))] == ["k2"]
     await store.aclose()
 
 

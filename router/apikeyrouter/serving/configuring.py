@@ -34,10 +34,11 @@ from apikeyrouter.domain.models.accounting import (
 from apikeyrouter.domain.models.api_key import APIKey, KeyRouting
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter.domain.models.quota_state import Quota
-from apikeyrouter.domain.models.system_error import InvalidRequestError, StateStoreError
+from apikeyrouter.domain.models.system_error import InvalidRequestError, LedgerConfigError, StateStoreError
 from apikeyrouter.infrastructure.config.compiled import BudgetRecord, CompiledConfig, PriceRecord, Target
 from apikeyrouter.infrastructure.config.limit_profiles import profile_for, profile_name
 from apikeyrouter.infrastructure.config.stated import StatedLimits, StatedProvider
+from apikeyrouter.infrastructure.ledger.encoding import lane_entry
 from apikeyrouter.infrastructure.ledger.spread_ledger import AnyLedger
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.budgets import DeclaredBudgets
@@ -218,7 +219,11 @@ class Configuration:
             InvalidRequestError: naming the field.
         """
         refuse_move(self._catalogue, key.id, key.quota_group)
-        self._declared_by(key, routing)
+        declared = self._declared_by(key, routing)
+        _refuse_uncountable(LaneConfig(id=key_lane(key.id)), "id")
+        for lane in declared.lanes:
+            _refuse_uncountable(lane, "limits")
+        self._of_keys.refuse_crowd_with(declared, key.id)
         own = self._declared(key_lane(key.id)) if key.quotas else None
         if (len(own.limits) if own else 0) + len(key.quotas) > LIMITS_PER_LANE_MAX:
             raise InvalidRequestError(
@@ -441,6 +446,13 @@ class Configuration:
                 for group, found in pools.items()
             }
         )
+
+
+def _refuse_uncountable(lane: LaneConfig, field: str) -> None:
+    try:
+        lane_entry(lane)
+    except LedgerConfigError as exc:
+        raise InvalidRequestError(str(exc), field=field) from exc
 
 
 def _is_plain(lane: LaneConfig, breaker: Breaker) -> bool:

@@ -17,6 +17,7 @@ from apikeyrouter.domain.components.entries import (
     ModelPool,
     Provider,
     SharedScopes,
+    group_lane,
     key_lane,
     key_price_name,
     provider_lane,
@@ -27,10 +28,11 @@ from apikeyrouter.domain.components.policy_pools import narrowed
 from apikeyrouter.domain.components.pool import Option, Pool, Turns
 from apikeyrouter.domain.components.price_book import PriceBook
 from apikeyrouter.domain.components.shares import Shares
-from apikeyrouter.domain.components.unserved import Unread, check_name, not_found
+from apikeyrouter.domain.components.unserved import Unread, not_found
 from apikeyrouter.domain.models.accounting import SHARED_SCOPES_MAX, ScopeConfig
 from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.capabilities import ModelCapabilities
+from apikeyrouter.domain.models.request_intent import refuse_bad_model
 from apikeyrouter.domain.models.system_error import REGISTER_FIRST, InvalidRequestError, UnsupportedEndpointError
 
 __all__ = [
@@ -57,7 +59,6 @@ MODELS_OF_KEY_MAX = 256
 """Models of one key that are looked at when none is named."""
 OPTIONS_MAX = 200_000
 """Options remembered over all pools: anybody may ask for models that nobody has heard of."""
-
 
 _Place = tuple[str, str | None, str, str, str, str | None, int | None]
 """Model, provider, dialect, operation, quota group, team, cell: what a pool is for."""
@@ -242,8 +243,7 @@ class Catalogue:
         `constraints`: the policies that apply; what they refuse is left out, and may be everything.
 
         Raises:
-            InvalidRequestError: the pinned provider is not registered, or no model can have that name; or the call is
-                of a team and a client that are bound to different cells.
+            InvalidRequestError: the pinned provider is not registered, or no model can have that name.
             ModelNotFoundError: no key serves the model.
             UnsupportedEndpointError: keys do, at providers that speak another dialect or lack the operation.
         """
@@ -252,7 +252,7 @@ class Catalogue:
         place = model, provider_id, dialect, operation, group, team, cell
         pool = self._pools.get(place)
         if pool is None:
-            check_name(model)
+            refuse_bad_model(model, "model")
             if provider_id is not None and provider_id not in self.providers:
                 raise InvalidRequestError(
                     f"provider {provider_id!r} is not registered; {REGISTER_FIRST}", field="provider_id"
@@ -443,7 +443,7 @@ class Catalogue:
         pools = self._model_pools.get(group, ())
         named = tuple(pool.lane for pool in pools if pool.models is not None and model in pool.models)
         general = tuple(pool.lane for pool in pools if pool.models is None)
-        return (*named, *general) or (f"g:{group}:{model}",)
+        return (*named, *general) or (group_lane(group, model),)
 
     def lanes_of(self, key: Key) -> list[str]:
         """The lanes that meter a key, its own first, its provider's left out: those that are configured or in use."""

@@ -4,13 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from apikeyrouter.domain.models.accounting import ScopeConfig
+from apikeyrouter.domain.models.accounting import ID_BYTES_MAX, ScopeConfig
 from apikeyrouter.domain.models.api_key import KeyMaterial, KeyState
 from apikeyrouter.domain.models.quota_state import Quota
 from apikeyrouter.domain.models.request_intent import Operation
 from apikeyrouter.domain.models.timeouts import Timeouts
+
+SHOWN_MAX = 64
+"""Of a long name, so many letters are shown beside its digest."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -118,6 +122,23 @@ class SharedScopes(NamedTuple):
 def key_lane(key_id: str) -> str:
     """A key's own lane: its breaker, its own caps."""
     return f"k:{key_id}"
+
+
+def group_lane(group: str, models: str) -> str:
+    """The lane in which a quota group is metered for a model, or for a pool of them by its name.
+
+    Whatever they are called, the ledger takes it: where that is too long, or no line, a digest stands for the rest.
+    """
+    plain = f"g:{group}:{models}"
+    if plain.isprintable() and (len(plain) <= ID_BYTES_MAX // 4 or len(plain.encode()) <= ID_BYTES_MAX):
+        return plain
+    told = f"{len(group)}:{plain}".encode("utf-8", "surrogatepass")
+    digest = blake2b(told, digest_size=8, person=b"akr.grouplane").hexdigest()
+    return f"g:{_shown(group)}:{_shown(models)}~{digest}"
+
+
+def _shown(name: str) -> str:
+    return ascii(name)[1:-1][:SHOWN_MAX]
 
 
 def provider_lane(provider_id: str) -> str:

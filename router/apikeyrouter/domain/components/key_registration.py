@@ -214,6 +214,8 @@ class KeyRegistration:
         vault, told, material = self._vault(), row.told, row.material
 
         def register(stored: APIKey | None) -> KeyChange | None:
+            if stored is not None and stored.unreadable:
+                stored = None
             key = stored or APIKey(id=row.id, provider_id=told.provider_id, metadata=dict(told.metadata or {}))
             news: dict[str, Any] = {}
             if told.metadata is not None and told.metadata != key.metadata:

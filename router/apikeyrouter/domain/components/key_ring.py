@@ -14,7 +14,7 @@ from apikeyrouter.domain.components.quotas import due, next_due
 from apikeyrouter.domain.components.unserved import Unread
 from apikeyrouter.domain.interfaces.state_store import KEYS_PAGE, StateQuery, StateStore, StoredKeys
 from apikeyrouter.domain.models.api_key import APIKey, KeyChange, KeyMaterial, KeyRouting, StateTransition
-from apikeyrouter.domain.models.system_error import EncryptionError, InvalidRequestError
+from apikeyrouter.domain.models.system_error import LedgerConfigError, LedgerError, StateStoreError
 
 __all__ = ["KeyRing", "Lanes", "Vault"]
 
@@ -273,6 +273,9 @@ class KeyRing:
         """Take over keys as they are stored."""
         opened: list[tuple[APIKey, str, KeyRouting]] = []
         for stored in keys:
+            if stored.unreadable:
+                self._set_aside(stored, StateStoreError(stored.unreadable))
+                continue
             key = stored if _changed_by_time(stored) is None else await self._let_time_pass(stored)
             known = self._catalogue.keys.get(key.id)
             if known is not None and (known.state is not key.state or known.state_until != key.state_until):
@@ -284,10 +287,25 @@ class KeyRing:
                 self._note_organization(key)
             elif (found := await self._opened(key)) is not None:
                 opened.append(found)
-        await self.adopt_all(opened)
-        for key, _, _ in opened:
+        for key in await self._adopt_those_that_can(opened):
             if not self._vault().is_current(key.encrypted_material):
                 await self.reseal(key.id)
+
+    async def _adopt_those_that_can(self, opened: Sequence[tuple[APIKey, str, KeyRouting]]) -> list[APIKey]:
+        """Route with these, all at once, or one by one where that fails: one must not stop the others."""
+        try:
+            await self.adopt_all(opened)
+            return [key for key, _, _ in opened]
+        except Exception as exc:
+            if isinstance(exc, LedgerError | StateStoreError) and not isinstance(exc, LedgerConfigError):
+                raise  # nothing is wrong with the keys
+            for key, _, _ in opened:
+                self._lanes.forget_key(key.id)
+            if len(opened) == 1:
+                self.drop(opened[0][0].id)
+                self._set_aside(opened[0][0], exc)
+                return []
+        return [key for one in opened for key in await self._adopt_those_that_can([one])]
 
     def _note_organization(self, key: APIKey) -> None:
         known = self._catalogue.keys.get(key.id)
@@ -314,16 +332,20 @@ class KeyRing:
             material = self._vault().decrypt(key.encrypted_material, key_id=key.id)
             routing = key.routing
             self._lanes.check_key(routed(key, material, routing), routing)
-        except (EncryptionError, InvalidRequestError) as exc:
-            known = self._catalogue.keys.get(key.id)
-            if known is not None and known.generation != key.generation:
-                self.drop(key.id)  # what is known of it here was rotated away
-            told = self._catalogue.unread.get(key.id)
-            self._cannot_open(key, str(exc))
-            if told != self._catalogue.unread[key.id]:
-                self._report(key.id, exc)
+        except Exception as exc:  # whatever is wrong with it
+            self._set_aside(key, exc)
             return None
         return key, material, routing
+
+    def _set_aside(self, key: APIKey, error: Exception) -> None:
+        """A stored key cannot be used here: told once, and of no more consequence."""
+        known = self._catalogue.keys.get(key.id)
+        if known is not None and known.generation != key.generation and not key.unreadable:
+            self.drop(key.id)  # what is known of it here was rotated away
+        told = self._catalogue.unread.get(key.id)
+        self._cannot_open(key, str(error))
+        if told != self._catalogue.unread[key.id]:
+            self._report(key.id, error)
 
     def _cannot_open(self, key: APIKey, why: str) -> None:
         """A stored key cannot be routed with here; "": for want of its provider."""

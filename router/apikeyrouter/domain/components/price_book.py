@@ -27,8 +27,8 @@ LOOKUPS_MAX = 4096
 NAME_MAX = 200
 """Longest model name looked up, in characters; longer ones are unpriced."""
 
-RATE_MAX = 10**12
-"""Largest rate accepted: one dollar a token."""
+RATE_MAX, REQUEST_MAX = 10**12, 10**15
+"""Largest rates accepted: one dollar a token, a thousand dollars a request."""
 
 PERIOD_SECONDS = 900
 """A looked-up price is looked up again at the next quarter of an hour: prices by date and time of day change then."""
@@ -323,14 +323,17 @@ def _picodollars(rates: Mapping[str, Decimal]) -> dict[str, int]:
     if unknown:
         raise ValueError(f"{unknown[0]}: is no rate; there are {', '.join(RATES)}")
     return {
-        RATES[name]: _rate(name, rate, PICO_PER_DOLLAR if name == "request" else PICO_PER_MTOK_DOLLAR)
+        RATES[name]: _rate(name, rate, PICO_PER_DOLLAR, REQUEST_MAX)
+        if name == "request"
+        else _rate(name, rate, PICO_PER_MTOK_DOLLAR, RATE_MAX)
         for name, rate in rates.items()
     }
 
 
-def _rate(name: str, dollars: Decimal, scale: int) -> int:
-    if not dollars.is_finite() or dollars < 0 or dollars * scale > RATE_MAX * 1000:
-        raise ValueError(f"{name}: a price must be finite, not negative, and at most a dollar a token")
+def _rate(name: str, dollars: Decimal, scale: int, most: int) -> int:
+    if not dollars.is_finite() or dollars < 0 or dollars * scale > most:
+        unit = "a thousand dollars a request" if most == REQUEST_MAX else "a dollar a token"
+        raise ValueError(f"{name}: a price must be finite, not negative, and at most {unit}")
     return int((dollars * scale).to_integral_value(ROUND_CEILING))
 
 

@@ -3,17 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from apikeyrouter.domain.models.system_error import (
-    MODELS_SHOWN_MAX,
-    REGISTER_FIRST,
-    InvalidRequestError,
-    ModelNotFoundError,
-)
+from apikeyrouter.domain.models.system_error import MODELS_SHOWN_MAX, REGISTER_FIRST, ModelNotFoundError
 
-__all__ = ["Unread", "check_name", "not_found"]
-
-MODEL_LENGTH_MAX = 512
-"""Longest name of a model, in characters; fine-tuned ones and those in clouds are the longest in use."""
+__all__ = ["Unread", "not_found"]
 
 
 class Unread(NamedTuple):
@@ -21,14 +13,6 @@ class Unread(NamedTuple):
 
     provider_id: str
     why: str
-
-
-def check_name(model: str) -> None:
-    """A name goes into keys of the store, into logs, and at some providers into a path. Raises InvalidRequestError."""
-    if len(model) > MODEL_LENGTH_MAX:
-        raise InvalidRequestError(f"must have at most {MODEL_LENGTH_MAX} characters", field="model")
-    if not model.isprintable() or ".." in model.split("/"):
-        raise InvalidRequestError("must be printable, and no path", field="model")
 
 
 def not_found(

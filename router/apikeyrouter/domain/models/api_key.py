@@ -7,12 +7,13 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Annotated, Any, NoReturn
 
-from pydantic import AwareDatetime, ConfigDict, Field
+from pydantic import AwareDatetime, BeforeValidator, ConfigDict, Field, field_validator
 
 from apikeyrouter.domain.models.case_folding import CaseFolding
 from apikeyrouter.domain.models.edge import EdgeModel
 from apikeyrouter.domain.models.quota_state import Quota
-from apikeyrouter.domain.models.request_intent import NAME_LENGTH_MAX
+from apikeyrouter.domain.models.request_intent import NAME_LENGTH_MAX, refuse_bad_model
+from apikeyrouter.domain.models.system_error import InvalidRequestError
 
 __all__ = [
     "LEGAL_TRANSITIONS",
@@ -64,6 +65,11 @@ LEGAL_TRANSITIONS: Mapping[KeyState, frozenset[KeyState]] = MappingProxyType(
 the finding that several keys were refused alike, so that the provider was at fault."""
 
 
+_UNKNOWN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+COST_PER_1K_MAX = 1000
+"""Dearest price of a key's thousand tokens: a dollar a token."""
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -93,6 +99,16 @@ class APIKey(EdgeModel):
     organization: str = ""
     merged_group: str = ""
     encrypted_material: str = Field(default="", repr=False)
+    unreadable: str = Field(default="", exclude=True)
+    """Why what is stored of it cannot be read; then its id is all that is known of it. Never stored."""
+
+    @classmethod
+    def cannot_be_read(cls, key_id: str, why: str) -> "APIKey":
+        """What stands for a stored key that cannot be read, so that it can be told of, revoked and registered again."""
+        return cls.made(
+            id=key_id, provider_id="", state=KeyState.Invalid, state_reason=f"cannot be read: {why}", unreadable=why,
+            created_at=_UNKNOWN_TIME, updated_at=_UNKNOWN_TIME,
+        )  # fmt: skip
 
     def public(self) -> dict[str, Any]:
         """What may be shown to an operator: everything but the ciphertext, in JSON types."""
@@ -145,6 +161,13 @@ class KeyProbe:
     message: str = ""
 
 
+def _model(value: object) -> object:
+    if isinstance(value, str):
+        refuse_bad_model(value, "")
+    return value
+
+
+_Model = Annotated[str, BeforeValidator(_model)]
 _Quality = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -155,12 +178,19 @@ class _RoutingFields(EdgeModel):
     tier: str | None = None
     region: str | None = None
     team: str | None = None
-    cost_per_1k: Decimal | None = Field(default=None, ge=0, allow_inf_nan=False)
+    cost_per_1k: Decimal | None = Field(default=None, ge=0, le=COST_PER_1K_MAX, allow_inf_nan=False)
     quota_group: str | None = Field(default=None, min_length=1, max_length=NAME_LENGTH_MAX)
-    models: list[str] | None = None
+    models: list[_Model] | None = None
     weight: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
     quality: _Quality | dict[str, _Quality] | None = None
     limits: list[dict[str, Any]] | dict[str, Any] | None = None
+
+    @field_validator("quota_group", mode="after")
+    @classmethod
+    def _printable(cls, value: str | None) -> str | None:
+        if value is not None and not value.isprintable():
+            raise InvalidRequestError("must be printable")
+        return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,7 +47,7 @@ def field_path(location: tuple[int | str, ...]) -> str:
     """`("messages", 0, "role")` as people write it: `messages[0].role`."""
     path = ""
     for part in location:
-        if isinstance(part, str) and (part in _KINDS or "[" in part):
+        if isinstance(part, str) and (part in _KINDS or "[" in part or part.startswith("constrained-")):
             continue  # pydantic's own name for one of the types that a field may have
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     return path
@@ -144,7 +144,9 @@ class EdgeModel(BaseModel):
         """
         if isinstance(value, cls):
             return value
-        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        odd = [name for name in value if not isinstance(name, str)] if isinstance(value, Mapping) else []
+        if odd or not isinstance(value, Mapping):
             kind = "" if cls.__name__.startswith("_") else f"a {cls.__name__} or "
-            raise InvalidRequestError(f"must be {kind}a mapping with its fields, not {type(value).__name__}")
+            told = f"named by text, not by {type(odd[0]).__name__}" if odd else f"not {type(value).__name__}"
+            raise InvalidRequestError(f"must be {kind}a mapping with its fields, {told}")
         return cls(**value)

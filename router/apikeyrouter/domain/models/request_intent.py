@@ -14,6 +14,8 @@ from apikeyrouter.domain.models.system_error import InvalidRequestError
 __all__ = ["Message", "Operation", "RequestIntent", "refuse_bad_name", "refuse_non_finite", "refuse_unwritable"]
 
 NAME_LENGTH_MAX = 256
+MODEL_LENGTH_MAX = 512
+"""Longest name of a model, in characters; fine-tuned ones and those in clouds are the longest in use."""
 """Longest model, provider, team or client name."""
 PARAMETER_DEPTH_MAX = 32
 """How deep `parameters` and `payload` may nest."""
@@ -177,6 +179,16 @@ def refuse_bad_name(value: object, field: str, *, empty: bool = False) -> None:
         value.encode()
     except UnicodeEncodeError:
         raise InvalidRequestError("must be valid Unicode", field=field) from None
+
+
+def refuse_bad_model(value: str, field: str) -> None:
+    """Raise InvalidRequestError for no name of a model: names go into logs, and at some providers into a path."""
+    if not value.strip():
+        raise InvalidRequestError("must not be blank", field=field)
+    if len(value) > MODEL_LENGTH_MAX:
+        raise InvalidRequestError(f"must have at most {MODEL_LENGTH_MAX} characters", field=field)
+    if not value.isprintable() or ".." in value.split("/"):
+        raise InvalidRequestError("must be printable, and no path", field=field)
 
 
 def refuse_unwritable(fields: Mapping[str, Any], path: str, write: Callable[[Any], bytes]) -> None:

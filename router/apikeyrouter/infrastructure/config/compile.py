@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from apikeyrouter.domain.components.client_rules import client_lane, client_policy
+from apikeyrouter.domain.components.entries import group_lane
 from apikeyrouter.domain.components.key_identity import check_material, derive_key_id
 from apikeyrouter.domain.components.limits import LimitProfile, compile_limits, limits_from
 from apikeyrouter.domain.components.policy_checks import check_policy
@@ -301,7 +302,7 @@ class _Compiler:
         if not keys:
             self._warnings.append(f"{path}.quota_group: no key is in group {group}; the limit is of no use")
         models = None if entry.models is None else frozenset(entry.models)
-        lane = f"g:{group}:{pool_name(models)}"
+        lane = group_lane(group, pool_name(models))
         if all(lane != known for known, _ in self._pools[group]):
             self._pools[group].append((lane, models))
         profile = self._profile(keys[0], providers) if keys else profile_for("", self._profiles)

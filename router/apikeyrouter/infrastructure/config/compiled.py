@@ -11,6 +11,7 @@ from typing import Any
 from apikeyrouter.domain.components.cells import CellLayout
 from apikeyrouter.domain.components.circuits import KEY_BREAKER, PROVIDER_BREAKER
 from apikeyrouter.domain.components.correlation_guard import Guard
+from apikeyrouter.domain.components.entries import group_lane
 from apikeyrouter.domain.components.retry_budget import RETRIES_FLOOR, RETRY_SHARE
 from apikeyrouter.domain.components.wait_lines import LENGTH_MAX
 from apikeyrouter.domain.models.accounting import Breaker, LaneConfig, ScopeConfig
@@ -170,7 +171,7 @@ class CompiledConfig:
         """
         pools = self.pools.get(quota_group, ())
         lanes = tuple(pool for pool, models in pools if models is None or model in models)
-        return lanes or (f"g:{quota_group}:{model}",)
+        return lanes or (group_lane(quota_group, model),)
 
     def lanes_of(self, key: KeyRecord, model: str, client: ClientRecord | None = None) -> tuple[str, ...]:
         """All lanes of one candidate: the key's own, its group's for the model, the provider's, the client's."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, Field, ValidationError, field_serializer, model_validator
 
-from apikeyrouter.domain.components.catalogue import key_lane, provider_lane
+from apikeyrouter.domain.components.entries import group_lane, key_lane, provider_lane
 from apikeyrouter.domain.components.limits import SAFE_PROFILE, LimitRow, compile_limits
 from apikeyrouter.domain.models.accounting import LIMITS_PER_LANE_MAX, Breaker, LaneConfig
 from apikeyrouter.domain.models.edge import EdgeModel, invalid
@@ -74,7 +74,7 @@ class StatedLimits(EdgeModel):
     @property
     def lane_id(self) -> str:
         """The lane that is limited: `g:<group>:<pool>` or `k:<key>`."""
-        return key_lane(self.key) if self.key is not None else f"g:{self.quota_group}:{pool_name(self.pool)}"
+        return key_lane(self.key) if self.key is not None else group_lane(str(self.quota_group), pool_name(self.pool))
 
     def lane(self) -> LaneConfig:
         """The lane as the ledger takes it. Errors: InvalidRequestError where two rows limit the same."""

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from apikeyrouter.domain.models.api_key import APIKey, KeyChange
 from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.domain.models.edge import EdgeModel
 from apikeyrouter.domain.models.quota_state import TimeWindow
@@ -30,6 +31,22 @@ def decode(model: type[M], text: str | bytes, *, where: str) -> M:
         return model.parse({name: value for name, value in fields.items() if name in model.model_fields})
     except InvalidRequestError as exc:
         raise StateStoreError(f"{where} is not a {model.__name__} of ours: {exc}") from exc
+
+
+def decode_key(text: str | bytes, key_id: str) -> APIKey:
+    """A stored key; what stands for it where it cannot be read: it must not hide the others."""
+    try:
+        key = decode(APIKey, text, where=f"key {key_id}")
+    except StateStoreError as exc:
+        return APIKey.cannot_be_read(key_id, str(exc))
+    return key if key.id == key_id else APIKey.cannot_be_read(key_id, f"key {key_id} says that it is another")
+
+
+def still_readable(change: KeyChange) -> KeyChange:
+    """The change, unless it would write over a key that could not be read. Errors: StateStoreError."""
+    if change.key is not None and change.key.unreadable:
+        raise StateStoreError(f"{change.key.unreadable}; register it again, or revoke it")
+    return change
 
 
 def encode_document(document: Mapping[str, Any]) -> str:

@@ -21,10 +21,12 @@ from apikeyrouter.infrastructure.state_store.codec import (
     check_namespace,
     decode,
     decode_document,
+    decode_key,
     encode,
     encode_document,
     quota_name,
     read_facts,
+    still_readable,
     write_facts,
 )
 from apikeyrouter.infrastructure.state_store.loop_clients import LoopClients
@@ -122,10 +124,10 @@ class MongoStateStore(StateStore):
             with self._errors():
                 found = await self._at("keys").find_one({"_id": key_id})
                 text = _GONE if found is None else found["e"]
-                change = decide(None if text == _GONE else decode(APIKey, text, where=f"key {key_id}"))
+                change = decide(None if text == _GONE else decode_key(text, key_id))
                 if change is None or (text == _GONE and change.key is None):
                     return None
-                if await self._write(key_id, found, change):
+                if await self._write(key_id, found, still_readable(change)):
                     if change.key is None:
                         await self._at("quota").delete_many({"key_id": key_id})
                     await self._move_trail(key_id)
@@ -232,7 +234,9 @@ class MongoStateStore(StateStore):
                 wanted: dict[str, Any] = {"e": {"$ne": _GONE}}
                 if query.ids is not None:
                     wanted["_id"] = {"$in": list(query.ids)}
-                return sorted(await self._entities("keys", APIKey, wanted), key=lambda key: key.created_at)
+                with self._errors():
+                    stored = await self._at("keys").find(wanted).sort("_id").to_list()
+                return sorted((decode_key(one["e"], one["_id"]) for one in stored), key=lambda key: key.created_at)
             case "QuotaState":
                 return sorted(await self._entities("quota", QuotaState, {}), key=lambda state: state.updated_at)
             case "RoutingDecision":

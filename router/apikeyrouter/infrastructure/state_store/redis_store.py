@@ -29,10 +29,12 @@ from apikeyrouter.infrastructure.state_store.codec import (
     check_namespace,
     decode,
     decode_document,
+    decode_key,
     encode,
     encode_document,
     quota_name,
     read_facts,
+    still_readable,
     write_facts,
 )
 from apikeyrouter.infrastructure.state_store.noted import BATCH_MAX, Noted
@@ -164,10 +166,10 @@ class RedisStateStore(StateStore):
         written: dict[str, str] = {}
         for key_id in ids:
             read = texts.get(key_id, "")
-            change = decisions[key_id](decode(APIKey, read, where=self._at("keys")) if read else None)
+            change = decisions[key_id](decode_key(read, key_id) if read else None)
             if change is None or (not read and change.key is None):
                 continue
-            decided[key_id] = change
+            decided[key_id] = still_readable(change)
             written[key_id] = "" if change.key is None else encode(change.key)
             fields = _quota_fields(key_id) if change.key is None else []
             trail = [encode(transition) for transition in change.transitions]
@@ -195,10 +197,14 @@ class RedisStateStore(StateStore):
         marks = {key_id: hash(text) for key_id, text in texts.items()}
         changed: list[APIKey] = []
         for page in _pages([key_id for key_id, mark in marks.items() if seen.get(key_id) != mark]):
-            changed += [decode(APIKey, texts[key_id], where=self._at("keys")) for key_id in page]
+            changed += [decode_key(texts[key_id], key_id) for key_id in page]
             await asyncio.sleep(0)
         changed.sort(key=lambda key: key.created_at)
         return StoredKeys(marks=marks, changed=changed)
+
+    async def _keys(self, ids: Sequence[str]) -> list[APIKey]:
+        """Those of these keys that there are."""
+        return [decode_key(text, key_id) for key_id, text in (await self._texts(ids)).items()]
 
     async def _texts(self, ids: Sequence[str]) -> dict[str, str]:
         """Those of these keys that there are, as they are written."""
@@ -452,9 +458,9 @@ class RedisStateStore(StateStore):
     async def _all(self, query: StateQuery) -> list[Any]:
         match query.entity_type:
             case "APIKey" if query.ids is not None:
-                return await self._get_many("keys", list(query.ids), APIKey) if query.ids else []
+                return await self._keys(list(query.ids)) if query.ids else []
             case "APIKey":
-                return sorted(await self._get_all("keys", APIKey), key=lambda key: key.created_at)
+                return (await self.read_keys({})).changed
             case "QuotaState":
                 return sorted(await self._get_all("quota", QuotaState), key=lambda state: state.updated_at)
             case "RoutingDecision":
