@@ -37,6 +37,7 @@ from apikeyrouter.serving.admission import ANY_VERSION, Admitted, ParsedFor, Ref
 from apikeyrouter.serving.answers import deltas_of, last_chunk, outcome_of, pieces_of, provider_error, response_of
 from apikeyrouter.serving.bookkeeping import Release
 from apikeyrouter.serving.endings import Attempt
+from apikeyrouter.serving.few_places import ENDS_SECONDS_MAX
 from apikeyrouter.serving.outcomes import deadline_passed
 from apikeyrouter.serving.policing import limits
 from apikeyrouter.serving.reporting import (
@@ -50,8 +51,6 @@ from apikeyrouter.serving.reporting import (
 from apikeyrouter.serving.requests import Tried, ask_costs, call_of, left_out, parsed_for
 from apikeyrouter.serving.ways_in import RouterWaysIn
 
-ENDS_SECONDS_MAX = 0.1
-"""How long a request waits until the ledger knows of those that have ended."""
 STALE_ROUNDS_MAX = 3
 """Tries under the configuration that is known here; while others keep changing it, then under whichever is active."""
 

@@ -5,14 +5,15 @@ from typing import Any
 import pytest
 
 from apikeyrouter import ProviderError
+from apikeyrouter import router as router_module
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.api_key import KeyState
 from apikeyrouter.domain.models.system_error import ErrorCategory, InvalidRequestError, ModelNotFoundError
 from apikeyrouter.infrastructure.adapters.transport import Timeouts
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
-from apikeyrouter.serving import bookkeeping
+from apikeyrouter.serving import bookkeeping, few_places
 from apikeyrouter.simulator import SimulatorProcess
-from tests.router.house import House, house, intent, until
+from tests.router.house import KEYS, House, house, intent, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -275,6 +276,22 @@ async def test_an_end_in_a_lane_with_few_places_waits_for_no_others(
         assert await _idle(made)
 
 
+@pytest.mark.usefixtures("patient")
+async def test_who_asks_one_after_another_is_sent_to_the_only_place_of_the_cheap_key_every_time(
+    simulator: SimulatorProcess, store: StateStore
+) -> None:
+    """A place that was just given back is free, whatever else has room and was read of it while it was taken."""
+    async with house(simulator, store, []) as made:
+        cheap = await made.router.register_key(
+            KEYS["a1"]["key"], "openai", {"cost_per_1k": "0.0001", "limits": {"concurrency": 1}}
+        )
+        await made.router.register_key(KEYS["s1"]["key"], "openai", {"cost_per_1k": "1"})
+        await made.router.route(intent("hello"), "cost")
+        await until(lambda: made.router.snapshot.few)
+        used = {(await made.router.route(intent("hello"), "cost")).key_used for _ in range(40)}
+        assert used == {cheap.id}
+
+
 async def _known(made: House, lane: str) -> bool:
     return lane in made.router.snapshot.lanes
 
@@ -283,6 +300,14 @@ async def _idle(made: House) -> bool:
     return not made.router.books.waiting
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits until ends are told waits long: the machine may be busy."""
+    for module in (router_module, few_places):
+        monkeypatch.setattr(module, "ENDS_SECONDS_MAX", 60.0)
+
+
+@pytest.mark.usefixtures("patient")
 async def test_who_asks_one_after_another_is_never_in_his_own_way(
     simulator: SimulatorProcess, store: StateStore
 ) -> None:

@@ -55,10 +55,17 @@ def test_a_lane_that_its_provider_cooled_is_exhausted_until_then() -> None:
     assert level(watch, lane(blocked_until_us=START_US + 10), START_US + 11) is Level.ABUNDANT
 
 
-def test_a_limit_of_nothing_is_exhausted_and_concurrency_counts_by_headroom() -> None:
+def test_a_limit_of_nothing_is_exhausted() -> None:
     assert level(CapacityWatch(), lane(limit(0, capacity=0))) is Level.EXHAUSTED
-    crowd = limit(9, capacity=10, kind=LimitKind.CONCURRENCY, name="concurrency", reset_at_us=0)
-    assert level(CapacityWatch(), lane(crowd)) is Level.CONSTRAINED
+
+
+@pytest.mark.parametrize(
+    ("used", "places", "found"),
+    [(90, 100, Level.CONSTRAINED), (33, 33, Level.EXHAUSTED), (32, 32, Level.ABUNDANT), (1, 1, Level.ABUNDANT)],
+)
+def test_calls_in_flight_count_by_headroom_where_there_are_many_places(used: int, places: int, found: Level) -> None:
+    crowd = limit(used, capacity=places, kind=LimitKind.CONCURRENCY, name="concurrency", reset_at_us=0)
+    assert level(CapacityWatch(), lane(crowd)) is found
 
 
 def test_a_window_that_will_run_out_before_its_reset_is_constrained_with_most_of_it_left() -> None:

@@ -31,6 +31,7 @@ from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.ranking import Ranking, Standing
 from apikeyrouter.domain.models.system_error import LedgerRefusedError, LedgerUnavailableError
 from apikeyrouter.serving.cell_rounds import of_one_cell
+from apikeyrouter.serving.few_places import FewPlaces
 from apikeyrouter.serving.offers import FREE_OPERATIONS, Offers, ParsedFor
 from apikeyrouter.serving.sticking import Session, Sticking, join, put_first
 
@@ -120,6 +121,8 @@ class Admissions:
         self.lease_us = lease_us
         self.stand_in: StandIn = nobody
         """Who may hold something while the store is away."""
+        self.few = FewPlaces(snapshot.few)
+        """What is about to be free, and is waited for before anything else is held."""
         self.denied: Callable[[ReserveRequest, Loss], None] | None = None
         """Who is told of what was denied, and what bound it."""
         self.config_version = 0
@@ -168,6 +171,8 @@ class Admissions:
                     lease_us=self.lease_us, config_version=version, pool=pool.model,
                     principal="" if call.ungated else call.principal, weight=self._catalogue.shares[call.weight],
                 )  # fmt: skip
+                if self.few.coming:
+                    await self.few.before(options)
                 try:
                     answer = await self.ledger.reserve(request)
                 except LedgerUnavailableError as exc:

@@ -9,22 +9,16 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from itertools import islice
 from typing import Any
 
 from apikeyrouter.domain.interfaces.ledger import Ledger
-from apikeyrouter.domain.models.accounting import (
-    ReserveRequest,
-    Result,
-    Settlement,
-    State,
-    Transition,
-)
+from apikeyrouter.domain.models.accounting import ReserveRequest, Result, Settlement, State, Transition
 from apikeyrouter.domain.models.system_error import LedgerConfigError, LedgerError, LedgerUnavailableError
 from apikeyrouter.infrastructure.cancellation import end_task, stop_if_cancelled
 from apikeyrouter.infrastructure.observability.events import EventLog
 from apikeyrouter.serving.ends import Cancel, End, OpenHold, Release, Waiting, entry_of, waiting_of
+from apikeyrouter.serving.few_places import FewPlaces
 from apikeyrouter.serving.keeping import SPILL_MAX, Keeper
 from apikeyrouter.serving.replaying import Replay
 
@@ -62,7 +56,7 @@ class Bookkeeper:
         self._idle.set()
         self._rested: asyncio.Future[None] | None = None
         """What more ends are waited for by, before a batch is sent."""
-        self.few: AbstractSet[str] = frozenset()
+        self.few = FewPlaces()
         """Lanes with so few places that each is told at once when it is free."""
         self._urgent = False
         """Whether what is there is sent without waiting for more."""
@@ -103,6 +97,7 @@ class Bookkeeper:
         self._task = None
         self.open.clear()
         self._outbox.clear()
+        self.few.begin_anew()
         self._booked.take()
         self.keeper.close()
         self.settled = self.unmatched = 0
@@ -134,12 +129,12 @@ class Bookkeeper:
 
     def hear(
         self, *, booked: Callable[[], None] | None = None, standby: Callable[[End], None] | None = None,
-        few: AbstractSet[str] | None = None,
+        few: FewPlaces | None = None,
     ) -> None:  # fmt: skip
-        """Who is told when ends were booked, and of ends of what was admitted from this process's share; the lanes
-        whose ends wait for no others.
-        """
-        self.few = self.few if few is None else few
+        """Who is told of ends that were booked, and of ends in this process's share; whose ends wait for no others."""
+        if few is not None:
+            few.tellers.append(self)
+            self.few = few
         self.on_booked = booked or self.on_booked
         self.on_standby_end = standby or self.on_standby_end
 
@@ -170,7 +165,7 @@ class Bookkeeper:
         if len(self._outbox) == 1 or len(self._outbox) >= BATCH_MAX:
             self._wake.set()
         hold = waiting.hold
-        if self.few and hold is not None and not self.few.isdisjoint(hold.request.candidates[hold.index].lanes):
+        if hold is not None and self.few.gives_back(waiting.end.rid, hold.request.candidates[hold.index].lanes):
             self._hurry()
 
     def _hurry(self) -> None:
@@ -199,7 +194,7 @@ class Bookkeeper:
         return not self._outbox
 
     async def told(self, *, seconds: float) -> bool:
-        """Wait until the ledger knows of what has ended by now; whether it does, after at most `seconds`."""
+        """Wait until the ledger knows of what has ended by now, or takes none; whether that came within `seconds`."""
         if not self._outbox:
             return True
         known = asyncio.get_running_loop().create_future()
@@ -209,6 +204,13 @@ class Bookkeeper:
             async with asyncio.timeout(seconds):
                 await known
         return known.done() and not known.cancelled()
+
+    def _let_go(self, known: int) -> None:
+        """Who waits for so many ends need wait no longer: they are told, or the store does not take them now."""
+        while self._waiters and self._waiters[0][0] <= known:
+            waiter = self._waiters.popleft()[1]
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def close(self) -> None:
         """Stop flushing. What waits is kept on disk where there is a directory for it; else leases end it."""
@@ -246,6 +248,7 @@ class Bookkeeper:
                     _log.error("flush.failed", error=repr(exc))
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
                 self._failing_since = self._failing_since or time.perf_counter()
+                self._let_go(self._handed)
             if self._outbox:
                 self._wake.set()
             else:
@@ -302,7 +305,7 @@ class Bookkeeper:
                 done += 1
         finally:  # whatever happens, what was not delivered stays
             for _ in range(done):
-                self._outbox.popleft()
+                self.few.told(self._outbox.popleft().end.rid)
             self._outbox.extendleft(reversed(failed))
         if files:
             await self.keeper.clear()
@@ -311,10 +314,7 @@ class Bookkeeper:
         if failed:
             raise LedgerUnavailableError(f"{len(failed)} settlements wait for the ledger")
         self._broken.clear()
-        while self._waiters and self._waiters[0][0] <= known:
-            waiter = self._waiters.popleft()[1]
-            if not waiter.done():
-                waiter.set_result(None)
+        self._let_go(known)
         await self.acknowledge()
 
     async def _is_delivered(self, waiting: Waiting, answer: Transition | BaseException) -> bool:

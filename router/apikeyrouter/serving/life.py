@@ -251,7 +251,7 @@ class RouterLife(RouterBelonging):
         self._move_money()
         self._waiting = WaitQueue()
         self._admissions.denied = Claims(self.ledger, self._chore).note
-        self.books.hear(booked=self._waiting.stir, few=self.snapshot.few)
+        self.books.hear(booked=self._waiting.stir, few=self._admissions.few)
         self._patience = Patience(
             self.catalogue, self._policing, deadline=self._attempts.deadline,
             policies=lambda: self.policy_engine.active, wait_max_ms=self.settings.wait_max_ms,

@@ -3,10 +3,10 @@
 import asyncio
 from collections import ChainMap
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 
 from apikeyrouter.domain.models.accounting import CELL_AT, ReserveRequest, Settlement
 from apikeyrouter.serving.bookkeeping import Bookkeeper, End, OpenHold, Release
+from apikeyrouter.serving.few_places import FewPlaces
 from apikeyrouter.serving.keeping import Keeper
 
 __all__ = ["AnyBooks", "SpreadBooks"]
@@ -49,7 +49,7 @@ class SpreadBooks:
 
     def hear(
         self, *, booked: Callable[[], None] | None = None, standby: Callable[[End], None] | None = None,
-        few: AbstractSet[str] | None = None,
+        few: FewPlaces | None = None,
     ) -> None:  # fmt: skip
         """Who is told (see `Bookkeeper.hear`)."""
         for cell in self.cells:

@@ -12,8 +12,10 @@ from apikeyrouter.domain.components.quotas import told_name
 from apikeyrouter.domain.models.accounting import LaneState, LimitKind, LimitState
 from apikeyrouter.domain.models.quota_state import CapacityState
 
-__all__ = ["CapacityWatch", "Level", "window_seconds"]
+__all__ = ["FEW", "CapacityWatch", "Level", "window_seconds"]
 
+FEW = 32
+"""Of so few places for calls in flight, what was read lately says nothing of now: they come and go too quickly."""
 CONSTRAINED_SHARE, CRITICAL_SHARE = 0.2, 0.05
 """At or below this share left, whatever the forecast says."""
 LIKELY = 0.5
@@ -120,7 +122,8 @@ class CapacityWatch:
         level, idle = Level.ABUNDANT, True
         for limit in lane.limits:
             if limit.kind is LimitKind.CONCURRENCY:
-                level = max(level, _by_share(limit, Level.ABUNDANT))
+                if limit.capacity > FEW:
+                    level = max(level, _by_share(limit, Level.ABUNDANT))
                 idle = idle and not limit.used
                 continue
             found = self._limit(lane.id, limit, now_us)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from apikeyrouter.domain.components.capacity import Level
+from apikeyrouter.domain.components.capacity import FEW, Level
 from apikeyrouter.domain.components.members import Members
 from apikeyrouter.domain.components.objectives import Plan
 from apikeyrouter.domain.components.observations import Seen
@@ -52,8 +52,6 @@ TURNS_APART = 1 << 20
 """How far apart the first turns of workers may be."""
 TURNS_KEPT_MAX = 64
 """Of one pool: the combinations of policies whose turns are kept."""
-FEW = 32
-"""In a lane with at most so many places, one that stays taken for some milliseconds is missed."""
 _ANY = ModelCapabilities()
 
 

@@ -83,7 +83,8 @@ class BudgetExceededError(SystemError):
     """A hard budget has no room for the request. Nothing was reserved.
 
     `details` has `scope` (the budget's id), `limit`, `settled`, `held` and `needed` (Decimal dollars; `held` includes
-    what is in suspense; `needed` None when the request cannot be priced), `resets_at` (aware UTC, None: never).
+    what is in suspense; what is settled and held is read after the denial, when others may have ended; `needed` None
+    when the request cannot be priced), `resets_at` (aware UTC, None: never).
     Where models were refused because nobody has stated their price, `unpriced` names them as `provider/model`.
     """
 
@@ -104,10 +105,12 @@ class BudgetExceededError(SystemError):
             told = "; ".join((_without_a_price(scope, unpriced), *doubts))
         else:
             advice = "ask for fewer tokens" if needed > limit else "wait for its reset"
-            told = (
-                f"budget {scope!r} has no room for {needed:f} more dollars: {settled:f} settled + {held:f} held of"
-                f" {limit:f}; raise the budget, {advice}, or make it soft"
-            )
+            books = f"{settled:f} settled + {held:f} held of {limit:f}"
+            if settled + held + needed <= limit:
+                told = f"budget {scope!r} had no room for {needed:f} more dollars; others have ended since: {books}"
+            else:
+                told = f"budget {scope!r} has no room for {needed:f} more dollars: {books}"
+                told += f"; raise the budget, {advice}, or make it soft"
         super().__init__(
             told,
             category=ErrorCategory.BudgetExceededError,
