@@ -157,8 +157,7 @@ class Admissions:
         session = self._sticking.session(call, pool, plan, parsed_for, now) if pool.caches else None
         ranked = self._ranked(call, pool, plan, offers, now=now, skip=skip, turn=turn, session=session)
         first, further, offered = ranked.ranking, None, pool.offered(call.lanes)
-        losses: list[tuple[Option, Loss]] = []
-        lost: list[Standing] = []
+        losses, lost = list[tuple[Option, Loss]](), list[Standing]()
         request: ReserveRequest | None = None
         layout, cell, aside = self._catalogue.layout, 0, list[tuple[Option, Standing]]()
         for _ in range(ROUNDS_MAX):
