@@ -149,10 +149,8 @@ class Admissions:
             InvalidRequestError: the request cannot be put into an option's dialect.
         """
         shared = self._catalogue.shared_scopes(call.team, call.client, pool.constraints)
-        offers = Offers(
-            self._estimator, call, parsed_for, hard=shared.hard, cost_max_nanousd=plan.cost_max_nanousd,
-            capped=pool.capped,
-        )  # fmt: skip
+        most, capped = plan.cost_max_nanousd, pool.capped
+        offers = Offers(self._estimator, call, parsed_for, hard=shared.hard, cost_max_nanousd=most, capped=capped)
         now = self._clock()
         session = self._sticking.session(call, pool, plan, parsed_for, now) if pool.caches else None
         ranked = self._ranked(call, pool, plan, offers, now=now, skip=skip, turn=turn, session=session)
