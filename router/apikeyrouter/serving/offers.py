@@ -11,7 +11,7 @@ from apikeyrouter.domain.components.price_book import ModelPrice
 from apikeyrouter.domain.components.scoring import WORST
 from apikeyrouter.domain.components.token_estimator import TokenEstimate, TokenEstimator
 from apikeyrouter.domain.interfaces.wire import ParsedRequest
-from apikeyrouter.domain.models.accounting import UNPRICED, Alike, Candidate, Charge, Places, candidate_at
+from apikeyrouter.domain.models.accounting import AMOUNT_MAX, UNPRICED, Alike, Candidate, Charge, Places, candidate_at
 from apikeyrouter.domain.models.call import Call
 from apikeyrouter.domain.models.ranking import Exclusion
 from apikeyrouter.domain.models.usage import Usage
@@ -183,7 +183,20 @@ class Offers:
         if self._estimator.cost_ratios and charge.expected_nanousd > 0:
             ratio = self._estimator.cost_ratios.get((option.provider.id, option.model), 1.0)
             charge = msgspec.structs.replace(charge, expected_nanousd=round(charge.expected_nanousd * ratio))
-        return charge, estimate, cap
+        return _countable(charge), estimate, cap
+
+
+def _countable(charge: Charge) -> Charge:
+    """A charge that the ledger can hold. What is larger than it can count fits no limit and no budget there is."""
+    told, most = charge.input_tokens + charge.output_tokens, AMOUNT_MAX
+    metered = told if charge.metered_tokens is None else charge.metered_tokens
+    if max(told, metered, charge.expected_nanousd, charge.bound_nanousd) <= most:
+        return charge
+    return Charge(
+        input_tokens=min(charge.input_tokens, most), output_tokens=min(charge.output_tokens, most),
+        metered_tokens=min(metered, most), expected_nanousd=min(charge.expected_nanousd, most),
+        bound_nanousd=min(charge.bound_nanousd, most),
+    )  # fmt: skip
 
 
 def _affordable(

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from decimal import Decimal
 
 from apikeyrouter.domain.components.catalogue import BudgetRule
 from apikeyrouter.domain.components.policy_rules import RuleSet
@@ -12,14 +13,37 @@ from apikeyrouter.domain.models.accounting import (
     ScopeConfig,
     UnpricedRule,
 )
-from apikeyrouter.domain.models.budget import Budget, BudgetScope, EnforcementMode, TimeWindow
+from apikeyrouter.domain.models.budget import LIMIT_DOLLARS_MAX, Budget, BudgetScope, EnforcementMode, TimeWindow
 from apikeyrouter.domain.models.cost_estimate import dollars, nanousd
 from apikeyrouter.domain.models.policy import Policy, PolicyEnforcement, PolicyScope
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 
-__all__ = ["budget_id", "budget_of", "default_unpriced", "policy_budgets", "refuse_crowds", "rule_of"]
+__all__ = [
+    "Money",
+    "amount_of",
+    "budget_id",
+    "budget_of",
+    "default_unpriced",
+    "policy_budgets",
+    "refuse_crowds",
+    "rule_of",
+]
 
+Money = Decimal | int | float | str
 _CANDIDATE_KINDS = (BudgetScope.Provider.value, BudgetScope.Key.value, PolicyScope.Model.value)
+
+
+def amount_of(value: Money, field: str) -> Decimal:
+    """An amount of dollars as it was told. Raises InvalidRequestError: it is none, or more than can be counted."""
+    try:
+        amount = Decimal(str(value)) if not isinstance(value, bool) else Decimal("NaN")
+    except ArithmeticError:
+        amount = Decimal("NaN")
+    if not amount.is_finite() or amount < 0:
+        raise InvalidRequestError("must be an amount of dollars, finite and not negative", field=field)
+    if amount > LIMIT_DOLLARS_MAX:
+        raise InvalidRequestError(f"must be at most {LIMIT_DOLLARS_MAX}", field=field)
+    return amount
 
 
 def budget_id(scope: BudgetScope, scope_id: str | None, name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from apikeyrouter.domain.components.arguments import checking
 from apikeyrouter.domain.components.budget_books import BudgetBooks
-from apikeyrouter.domain.components.budgets import budget_id, budget_of, default_unpriced, rule_of
+from apikeyrouter.domain.components.budgets import Money, amount_of, budget_id, budget_of, default_unpriced, rule_of
 from apikeyrouter.domain.components.catalogue import BudgetRule, Catalogue
 from apikeyrouter.domain.components.recorded_costs import RecordedCosts
 from apikeyrouter.domain.components.token_estimator import TokenEstimator
@@ -36,7 +36,6 @@ __all__ = ["BudgetExceededError", "Budgets", "CostController", "Quote"]
 THRESHOLDS = (50, 80, 90, 100)
 """Percent of a budget's limit at which an event is told, once a period."""
 E = TypeVar("E", bound=StrEnum)
-Money = Decimal | int | float | str
 Intent = RequestIntent | Mapping[str, Any]
 
 
@@ -143,9 +142,9 @@ class CostController:
         return await self._put(
             Budget(
                 id=budget_id(told, scope_id, named), name=named, scope=told, scope_id=scope_id,
-                limit=_money(limit, "limit"), period=window, enforcement_mode=mode, timezone=timezone,
+                limit=amount_of(limit, "limit"), period=window, enforcement_mode=mode, timezone=timezone,
                 unpriced=default_unpriced(mode) if unpriced is None else _known(UnpricedRule, unpriced, "unpriced"),
-                flat=_money(flat, "flat"), suspense=_known(SuspenseRule, suspense, "suspense"),
+                flat=amount_of(flat, "flat"), suspense=_known(SuspenseRule, suspense, "suspense"),
                 suspense_after_seconds=suspense_after_seconds,
             )
         )  # fmt: skip
@@ -181,7 +180,7 @@ class CostController:
         if fixed:
             raise InvalidRequestError(f"cannot be changed; there are {', '.join(sorted(_CHANGEABLE))}", field=fixed[0])
         for field in {"limit", "flat"} & changes.keys():
-            changes[field] = _money(changes[field], field)
+            changes[field] = amount_of(changes[field], field)
         mode = changes.get("enforcement_mode")
         if mode is not None and "unpriced" not in changes and rule.scope.unpriced is not UnpricedRule.FLAT:
             changes["unpriced"] = default_unpriced(_known(EnforcementMode, mode, "enforcement_mode"))
@@ -360,11 +359,11 @@ class CostController:
         It is booked whatever the limit: it is spent. With an `idempotency_key` a repeat within a day books nothing.
 
         Raises:
-            InvalidRequestError: there is no such budget, or the amount is negative or no number.
+            InvalidRequestError: there is no such budget, or the amount is none that can be counted.
         """
         await self._started()
         rule = await self._rule(budget_id)
-        spent = nanousd(_money(amount, "amount"))
+        spent = nanousd(amount_of(amount, "amount"))
         await self._books.book(
             [rule.scope.id], spent, None if idempotency_key is None else f"{budget_id}\n{idempotency_key}"
         )
@@ -390,13 +389,13 @@ class CostController:
         bound of a request, for nobody told what it used, has no more to book for it.
 
         Raises:
-            InvalidRequestError: the amount is negative or no number; the store remembers no such request, and nobody
+            InvalidRequestError: the amount is none that can be counted; the store remembers no such request, and nobody
                 says whose it was, or its id is one of ours (`req_…`); or the amount is less than what is booked for
                 the request: the books are sums of what was settled, and only grow. To give money back, raise the
                 budget's limit.
         """
         await self._started()
-        total = nanousd(_money(actual_cost, "actual_cost"))
+        total = nanousd(amount_of(actual_cost, "actual_cost"))
         facts = await self._find(request_id)
         served = facts is not None and bool(facts.attempts)
         if facts is not None and served:
@@ -423,7 +422,7 @@ class CostController:
         Raises:
             InvalidRequestError: the request is none of the latest on this store, or an amount is no number.
         """
-        spent = nanousd(_money(actual, "actual"))
+        spent = nanousd(amount_of(actual, "actual"))
         facts = await self._find(request_id)
         if facts is None or not facts.attempts:
             raise InvalidRequestError(f"no request {request_id!r} among the latest", field="request_id")
@@ -475,16 +474,6 @@ def _needed(scope: ScopeConfig, cost: CostEstimate | None) -> Decimal | None:
     if scope.unpriced is UnpricedRule.FLAT:
         return dollars(scope.flat_nanousd)
     return Decimal(0) if scope.unpriced is UnpricedRule.METER or not scope.hard else None
-
-
-def _money(value: Money, field: str) -> Decimal:
-    try:
-        amount = Decimal(str(value)) if not isinstance(value, bool) else Decimal("NaN")
-    except ArithmeticError:
-        amount = Decimal("NaN")
-    if not amount.is_finite() or amount < 0:
-        raise InvalidRequestError("must be an amount of dollars, finite and not negative", field=field)
-    return amount
 
 
 def _plain(name: str) -> str:
