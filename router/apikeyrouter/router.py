@@ -49,6 +49,7 @@ from apikeyrouter.serving.reporting import (
     summarise,
 )
 from apikeyrouter.serving.requests import Tried, ask_costs, call_of, left_out, parsed_for
+from apikeyrouter.serving.streams import Stream
 from apikeyrouter.serving.ways_in import RouterWaysIn
 
 STALE_ROUNDS_MAX = 3
@@ -340,7 +341,8 @@ class ApiKeyRouter(RouterWaysIn):
     ) -> AsyncIterator[StreamChunk]:
         """Yield the answer in pieces; printing a piece prints its text. The last one has usage, cost and key_used.
 
-        `policy`, `timeout`, `wait_max_ms`, `priority`: as of `route`; a stream that is not at its end in time breaks.
+        `policy`, `timeout`, `wait_max_ms`, `priority`: as of `route`. A stream breaks of which the
+        provider has not said all in time, whoever is slow: a reader that is gets the error with its next piece.
         """
         call = call_of(
             RequestIntent.parse(request_intent), objective, stream=True, timeout=timeout, wait_max_ms=wait_max_ms,
@@ -349,20 +351,23 @@ class ApiKeyRouter(RouterWaysIn):
         if policy is not None:
             call.policy = await self._own_policy(policy)
         exchange = await self.serve(call)
-        assert exchange.chunks is not None
+        chunks = exchange.chunks
+        assert isinstance(chunks, Stream)
         received: list[str] = []
         try:
             provider = exchange.provider
             deltas = deltas_of(provider, call)
-            async for piece in exchange.chunks:
+            async for piece in chunks:
                 for chunk in pieces_of(provider, piece, deltas):
                     received.append(chunk.text)
                     yield chunk
+                    if chunks.is_cut_off:
+                        break
         except ProviderError as exc:
             exc.details["partial"] = "".join(received)
             raise
         finally:
-            await exchange.chunks.aclose()
+            await chunks.aclose()
         yield last_chunk(exchange.facts)
 
     async def get_state_summary(self) -> StateSummary:

@@ -10,6 +10,7 @@ import pytest
 from apikeyrouter import ApiKeyRouter, ErrorCategory, NoEligibleKeysError, ProviderError, SystemError
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.interfaces.state_store import StateStore
+from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.domain.models.failure import Failure
 from apikeyrouter.domain.models.request_intent import RequestIntent
 from apikeyrouter.domain.models.system_response import StreamChunk
@@ -17,7 +18,7 @@ from apikeyrouter.infrastructure.adapters.openai_adapter import OpenAIAdapter
 from apikeyrouter.infrastructure.adapters.transport import Timeouts
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.simulator import SimulatorProcess
-from tests.adapters.raw_upstream import silent_server
+from tests.adapters.raw_upstream import silent_server, upstream
 from tests.router.house import MASTER_KEY, House, house, intent, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -261,3 +262,78 @@ async def test_a_memory_of_complete_streams_makes_the_books_of_broken_ones_right
         await chunks.aclose()  # type: ignore[attr-defined]
         after, billed = await made.at_rest(), await made.billed()
         assert after >= billed
+
+
+# --- readers that are slow -------------------------------------------------------------------------------------------
+
+
+class Ready(Own):
+    """Has its next piece ready, always; never waits for anything."""
+
+    async def execute_stream(self, intent: RequestIntent, key: str) -> AsyncIterator[StreamChunk]:
+        while True:
+            yield StreamChunk(text="and ")
+
+
+async def test_a_stream_that_never_pauses_ends_with_its_time(store: StateStore) -> None:
+    async with await routed(store, Ready(lambda: None), Timeouts()) as router:
+        with pytest.raises(ProviderError) as caught:
+            async for _ in router.route_stream(intent(), timeout=0.3):
+                pass
+        assert failure_of(caught.value).meaning == "deadline_passed"
+        assert router.in_flight == 0
+
+
+async def many_events_and_no_end(_request: bytes, writer: asyncio.StreamWriter) -> None:
+    event = b'data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"and "}}]}\n\n'
+    body = event * 50
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 999999\r\n\r\n" + body)
+
+
+@pytest.mark.parametrize("over_http", [True, False])
+@pytest.mark.parametrize("comes_back", ["while it waits", "after a stop"])
+async def test_a_stream_whose_reader_is_slow_ends_with_its_time(
+    store: StateStore, over_http: bool, comes_back: str
+) -> None:
+    async with upstream(many_events_and_no_end) as (url, seen):
+        adapter = OpenAIAdapter(url) if over_http else Ready(lambda: None)
+        async with await routed(store, adapter, Timeouts()) as router:
+            found: list[Facts] = []
+            router.on_finished.append(found.append)
+            stream = router.route_stream(intent(), timeout=0.3)
+            assert str(await anext(stream)) == "and "
+            assert router.in_flight == 1
+            if comes_back == "while it waits":
+                await until(lambda: router.in_flight == 0)  # what it held is free before anybody pulls again
+                (facts,) = found
+                assert (facts.outcome, facts.attempts[-1].meaning) == ("timeout_error", "deadline_passed")
+                if over_http:
+                    await seen.until_ended(1)
+            else:
+                time.sleep(0.35)  # noqa: ASYNC251 (no timer runs while the reader stops the loop)
+            with pytest.raises(ProviderError) as caught:
+                await anext(stream)
+            assert failure_of(caught.value).meaning == "deadline_passed"
+            assert caught.value.details["partial"] == "and "
+            assert (router.in_flight, len(found)) == (0, 1)
+            assert await router.books.flush(seconds=20)
+            assert router.books.open == {}
+
+
+class Brief(Own):
+    """Says three words, without a pause."""
+
+    async def execute_stream(self, intent: RequestIntent, key: str) -> AsyncIterator[StreamChunk]:
+        for word in ("one ", "two ", "three"):
+            yield StreamChunk(text=word)
+
+
+async def test_a_stream_that_ended_in_time_is_ended_by_no_timer(store: StateStore) -> None:
+    async with await routed(store, Brief(lambda: None), Timeouts()) as router:
+        found: list[Facts] = []
+        router.on_finished.append(found.append)
+        stream = router.route_stream(intent(), timeout=1.0)
+        assert [str(chunk) for chunk in [await anext(stream) for _ in range(4)]] == ["one ", "two ", "three", ""]
+        await asyncio.sleep(1.1)  # past its time
+        assert [chunk async for chunk in stream] == []
+        assert [facts.outcome for facts in found] == ["ok"]

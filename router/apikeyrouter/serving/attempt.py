@@ -216,7 +216,8 @@ class Attempts:
         attempt.sent = True
         try:
             if attempt.call.stream:
-                stream = AdapterStream(self.ends, attempt, adapter, called(adapter.execute_stream, intent, key))
+                source = called(adapter.execute_stream, intent, key)
+                stream = AdapterStream(self.ends, attempt, adapter, source, deadline=self.deadline(attempt.call))
                 garbled = await stream.begin()
                 return garbled or Exchange(
                     status=200, content_type="text/event-stream", facts=attempt.facts, chunks=stream,

@@ -19,7 +19,7 @@ from apikeyrouter.infrastructure.adapters.transport import Pouring, Response, Ti
 from apikeyrouter.infrastructure.observability.events import working_for
 from apikeyrouter.serving.endings import TOKENS_MAX, Attempt, Endings
 from apikeyrouter.serving.foreign_code import Pieces
-from apikeyrouter.serving.outcomes import adapter_failure, cost_nanousd, given_up, transport_failure, unless_late
+from apikeyrouter.serving.outcomes import adapter_failure, cost_nanousd, deadline_passed, given_up, transport_failure, unless_late
 
 HELD_BYTES_MAX = 1024 * 1024
 """Most bytes of a stream that are held back before its first substantive event; then it is passed on as it is."""
@@ -28,13 +28,20 @@ HELD_BYTES_MAX = 1024 * 1024
 class Stream(ABC):
     """What all streams share: the way they end."""
 
-    def __init__(self, ends: Endings, attempt: Attempt) -> None:
+    def __init__(self, ends: Endings, attempt: Attempt, deadline: float | None) -> None:
+        """`deadline`: when it breaks if the provider has not said all by then (`perf_counter()`); None: never."""
         self._ends, self._attempt = ends, attempt
+        total = None if attempt.timeouts is None else attempt.timeouts.total
+        own = None if total is None else attempt.started + total
+        self._deadline = own if deadline is None else deadline if own is None else min(own, deadline)
+        self._timer: asyncio.TimerHandle | None = None
         self._failure: Failure | None = None
         self._over = False
         """Whether the provider has said all."""
         self._settled = False
         self._finished = False
+        self._closing: asyncio.Future[None] | None = None
+        """The end of what it comes from, where we cut it off."""
         self._told_nanousd: int | None = None
         """What an adapter said that the whole of it costs."""
 
@@ -47,6 +54,8 @@ class Stream(ABC):
         """The answer has begun: from now on this stream, not the task that began it, is what a lost lease ends."""
         attempt, facts, now = self._attempt, self._attempt.facts, time.perf_counter()
         attempt.hold.abort = self._abort
+        if self._deadline is not None and not self._settled:
+            self._timer = asyncio.get_running_loop().call_later(self._deadline - now, self._run_out)
         attempt.first_us = int((now - attempt.started) * 1e6)
         facts.first_token_us = int((now - attempt.call.started) * 1e6)
         counted = self._settled  # a short answer may be over by now, and its time is with the others'
@@ -62,10 +71,26 @@ class Stream(ABC):
             self._settle("disconnected")
             self._finish()
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether we ended it: its time was over before the provider had said all, or its lease was lost. What was
+        received and not yet passed on is kept back then."""
+        if self._deadline is not None and not self._settled and time.perf_counter() >= self._deadline:
+            self._run_out()
+        return self._closing is not None
+
+    def _run_out(self) -> None:
+        """Its time is over: whoever reads it, however slowly, what it held is free."""
+        if not self._settled and not self._over and self._failure is None:
+            self._cut_off(deadline_passed(sent=True))
+
     def _abort(self, why: str) -> None:
-        self._failure = given_up(why)
-        self._attempt.own.failure = self._failure.category.value
-        self._settle(self._failure.category.value)
+        self._cut_off(given_up(why))
+
+    def _cut_off(self, failure: Failure) -> None:
+        self._failure = failure
+        self._attempt.own.failure, self._attempt.own.meaning = failure.category.value, failure.meaning
+        self._settle(failure.category.value)
         self._finish()
         self._closing = asyncio.ensure_future(self._let_go())
 
@@ -88,6 +113,9 @@ class Stream(ABC):
         if self._settled:
             return
         self._settled = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         usage, produced = self._used()
         self._ends.answered(
             self._attempt, usage, produced=produced, outcome=outcome, failed=failed, told_nanousd=self._told_nanousd
@@ -113,8 +141,8 @@ class HttpStream(Stream, PouredChunks):
     def __init__(
         self, ends: Endings, attempt: Attempt, response: Response, reader: StreamReader, *, deadline: float | None
     ) -> None:
-        super().__init__(ends, attempt)
-        self._response, self._reader, self._deadline = response, reader, deadline
+        super().__init__(ends, attempt, deadline)
+        self._response, self._reader = response, reader
         self._source = response.chunks()
         self._held = b""
         self._write: Callable[[bytes], bool]
@@ -153,11 +181,11 @@ class HttpStream(Stream, PouredChunks):
         return self
 
     async def __anext__(self) -> bytes:
-        if self._held:
+        if self._held and not self.is_cut_off:
             held, self._held = self._held, b""
             return held
         try:
-            while not self._over and self._failure is None:
+            while not self._over and self._failure is None and not self.is_cut_off:
                 out = (await self._step()).out
                 if out:
                     return out
@@ -173,7 +201,7 @@ class HttpStream(Stream, PouredChunks):
         try:
             if held and not write(held):
                 await drained()
-            while not self._over and self._failure is None:
+            while not self._over and self._failure is None and not self.is_cut_off:
                 step = await (self._step() if source is None else self._poured(source))
                 if step.out:
                     write(step.out)
@@ -259,13 +287,13 @@ class HttpStream(Stream, PouredChunks):
 class AdapterStream(Stream):
     """The pieces of an adapter that is no wire."""
 
-    def __init__(self, ends: Endings, attempt: Attempt, adapter: ProviderAdapter, source: Any) -> None:
-        super().__init__(ends, attempt)
+    def __init__(
+        self, ends: Endings, attempt: Attempt, adapter: ProviderAdapter, source: Any, *, deadline: float | None
+    ) -> None:
+        super().__init__(ends, attempt, deadline)
         self._adapter = adapter
         self._pieces = Pieces(source, provider_id=attempt.admitted.option.provider.id)
         self._timeouts = attempt.timeouts or Timeouts()
-        total = self._timeouts.total
-        self._deadline = None if total is None else time.perf_counter() + total
         self._first: StreamChunk | None = None
         self._produced = 0
         self._usage: TokenUsage | None = None
@@ -291,7 +319,7 @@ class AdapterStream(Stream):
         return self
 
     async def __anext__(self) -> StreamChunk:
-        chunk, self._first = self._first, None
+        chunk, self._first = None if self.is_cut_off else self._first, None
         try:
             if chunk is None and not self._over and self._failure is None:
                 chunk = await self._pull(self._timeouts.idle)
