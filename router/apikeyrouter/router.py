@@ -49,7 +49,7 @@ from apikeyrouter.serving.reporting import (
     summarise,
 )
 from apikeyrouter.serving.requests import Tried, ask_costs, call_of, left_out, parsed_for
-from apikeyrouter.serving.streams import Stream
+from apikeyrouter.serving.streams import AdapterStream, HttpStream
 from apikeyrouter.serving.ways_in import RouterWaysIn
 
 STALE_ROUNDS_MAX = 3
@@ -352,7 +352,7 @@ class ApiKeyRouter(RouterWaysIn):
             call.policy = await self._own_policy(policy)
         exchange = await self.serve(call)
         chunks = exchange.chunks
-        assert isinstance(chunks, Stream)
+        assert isinstance(chunks, HttpStream | AdapterStream)
         received: list[str] = []
         try:
             provider = exchange.provider

@@ -19,6 +19,8 @@ _log = EventLog("apikeyrouter")
 T = TypeVar("T")
 GRACE_SECONDS = 0.1
 """What is cancelled may take so long to clean up; then nobody waits for it any more."""
+_leaving: set["asyncio.Task[Any]"] = set()
+"""What was cancelled and is waited for."""
 _left: set["asyncio.Task[Any]"] = set()
 """What was left behind and has not ended. Kept, for a task that nobody holds may vanish in its midst."""
 
@@ -153,11 +155,16 @@ async def _leave(task: "asyncio.Task[Any]", provider_id: str) -> None:
     """Cancel a task and wait for it, but not for long, and not twice."""
     if task in _left:
         return
+    if task in _leaving:  # a timer and a reader may come to it at once
+        await asyncio.wait((task,), timeout=GRACE_SECONDS)
+        return
     if not task.done():
         task.cancel()
+        _leaving.add(task)
         try:
             await asyncio.wait((task,), timeout=GRACE_SECONDS)
         finally:
+            _leaving.discard(task)
             if not task.done():
                 _left.add(task)
                 task.add_done_callback(_left.discard)

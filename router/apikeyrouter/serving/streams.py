@@ -19,7 +19,14 @@ from apikeyrouter.infrastructure.adapters.transport import Pouring, Response, Ti
 from apikeyrouter.infrastructure.observability.events import working_for
 from apikeyrouter.serving.endings import TOKENS_MAX, Attempt, Endings
 from apikeyrouter.serving.foreign_code import Pieces
-from apikeyrouter.serving.outcomes import adapter_failure, cost_nanousd, deadline_passed, given_up, transport_failure, unless_late
+from apikeyrouter.serving.outcomes import (
+    adapter_failure,
+    cost_nanousd,
+    deadline_passed,
+    given_up,
+    transport_failure,
+    unless_late,
+)
 
 HELD_BYTES_MAX = 1024 * 1024
 """Most bytes of a stream that are held back before its first substantive event; then it is passed on as it is."""
