@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Response
 from pydantic import AwareDatetime
 
-from apikeyrouter.domain.models.client import ClientName
+from apikeyrouter.domain.models.client import NewName
 from apikeyrouter_proxy.access import Refused
 from apikeyrouter_proxy.admin_keys import FIRST, AdminKey, RoleName, new_token, token_sha256
 from apikeyrouter_proxy.management.desk import AdminDesk, Desk, Input, Made, Page, Resource, by_name, page_of
@@ -23,7 +23,7 @@ Name = Annotated[str, Path(min_length=1, max_length=64)]
 class NewAdminKey(Input):
     """An admin key to make. Roles: read looks, operate runs (key states, suspense, reload), admin changes all."""
 
-    name: ClientName
+    name: NewName
     role: RoleName
     expires_at: AwareDatetime | None = None
 
@@ -61,13 +61,13 @@ async def list_admin_keys(desk: AdminDesk, page: Page) -> dict[str, Any]:
     return page_of("admin_keys", (key.public() for key in desk.runtime.admin_keys.named.values()), page, by=by_name)
 
 
-@routes.get("/admin-keys/{name}")
+@routes.get("/admin-keys/{name:path}")
 async def get_admin_key(desk: AdminDesk, name: Name) -> Response:
     """One admin key."""
     return ADMIN_KEY.answer((await _found(desk, name)).public())
 
 
-@routes.patch("/admin-keys/{name}")
+@routes.patch("/admin-keys/{name:path}")
 async def update_admin_key(desk: AdminDesk, name: Name, new: AdminKeyUpdate) -> Response:
     """Change a role, or when the key ends."""
 
@@ -79,7 +79,7 @@ async def update_admin_key(desk: AdminDesk, name: Name, new: AdminKeyUpdate) -> 
     return await desk.change(ADMIN_KEY, name, lambda: _shown(desk, name), write)
 
 
-@routes.post("/admin-keys/{name}/rotate")
+@routes.post("/admin-keys/{name:path}/rotate")
 async def rotate_admin_key(desk: AdminDesk, name: Name) -> Response:
     """A new key under the name, shown this once; the old one is refused from now on."""
 
@@ -92,7 +92,7 @@ async def rotate_admin_key(desk: AdminDesk, name: Name) -> Response:
     return await desk.change(ADMIN_KEY, name, lambda: _shown(desk, name), write, action="rotated")
 
 
-@routes.delete("/admin-keys/{name}", status_code=204, response_class=Response)
+@routes.delete("/admin-keys/{name:path}", status_code=204, response_class=Response)
 async def delete_admin_key(desk: AdminDesk, name: Name) -> Response:
     """Refuse that key from now on; elsewhere within a second."""
     return await desk.delete(ADMIN_KEY, name, lambda: _shown(desk, name), lambda: desk.runtime.admin_keys.drop(name))

@@ -8,7 +8,7 @@ from pydantic import AwareDatetime, Field, SecretStr
 
 from apikeyrouter.domain.models.accounting import AMOUNT_MAX
 from apikeyrouter.domain.models.budget import BudgetScope
-from apikeyrouter.domain.models.client import NAMES_MAX, WEIGHT_MAX, Client, ClientName, Priority
+from apikeyrouter.domain.models.client import NAMES_MAX, WEIGHT_MAX, Client, NewName, Priority
 from apikeyrouter.infrastructure.config.compiled import ClientRecord
 from apikeyrouter_proxy.access import Refused
 from apikeyrouter_proxy.admin_keys import new_token, token_sha256
@@ -52,7 +52,7 @@ class ClientSettings(Input):
 class NewClient(ClientSettings):
     """A client to make. `token`: one that you bring along; absent, one is made and shown this once."""
 
-    name: ClientName
+    name: NewName
     token: Token | None = None
 
 
@@ -93,13 +93,13 @@ async def list_clients(desk: ReadDesk, page: Page, team: str | None = None) -> d
     return page_of("clients", found, page, by=by_name)
 
 
-@routes.get("/clients/{name}")
+@routes.get("/clients/{name:path}")
 async def get_client(desk: ReadDesk, name: Name) -> Response:
     """One client."""
     return CLIENT.answer(await _shown(desk, name))
 
 
-@routes.patch("/clients/{name}")
+@routes.patch("/clients/{name:path}")
 async def update_client(desk: AdminDesk, name: Name, new: ClientSettings) -> Response:
     """Change a client's settings; `budgets` replaces those that it was made with."""
 
@@ -112,7 +112,7 @@ async def update_client(desk: AdminDesk, name: Name, new: ClientSettings) -> Res
     return await desk.change(CLIENT, name, lambda: _shown(desk, name), write)
 
 
-@routes.post("/clients/{name}/rotate")
+@routes.post("/clients/{name:path}/rotate")
 async def rotate_client(desk: AdminDesk, name: Name, rotation: Rotation) -> Response:
     """Give a client a new token, shown this once. The old one is refused at once, or after `grace_seconds`."""
 
@@ -130,7 +130,7 @@ async def rotate_client(desk: AdminDesk, name: Name, rotation: Rotation) -> Resp
     return await desk.change(CLIENT, name, lambda: _shown(desk, name), write, action="rotated")
 
 
-@routes.delete("/clients/{name}", status_code=204, response_class=Response)
+@routes.delete("/clients/{name:path}", status_code=204, response_class=Response)
 async def revoke_client(desk: AdminDesk, name: Name) -> Response:
     """Forget a client and the budgets that it was made with; its requests under way end as they do."""
 

@@ -3,8 +3,9 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Response
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from apikeyrouter.domain.models.names import addressable
 from apikeyrouter.domain.models.policy import Policy
 from apikeyrouter_proxy.access import Refused
 from apikeyrouter_proxy.management.desk import AdminDesk, Desk, Input, Made, Page, ReadDesk, Resource, page_of
@@ -21,7 +22,7 @@ class PolicyBody(Input):
     """A policy; see the page on policies for its rules. `id` is made from the name where it is not given."""
 
     name: Named
-    id: Named | None = None
+    id: Annotated[Named, AfterValidator(addressable)] | None = None
     type: str | None = None
     scope: str | None = None
     scope_id: Named | None = None
@@ -101,13 +102,13 @@ async def list_policies(desk: ReadDesk, page: Page, scope: str | None = None) ->
     return page_of("policies", shown, page)
 
 
-@routes.get("/policies/{policy_id}")
+@routes.get("/policies/{policy_id:path}")
 async def get_policy(desk: ReadDesk, policy_id: PolicyId) -> Response:
     """One policy, with what it did in the worker that answers."""
     return POLICY.answer(await _shown(desk, policy_id))
 
 
-@routes.patch("/policies/{policy_id}")
+@routes.patch("/policies/{policy_id:path}")
 async def update_policy(desk: AdminDesk, policy_id: PolicyId, new: PolicyUpdate) -> Response:
     """Change a policy that was made here; all of it is checked again."""
     told = {name: getattr(new, name) for name in new.model_fields_set}
@@ -119,7 +120,7 @@ async def update_policy(desk: AdminDesk, policy_id: PolicyId, new: PolicyUpdate)
     return await desk.change(POLICY, policy_id, lambda: _shown(desk, policy_id), write)
 
 
-@routes.delete("/policies/{policy_id}", status_code=204, response_class=Response)
+@routes.delete("/policies/{policy_id:path}", status_code=204, response_class=Response)
 async def delete_policy(desk: AdminDesk, policy_id: PolicyId) -> Response:
     """Take a policy that was made here out of force."""
 

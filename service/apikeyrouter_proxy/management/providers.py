@@ -3,9 +3,10 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Response
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from apikeyrouter.domain.components.catalogue import provider_lane
+from apikeyrouter.domain.models.names import addressable
 from apikeyrouter.infrastructure.config.stated import StatedProvider
 from apikeyrouter_proxy.access import Refused
 from apikeyrouter_proxy.management.desk import AdminDesk, Desk, Input, Made, Page, ReadDesk, Resource, page_of
@@ -41,7 +42,7 @@ class ProviderUpdate(Input):
 class NewProvider(ProviderUpdate):
     """A provider to register: which adapter talks to it, and where."""
 
-    id: Named
+    id: Annotated[Named, AfterValidator(addressable)]
     adapter: Named
 
     def stated(self) -> StatedProvider:
@@ -73,13 +74,13 @@ async def list_providers(desk: ReadDesk, page: Page) -> dict[str, Any]:
     return {**paged, "providers": await _shown(desk, [one["id"] for one in paged["providers"]])}
 
 
-@routes.get("/providers/{provider_id}")
+@routes.get("/providers/{provider_id:path}")
 async def get_provider(desk: ReadDesk, provider_id: ProviderId) -> Response:
     """One provider."""
     return PROVIDER.answer(await _found(desk, provider_id))
 
 
-@routes.patch("/providers/{provider_id}")
+@routes.patch("/providers/{provider_id:path}")
 async def update_provider(desk: AdminDesk, provider_id: ProviderId, new: ProviderUpdate) -> Response:
     """Change a provider that was registered here; requests under way end with the old settings."""
 
@@ -90,7 +91,7 @@ async def update_provider(desk: AdminDesk, provider_id: ProviderId, new: Provide
     return await desk.change(PROVIDER, provider_id, lambda: _found(desk, provider_id), write)
 
 
-@routes.delete("/providers/{provider_id}", status_code=204, response_class=Response)
+@routes.delete("/providers/{provider_id:path}", status_code=204, response_class=Response)
 async def forget_provider(desk: AdminDesk, provider_id: ProviderId) -> Response:
     """Forget a provider that was registered here and has no keys. One that there is from the start is as it was."""
 

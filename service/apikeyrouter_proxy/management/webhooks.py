@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Response
 from pydantic import Field, SecretStr
 
-from apikeyrouter.domain.models.client import ClientName
+from apikeyrouter.domain.models.client import NewName
 from apikeyrouter.infrastructure.state_store.records import QUEUE_LENGTH_MAX
 from apikeyrouter_proxy.access import Refused
 from apikeyrouter_proxy.deliveries import JOURNAL, QUEUE
@@ -40,7 +40,7 @@ Events = Annotated[list[WebhookEvent], Field(min_length=1, max_length=len(EVENTS
 class NewWebhook(Input):
     """A webhook to make. `secret`: `whsec_` and base64 of 24 to 64 bytes; absent, one is made and shown this once."""
 
-    name: ClientName
+    name: NewName
     url: Url
     events: Events = Field(default_factory=lambda: list(EVENTS))
     secret: Annotated[SecretStr, Field(max_length=200)] | None = None
@@ -85,13 +85,24 @@ async def list_webhooks(desk: ReadDesk, page: Page) -> dict[str, Any]:
     return page_of("webhooks", shown, page, by=by_name)
 
 
-@routes.get("/webhooks/{name}")
+@routes.get("/webhooks/{name:path}/deliveries")
+async def list_deliveries(desk: ReadDesk, name: Name, page: Page) -> dict[str, Any]:
+    """What waits to be delivered (on the first page), then what has ended, newest first: delivered or given up."""
+    await _found(desk, name)
+    waiting = [] if page.after else await desk.records.waiting(QUEUE, limit=QUEUE_LENGTH_MAX)
+    found, cursor = await journal_page(desk.records, JOURNAL, page, lambda entry: bool(entry["webhook"] == name))
+    shown = [_delivery(one.job, "waiting", one.due_us / 1e6) for one in waiting if one.job["webhook"] == name]
+    shown += [_delivery(job, "delivered" if job["delivered"] else "given_up", None) for _, job in found]
+    return {"deliveries": shown, "next_cursor": cursor}
+
+
+@routes.get("/webhooks/{name:path}")
 async def get_webhook(desk: ReadDesk, name: Name) -> Response:
     """One webhook."""
     return WEBHOOK.answer(await _shown(desk, name))
 
 
-@routes.patch("/webhooks/{name}")
+@routes.patch("/webhooks/{name:path}")
 async def update_webhook(desk: AdminDesk, name: Name, new: WebhookUpdate) -> Response:
     """Change where it goes, what it tells, or switch it off."""
 
@@ -104,7 +115,7 @@ async def update_webhook(desk: AdminDesk, name: Name, new: WebhookUpdate) -> Res
     return await desk.change(WEBHOOK, name, lambda: _shown(desk, name), write)
 
 
-@routes.post("/webhooks/{name}/test")
+@routes.post("/webhooks/{name:path}/test")
 async def test_webhook(desk: AdminDesk, name: Name) -> dict[str, Any]:
     """Send it an event `webhook.test`; how that went is in `last_delivery` of the webhook soon."""
     await _found(desk, name)
@@ -112,18 +123,7 @@ async def test_webhook(desk: AdminDesk, name: Name) -> dict[str, Any]:
     return {"event_id": event_id}
 
 
-@routes.get("/webhooks/{name}/deliveries")
-async def list_deliveries(desk: ReadDesk, name: Name, page: Page) -> dict[str, Any]:
-    """What waits to be delivered (on the first page), then what has ended, newest first: delivered or given up."""
-    await _found(desk, name)
-    waiting = [] if page.after else await desk.records.waiting(QUEUE, limit=QUEUE_LENGTH_MAX)
-    found, cursor = await journal_page(desk.records, JOURNAL, page, lambda entry: bool(entry["webhook"] == name))
-    shown = [_delivery(one.job, "waiting", one.due_us / 1e6) for one in waiting if one.job["webhook"] == name]
-    shown += [_delivery(job, "delivered" if job["delivered"] else "given_up", None) for _, job in found]
-    return {"deliveries": shown, "next_cursor": cursor}
-
-
-@routes.post("/webhooks/{name}/deliveries/{event_id}/repeat")
+@routes.post("/webhooks/{name:path}/deliveries/{event_id}/repeat")
 async def repeat_delivery(desk: AdminDesk, name: Name, event_id: EventId) -> dict[str, Any]:
     """Send an event that was delivered or given up once more, under its old id."""
     await _found(desk, name)
@@ -151,7 +151,7 @@ def _time(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
-@routes.delete("/webhooks/{name}", status_code=204, response_class=Response)
+@routes.delete("/webhooks/{name:path}", status_code=204, response_class=Response)
 async def delete_webhook(desk: AdminDesk, name: Name) -> Response:
     """Send it nothing any more."""
     return await desk.delete(WEBHOOK, name, lambda: _shown(desk, name), lambda: desk.runtime.webhooks.drop(name))

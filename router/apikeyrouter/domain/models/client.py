@@ -8,9 +8,10 @@ from pydantic import AfterValidator, AwareDatetime, Field
 
 from apikeyrouter.domain.models.accounting import AMOUNT_MAX
 from apikeyrouter.domain.models.edge import EdgeModel
+from apikeyrouter.domain.models.names import addressable
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 
-__all__ = ["Client", "ClientName", "Priority"]
+__all__ = ["Client", "ClientName", "NewName", "Priority"]
 
 NAME_BYTES_MAX = 64
 NAMES_MAX = 256
@@ -32,6 +33,8 @@ def _now() -> datetime:
 
 
 ClientName = Annotated[str, Field(min_length=1, max_length=NAME_BYTES_MAX), AfterValidator(_name)]
+NewName = Annotated[ClientName, AfterValidator(addressable)]
+"""A name as it must be where it is given; one that was stored before is taken as it is."""
 _Named = Annotated[str, Field(min_length=1, max_length=256)]
 _Amount = Annotated[int, Field(ge=1, le=AMOUNT_MAX, strict=True)]
 

@@ -34,6 +34,7 @@ from apikeyrouter.infrastructure.config.fields import (
     Entry,
     ModelName,
     Name,
+    PathName,
     Price,
     Quality,
     Secret,
@@ -106,7 +107,7 @@ class KeyEntry(Entry):
     `quota_group`, `models` and `weight` (default 1) may stand in the metadata too; here they win.
     """
 
-    id: Name | None = None
+    id: PathName | None = None
     provider: Name
     key: Secret
     quota_group: Name | None = None
@@ -251,7 +252,7 @@ class ClientEntry(Entry):
     `providers`: the only ones that may serve it; `expires_at`: its requests are refused from then on.
     """
 
-    name: Name
+    name: PathName
     token: Secret
     team: Name | None = None
     models: list[ModelName] | None = None
@@ -315,7 +316,7 @@ class RoutingEntry(Entry):
 class ConfigFile(Entry):
     """The whole file. Every section may be left out."""
 
-    providers: dict[Name, ProviderEntry] = Field(default_factory=dict)
+    providers: dict[PathName, ProviderEntry] = Field(default_factory=dict)
     models: dict[ModelName, list[ModelTarget]] = Field(default_factory=dict)
     keys: list[KeyEntry] = Field(default_factory=list, max_length=ENTRIES_MAX)
     limits: list[LimitEntry] = Field(default_factory=list, max_length=ENTRIES_MAX)

@@ -6,9 +6,10 @@ from decimal import Decimal
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from apikeyrouter.domain.models.accounting import SuspenseRule
+from apikeyrouter.domain.models.names import addressable
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Entry",
     "ModelName",
     "Name",
+    "PathName",
     "Price",
     "Quality",
     "Secret",
@@ -124,6 +126,8 @@ def _suspense(value: object) -> Suspense:
 
 
 Name = Annotated[str, BeforeValidator(_name)]
+PathName = Annotated[Name, AfterValidator(addressable)]
+"""The name of what the management API shows under its name."""
 ModelName = Annotated[str, BeforeValidator(_model_name)]
 Secret = Annotated[str, BeforeValidator(_secret), Field(repr=False)]
 BaseUrl = Annotated[str, BeforeValidator(_base_url)]
