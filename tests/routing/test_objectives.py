@@ -72,7 +72,7 @@ def test_only_the_proportion_of_weights_counts(weights: list[float], factor: flo
     assert once == pytest.approx(scaled)
 
 
-@given(st.floats(1e-3, 1e3), st.permutations(["a", "b", "c", "d"]))
+@given(st.floats(1e-3, 100), st.permutations(["a", "b", "c", "d"]))
 def test_no_unit_matters_among_weights(unit: float, order: list[str]) -> None:
     """The ranking stays when all costs are counted in another currency."""
     costs = dict(zip(["a", "b", "c", "d"], [1.0, 2.0, 3.5, 9.0], strict=True))
