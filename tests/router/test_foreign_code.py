@@ -1,6 +1,7 @@
 """Adapters that do not end when they are told to: the caller has its time-out, the books an entry, the log a line."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -233,3 +234,28 @@ async def test_what_is_no_answer_is_booked_as_held(junk: object, stream: bool) -
             else:
                 await router.route(intent())
         await is_booked(router, budget.id)
+
+
+async def test_who_is_cancelled_as_a_stream_ends_leaves_no_error_that_nobody_hears() -> None:
+    async def nothing() -> AsyncIterator[str]:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        for piece in list[str]():
+            yield piece
+
+    loop, unheard = asyncio.get_running_loop(), list[Any]()
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _loop, context: unheard.append(context))
+    try:
+        for steps in range(12):
+            waiting = asyncio.ensure_future(foreign_code.Pieces(nothing(), provider_id="own").next(None))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises((asyncio.CancelledError, StopAsyncIteration, RuntimeError)):
+                await waiting
+            del waiting
+            gc.collect()
+    finally:
+        loop.set_exception_handler(before)
+    assert unheard == []

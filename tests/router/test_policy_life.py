@@ -273,3 +273,29 @@ async def test_what_the_engine_says_of_policies_is_what_requests_meet(
         assert set(await used(made, team="blue")) == {"a1", "a2", "b1"}
         await made.router.configure_policy(merged)
         assert set(await used(made, team="blue")) == {"a1"}
+
+
+async def test_the_budget_of_a_requests_own_policy_is_forgotten_when_nothing_of_it_counts_any_more() -> None:
+    clock = [1_000_000.0]
+    async with ApiKeyRouter() as router:
+        engine = router.policy_engine
+        engine._now = lambda: clock[0]
+
+        async def listed() -> list[str]:
+            return sorted(budget.id for budget in await router.cost_controller.list_budgets())
+
+        for window in ("hourly", "daily", "total"):
+            await engine.own({"name": window, "rules": {"budget_limit": 5, "budget_window": window}})
+        assert await listed() == ["policy:daily:daily", "policy:hourly:hourly", "policy:total:total"]
+        clock[0] += 3601
+        await engine.refresh()
+        assert await listed() == ["policy:daily:daily", "policy:total:total"]
+        clock[0] += 80_000
+        await engine.own({"name": "daily", "rules": {"budget_limit": 5}})  # it is used again, and stays
+        clock[0] += 80_000
+        await engine.refresh()
+        assert await listed() == ["policy:daily:daily", "policy:total:total"]
+        await engine.own({"name": "hourly", "rules": {"budget_limit": 5, "budget_window": "hourly"}})
+        clock[0] += 86_401
+        await engine.refresh()
+        assert await listed() == ["policy:total:total"]

@@ -103,6 +103,8 @@ class Pieces:
             if not told.done():
                 told.cancel()
                 await self.aclose()
+            elif not told.cancelled():
+                told.exception()  # heard, also by who was cancelled in the same moment
         if told.cancelled():
             raise TimeoutError
         return told.result()

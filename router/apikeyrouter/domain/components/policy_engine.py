@@ -18,6 +18,7 @@ from apikeyrouter.domain.components.policy_statements import OPTION_SCOPES, Stat
 from apikeyrouter.domain.components.policy_windows import NEVER
 from apikeyrouter.domain.components.shared_counts import SharedCounts
 from apikeyrouter.domain.interfaces.state_store import StateQuery, StateStore
+from apikeyrouter.domain.models.accounting import Period
 from apikeyrouter.domain.models.call import Facts
 from apikeyrouter.domain.models.policy import (
     Policy,
@@ -42,6 +43,11 @@ OWN_MAX = 256
 """Policies of requests' own that are remembered as compiled."""
 OWN_BUDGETS_MAX = 1000
 """Budgets that requests' own policies may make, in one process."""
+_DAY = 86_400.0
+_LONGEST_SECONDS = {
+    Period.HOURLY: 3600.0, Period.DAILY: _DAY, Period.WEEKLY: 7 * _DAY, Period.MONTHLY: 31 * _DAY,
+}  # fmt: skip
+"""Of a request's own budget, how long what was spent may count. A total counts for ever."""
 _WIDE = (PolicyScope.Default, PolicyScope.Global)
 _TARGETED = (PolicyScope.Client, PolicyScope.Team, PolicyScope.Provider, PolicyScope.Model)
 """Scopes whose policies apply to some requests and not to others."""
@@ -90,6 +96,9 @@ class PolicyEngine:
         self._own: dict[int, tuple[Policy, Any, tuple[Statement, ...]]] = {}
         self._texts: dict[str, Policy] = {}
         self._own_budgets: dict[str, BudgetRule] = {}
+        self._own_used: dict[str, float] = {}
+        """When a request last brought a budget along (Unix seconds)."""
+        self._leaving: Collection[str] = ()
         self._configured: frozenset[str] = frozenset()
         self._counts = SharedCounts(store, COUNTS)
         self.flush_counts, self.abandon_counts = self._counts.flush, self._counts.abandon
@@ -159,10 +168,24 @@ class PolicyEngine:
         async with self._declared.turn():
             found = {policy.id: policy for policy in await self._store.query_state(StateQuery("Policy"))}
             found.update((id_, self._code[id_]) for id_ in self._unsaved)
-            if found == self._code or (len(found) == len(self._unsaved) and await self._declared.was_emptied()):
+            same = found == self._code or (len(found) == len(self._unsaved) and await self._declared.was_emptied())
+            over = [id_ for id_, rule in self._own_budgets.items() if self._is_over(rule)]
+            if same and not over:
                 return False
-            await self._adopt(found)
+            self._leaving = over
+            for id_ in over:
+                self._own_used.pop(id_, None)
+            try:
+                kept = {id_: rule for id_, rule in self._own_budgets.items() if id_ not in over}
+                await self._adopt_with(kept, self._code if same else found)
+            finally:
+                self._leaving = ()
             return True
+
+    def _is_over(self, rule: BudgetRule) -> bool:
+        """Whether the period of a request's own budget has ended since a request brought it along: nothing counts."""
+        seconds = _LONGEST_SECONDS.get(rule.scope.period)
+        return seconds is not None and self._now() - self._own_used.get(rule.scope.id, 0.0) > seconds
 
     async def restore(self) -> None:
         """Save again what an emptied store has forgotten."""
@@ -205,22 +228,27 @@ class PolicyEngine:
             InvalidRequestError: it is not valid.
         """
         made = self._interned(policy)
-        wanted = {
-            rule.scope.id: rule
-            for rule in policy_budgets(made, [one.rules for one in self._statements_of(made)])
-            if rule.scope.id not in self._catalogue.budget_rules()
-        }
+        asked = policy_budgets(made, [one.rules for one in self._statements_of(made)])
+        known = self._catalogue.budget_rules() if asked else {}
+        wanted = {rule.scope.id: rule for rule in asked if rule.scope.id not in known or rule.scope.id in self._leaving}
         if wanted:
             if len(self._own_budgets) + len(wanted) > OWN_BUDGETS_MAX:
                 raise InvalidRequestError(f"policies of requests may make at most {OWN_BUDGETS_MAX} budgets")
             async with self._declared.turn():
-                before, self._own_budgets = self._own_budgets, {**self._own_budgets, **wanted}
-                try:
-                    await self._adopt(self._code)
-                except BaseException:
-                    self._own_budgets = before
-                    raise
+                await self._adopt_with({**self._own_budgets, **wanted}, self._code)
+                self._own_used.update((rule.scope.id, self._now()) for rule in asked)
+        elif asked:
+            self._own_used.update((rule.scope.id, self._now()) for rule in asked)
         return made
+
+    async def _adopt_with(self, own: dict[str, BudgetRule], code: Mapping[str, Policy]) -> None:
+        """The same with these budgets that requests brought along; none of it where that fails."""
+        before, self._own_budgets = self._own_budgets, own
+        try:
+            await self._adopt(code)
+        except BaseException:
+            self._own_budgets = before
+            raise
 
     def constraints(
         self, *, client: str | None, team: str | None, provider_id: str | None, model: str, own: Policy | None
