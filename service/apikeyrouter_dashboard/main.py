@@ -1,6 +1,8 @@
 """The operator's page as an application, and the server that runs it."""
 
 import asyncio
+import os
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -72,6 +74,12 @@ def serve(options: DashboardOptions, *, tell: Tell) -> int:
 async def _serve(options: DashboardOptions, tell: Tell) -> int:
     import uvicorn
 
+    try:
+        socket.create_server((options.host, options.port), family=_family(options.host)).close()
+    except OSError as exc:
+        why = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else exc.strerror
+        sys.stderr.write(f"error: cannot listen on {options.host}:{options.port} ({why}); choose another port\n")
+        return 2
     async with open_http(options.url) as http:
         sessions = Sessions(http)
         config = uvicorn.Config(
@@ -92,6 +100,10 @@ async def _serve(options: DashboardOptions, tell: Tell) -> int:
         if watching is not None:
             watching.cancel()
     return 0 if server.started else 2
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 async def _stop_with_stdin(server: Any) -> None:

@@ -335,14 +335,18 @@ def test_what_is_wrong_is_one_line_and_a_code(run: Run, tmp_path: Path) -> None:
     keyless = command("state", "--url", "http://127.0.0.1:1", cwd=tmp_path, environ=clean_environ())
     elsewhere = run("config", "check", "--url", "x", code=2)
     empty = run("keys", "add", "--provider", "openai", code=2)
+    odd = command("state", cwd=tmp_path, environ=clean_environ(MANAGEMENT_API_KEY="é"))
+    nonsense = run("state", "--url", "nonsense", code=2)
     assert "no service answers" in nowhere.stderr
+    assert (odd.returncode, "the management key must be printable ASCII" in odd.stderr) == (2, True)
+    assert "--url must be a URL" in nonsense.stderr
     assert "nothing.yaml" in unreadable.stderr
     assert "yearly" in wrong.stderr or "period" in wrong.stderr
     assert "--rpm" in usage.stderr
     assert (keyless.returncode, "MANAGEMENT_API_KEY" in keyless.stderr) == (2, True)
     assert "standard input" in empty.stderr
     assert "--url" in elsewhere.stderr
-    for done in (nowhere, unreadable, wrong, keyless, empty):
+    for done in (nowhere, unreadable, wrong, keyless, empty, odd, nonsense):
         assert done.stderr.startswith("error: ")
         assert len(done.stderr.splitlines()) == 1
 

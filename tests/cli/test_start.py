@@ -1,5 +1,6 @@
 """What is wrong is said at the start: one line that names it, no traceback, and an exit code that is not 0."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -95,3 +96,17 @@ def test_doctor_names_a_wrong_variable(tmp_path: Path) -> None:
     told = command("doctor", cwd=tmp_path, environ=clean_environ(PROXY_DRAIN_SECONDS="soon"))
     assert told.returncode == 1
     assert "PROXY_DRAIN_SECONDS: must be a number" in told.stdout
+
+
+def test_a_simulation_of_what_is_no_text_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bin.json").write_bytes(b"\xff\xfe\x00\x80")
+    told = command("simulate", "--port", "0", "--config", "bin.json", cwd=tmp_path, environ=clean_environ())
+    assert "UTF-8" in the_line(told, "simulator:")
+
+
+def test_a_page_whose_port_is_taken_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        told = command("dashboard", "--port", port, cwd=tmp_path, environ=clean_environ())
+    assert the_line(told, "cannot listen").count(port) == 1
+    assert len(told.stderr.splitlines()) == 1

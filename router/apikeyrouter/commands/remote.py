@@ -5,7 +5,7 @@ import json as jsonlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import typer
 
@@ -43,6 +43,7 @@ class Service:
 
     def __init__(self, url: str, key: str, *, json: bool) -> None:
         self.url, self._key, self._json = url.rstrip("/"), key, json
+        _check(url, key)
 
     def get(self, path: str, **params: object) -> Any:
         """What a GET answers. Parameters that are None are left out."""
@@ -179,6 +180,14 @@ def read_secret(what: str) -> str:
     if not secret:
         raise ConfigurationError(f"no {what} on standard input; pipe it: printenv NAME | apikeyrouter …")
     return secret
+
+
+def _check(url: str, key: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigurationError("--url must be a URL with http:// or https:// and a host, e.g. " + URL_DEFAULT)
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigurationError("the management key must be printable ASCII: it goes into an HTTP header")
 
 
 def _own_key() -> str:

@@ -238,7 +238,10 @@ def load_config(source: str | None) -> Config:
     """From a JSON or YAML file, from the first line of standard input (``-``), or the built-in one (None)."""
     if source is None:
         return parse_config(default_config())
-    text = sys.stdin.readline() if source == "-" else Path(source).read_text("utf-8")
+    try:
+        text = sys.stdin.readline() if source == "-" else Path(source).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError("the configuration is not text in UTF-8") from error
     data = _decode(text, is_yaml=source.endswith((".yaml", ".yml")))
     if not isinstance(data, dict):
         raise ConfigError("the configuration must be a mapping")
