@@ -297,5 +297,8 @@ async def test_the_budget_of_a_requests_own_policy_is_forgotten_when_nothing_of_
         assert await listed() == ["policy:daily:daily", "policy:total:total"]
         await engine.own({"name": "hourly", "rules": {"budget_limit": 5, "budget_window": "hourly"}})
         clock[0] += 86_401
+        await engine.own({"name": "new", "rules": {"budget_limit": 5, "budget_window": "total"}})  # makes room, too
+        assert await listed() == ["policy:new:total", "policy:total:total"]
+        clock[0] += 86_401
         await engine.refresh()
-        assert await listed() == ["policy:total:total"]
+        assert await listed() == ["policy:new:total", "policy:total:total"]

@@ -169,17 +169,9 @@ class PolicyEngine:
             found = {policy.id: policy for policy in await self._store.query_state(StateQuery("Policy"))}
             found.update((id_, self._code[id_]) for id_ in self._unsaved)
             same = found == self._code or (len(found) == len(self._unsaved) and await self._declared.was_emptied())
-            over = [id_ for id_, rule in self._own_budgets.items() if self._is_over(rule)]
-            if same and not over:
+            if same and not any(map(self._is_over, self._own_budgets.values())):
                 return False
-            self._leaving = over
-            for id_ in over:
-                self._own_used.pop(id_, None)
-            try:
-                kept = {id_: rule for id_, rule in self._own_budgets.items() if id_ not in over}
-                await self._adopt_with(kept, self._code if same else found)
-            finally:
-                self._leaving = ()
+            await self._adopt_with({}, self._code if same else found)
             return True
 
     def _is_over(self, rule: BudgetRule) -> bool:
@@ -232,23 +224,30 @@ class PolicyEngine:
         known = self._catalogue.budget_rules() if asked else {}
         wanted = {rule.scope.id: rule for rule in asked if rule.scope.id not in known or rule.scope.id in self._leaving}
         if wanted:
-            if len(self._own_budgets) + len(wanted) > OWN_BUDGETS_MAX:
-                raise InvalidRequestError(f"policies of requests may make at most {OWN_BUDGETS_MAX} budgets")
             async with self._declared.turn():
-                await self._adopt_with({**self._own_budgets, **wanted}, self._code)
+                await self._adopt_with(wanted, self._code)
                 self._own_used.update((rule.scope.id, self._now()) for rule in asked)
         elif asked:
             self._own_used.update((rule.scope.id, self._now()) for rule in asked)
         return made
 
-    async def _adopt_with(self, own: dict[str, BudgetRule], code: Mapping[str, Policy]) -> None:
-        """The same with these budgets that requests brought along; none of it where that fails."""
-        before, self._own_budgets = self._own_budgets, own
+    async def _adopt_with(self, wanted: Mapping[str, BudgetRule], code: Mapping[str, Policy]) -> None:
+        """Decide under these policies, with these budgets besides those that requests brought along and that still
+        count; all as it was where that fails."""
+        before = self._own_budgets
+        over = self._leaving = [id_ for id_, rule in before.items() if self._is_over(rule)]
+        self._own_budgets = {**{id_: rule for id_, rule in before.items() if id_ not in over}, **wanted}
         try:
+            if len(self._own_budgets) > OWN_BUDGETS_MAX:
+                raise InvalidRequestError(f"policies of requests may make at most {OWN_BUDGETS_MAX} budgets")
+            for id_ in over:
+                self._own_used.pop(id_, None)
             await self._adopt(code)
         except BaseException:
             self._own_budgets = before
             raise
+        finally:
+            self._leaving = ()
 
     def constraints(
         self, *, client: str | None, team: str | None, provider_id: str | None, model: str, own: Policy | None
