@@ -1,17 +1,19 @@
 """One call's own time: of requests, streams, batches and leases, in the library and as SDKs tell it."""
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
 
-from apikeyrouter import ErrorCategory, ProviderError
+from apikeyrouter import ApiKeyRouter, ErrorCategory, ProviderError
 from apikeyrouter.domain.interfaces.state_store import StateStore
 from apikeyrouter.domain.models.system_error import InvalidRequestError
+from apikeyrouter.infrastructure.adapters.openai_adapter import OpenAIAdapter
 from apikeyrouter.infrastructure.surface.requests import ANYBODY, make_call
 from apikeyrouter.infrastructure.surface.routes import ROUTES
 from apikeyrouter.simulator import SimulatorProcess
-from tests.router.house import House, house, intent, until
+from tests.router.house import MASTER_KEY, House, house, intent, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 SHORT = 0.4
@@ -121,3 +123,18 @@ async def test_what_sdks_say_of_their_patience_is_a_deadline(
     parsed = route.wire.parse(body, operation=route.operation)
     call = make_call(route, headers, ANYBODY, parsed, request_id="r", started=100.0)
     assert call.deadline == (None if seconds is None else 100.0 + seconds)
+
+
+async def test_a_lease_that_was_dropped_does_not_cancel_who_closes_the_router(store: StateStore) -> None:
+    router = ApiKeyRouter(state_store=store, config={"encryption_key": MASTER_KEY})
+    await router.register_provider("openai", OpenAIAdapter("http://127.0.0.1:9/v1"))
+    await router.register_key("sk-not-a-real-key-number-1", "openai")
+
+    async def enter_and_close() -> str:
+        await router.lease("gpt-4o-mini", estimated_tokens=100).__aenter__()
+        gc.collect()
+        await asyncio.wait_for(router.close(), 20)  # in a task of its own, up to Python 3.11
+        return "closed"
+
+    assert await asyncio.create_task(enter_and_close()) == "closed"
+    assert router.books.open == {}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
-from apikeyrouter import ApiKeyRouter, ProviderError
+from apikeyrouter import ApiKeyRouter, BudgetExceededError, ProviderError
 from apikeyrouter.domain.interfaces.provider_adapter import ProviderAdapter
 from apikeyrouter.domain.models.cost_estimate import CostEstimate
 from apikeyrouter.domain.models.request_intent import RequestIntent
@@ -259,3 +259,57 @@ async def test_who_is_cancelled_as_a_stream_ends_leaves_no_error_that_nobody_hea
     finally:
         loop.set_exception_handler(before)
     assert unheard == []
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_text_that_is_no_unicode_is_no_answer(stream: bool) -> None:
+    async with routed(Telling("\ud800 hello"), cost_per_1k="0.01") as router:
+        budget = await router.cost_controller.create_budget("global", 10, enforcement_mode="hard")
+        with pytest.raises(ProviderError, match="text that is no Unicode"):
+            if stream:
+                [str(piece) async for piece in router.route_stream(intent())]
+            else:
+                await router.route(intent())
+        await is_booked(router, budget.id)
+
+
+async def test_an_adapter_that_raises_generator_exit_has_failed() -> None:
+    class Gone(ProviderAdapter):
+        async def execute_request(self, intent: RequestIntent, key: str) -> Any:
+            raise GeneratorExit
+
+        async def execute_stream(self, intent: RequestIntent, key: str) -> AsyncIterator[Any]:
+            if key:
+                raise GeneratorExit
+            yield "never"
+
+    class GoneAtOnce(ProviderAdapter):
+        def execute_request(self, intent: RequestIntent, key: str) -> Any:
+            raise GeneratorExit
+
+    for adapter in (Gone(), GoneAtOnce()):
+        async with routed(adapter) as router:
+            with pytest.raises(ProviderError, match="raised GeneratorExit"):
+                await router.route(intent())
+            assert router.in_flight == 0
+    async with routed(Gone()) as router:
+        with pytest.raises(ProviderError, match="raised GeneratorExit"):
+            [str(piece) async for piece in router.route_stream(intent())]
+        assert router.in_flight == 0
+
+
+async def test_what_is_told_above_the_bound_is_booked_and_said_once() -> None:
+    told = {"content": "x", "usage": {"prompt_tokens": 5000, "completion_tokens": 5000}}
+    async with routed(Telling(told), cost_per_1k="1") as router:
+        budget = await router.cost_controller.create_budget("global", 15, enforcement_mode="hard")
+        with structlog.testing.capture_logs() as lines:
+            for _ in range(2):
+                await router.route(intent(parameters={"max_tokens": 10}))
+            assert await router.books.flush(seconds=20)
+            with pytest.raises(BudgetExceededError):
+                await router.route(intent(parameters={"max_tokens": 10}))
+        (said,) = [line for line in lines if line["event"] == "budget.bound_exceeded"]
+        assert (said["provider_id"], said["cost_nanousd"], said["log_level"]) == ("custom", 10 * 10**9, "warning")
+        assert 0 < said["held_nanousd"] < 10**9
+        await is_booked(router, budget.id)
+        assert (await router.cost_controller.get_budget_status(budget.id)).settled == 20

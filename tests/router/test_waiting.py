@@ -7,7 +7,7 @@ import pytest
 
 from apikeyrouter import NoEligibleKeysError, ProviderError
 from apikeyrouter.domain.interfaces.state_store import StateStore
-from apikeyrouter.domain.models.system_error import ErrorCategory, InvalidRequestError
+from apikeyrouter.domain.models.system_error import ConfigurationError, ErrorCategory, InvalidRequestError
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
 from apikeyrouter.serving.leases import Lease, Leasing
 from apikeyrouter.simulator import SimulatorProcess
@@ -200,7 +200,7 @@ async def test_a_wait_ends_with_its_own_time_with_that_of_the_call_and_with_the_
         await waiters.add("two")
         made.router._waiting.end()
         told = await asyncio.gather(*waiters.tasks, return_exceptions=True)
-        assert [type(error) for error in told] == [NoEligibleKeysError] * 2
+        assert [(type(error), str(error)) for error in told] == [(ConfigurationError, "the router was closed")] * 2
         await vacate(taken)
         await made.at_rest()
 

@@ -240,10 +240,12 @@ class Attempts:
             return unreadable(adapter_failure(adapter, exc, secret=_secret(attempt)).message)
         if not isinstance(answer, SystemResponse):
             return unreadable(f"normalize_response returned {type(answer).__name__}, not SystemResponse")
+        try:
+            produced = len(answer.content.encode())
+        except UnicodeEncodeError:
+            return unreadable("the adapter's answer has text that is no Unicode")
         usage = told_usage(answer.metadata.tokens_used)
-        self.ends.answered(
-            attempt, usage, produced=len(answer.content.encode()), told_nanousd=cost_nanousd(answer.cost)
-        )
+        self.ends.answered(attempt, usage, produced=produced, told_nanousd=cost_nanousd(answer.cost))
         if self.ends.watch.wanted:
             self.ends.watch.response(attempt, answer)
         return Exchange(

@@ -15,15 +15,18 @@ from apikeyrouter.domain.models.call import AttemptFacts, Call, Facts
 from apikeyrouter.domain.models.failure import Failure, FailureScope
 from apikeyrouter.domain.models.usage import Usage
 from apikeyrouter.infrastructure.adapters.transport import Timeouts
-from apikeyrouter.infrastructure.observability.events import working_for
+from apikeyrouter.infrastructure.observability.events import EventLog, working_for
 from apikeyrouter.serving.admission import FREE_OPERATIONS, Admitted
 from apikeyrouter.serving.answer_watch import AnswerWatch
 from apikeyrouter.serving.bookkeeping import OpenHold, Release
 from apikeyrouter.serving.outcomes import estimated_usage, failed_lanes, given_up, partial_usage
 from apikeyrouter.serving.spread_books import AnyBooks
 
+_log = EventLog("apikeyrouter")
 AS_HELD = UNPRICED
 """Nobody knows the cost: each budget books what it held for it, a hard one the bound, so that it stays one."""
+ABOVE_EVERY_SECONDS = 60.0
+"""So often it is said of a provider that it told more than the bound that was held."""
 TOKENS_MAX = 2**31
 """Most tokens of one request that are believed; the ledger takes no more. Told more, nothing was told."""
 
@@ -98,6 +101,8 @@ class Endings:
         self._books, self._estimator, self._finished = books, estimator, finished
         self._broken = broken
         self._outputs = OutputEstimator()
+        self._above_told: dict[str, float] = {}
+        """By provider, when it was last said that it told more than was held (`time.monotonic()`)."""
         self.watch = AnswerWatch()
 
     def answered(
@@ -131,6 +136,8 @@ class Endings:
                 usage = msgspec.structs.replace(usage, estimated=True)
             if guessed and told_nanousd is None and admitted.bounded:
                 cost, booked = admitted.charge.expected_nanousd, AS_HELD
+        if admitted.bounded and cost > admitted.charge.bound_nanousd:
+            self._tell_above(admitted, cost)
         self._learn(admitted, usage)
         latency_us = self._clock(attempt)
         latency_us = attempt.first_us or latency_us
@@ -167,6 +174,17 @@ class Endings:
                 place, output_tokens=told.output_tokens, reasoning_tokens=told.reasoning_tokens, produced=produced
             )
         return told
+
+    def _tell_above(self, admitted: Admitted, cost: int) -> None:
+        """More was told than hard budgets held for it. It is booked as told; once a minute and provider it is said."""
+        provider_id, now = admitted.option.provider.id, time.monotonic()
+        if now < self._above_told.get(provider_id, -ABOVE_EVERY_SECONDS) + ABOVE_EVERY_SECONDS:
+            return
+        self._above_told[provider_id] = now
+        _log.warning(
+            "budget.bound_exceeded", provider_id=provider_id, key_id=admitted.option.key.id,
+            model=admitted.option.model, held_nanousd=admitted.charge.bound_nanousd, cost_nanousd=cost,
+        )  # fmt: skip
 
     def broke(self, attempt: Attempt, failure: Failure) -> None:
         """An answer that had begun broke: what that says of key, group and provider is acted on."""

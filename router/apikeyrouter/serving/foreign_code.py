@@ -29,12 +29,14 @@ def called(method: Callable[..., T], *args: Any) -> T:
     """What a method of an adapter that is not async returns or raises.
 
     Raises:
-        SystemError: it raised a cancellation, which can be nobody's here.
+        SystemError: it raised a cancellation or GeneratorExit, which can be nobody's here.
     """
     try:
         return method(*args)
     except asyncio.CancelledError as exc:
         raise SystemError("the adapter cancelled itself") from exc
+    except GeneratorExit as exc:
+        raise SystemError("the adapter raised GeneratorExit") from exc
 
 
 def misbehaved(provider_id: str, adapter: ProviderAdapter, method: str, found: object) -> ProviderError:
@@ -136,8 +138,11 @@ class Pieces:
 
     def _tell(self, error: BaseException) -> None:
         if self._told is not None and not self._told.done():
-            cancelled = isinstance(error, asyncio.CancelledError)
-            self._told.set_exception(SystemError("the adapter's stream was cancelled") if cancelled else error)
+            if isinstance(error, asyncio.CancelledError):
+                error = SystemError("the adapter's stream was cancelled")
+            elif isinstance(error, GeneratorExit):
+                error = SystemError("the adapter's stream raised GeneratorExit")
+            self._told.set_exception(error)
 
 
 async def _awaited(work: Any) -> Any:
@@ -150,7 +155,10 @@ async def _awaited(work: Any) -> Any:
 def _result(task: "asyncio.Task[T]") -> T:
     if task.cancelled():
         raise SystemError("the adapter cancelled itself")
-    return task.result()
+    try:
+        return task.result()
+    except GeneratorExit as exc:
+        raise SystemError("the adapter raised GeneratorExit") from exc
 
 
 async def _leave(task: "asyncio.Task[Any]", provider_id: str) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import math
 import time
 import uuid
+import weakref
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextvars import Token
 from types import TracebackType
@@ -203,12 +204,13 @@ class Leasing:
         return self._lease
 
     def _watch(self, attempt: Attempt, lease: Lease) -> None:
-        """When the ledger gives the lease up, the task that holds it is cancelled; where that has ended, or gives it up
-        itself by closing the router, it is lost."""
-        task, abort = asyncio.current_task(), attempt.hold.abort
+        """When the ledger gives the lease up, the task that holds it is cancelled; where that has ended, gives it up
+        itself by closing the router, or dropped it so that nobody can leave it any more, it is lost."""
+        task, abort, held = asyncio.current_task(), attempt.hold.abort, weakref.ref(self)
 
         def lose(why: str) -> None:
-            if task is not None and abort is not None and not task.done() and task is not asyncio.current_task():
+            ended = task is None or task.done() or task is asyncio.current_task() or held() is None
+            if abort is not None and not ended:
                 abort(why)
             else:
                 lease.lose(why)

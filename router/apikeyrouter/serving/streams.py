@@ -361,7 +361,10 @@ class AdapterStream(Stream):
             self._settle("ok")
             return None
         chunk = _as_chunk(piece)
-        self._produced += len(chunk.text.encode())
+        try:
+            self._produced += len(chunk.text.encode())
+        except UnicodeEncodeError as exc:
+            raise _NoChunk(unreadable("the adapter's stream has text that is no Unicode")) from exc
         self._usage = chunk.usage or self._usage
         if chunk.cost is not None:
             self._told_nanousd = cost_nanousd(chunk.cost)

@@ -13,7 +13,7 @@ from typing import TypeVar
 from apikeyrouter.domain.components.wait_lines import Place, WaitLines, Who
 from apikeyrouter.domain.models.accounting import Reason, RetryKind
 from apikeyrouter.domain.models.call import Call, Facts
-from apikeyrouter.domain.models.system_error import NoEligibleKeysError
+from apikeyrouter.domain.models.system_error import ConfigurationError, NoEligibleKeysError
 
 __all__ = ["WaitQueue"]
 
@@ -94,6 +94,7 @@ class WaitQueue:
         """What `ask` gives once there is room. It is asked when it is this call's turn; `until`: `perf_counter()`.
 
         Raises:
+            ConfigurationError: the router was closed meanwhile.
             NoEligibleKeysError: there is no room by then, or there are too many that wait; `denied` is the first one.
             Whatever else `ask` raises.
         """
@@ -148,15 +149,17 @@ class WaitQueue:
                 _wake(place)
 
     def end(self) -> None:
-        """Nobody waits any longer: each gets its denial."""
+        """The router is closed: nobody waits any longer."""
         for place in self.lines.all():
-            place.pushed_out = True
+            place.closed = True
             _wake(place)
 
     async def _turn(self, place: Place, until: float, own: _Denied) -> None:
         """Until it is this place's turn to ask. Raises the denial of its line when that does not come in time."""
         loop = asyncio.get_running_loop()
         while True:
+            if place.closed:
+                raise ConfigurationError("the router was closed")
             now, told = time.perf_counter(), self._told.get(place.line, own)
             first = self.lines.first(place.line) is place
             if place.pushed_out or now >= until or (not first and told.hopeless(until)):

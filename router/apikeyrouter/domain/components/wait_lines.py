@@ -40,12 +40,24 @@ class Place:
     """One request's place in a line. `not_before`: when it should ask again; `since`: when it came. `wake` is called
     when it is news."""
 
-    __slots__ = ("gone", "line", "not_before", "number", "pushed_out", "since", "stirred", "tag", "wake", "who")
+    __slots__ = (
+        "closed",
+        "gone",
+        "line",
+        "not_before",
+        "number",
+        "pushed_out",
+        "since",
+        "stirred",
+        "tag",
+        "wake",
+        "who",
+    )
 
     def __init__(self, line: Hashable, who: Who, tag: float, number: int) -> None:
         self.line, self.who, self.tag, self.number = line, who, tag, number
         self.not_before = self.since = 0.0
-        self.gone = self.pushed_out = self.stirred = False
+        self.closed = self.gone = self.pushed_out = self.stirred = False
         self.wake: Callable[[], None] | None = None
 
     def __lt__(self, other: "Place") -> bool:
