@@ -239,9 +239,11 @@ async def test_who_waits_for_a_quota_that_is_nobodys_calendar_is_served_when_it_
 ) -> None:
     async with plain(simulator, store) as router:
         key = await router.register_key(A1, "openai")
+        later = datetime.now(UTC) + timedelta(minutes=40, seconds=7)
+        await router.configure_quota(key.id, "hourly", 1, reset_at=later, unit="requests")
+        assert await served(router, 1) == [key.id]
         soon = datetime.now(UTC) + timedelta(seconds=1.2)
         await router.configure_quota(key.id, "hourly", 1, reset_at=soon, unit="requests")
-        assert await served(router, 1) == [key.id]
         assert (await router.route(intent(), wait_max_ms=60_000)).key_used == key.id
         assert datetime.now(UTC) >= soon
 
