@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.processes import clean_environ, command, running, wait_until
+from apikeyrouter.commands.demo import incident
+from tests.cli.processes import clean_environ, command, invoke, running, wait_until
 
 Told = subprocess.CompletedProcess[str]
 
@@ -55,3 +56,18 @@ def test_an_interrupted_demo_stops_everything_that_it_started(tmp_path: Path) ->
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
     wait_until(lambda: not list(environ_tmp.iterdir()))
+
+
+@pytest.mark.parametrize(("arguments", "seconds"), [((), None), (("--seconds", "5"), 5.0)])
+def test_a_bad_day_lasts_as_long_as_asked_for_or_until_it_is_ended(
+    arguments: tuple[str, ...], seconds: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def run(**how: object) -> int:
+        asked.append(how["seconds"])
+        return 0
+
+    monkeypatch.setattr(incident, "run", run)
+    assert invoke("demo", "--incident", *arguments, cwd=tmp_path, environ=clean_environ()).returncode == 0
+    assert asked == [seconds]

@@ -91,8 +91,15 @@ def quickstart(host: Host = None, port: Port = None, workers: Workers = None, js
 @app.command()
 def demo(
     seconds: Annotated[
-        float, typer.Option("--seconds", min=2, max=600, callback=finite, help="How long the traffic lasts.")
-    ] = 30.0,
+        float | None,
+        typer.Option(
+            "--seconds",
+            min=2,
+            max=600,
+            callback=finite,
+            help="How long the traffic lasts: 30, and with --incident until you end it.",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, max=32, help="Worker processes.")] = 4,
     kill: Annotated[bool, typer.Option("--kill/--no-kill", help="Kill -9 one worker half way.")] = True,
     json: Json = False,
@@ -104,10 +111,10 @@ def demo(
     if incident:
         from apikeyrouter.commands.demo import incident as bad_day
 
-        raise typer.Exit(bad_day.run(seconds=None, port=PORT, tell=typer.echo))
+        raise typer.Exit(bad_day.run(seconds=seconds, port=PORT, tell=typer.echo))
     from apikeyrouter.commands.demo import run
 
-    raise typer.Exit(run(seconds=seconds, workers=workers, kill=kill, json=json))
+    raise typer.Exit(run(seconds=seconds or 30.0, workers=workers, kill=kill, json=json))
 
 
 @app.command()
