@@ -48,7 +48,7 @@ def without(model: type[BaseModel], name: str, *excluded: str, **added: Any) -> 
 
 # --- keys --------------------------------------------------------------------------------------------------------
 
-KeyShown: Any = without(APIKey, "KeyShown", "encrypted_material")
+KeyShown: Any = without(APIKey, "KeyShown", "encrypted_material", "unreadable")
 
 
 class KeyPage(Paged):
