@@ -103,7 +103,7 @@ def _leaves(router: Any) -> Iterator[APIRoute]:
 
 def filled(path: str) -> str:
     for name in ("key_id", "name", "budget_id", "policy_id", "request_id", "provider_id", "lane_id", "event_id"):
-        path = path.replace(f"{{{name}}}", "nothing").replace(f"{{{name}:path}}", "nothing")
+        path = path.replace(f"{{{name}}}", "nothing").replace(f"{{{name}:name}}", "nothing")
     return path.replace("{reservation_id}", "00")
 
 

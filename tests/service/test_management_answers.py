@@ -172,8 +172,11 @@ async def _short_names(client: httpx.AsyncClient) -> None:
 
 
 async def _remove(ask: Tour) -> None:
+    keys = (await ask("GET", "/keys"))["keys"]
+    made = next(key["id"] for key in keys if key["id"].startswith("key_"))
+    await ask("DELETE", "/keys/k1", status=409)  # the file declares it
     for path in (
-        "/keys/k1", "/clients/app", "/budgets/global:daily", "/policies/no-gemini", "/limits/k:k1", "/providers/mine",
+        f"/keys/{made}", "/clients/app", "/budgets/global:daily", "/policies/no-gemini", "/limits/k:k1", "/providers/mine",
         "/admin-keys/ann", "/webhooks/pager",
     ):  # fmt: skip
         await ask("DELETE", path, status=204)

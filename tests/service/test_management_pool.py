@@ -142,7 +142,7 @@ async def test_a_key_tells_its_last_failure_whichever_worker_saw_it(
         assert [key["id"] for key in (await _pool(elsewhere)).values() if key["last_error"]] == [failed["id"]]
         await caller.post("/v1/chat/completions", json={**CHAT, "messages": "nonsense"})
         assert (await _pool(client))[failed["id"]]["last_error"] == error  # the caller's own fault is no key's
-        await client.delete(f"{API}/keys/{failed['id']}")
+        await one.runtime.router.key_manager.revoke_key(failed["id"])
         one.runtime.fleet._tidy_at = 0.0
         await one.runtime.fleet.beat()
         assert await one.runtime.fleet.failures._kept([failed["id"]]) == [None]

@@ -61,13 +61,13 @@ async def list_admin_keys(desk: AdminDesk, page: Page) -> dict[str, Any]:
     return page_of("admin_keys", (key.public() for key in desk.runtime.admin_keys.named.values()), page, by=by_name)
 
 
-@routes.get("/admin-keys/{name:path}")
+@routes.get("/admin-keys/{name:name}")
 async def get_admin_key(desk: AdminDesk, name: Name) -> Response:
     """One admin key."""
     return ADMIN_KEY.answer((await _found(desk, name)).public())
 
 
-@routes.patch("/admin-keys/{name:path}")
+@routes.patch("/admin-keys/{name:name}")
 async def update_admin_key(desk: AdminDesk, name: Name, new: AdminKeyUpdate) -> Response:
     """Change a role, or when the key ends."""
 
@@ -79,7 +79,7 @@ async def update_admin_key(desk: AdminDesk, name: Name, new: AdminKeyUpdate) -> 
     return await desk.change(ADMIN_KEY, name, lambda: _shown(desk, name), write)
 
 
-@routes.post("/admin-keys/{name:path}/rotate")
+@routes.post("/admin-keys/{name:name}/rotate")
 async def rotate_admin_key(desk: AdminDesk, name: Name) -> Response:
     """A new key under the name, shown this once; the old one is refused from now on."""
 
@@ -92,7 +92,7 @@ async def rotate_admin_key(desk: AdminDesk, name: Name) -> Response:
     return await desk.change(ADMIN_KEY, name, lambda: _shown(desk, name), write, action="rotated")
 
 
-@routes.delete("/admin-keys/{name:path}", status_code=204, response_class=Response)
+@routes.delete("/admin-keys/{name:name}", status_code=204, response_class=Response)
 async def delete_admin_key(desk: AdminDesk, name: Name) -> Response:
     """Refuse that key from now on; elsewhere within a second."""
     return await desk.delete(ADMIN_KEY, name, lambda: _shown(desk, name), lambda: desk.runtime.admin_keys.drop(name))

@@ -122,13 +122,13 @@ async def list_budgets(
     return {**paged, "budgets": [one async for one in _still_there(desk, paged["budgets"])]}
 
 
-@routes.get("/budgets/{budget_id:path}")
+@routes.get("/budgets/{budget_id:name}")
 async def get_budget(desk: ReadDesk, budget_id: BudgetId) -> Response:
     """One budget, with its books as of now."""
     return BUDGET.answer(await _shown(desk, budget_id))
 
 
-@routes.patch("/budgets/{budget_id:path}")
+@routes.patch("/budgets/{budget_id:name}")
 async def update_budget(desk: AdminDesk, budget_id: BudgetId, new: BudgetUpdate) -> Response:
     """Change a budget that was made here. A changed period goes on with what was counted where the two overlap."""
     told = {name: getattr(new, name) for name in new.model_fields_set if getattr(new, name) is not None}
@@ -142,7 +142,7 @@ async def update_budget(desk: AdminDesk, budget_id: BudgetId, new: BudgetUpdate)
     return await desk.change(BUDGET, budget_id, lambda: _shown(desk, budget_id), write)
 
 
-@routes.delete("/budgets/{budget_id:path}", status_code=204, response_class=Response)
+@routes.delete("/budgets/{budget_id:name}", status_code=204, response_class=Response)
 async def delete_budget(desk: AdminDesk, budget_id: BudgetId) -> Response:
     """Forget a budget that was made here. What is held in it ends as it does."""
 

@@ -93,13 +93,13 @@ async def list_clients(desk: ReadDesk, page: Page, team: str | None = None) -> d
     return page_of("clients", found, page, by=by_name)
 
 
-@routes.get("/clients/{name:path}")
+@routes.get("/clients/{name:name}")
 async def get_client(desk: ReadDesk, name: Name) -> Response:
     """One client."""
     return CLIENT.answer(await _shown(desk, name))
 
 
-@routes.patch("/clients/{name:path}")
+@routes.patch("/clients/{name:name}")
 async def update_client(desk: AdminDesk, name: Name, new: ClientSettings) -> Response:
     """Change a client's settings; `budgets` replaces those that it was made with."""
 
@@ -112,7 +112,7 @@ async def update_client(desk: AdminDesk, name: Name, new: ClientSettings) -> Res
     return await desk.change(CLIENT, name, lambda: _shown(desk, name), write)
 
 
-@routes.post("/clients/{name:path}/rotate")
+@routes.post("/clients/{name:name}/rotate")
 async def rotate_client(desk: AdminDesk, name: Name, rotation: Rotation) -> Response:
     """Give a client a new token, shown this once. The old one is refused at once, or after `grace_seconds`."""
 
@@ -130,7 +130,7 @@ async def rotate_client(desk: AdminDesk, name: Name, rotation: Rotation) -> Resp
     return await desk.change(CLIENT, name, lambda: _shown(desk, name), write, action="rotated")
 
 
-@routes.delete("/clients/{name:path}", status_code=204, response_class=Response)
+@routes.delete("/clients/{name:name}", status_code=204, response_class=Response)
 async def revoke_client(desk: AdminDesk, name: Name) -> Response:
     """Forget a client and the budgets that it was made with; its requests under way end as they do."""
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from apikeyrouter.infrastructure.state_store.records import Records
 from apikeyrouter.router import ApiKeyRouter
@@ -28,6 +29,15 @@ __all__ = [
     "AdminDesk", "Desk", "Input", "Made", "OperateDesk", "Page", "Paging", "ReadDesk", "Resource", "by_name",
     "journal_page", "page_of",
 ]  # fmt: skip
+
+
+class NameConvertor(PathConvertor):
+    """A name in a path, slashes and all; not nothing."""
+
+    regex = ".+"
+
+
+register_url_convertor("name", NameConvertor())
 
 PAGE_DEFAULT, PAGE_MAX = 100, 1000
 LOOKED_AT_MAX, BATCH = 20_000, 1000

@@ -94,7 +94,7 @@ async def list_transitions(desk: ReadDesk, limit: Annotated[int, Query(ge=1, le=
     return {"transitions": [one.model_dump(mode="json") for one in reversed(found)]}
 
 
-@routes.get("/keys/{key_id:path}/transitions")
+@routes.get("/keys/{key_id:name}/transitions")
 async def get_transitions(
     desk: ReadDesk, key_id: KeyId, limit: Annotated[int, Query(ge=1, le=1000)] = 100
 ) -> dict[str, Any]:
@@ -103,13 +103,13 @@ async def get_transitions(
     return {"transitions": [one.model_dump(mode="json") for one in reversed(found)]}
 
 
-@routes.get("/keys/{key_id:path}")
+@routes.get("/keys/{key_id:name}")
 async def get_key(desk: ReadDesk, key_id: KeyId) -> Response:
     """One key."""
     return KEY.answer((await _found(desk, key_id)).public())
 
 
-@routes.patch("/keys/{key_id:path}")
+@routes.patch("/keys/{key_id:name}")
 async def update_key(desk: OperateDesk, key_id: KeyId, new: KeyUpdate) -> Response:
     """Change a key's state, where the change is legal, or its metadata (role admin)."""
     if new.state is None and new.metadata is None:
@@ -129,7 +129,7 @@ async def update_key(desk: OperateDesk, key_id: KeyId, new: KeyUpdate) -> Respon
     return await desk.change(KEY, key_id, lambda: _shown(desk, key_id), write)
 
 
-@routes.delete("/keys/{key_id:path}", status_code=204, response_class=Response)
+@routes.delete("/keys/{key_id:name}", status_code=204, response_class=Response)
 async def revoke_key(desk: AdminDesk, key_id: KeyId) -> Response:
     """Forget a key; requests under way with it end as they do."""
 
@@ -143,7 +143,7 @@ async def revoke_key(desk: AdminDesk, key_id: KeyId) -> Response:
     return await desk.delete(KEY, key_id, lambda: _shown(desk, key_id), remove)
 
 
-@routes.post("/keys/{key_id:path}/rotate")
+@routes.post("/keys/{key_id:name}/rotate")
 async def rotate_key(desk: AdminDesk, key_id: KeyId, new: NewMaterial) -> Response:
     """Give a key new material under its old id."""
 
@@ -154,7 +154,7 @@ async def rotate_key(desk: AdminDesk, key_id: KeyId, new: NewMaterial) -> Respon
     return await desk.change(KEY, key_id, lambda: _shown(desk, key_id), write, action="rotated")
 
 
-@routes.post("/keys/{key_id:path}/probe")
+@routes.post("/keys/{key_id:name}/probe")
 async def probe_key(desk: OperateDesk, key_id: KeyId) -> dict[str, Any]:
     """Ask the provider's free endpoint whether it takes the key, and act on what it says."""
     await _found(desk, key_id)

@@ -70,7 +70,7 @@ async def state_limits(desk: AdminDesk, new: NewLimits) -> Response:
     return await desk.create(LIMIT, new, make)
 
 
-@routes.patch("/limits/{lane_id:path}")
+@routes.patch("/limits/{lane_id:name}")
 async def update_limits(desk: AdminDesk, lane_id: LaneId, new: LimitsUpdate) -> Response:
     """Change limits that were stated here."""
 
@@ -81,7 +81,7 @@ async def update_limits(desk: AdminDesk, lane_id: LaneId, new: LimitsUpdate) -> 
     return await desk.change(LIMIT, lane_id, lambda: _found(desk, lane_id), write)
 
 
-@routes.delete("/limits/{lane_id:path}", status_code=204, response_class=Response)
+@routes.delete("/limits/{lane_id:name}", status_code=204, response_class=Response)
 async def forget_limits(desk: AdminDesk, lane_id: LaneId) -> Response:
     """Take limits that were stated here out of force; what keys' metadata say of the lane holds again."""
 
@@ -113,7 +113,7 @@ async def list_limits(
     return paged
 
 
-@routes.get("/limits/{lane_id:path}")
+@routes.get("/limits/{lane_id:name}")
 async def get_limit(desk: ReadDesk, lane_id: LaneId) -> Response:
     """One lane, e.g. `g:org-a:*` or `c:app-1`."""
     return LIMIT.answer(await _found(desk, lane_id))

@@ -102,13 +102,13 @@ async def list_policies(desk: ReadDesk, page: Page, scope: str | None = None) ->
     return page_of("policies", shown, page)
 
 
-@routes.get("/policies/{policy_id:path}")
+@routes.get("/policies/{policy_id:name}")
 async def get_policy(desk: ReadDesk, policy_id: PolicyId) -> Response:
     """One policy, with what it did in the worker that answers."""
     return POLICY.answer(await _shown(desk, policy_id))
 
 
-@routes.patch("/policies/{policy_id:path}")
+@routes.patch("/policies/{policy_id:name}")
 async def update_policy(desk: AdminDesk, policy_id: PolicyId, new: PolicyUpdate) -> Response:
     """Change a policy that was made here; all of it is checked again."""
     told = {name: getattr(new, name) for name in new.model_fields_set}
@@ -120,7 +120,7 @@ async def update_policy(desk: AdminDesk, policy_id: PolicyId, new: PolicyUpdate)
     return await desk.change(POLICY, policy_id, lambda: _shown(desk, policy_id), write)
 
 
-@routes.delete("/policies/{policy_id:path}", status_code=204, response_class=Response)
+@routes.delete("/policies/{policy_id:name}", status_code=204, response_class=Response)
 async def delete_policy(desk: AdminDesk, policy_id: PolicyId) -> Response:
     """Take a policy that was made here out of force."""
 

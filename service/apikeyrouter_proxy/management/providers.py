@@ -74,13 +74,13 @@ async def list_providers(desk: ReadDesk, page: Page) -> dict[str, Any]:
     return {**paged, "providers": await _shown(desk, [one["id"] for one in paged["providers"]])}
 
 
-@routes.get("/providers/{provider_id:path}")
+@routes.get("/providers/{provider_id:name}")
 async def get_provider(desk: ReadDesk, provider_id: ProviderId) -> Response:
     """One provider."""
     return PROVIDER.answer(await _found(desk, provider_id))
 
 
-@routes.patch("/providers/{provider_id:path}")
+@routes.patch("/providers/{provider_id:name}")
 async def update_provider(desk: AdminDesk, provider_id: ProviderId, new: ProviderUpdate) -> Response:
     """Change a provider that was registered here; requests under way end with the old settings."""
 
@@ -91,7 +91,7 @@ async def update_provider(desk: AdminDesk, provider_id: ProviderId, new: Provide
     return await desk.change(PROVIDER, provider_id, lambda: _found(desk, provider_id), write)
 
 
-@routes.delete("/providers/{provider_id:path}", status_code=204, response_class=Response)
+@routes.delete("/providers/{provider_id:name}", status_code=204, response_class=Response)
 async def forget_provider(desk: AdminDesk, provider_id: ProviderId) -> Response:
     """Forget a provider that was registered here and has no keys. One that there is from the start is as it was."""
 

@@ -85,7 +85,7 @@ async def list_webhooks(desk: ReadDesk, page: Page) -> dict[str, Any]:
     return page_of("webhooks", shown, page, by=by_name)
 
 
-@routes.get("/webhooks/{name:path}/deliveries")
+@routes.get("/webhooks/{name:name}/deliveries")
 async def list_deliveries(desk: ReadDesk, name: Name, page: Page) -> dict[str, Any]:
     """What waits to be delivered (on the first page), then what has ended, newest first: delivered or given up."""
     await _found(desk, name)
@@ -96,13 +96,13 @@ async def list_deliveries(desk: ReadDesk, name: Name, page: Page) -> dict[str, A
     return {"deliveries": shown, "next_cursor": cursor}
 
 
-@routes.get("/webhooks/{name:path}")
+@routes.get("/webhooks/{name:name}")
 async def get_webhook(desk: ReadDesk, name: Name) -> Response:
     """One webhook."""
     return WEBHOOK.answer(await _shown(desk, name))
 
 
-@routes.patch("/webhooks/{name:path}")
+@routes.patch("/webhooks/{name:name}")
 async def update_webhook(desk: AdminDesk, name: Name, new: WebhookUpdate) -> Response:
     """Change where it goes, what it tells, or switch it off."""
 
@@ -115,7 +115,7 @@ async def update_webhook(desk: AdminDesk, name: Name, new: WebhookUpdate) -> Res
     return await desk.change(WEBHOOK, name, lambda: _shown(desk, name), write)
 
 
-@routes.post("/webhooks/{name:path}/test")
+@routes.post("/webhooks/{name:name}/test")
 async def test_webhook(desk: AdminDesk, name: Name) -> dict[str, Any]:
     """Send it an event `webhook.test`; how that went is in `last_delivery` of the webhook soon."""
     await _found(desk, name)
@@ -123,7 +123,7 @@ async def test_webhook(desk: AdminDesk, name: Name) -> dict[str, Any]:
     return {"event_id": event_id}
 
 
-@routes.post("/webhooks/{name:path}/deliveries/{event_id}/repeat")
+@routes.post("/webhooks/{name:name}/deliveries/{event_id}/repeat")
 async def repeat_delivery(desk: AdminDesk, name: Name, event_id: EventId) -> dict[str, Any]:
     """Send an event that was delivered or given up once more, under its old id."""
     await _found(desk, name)
@@ -151,7 +151,7 @@ def _time(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
-@routes.delete("/webhooks/{name:path}", status_code=204, response_class=Response)
+@routes.delete("/webhooks/{name:name}", status_code=204, response_class=Response)
 async def delete_webhook(desk: AdminDesk, name: Name) -> Response:
     """Send it nothing any more."""
     return await desk.delete(WEBHOOK, name, lambda: _shown(desk, name), lambda: desk.runtime.webhooks.drop(name))
