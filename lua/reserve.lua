@@ -7,7 +7,7 @@
 --          DENIED: stamp, losses: count, then reason, field, limit, retry time (us), trust for each candidate in order
 --          CONFLICT: stamp, state: this rid has ended · STALE_CONFIG · NO_CELL · BAD_SCHEMA
 --          UNKNOWN_SCOPE: stamp, field · CALENDAR_NEEDED: stamp, number of the calendar · BAD_ARGUMENT: no integers, or
---          more than 64 candidates, 7 lanes and 4 scopes each, 8 shared scopes
+--          more than 64 candidates, 6 lanes and 4 scopes each, 8 shared scopes
 -- IDEMPOTENT by rid. A denial writes nothing but leases that were due.
 -- COST     one read for the first candidate unless it is kept, one for all others; at most 4 expired leases.
 

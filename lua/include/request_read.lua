@@ -8,7 +8,7 @@
 
 local Q_CONFIG, Q_LEASE, Q_WEIGHT, Q_LANES, Q_SHARED, Q_OWN, Q_CALLS = 1, 2, 3, 4, 5, 6, 7
 local Q_SIZE, CHARGE_SIZE = 7, 5
-local LANES_MAX, SHARED_MAX, OWN_MAX, CANDIDATES_MAX = 7, 8, 4, 64
+local LANES_MAX, SHARED_MAX, OWN_MAX, CANDIDATES_MAX = 6, 8, 4, 64
 
 local function amounts_read(numbers, charge)
   local at = Q_SIZE + (charge - 1) * CHARGE_SIZE

@@ -13,8 +13,7 @@ from apikeyrouter.domain.models.system_error import StateStoreError
 from apikeyrouter.domain.models.system_response import ResponseMetadata, TokenUsage
 from apikeyrouter.infrastructure.state_store.memory_store import InMemoryStateStore
 from apikeyrouter.infrastructure.state_store.redis_store import RedisStateStore
-from apikeyrouter.simulator import SimulatorProcess
-from tests.router.house import MASTER_KEY, house, intent
+from tests.router.house import MASTER_KEY, intent
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 FIELD = "apikeyrouter:e:{e}:keys"
@@ -78,18 +77,6 @@ async def test_metadata_whose_names_are_no_text_is_refused() -> None:
     async with router_on(InMemoryStateStore()) as router:
         with pytest.raises(KeyRegistrationError, match=r"metadata: must be a mapping .*text, not by int"):
             await router.register_key("bad-material", "echo", {1: 2})  # type: ignore[dict-item]
-
-
-async def test_a_client_with_limits_of_its_own_is_served_of_as_many_pools_as_a_model_may_be_in(
-    simulator: SimulatorProcess, store: StateStore
-) -> None:
-    clients = [{"name": "app", "token": "a-token-that-is-long-enough", "rpm": 100, "concurrency": 4}]
-    limits = [{"quota_group": "org-a", "models": ["gpt-4o-mini", name], "rpm": 1000} for name in ("b", "c", "d", "e")]
-    async with house(simulator, store, ["a1"], limits=limits, clients=clients) as made:
-        assert (await made.route(client="app")).content
-        lanes = await made.router.ledger.lanes(made.router.catalogue.lane_ids())
-        assert len([lane for lane in lanes if lane.requests_total or lane.in_flight]) >= 6
-        await made.at_rest()
 
 
 async def test_pools_that_would_crowd_those_of_the_other_keys_of_a_group_are_refused() -> None:

@@ -210,7 +210,10 @@ ONE_KEY = "keys: [{id: k1, provider: openai, key: sk-1, quota_group: g}]\n"
         (ONE_KEY + "limits: [{quota_group: g, models: [a], rpm: 1}, {quota_group: g, models: [a, b], rpm: 1},"
          " {quota_group: g, models: [a, c], rpm: 1}, {quota_group: g, models: [a, d], rpm: 1},"
          " {quota_group: g, rpm: 1}]",
-         "limits: model a of quota_group g is in more than 4 pools"),
+         "limits: model a of quota_group g is in more than 4 pool(s)"),
+        (ONE_KEY + "limits: [{quota_group: g, models: [a], rpm: 1}, {quota_group: g, models: [a, b], rpm: 1},"
+         " {quota_group: g, models: [a, c], rpm: 1}, {quota_group: g, rpm: 1}]\n"
+         "clients: [{name: c, token: 0123456789abcdef, rpm: 1}]", "beside the limits of a client"),
         ("budgets: [{name: b, scope: client, scope_id: x, limit_usd: 1, period: daily}]", "no client 'x'"),
         ("budgets: [{name: b, scope: key, scope_id: x, limit_usd: 1, period: daily}]", "no key 'x'"),
         ("budgets: [{name: b, scope: global, limit_usd: 1, period: daily},"

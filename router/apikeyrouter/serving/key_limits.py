@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 
 from apikeyrouter.domain.components.entries import group_lane
 from apikeyrouter.domain.components.limits import LimitProfile, LimitRow, compile_limits
-from apikeyrouter.domain.models.accounting import GROUP_LANES_MAX, LaneConfig, Limit
+from apikeyrouter.domain.models.accounting import LANES_PER_CANDIDATE_MAX, LaneConfig, Limit
 from apikeyrouter.domain.models.api_key import KeyRouting
 from apikeyrouter.domain.models.system_error import InvalidRequestError
 from apikeyrouter.infrastructure.config.compiled import pool_name
 
 __all__ = ["Declared", "KeyLimits", "declared_by", "names_of", "refuse_crowds"]
 
+GROUP_LANES_MAX = LANES_PER_CANDIDATE_MAX - 2
 _OF_FILES = {"on_store_loss", "set_aside", "key", "quota_group"}
 """What rows of a configuration file may say, and metadata may not."""
 Pools = Mapping[str, frozenset[str] | None]

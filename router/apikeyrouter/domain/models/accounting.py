@@ -17,9 +17,7 @@ AMOUNT_MAX = 2**53 - 1
 """Largest integer a Lua number holds exactly; larger amounts are refused, never rounded."""
 
 CANDIDATES_MAX = 64
-LANES_PER_CANDIDATE_MAX = 7
-GROUP_LANES_MAX = LANES_PER_CANDIDATE_MAX - 3
-"""Pools of one group that a model may be in: the others are the key's, the provider's and a client's own."""
+LANES_PER_CANDIDATE_MAX = 6
 SHARED_SCOPES_MAX = 8
 SCOPES_PER_CANDIDATE_MAX = 4
 LIMITS_PER_LANE_MAX = 8

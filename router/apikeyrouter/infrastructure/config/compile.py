@@ -18,7 +18,7 @@ from apikeyrouter.domain.components.key_identity import check_material, derive_k
 from apikeyrouter.domain.components.limits import LimitProfile, compile_limits, limits_from
 from apikeyrouter.domain.components.policy_checks import check_policy
 from apikeyrouter.domain.models.accounting import (
-    GROUP_LANES_MAX,
+    LANES_PER_CANDIDATE_MAX,
     SCOPES_PER_CANDIDATE_MAX,
     SHARED_SCOPES_MAX,
     Breaker,
@@ -119,7 +119,7 @@ class _Compiler:
         self._check_repeats("policies", [policy.id for policy in self._policies])
         self._check_policies(keys, providers)
         self._check_budgets(budgets, keys, clients, providers)
-        self._check_lane_counts()
+        self._check_lane_counts(any(client.lane for client in clients))
         cells = layout_of(self._config.accounting, clients, self._refuse)
         if self._errors:
             raise ConfigurationError("configuration is not valid:", errors=self._errors)
@@ -384,14 +384,14 @@ class _Compiler:
         if own > SCOPES_PER_CANDIDATE_MAX:
             self._refuse("budgets", f"a key is in {own} budgets; at most {SCOPES_PER_CANDIDATE_MAX} are possible")
 
-    def _check_lane_counts(self) -> None:
+    def _check_lane_counts(self, client_lanes: bool) -> None:
+        spare = LANES_PER_CANDIDATE_MAX - 2 - int(client_lanes)
         for group, pools in self._pools.items():
             everywhere = sum(models is None for _, models in pools)
             named = [models for _, models in pools if models is not None]
-            most = GROUP_LANES_MAX - everywhere
-            crowded = {model for models in named for model in models if _count(named, model) > most}
+            crowded = {model for models in named for model in models if _count(named, model) + everywhere > spare}
             for model in sorted(crowded):
-                self._refuse("limits", _crowded(group, model))
+                self._refuse("limits", _crowded(group, model, spare, client_lanes))
 
     def _check_models(self, providers: Mapping[str, ProviderRecord]) -> None:
         for alias, targets in self._config.models.items():
@@ -459,10 +459,11 @@ def _count(pools: list[frozenset[str]], model: str) -> int:
     return sum(model in models for models in pools)
 
 
-def _crowded(group: str, model: str) -> str:
+def _crowded(group: str, model: str, spare: int, client_lanes: bool) -> str:
+    why = " beside the limits of a client" if client_lanes else ""
     return (
-        f"model {model} of quota_group {group} is in more than {GROUP_LANES_MAX} pools, the most that a request can be"
-        " held in; limits for all models and for some count as two"
+        f"model {model} of quota_group {group} is in more than {spare} pool(s), the most that one request can be held "
+        f"in{why}; limits for all models and for some count as two"
     )
 
 
