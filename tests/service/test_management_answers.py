@@ -176,8 +176,8 @@ async def _remove(ask: Tour) -> None:
     made = next(key["id"] for key in keys if key["id"].startswith("key_"))
     await ask("DELETE", "/keys/k1", status=409)  # the file declares it
     for path in (
-        f"/keys/{made}", "/clients/app", "/budgets/global:daily", "/policies/no-gemini", "/limits/k:k1", "/providers/mine",
-        "/admin-keys/ann", "/webhooks/pager",
+        f"/keys/{made}", "/clients/app", "/budgets/global:daily", "/policies/no-gemini", "/limits/k:k1",
+        "/providers/mine", "/admin-keys/ann", "/webhooks/pager",
     ):  # fmt: skip
         await ask("DELETE", path, status=204)
 
