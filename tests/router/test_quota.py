@@ -190,7 +190,7 @@ async def test_a_quota_of_another_day_of_the_month_begins_anew_by_itself(
 ) -> None:
     async with plain(simulator, store) as router:
         key = await router.register_key(A1, "openai")
-        soon = datetime.now(UTC) + timedelta(seconds=1.5)
+        soon = datetime.now(UTC) + timedelta(seconds=4)
         state = await router.configure_quota(key.id, "monthly", 1, reset_at=soon, unit="requests")
         assert state.time_window is TimeWindow.Monthly
         assert await served(router, 2) == [key.id, "denied"]
